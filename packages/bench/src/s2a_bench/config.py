@@ -1,0 +1,144 @@
+"""What a cell is made of. Plain frozen dataclasses, resolved and checked at the edge, then only passed down.
+
+A *cell* is one point of every table: one dataset, one backbone, one method, one recipe, one seed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, Literal, TypeVar
+
+from s2a_bench.errors import InputError
+
+T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Which images a cell trains on and is scored on.
+
+    Attributes:
+        suite: Key of ``datasets.SUITES``.
+        dataset: Key of ``datasets.DATASETS``.
+        root: Folder that holds prepared datasets; ``None`` for embedded ones. Not part of a cell's identity.
+        evaluate: ``"test"``: train on all 1,000 labelled images, score the test set once. ``"val"``: train on
+            ``train800``, score ``val200``; the test set is not opened.
+        limit_train: Keep this many training images (evenly spaced over the list); ``None`` keeps all.
+        limit_test: The same for the images scored.
+    """
+
+    suite: str = "mini"
+    dataset: str = "digits"
+    root: str | None = None
+    evaluate: Literal["test", "val"] = "test"
+    limit_train: int | None = None
+    limit_test: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """A timm model, or an embedded mini backbone.
+
+    Attributes:
+        name: timm model name or key of ``backbones.MINI_BACKBONES``.
+        weights: Local ``.safetensors`` / ``.pth`` file; ``None`` takes the embedded file or timm's hub. The path is
+            not part of a cell's identity, the file's content is (``checkpoint_id``).
+        random_weights: Start from random weights; said out loud in the record.
+        image_size: Side in pixels; ``None`` takes the checkpoint's own.
+    """
+
+    name: str = "mini_vit"
+    weights: str | None = None
+    random_weights: bool = False
+    image_size: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """The recipe: AdamW, linear warm-up, cosine decay (paper section 4.1).
+
+    Attributes:
+        epochs: Passes over the training images, warm-up included.
+        warmup_epochs: Linear warm-up from zero.
+        batch_size: Images per step; the last, smaller batch is kept.
+        lr: Peak learning rate of everything but the head.
+        head_lr: Peak learning rate of the head; ``None``: the same as ``lr``.
+        weight_decay: AdamW's decoupled decay, on matrices only.
+        label_smoothing: Of the cross-entropy.
+        clip_norm: Largest gradient norm; 0 switches clipping off.
+        drop_path: Stochastic depth rate of the backbone while training.
+    """
+
+    epochs: int = 80
+    warmup_epochs: int = 10
+    batch_size: int = 32
+    lr: float = 1e-3
+    head_lr: float | None = None
+    weight_decay: float = 1e-4
+    label_smoothing: float = 0.0
+    clip_norm: float = 0.0
+    drop_path: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)} is too small; it must be at least 1.")
+        if self.lr <= 0 or (self.head_lr is not None and self.head_lr <= 0):
+            raise InputError(f"train.lr={self.lr}, train.head_lr={self.head_lr}: learning rates must be above 0.")
+        if not 0 <= self.warmup_epochs <= self.epochs:
+            raise InputError(
+                f"train.warmup_epochs={self.warmup_epochs} does not fit train.epochs={self.epochs}; "
+                "give a warm-up between 0 and the number of epochs."
+            )
+        for name in ("weight_decay", "clip_norm"):
+            if getattr(self, name) < 0:
+                raise InputError(f"train.{name}={getattr(self, name)} is negative; it must be 0 or more.")
+        for name in ("label_smoothing", "drop_path"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InputError(f"train.{name}={getattr(self, name)} is out of range; it must be in [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True)
+class MethodConfig:
+    """A registered method by name, and the values that differ from its defaults."""
+
+    name: str = "s2a"
+    options: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class CellConfig:
+    """One cell: the whole input of ``run.run``."""
+
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    method: MethodConfig = dataclasses.field(default_factory=MethodConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    seed: int = 0
+    device: str = "cpu"
+    threads: int = 0  # torch threads of the cell; 0 leaves torch's own choice
+
+
+def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
+    """A config dataclass from plain (JSON) values, strictly.
+
+    Raises:
+        InputError: A key that ``cls`` does not have, with the allowed ones.
+    """
+    fields = {f.name: f for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    kwargs: dict[str, Any] = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise InputError(f"Unknown key {where}{key!r}; {cls.__name__} has {', '.join(fields)}.")
+        nested = _NESTED.get((cls, key))
+        kwargs[key] = from_dict(nested, value, f"{where}{key}.") if nested else value
+    return cls(**kwargs)
+
+
+_NESTED: dict[tuple[type, str], type] = {
+    (CellConfig, "data"): DataConfig,
+    (CellConfig, "backbone"): BackboneConfig,
+    (CellConfig, "method"): MethodConfig,
+    (CellConfig, "train"): TrainConfig,
+}

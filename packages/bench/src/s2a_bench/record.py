@@ -1,0 +1,145 @@
+"""One cell, one record: a JSON file that is the source of truth. MLflow and the report are views of it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+SCHEMA = 1
+"""Version of the record's fields."""
+
+PROTOCOL = 1
+"""Version of everything in code that decides a cell's result (rendering, order, schedule, scoring). Raise it when
+such code changes: old cells then count as missing, not as comparable."""
+
+
+@dataclasses.dataclass
+class Record:
+    """Everything known about one cell. MB are 1e6 bytes, accuracies percent, times seconds.
+
+    ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
+    trainable parameters (head included) over the backbone's without its head, the paper's definition.
+    ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
+    process's peak resident size on CPU.
+    """
+
+    cell_id: str
+    status: Literal["done", "failed"]
+    suite: str
+    dataset: str
+    group: str
+    backbone: str
+    method: str
+    method_config: dict[str, Any]
+    train_config: dict[str, Any]
+    seed: int
+    epochs: int
+    evaluated_on: str
+    data_id: str = ""
+    split_id: str = ""
+    data_config: dict[str, Any] = dataclasses.field(default_factory=dict)
+    synthetic: bool = False
+    lossy: bool = False
+    checkpoint_id: str = ""
+    random_weights: bool = False
+    classes: int = 0
+    train_images: int = 0
+    scored_images: int = 0
+    accuracy: float | None = None
+    params_total: int | None = None
+    params_backbone: int | None = None
+    params_trainable: int | None = None
+    params_percent: float | None = None
+    weights_mb: float | None = None
+    theoretical_mb: float | None = None
+    saved_mb: float | None = None
+    measured_mb: float | None = None
+    peak_mb: float | None = None
+    images_per_second: float | None = None
+    seconds: float | None = None
+    curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    error: dict[str, str] | None = None
+    started_at: str = ""
+    git_sha: str = ""
+    git_dirty: bool | None = None
+    versions: dict[str, str] = dataclasses.field(default_factory=dict)
+    hardware: dict[str, Any] = dataclasses.field(default_factory=dict)
+    protocol: int = PROTOCOL
+    schema: int = SCHEMA
+
+
+def cell_id(identity: Mapping[str, Any]) -> str:
+    """16 hex digits that stand for everything that decides a cell's result.
+
+    Args:
+        identity: JSON-able values; the order of keys does not matter.
+    """
+    text = json.dumps({"protocol": PROTOCOL, **identity}, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def record_path(output: Path, cell: str) -> Path:
+    """Where the record of ``cell`` lies under an output folder."""
+    return output / "records" / f"{cell}.json"
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes ``text`` so that ``path`` holds either its old content or all of the new one, even after a power cut."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+    directory = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(directory)
+    finally:
+        os.close(directory)
+
+
+def write(record: Record, output: Path) -> Path:
+    """Writes ``<output>/records/<cell_id>.json`` atomically and returns its path."""
+    path = record_path(output, record.cell_id)
+    write_atomic(path, json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n")
+    return path
+
+
+def read(path: Path) -> Record:
+    """A record from its file.
+
+    Raises:
+        ValueError: Not a record of this schema: broken JSON, missing or unknown fields, or another cell's content.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            raise ValueError(f"expected a record of schema {SCHEMA}")
+        record = Record(**values)
+        if record.cell_id != path.stem or record.status not in ("done", "failed"):
+            raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
+    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not a valid record ({error}); delete it and run the sweep again.") from error
+    return record
+
+
+def read_all(output: Path) -> Iterator[tuple[Path, Record | ValueError]]:
+    """Every record under ``output`` in the order of cell ids; a broken file comes as its error, never silently."""
+    for path in sorted((output / "records").glob("*.json")):
+        try:
+            yield path, read(path)
+        except ValueError as error:
+            yield path, error

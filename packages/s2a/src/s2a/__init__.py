@@ -1,0 +1,37 @@
+"""S2A: fine-tunes vision backbones in a fraction of the memory.
+
+``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained;
+``saved_bytes`` measures what the backward pass holds.
+"""
+
+from s2a.activations import quantize_activations
+from s2a.attach import Adapted, attach, detach, trainable_parameters
+from s2a.errors import S2AError, StateMismatch, UnsupportedModel
+from s2a.memory import SavedBytes, Theory, saved_bytes, theoretical_memory
+from s2a.method import S2AConfig
+from s2a.registry import Method, list_methods, method_config, register_method
+from s2a.state import load, save
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Adapted",
+    "Method",
+    "S2AConfig",
+    "S2AError",
+    "SavedBytes",
+    "StateMismatch",
+    "Theory",
+    "UnsupportedModel",
+    "attach",
+    "detach",
+    "list_methods",
+    "load",
+    "method_config",
+    "quantize_activations",
+    "register_method",
+    "save",
+    "saved_bytes",
+    "theoretical_memory",
+    "trainable_parameters",
+]

@@ -1,0 +1,185 @@
+"""Scaled dot-product attention that keeps its softmax output in a few bits (paper equations 7 to 9).
+
+The quantised map also serves the product with V in the backward pass, so no full-precision map outlives the forward.
+Every row has its own minimum and scale: with one scale for the whole tensor, a single peaked row flattens all diffuse
+ones to zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+from s2a.activations.pack import CPU_CHUNK, pack, packed_bytes, unpack
+
+
+def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
+    """Rows whose codes fill whole bytes together; all of them on an accelerator."""
+    if device.type != "cpu" or torch.compiler.is_compiling():
+        return max(8, -(-rows // 8) * 8)
+    return max(8, CPU_CHUNK // max(width, 1) // 8 * 8)
+
+
+def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Asymmetric quantisation of every row (equation 8).
+
+    Args:
+        y: ``(..., n)`` in [0, 1].
+        bits: Width of a code.
+
+    Returns:
+        Packed codes (uint8), minima and scales ``(rows, 1)`` float16. Codes refer to the *rounded* minimum and scale.
+    """
+    flat = y.reshape(-1, y.shape[-1])
+    rows, width = flat.shape
+    top = (1 << bits) - 1
+    low = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
+    scale = torch.empty_like(low)
+    step = _rows_per_chunk(rows, width, y.device)
+    size = packed_bytes(step * width, bits)
+    whole, rest = divmod(rows, step)
+    data = torch.empty(whole * size + packed_bytes(rest * width, bits), dtype=torch.uint8, device=y.device)
+    for i, start in enumerate(range(0, rows if width else 0, step)):
+        part = flat[start : start + step].float()
+        least, most = part.aminmax(dim=1, keepdim=True)
+        low[start : start + step] = least
+        base = low[start : start + step].float()
+        scale[start : start + step] = (most - base) / top
+        unit = scale[start : start + step].float()
+        inverse = torch.where(unit > 0, 1 / unit, 0.0)
+        codes = ((part - base) * inverse).round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
+        packed = pack(codes.view(-1), bits)
+        data[i * size : i * size + packed.numel()] = packed
+    return data, low, scale
+
+
+def dequantize_rows(data: Tensor, low: Tensor, scale: Tensor, shape: torch.Size, bits: int, dtype: torch.dtype) -> Tensor:
+    """The map that ``quantize_rows`` kept (equation 9), in ``shape`` and ``dtype``."""
+    rows, width = low.shape[0], shape[-1]
+    out = torch.empty(rows, width, dtype=dtype, device=data.device)
+    step = _rows_per_chunk(rows, width, data.device)
+    size = packed_bytes(step * width, bits)
+    for i, start in enumerate(range(0, rows if width else 0, step)):
+        part = out[start : start + step]
+        codes = unpack(data[i * size : i * size + packed_bytes(part.numel(), bits)], part.numel(), bits)
+        base, unit = low[start : start + step].to(dtype), scale[start : start + step].to(dtype)
+        torch.addcmul(base, codes.view(part.shape).to(dtype), unit, out=part)
+    return out.view(shape)
+
+
+class _QuantizedSoftmax(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
+        y = x.softmax(-1)
+        ctx.bits, ctx.shape = bits, y.shape
+        ctx.save_for_backward(*quantize_rows(y, bits))
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        y = dequantize_rows(*ctx.saved_tensors, ctx.shape, ctx.bits, grad.dtype)
+        return _softmax_backward(grad, y), None
+
+
+def _softmax_backward(grad: Tensor, y: Tensor) -> Tensor:
+    """Equation 7: y * (grad - sum(grad * y))."""
+    return y * (grad - (grad * y).sum(-1, keepdim=True))
+
+
+class _QuantizedAttention(torch.autograd.Function):
+    """Saves q, k, v (views of one projection where they are) and the codes of the attention map."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, bits: int) -> Tensor:
+        scores = (q * scale) @ k.transpose(-2, -1)
+        if bias is not None:
+            scores = scores + bias
+        y = scores.softmax(-1)
+        ctx.bits, ctx.scale, ctx.shape = bits, scale, y.shape
+        ctx.bias = None if bias is None else (bias.shape, bias.dtype)
+        ctx.save_for_backward(q, k, v, *quantize_rows(y, bits))
+        return y @ v
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, data, low, unit = ctx.saved_tensors
+        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype)
+        grad_v = y.transpose(-2, -1) @ grad
+        scores = _softmax_backward(grad @ v.transpose(-2, -1), y)
+        grad_q = (scores @ k) * ctx.scale
+        grad_k = scores.transpose(-2, -1) @ (q * ctx.scale)
+        grad_bias = None
+        if ctx.bias is not None and ctx.needs_input_grad[3]:
+            grad_bias = scores.sum_to_size(ctx.bias[0]).to(ctx.bias[1])
+        return grad_q, grad_k, grad_v, grad_bias, None, None
+
+
+def quantized_softmax(x: Tensor, bits: int = 4) -> Tensor:
+    """Softmax over the last axis that keeps its output in ``bits`` bits."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return x.softmax(-1)
+    return _QuantizedSoftmax.apply(x, bits)  # type: ignore[no-any-return]
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    bits: int = 4,
+) -> Tensor:
+    """``torch.nn.functional.scaled_dot_product_attention`` with a quantised map.
+
+    Args:
+        q: ``(..., N, d)``.
+        k: ``(..., S, d)``.
+        v: ``(..., S, e)``.
+        attn_mask: Boolean (True takes part) or additive, broadcastable to ``(..., N, S)``.
+        dropout_p: Dropout on the map. Above 0 the map that the product with V saw must be kept, at full precision.
+        is_causal: Lower-triangular mask.
+        scale: Of the scores; ``None``: ``d ** -0.5``.
+        enable_gqa: Repeats the heads of k and v to those of q.
+        bits: Width of the map's codes.
+    """
+    if enable_gqa:
+        repeats = q.shape[-3] // k.shape[-3]
+        k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    bias = attn_mask
+    if is_causal:
+        full = torch.ones(q.shape[-2], k.shape[-2], dtype=torch.bool, device=q.device).tril()
+        bias = torch.zeros_like(full, dtype=q.dtype).masked_fill_(~full, float("-inf"))
+    elif attn_mask is not None and attn_mask.dtype == torch.bool:
+        bias = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, float("-inf"))
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
+    if dropout_p > 0 or not needs_grad:
+        scores = (q * factor) @ k.transpose(-2, -1)
+        scores = scores if bias is None else scores + bias
+        return F.dropout(quantized_softmax(scores, bits), dropout_p) @ v
+    return _QuantizedAttention.apply(q, k, v, bias, factor, bits)  # type: ignore[no-any-return]
+
+
+class QuantizedAttentionMode(TorchFunctionMode):
+    """Inside it, ``scaled_dot_product_attention`` is ``attention`` with ``bits``: one rule for every attention module."""
+
+    def __init__(self, bits: int) -> None:
+        super().__init__()
+        self.bits = bits
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the one function, passes the rest on."""
+        if func is F.scaled_dot_product_attention:
+            return attention(*args, **(kwargs or {}), bits=self.bits)
+        return func(*args, **(kwargs or {}))

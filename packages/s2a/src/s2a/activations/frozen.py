@@ -1,0 +1,50 @@
+"""Convolution with a frozen weight: keeps nothing of its input.
+
+PyTorch's own convolution keeps its input even when only the bias trains; its linear layer does not.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class _FrozenConv2d(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
+    ) -> Tensor:
+        out = F.conv2d(x, weight, bias, stride, padding, dilation, groups)
+        ctx.save_for_backward(weight)
+        ctx.shape, ctx.has_bias = x.shape, bias is not None
+        ctx.geometry = (list(stride), list(padding), list(dilation), groups)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (weight,) = ctx.saved_tensors
+        grad_x = None
+        if ctx.needs_input_grad[0]:
+            stride, padding, dilation, groups = ctx.geometry
+            # Only the input's shape is read; an expanded scalar stands in for it.
+            stand_in = grad.new_empty(1).expand(ctx.shape)
+            grad_x, _, _ = torch.ops.aten.convolution_backward(
+                grad, stand_in, weight, None, stride, padding, dilation, False, [0, 0], groups, [True, False, False]
+            )
+        grad_bias = grad.sum((0, 2, 3)) if ctx.has_bias and ctx.needs_input_grad[2] else None
+        return grad_x, None, grad_bias, None, None, None, None
+
+
+def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """What ``conv(x)`` returns, without keeping ``x``; the stock path where the weight trains or autocast is on."""
+    plain = isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.weight.requires_grad
+    if plain or torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
+        return conv._conv_forward(x, conv.weight, conv.bias)
+    return _FrozenConv2d.apply(  # type: ignore[no-any-return]
+        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
+    )

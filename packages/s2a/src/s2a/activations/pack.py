@@ -1,0 +1,81 @@
+"""Codes of 1 to 8 bits, packed into bytes.
+
+Packing works in chunks, so that its temporaries stay small whatever the tensor's size. A chunk is self-contained: with
+``8 / bits`` codes per byte, byte ``j`` of a chunk of ``w`` bytes holds codes ``j``, ``j + w``, ``j + 2w``, ... from
+the low bits up: both sides of every copy are contiguous. Three bits are packed as a plane of two and a plane of one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+BITS = (1, 2, 3, 4, 8)
+"""Code widths with a packing."""
+
+CPU_CHUNK = 1 << 17
+"""Elements per chunk on a CPU: temporaries stay in its cache. Accelerators take the whole tensor at once."""
+
+
+def chunk_of(x: Tensor) -> int:
+    """Elements per chunk for a tensor of this device: a multiple of 8."""
+    if x.device.type == "cpu" and not torch.compiler.is_compiling():
+        return CPU_CHUNK
+    return max(8, -(-x.numel() // 8) * 8)
+
+
+def packed_bytes(n: int, bits: int) -> int:
+    """Bytes that ``n`` codes of ``bits`` bits take in one chunk."""
+    if bits == 3:
+        return packed_bytes(n, 2) + packed_bytes(n, 1)
+    return -(-n * bits // 8)
+
+
+def chunks(n: int, chunk: int, bits: int) -> Iterator[tuple[slice, slice]]:
+    """(elements, bytes) of every chunk of a flat tensor of ``n`` elements."""
+    size = packed_bytes(chunk, bits)
+    for i, start in enumerate(range(0, n, chunk)):
+        stop = min(start + chunk, n)
+        yield slice(start, stop), slice(i * size, i * size + packed_bytes(stop - start, bits))
+
+
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """One chunk of codes to bytes.
+
+    Args:
+        codes: ``(n,)`` uint8, every value below ``2 ** bits``.
+        bits: One of ``BITS``.
+
+    Returns:
+        ``(packed_bytes(n, bits),)`` uint8.
+    """
+    if bits == 8:
+        return codes
+    if bits == 3:
+        return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)])
+    parts, n = 8 // bits, codes.numel()
+    width = -(-n // parts)
+    if n == parts * width:
+        rows = codes.view(parts, width)
+        out = rows[0].clone()
+        for i in range(1, parts):
+            out |= rows[i] << (bits * i)
+        return out
+    out = codes[:width].clone()
+    for i in range(1, parts):
+        row = codes[i * width : (i + 1) * width]
+        out[: row.numel()] |= row << (bits * i)
+    return out
+
+
+def unpack(data: Tensor, n: int, bits: int) -> Tensor:
+    """The ``n`` codes of one chunk, ``(n,)`` uint8: the inverse of ``pack``."""
+    if bits == 8:
+        return data[:n]
+    if bits == 3:
+        low = packed_bytes(n, 2)
+        return unpack(data[:low], n, 2) | (unpack(data[low:], n, 1) << 2)
+    mask = (1 << bits) - 1
+    return torch.cat([(data >> (bits * i)) & mask for i in range(8 // bits)])[:n]

@@ -1,0 +1,166 @@
+"""Element-wise activations that keep a few-bit code of their derivative instead of their input.
+
+The forward pass is the stock function, bit for bit. A code maps the input to one of ``2 ** bits`` cells and each cell
+to one value of the derivative; the backward pass is a table look-up and a product.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from s2a.activations.levels import DERIVATIVES, fitted_levels
+from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, unpack
+from s2a.errors import S2AError
+
+
+@dataclasses.dataclass(frozen=True)
+class Code:
+    """Cells of the input axis and the derivative's value in each.
+
+    Attributes:
+        bits: Width of a code.
+        borders: ``2 ** bits - 1`` ascending cell borders; a border belongs to the cell on its left.
+        values: ``2 ** bits`` values of the derivative.
+        uniform: ``(low, high)`` of a uniform grid with levels at both ends: arithmetic instead of a border search.
+        labels: Code of every cell, where several cells share one; ``None``: the cell's index.
+    """
+
+    bits: int
+    borders: tuple[float, ...]
+    values: tuple[float, ...]
+    uniform: tuple[float, float] | None = None
+    labels: tuple[int, ...] | None = None
+
+    def encode(self, x: Tensor) -> Tensor:
+        """Codes of ``x``, uint8, same shape. NaN gets a valid code."""
+        if self.uniform is None:
+            borders = torch.tensor(self.borders, dtype=torch.float32, device=x.device)
+            cells = torch.bucketize(x.float(), borders, out_int32=True)
+            if self.labels is not None:
+                return torch.tensor(self.labels, dtype=torch.uint8, device=x.device)[cells]
+            return cells.to(torch.uint8)
+        low, high = self.uniform
+        top = (1 << self.bits) - 1
+        steps = (x.float().clamp(low, high) - low) * (top / (high - low))
+        return steps.round_().nan_to_num_(0.0).to(torch.uint8)
+
+    def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
+        """The derivative of every code."""
+        table = torch.tensor(self.values, dtype=dtype, device=codes.device)
+        return table[codes.to(torch.int32)]
+
+
+def gelu_derivative_sine(x: float) -> float:
+    """The paper's fit of GELU's derivative (equation 12)."""
+    return 1 / (1 + math.exp(-1.702 * x)) + 0.22 * math.sin(1.5 * x)
+
+
+def silu_derivative_sine(x: float) -> float:
+    """Equation 12 carried over to SiLU = x sigmoid(x): the same function stretched by 1.702."""
+    return gelu_derivative_sine(x / 1.702)
+
+
+def uniform_code(derivative: Callable[[float], float], low: float, high: float, bits: int) -> Code:
+    """The paper's code: the input clipped to [low, high] and rounded to a uniform grid (equations 8, 9 and 12)."""
+    top = (1 << bits) - 1
+    step = (high - low) / top
+    borders = tuple(low + (i + 0.5) * step for i in range(top))
+    return Code(bits, borders, tuple(derivative(low + i * step) for i in range(top + 1)), (low, high))
+
+
+_SINES = {"gelu": (gelu_derivative_sine, 2.0), "quick_gelu": (gelu_derivative_sine, 2.0), "silu": (silu_derivative_sine, 2.0 * 1.702)}
+
+LEVEL_KINDS = ("paper", "derivative")
+"""``"paper"``: equation 12 on a uniform grid. ``"derivative"``: cells fitted to the derivative (``levels.py``)."""
+
+
+@functools.cache
+def activation_code(function: str, bits: int = 4, levels: str = "paper", slope: float = 0.01) -> Code:
+    """The code of an activation.
+
+    Args:
+        function: ``"gelu"`` (either form), ``"quick_gelu"``, ``"silu"``, ``"hardswish"``, ``"relu"``, ``"relu6"`` or
+            ``"leaky_relu"``. The last three have two-valued derivatives: 1 bit whatever is asked for, and exact.
+        bits: 1, 2, 3, 4 or 8.
+        levels: One of ``LEVEL_KINDS``. The paper has no formula for Hardswish; its cells are always fitted.
+        slope: Of LeakyReLU's negative side.
+
+    Raises:
+        S2AError: Unknown function, levels or bits.
+    """
+    if function == "relu":
+        return Code(1, (0.0,), (0.0, 1.0))
+    if function == "leaky_relu":
+        return Code(1, (0.0,), (slope, 1.0))
+    if function == "relu6":
+        below_six = 6.0 - 2.0**-21  # The next float32 down: at exactly 6 the derivative is 0.
+        return Code(1, (0.0, below_six), (0.0, 1.0), labels=(0, 1, 0))
+    if bits not in BITS:
+        raise S2AError(f"bits={bits} has no packing; choose one of {', '.join(map(str, BITS))}.")
+    if levels not in LEVEL_KINDS:
+        raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
+    if function not in DERIVATIVES:
+        raise S2AError(f"No code for the activation {function!r}; known: relu, relu6, leaky_relu, {', '.join(DERIVATIVES)}.")
+    if levels == "paper" and function in _SINES:
+        derivative, edge = _SINES[function]
+        return uniform_code(derivative, -edge, edge, bits)
+    borders, values = fitted_levels(function, bits)
+    return Code(bits, borders, values)
+
+
+class _Coded(torch.autograd.Function):
+    """A stock activation whose backward pass is grad * derivative[code]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:
+        flat = x.detach().contiguous().view(-1)
+        ctx.chunk, ctx.code = chunk_of(flat), code
+        whole, rest = divmod(flat.numel(), ctx.chunk)
+        size = whole * packed_bytes(ctx.chunk, code.bits) + packed_bytes(rest, code.bits)
+        data = torch.empty(size, dtype=torch.uint8, device=x.device)
+        for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
+            data[place] = pack(code.encode(flat[elements]), code.bits)
+        ctx.save_for_backward(data)
+        return function(x)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        (data,) = ctx.saved_tensors
+        out = torch.empty_like(grad, memory_format=torch.contiguous_format)
+        flat, given, code = out.view(-1), grad.contiguous().view(-1), ctx.code
+        for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
+            codes = unpack(data[place], elements.stop - elements.start, code.bits)
+            torch.mul(given[elements], code.decode(codes, grad.dtype), out=flat[elements])
+        return out, None, None
+
+
+def coded(x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:
+    """``function(x)``, keeping ``code`` of ``x`` for the backward pass; nothing where no gradient is asked for."""
+    if not (torch.is_grad_enabled() and x.requires_grad):
+        return function(x)
+    return _Coded.apply(x, function, code)  # type: ignore[no-any-return]
+
+
+def gelu(x: Tensor, approximate: str = "none", bits: int = 4, levels: str = "paper") -> Tensor:
+    """GELU keeping ``bits`` bits per element (paper section 3.2, equation 12)."""
+    return coded(x, functools.partial(F.gelu, approximate=approximate), activation_code("gelu", bits, levels))
+
+
+def silu(x: Tensor, bits: int = 4, levels: str = "paper") -> Tensor:
+    """SiLU (Swish) keeping ``bits`` bits per element."""
+    return coded(x, F.silu, activation_code("silu", bits, levels))
+
+
+def relu(x: Tensor) -> Tensor:
+    """ReLU keeping a 1-bit mask."""
+    return coded(x, F.relu, activation_code("relu", 1, "paper"))

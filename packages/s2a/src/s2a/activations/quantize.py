@@ -1,0 +1,117 @@
+"""Swaps what a model's non-parametric layers keep for the backward pass, in place and undoable.
+
+Works on any model and under any method: activations are found by module type, attention by the call of PyTorch's
+``scaled_dot_product_attention`` inside modules that have timm's ``fused_attn`` switch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm.layers
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2a.activations.attention import QuantizedAttentionMode, quantized_softmax
+from s2a.activations.frozen import frozen_conv2d
+from s2a.activations.pack import BITS
+from s2a.activations.pointwise import LEVEL_KINDS, activation_code, coded
+from s2a.errors import S2AError
+from s2a.surgery import Edits
+
+ACTIVATIONS: dict[type[nn.Module], tuple[str, Any]] = {
+    nn.GELU: ("gelu", lambda m, x: F.gelu(x, approximate=m.approximate)),
+    timm.layers.GELU: ("gelu", lambda m, x: F.gelu(x)),
+    timm.layers.GELUTanh: ("gelu", lambda m, x: F.gelu(x, approximate="tanh")),
+    timm.layers.QuickGELU: ("quick_gelu", lambda m, x: x * (1.702 * x).sigmoid()),
+    nn.SiLU: ("silu", lambda m, x: F.silu(x)),
+    timm.layers.Swish: ("silu", lambda m, x: F.silu(x)),
+    nn.Hardswish: ("hardswish", lambda m, x: F.hardswish(x)),
+    timm.layers.HardSwish: ("hardswish", lambda m, x: F.hardswish(x)),
+    nn.ReLU: ("relu", lambda m, x: F.relu(x)),
+    nn.ReLU6: ("relu6", lambda m, x: F.relu6(x)),
+    nn.LeakyReLU: ("leaky_relu", lambda m, x: F.leaky_relu(x, m.negative_slope)),
+}
+"""Activation module -> name of its code, and its exact forward."""
+
+
+def _activation_forward(self: Any, x: Tensor) -> Tensor:
+    return coded(x, self.s2a_function, self.s2a_code)
+
+
+def _attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
+    with QuantizedAttentionMode(self.s2a_bits):
+        return type(self).forward(self, *args, **kwargs)
+
+
+def _softmax_forward(self: Any, x: Tensor) -> Tensor:
+    dim = -1 if self.dim is None else self.dim
+    return quantized_softmax(x.movedim(dim, -1), self.s2a_bits).movedim(-1, dim)
+
+
+def _conv_forward(self: Any, x: Tensor) -> Tensor:
+    return frozen_conv2d(self, x)
+
+
+class _Exact:
+    """An activation's stock function, bound to its module's settings; plain data for copies and pickles."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.kind = type(module)
+        self.approximate = getattr(module, "approximate", "none")
+        self.negative_slope = getattr(module, "negative_slope", 0.01)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return ACTIVATIONS[self.kind][1](self, x)
+
+
+def release_frozen_inputs(model: nn.Module, edits: Edits) -> None:
+    """Lets convolutions keep nothing of their input while their weight is frozen; exact."""
+    for module in model.modules():
+        if type(module) is nn.Conv2d and "forward" not in module.__dict__:
+            edits.override(module, "forward", _conv_forward)
+
+
+def quantize_activations(
+    model: nn.Module, bits: int = 4, levels: str = "paper", *, softmax: bool = True, edits: Edits | None = None
+) -> Edits:
+    """Keeps activation inputs and attention maps of ``model`` in ``bits`` bits (paper section 3.2), in place.
+
+    The forward pass does not change, but that attention runs unfused (bit-identical to timm's own unfused path).
+
+    Args:
+        model: Any module; what trains in it does not matter.
+        bits: 1, 2, 3, 4 or 8. ReLU, ReLU6 and LeakyReLU take 1 bit and stay exact.
+        levels: ``"paper"``: equation 12 on a uniform grid over [-2, 2]. ``"derivative"``: cells fitted to the derivative.
+        softmax: Also attention maps and ``nn.Softmax``; per-row minimum and scale.
+        edits: Log to add the edits to; ``None`` starts one.
+
+    Returns:
+        The log: ``.undo()`` takes everything back.
+
+    Raises:
+        S2AError: Bits or levels that do not exist, or a model that is quantised already.
+    """
+    if bits not in BITS:
+        raise S2AError(f"bits={bits} has no packing; choose one of {', '.join(map(str, BITS))}.")
+    if levels not in LEVEL_KINDS:
+        raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
+    if any("s2a_bits" in m.__dict__ for m in model.modules()):
+        raise S2AError("The model's activations are quantised already; undo the earlier edits first.")
+    edits = Edits() if edits is None else edits
+    for module in model.modules():
+        kind = type(module)
+        if kind in ACTIVATIONS:
+            code = activation_code(ACTIVATIONS[kind][0], bits, levels, getattr(module, "negative_slope", 0.01))
+            edits.override(module, "s2a_bits", code.bits)
+            edits.override(module, "s2a_code", code)
+            edits.override(module, "s2a_function", _Exact(module))
+            edits.override(module, "forward", _activation_forward)
+        elif softmax and "fused_attn" in module.__dict__:
+            edits.override(module, "s2a_bits", bits)
+            edits.override(module, "fused_attn", True)
+            edits.override(module, "forward", _attention_forward)
+        elif softmax and kind is nn.Softmax:
+            edits.override(module, "s2a_bits", bits)
+            edits.override(module, "forward", _softmax_forward)
+    return edits

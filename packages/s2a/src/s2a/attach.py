@@ -1,0 +1,131 @@
+"""Attaches a method to a timm model, and takes it off again."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2a.backbones import Backbone, describe
+from s2a.errors import S2AError
+from s2a.registry import Method, entry_for
+from s2a.surgery import Edits
+
+
+class Adapted(nn.Module):
+    """A backbone under a method: images ``(B, 3, H, W)`` to logits ``(B, K)``.
+
+    Attributes:
+        backbone: The timm model that was given, edited in place; its own classifier is set aside.
+        method: The method's module, holding every parameter it added.
+        head: The classifier, always trained.
+        name: The method's registered name.
+        config: The method's config.
+    """
+
+    def __init__(self, view: Backbone, config: Any, name: str, method: Method, head: nn.Linear, edits: Edits) -> None:
+        super().__init__()
+        self.backbone = view.model
+        self.method = method
+        self.head = head
+        self.name = name
+        self.config = config
+        self.image_size = view.image_size
+        self._edits = edits
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        return self.head(self.method(self.backbone, images))
+
+    def extra_repr(self) -> str:
+        """The config, for ``print(adapted)``."""
+        return repr(self.config)
+
+
+def attach(
+    model: nn.Module, config: Any, num_classes: int | None = None, *, image_size: int | Sequence[int] | None = None
+) -> Adapted:
+    """Puts a method on a timm model, in place; exactly the method's parameters and the head are trainable.
+
+    Args:
+        model: A timm model of a supported family (see ``s2a.backbones``).
+        config: Any registered method's config, ``s2a.S2AConfig()`` for example.
+        num_classes: Classes of the new head. ``None`` keeps the model's classifier: same class count, its weights
+            as the start.
+        image_size: Side, or height and width, of the images to come; ``None`` takes the model's own.
+
+    Returns:
+        The adapted model, in the training mode that ``model`` was in.
+
+    Raises:
+        S2AError: Not a method's config, values that do not fit the model, or a model that is already adapted.
+        UnsupportedModel: A model of no supported family.
+    """
+    entry = entry_for(config)
+    if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
+        name = model.name if isinstance(model, Adapted) else model.s2a_method
+        raise S2AError(f"The model is already adapted by {name!r}; call s2a.detach on the adapted model first.")
+    if num_classes is not None and num_classes < 1:
+        raise S2AError(f"num_classes={num_classes} is too small; give at least 1, or None to keep the model's.")
+    view = describe(model, image_size)
+    classifier = view.module(view.classifier)
+    if num_classes is None and not isinstance(classifier, nn.Linear):
+        raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
+    edits = Edits()
+    try:
+        edits.replace(model, view.classifier, nn.Identity())
+        for parameter in model.parameters():
+            edits.freeze(parameter)
+        for buffer in model.buffers():
+            edits.preserve(buffer)
+        reference = next(model.parameters())
+        method = entry.method(config, view, edits).to(reference.device, reference.dtype)
+        head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
+        head.to(reference.device, reference.dtype)
+        edits.override(model, "s2a_method", entry.name)
+    except BaseException:
+        edits.undo()
+        raise
+    return Adapted(view, config, entry.name, method, head, edits).train(model.training)
+
+
+def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | None) -> nn.Linear:
+    """A new classifier (timm's initialisation), or the kept one's weights with zeros for the added features."""
+    if not isinstance(kept, nn.Linear):
+        head = nn.Linear(width, num_classes or 0)
+        nn.init.trunc_normal_(head.weight, std=0.02)
+        nn.init.zeros_(head.bias)
+        return head
+    head = nn.Linear(width, kept.out_features)
+    with torch.no_grad():
+        nn.init.zeros_(head.weight)
+        nn.init.zeros_(head.bias)
+        if width >= features:
+            head.weight[:, :features].copy_(kept.weight)
+            if kept.bias is not None:
+                head.bias.copy_(kept.bias)
+    return head
+
+
+def detach(adapted: Adapted) -> nn.Module:
+    """The original backbone back, bit for bit: weights, classifier, hooks and ``requires_grad`` flags.
+
+    The adapted model must not be used afterwards.
+
+    Raises:
+        S2AError: ``adapted`` did not come from ``attach``, or was detached before.
+    """
+    if not isinstance(adapted, Adapted):
+        raise S2AError(f"detach takes what s2a.attach returned, not {type(adapted).__name__}.")
+    model = adapted.backbone
+    if not getattr(model, "s2a_method", None):
+        raise S2AError("The model was detached already.")
+    adapted._edits.undo()
+    return model
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that trains."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

@@ -1,0 +1,262 @@
+"""The one table of backbone families: where blocks, layouts and heads are.
+
+Nothing else in the project asks what class a model is. A family is one entry of ``FAMILIES``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from timm.models.convnext import ConvNeXt
+from timm.models.eva import Eva
+from timm.models.resnet import ResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from s2a.errors import UnsupportedModel
+
+Layout = Literal["NLC", "NHWC", "NCHW"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """What is common to all models of one class.
+
+    Attributes:
+        name: Short name, used in presets and messages.
+        cls: timm's model class.
+        stages: Model -> names of its residual blocks, stage by stage.
+        layout: Of a block's input: ``NLC`` tokens, ``NHWC`` or ``NCHW`` maps.
+        linears: Role -> path of the frozen linear inside a block; a block may lack some.
+        final_norm: Path of the last normalisation layer, in front of pooling or classifier; empty if there is none.
+        windowed: Attention runs in windows of each block's ``window_size``.
+    """
+
+    name: str
+    cls: type[nn.Module]
+    stages: Callable[[Any], list[list[str]]]
+    layout: Layout
+    linears: dict[str, str]
+    final_norm: str
+    windowed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """One residual block and the shape of its input.
+
+    Attributes:
+        name: Dotted path in the model.
+        stage: Index of its stage, from 0.
+        channels: C.
+        grid: Height and width in positions.
+        prefix: Class and register tokens in front of the grid (NLC only).
+        layout: See ``Family.layout``.
+        window: Side of the attention windows; 0 where attention is global or absent.
+        linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``) -> dotted path in the model.
+    """
+
+    name: str
+    stage: int
+    channels: int
+    grid: tuple[int, int]
+    prefix: int
+    layout: Layout
+    window: int
+    linears: dict[str, str]
+
+    @property
+    def tokens(self) -> int:
+        """N: prefix tokens and grid positions together."""
+        return self.prefix + self.grid[0] * self.grid[1]
+
+
+@dataclasses.dataclass(frozen=True)
+class Backbone:
+    """A model seen through the table: the read-only view that methods are given.
+
+    Attributes:
+        model: The timm model itself.
+        family: Its family's name.
+        blocks: Every residual block, in forward order.
+        features: Width of the pooled features in front of the classifier.
+        classifier: Dotted path of the classifier.
+        image_size: Height and width the shapes belong to.
+    """
+
+    model: nn.Module
+    family: str
+    blocks: tuple[Block, ...]
+    features: int
+    classifier: str
+    image_size: tuple[int, int]
+
+    def module(self, name: str) -> nn.Module:
+        """The submodule at a dotted path."""
+        return self.model.get_submodule(name)
+
+
+def _flat(attribute: str, model: Any) -> list[list[str]]:
+    return [[f"{attribute}.{i}" for i in range(len(getattr(model, attribute)))]]
+
+
+def _nested(attribute: str, model: Any) -> list[list[str]]:
+    return [
+        [f"{attribute}.{s}.blocks.{i}" for i in range(len(stage.blocks))]
+        for s, stage in enumerate(getattr(model, attribute))
+    ]
+
+
+def _resnet_stages(model: Any) -> list[list[str]]:
+    return [[f"layer{s}.{i}" for i in range(len(getattr(model, f"layer{s}")))] for s in range(1, 5)]
+
+
+_ATTENTION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+
+FAMILIES: tuple[Family, ...] = (
+    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _ATTENTION, "norm"),
+    Family("vit", Eva, partial(_flat, "blocks"), "NLC", _ATTENTION, "norm"),
+    Family("swin", SwinTransformer, partial(_nested, "layers"), "NHWC", _ATTENTION, "norm", windowed=True),
+    Family("convnext", ConvNeXt, partial(_nested, "stages"), "NCHW", {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}, "head.norm"),
+    Family("resnet", ResNet, _resnet_stages, "NCHW", {}, ""),
+)
+
+
+def family_of(model: nn.Module) -> Family:
+    """The table entry of a model.
+
+    Raises:
+        UnsupportedModel: Its class is in no entry.
+    """
+    for family in FAMILIES:
+        if isinstance(model, family.cls):
+            return family
+    names = ", ".join(f"{f.cls.__name__} ({f.name})" for f in FAMILIES)
+    first = next((f"{n} ({type(m).__name__})" for n, m in model.named_modules() if n), "no submodule")
+    raise UnsupportedModel(
+        f"{type(model).__name__} is no supported backbone; supported timm classes: {names}. "
+        f"First module met: {first}. To add a family, add an entry to s2a.backbones.FAMILIES."
+    )
+
+
+def input_size(model: Any) -> tuple[int, int]:
+    """Height and width that a timm model expects: its patch embedding's, else its pretrained config's."""
+    size = getattr(getattr(model, "patch_embed", None), "img_size", None)
+    if size is None:
+        size = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3, 224, 224))[-2:]
+    return int(size[0]), int(size[1])
+
+
+def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) -> Backbone:
+    """Looks a timm model up in the table and measures its blocks by one forward pass of a blank image.
+
+    Args:
+        model: A timm model of a known family.
+        image_size: Side, or height and width, in pixels; ``None`` takes the model's own.
+
+    Raises:
+        UnsupportedModel: Unknown family, no such block, or a block whose input does not have the family's layout.
+    """
+    family = family_of(model)
+    stages = family.stages(model)
+    if image_size is None:
+        size = input_size(model)
+    elif isinstance(image_size, int):
+        size = (image_size, image_size)
+    else:
+        size = (int(image_size[0]), int(image_size[1]))
+    inputs = _block_inputs(model, [name for stage in stages for name in stage], size)
+    blocks = []
+    for s, names in enumerate(stages):
+        for name in names:
+            shape = inputs.get(name)
+            if shape is None or len(shape) != (3 if family.layout == "NLC" else 4):
+                raise UnsupportedModel(
+                    f"{type(model).__name__}: block {name} gets input of shape {shape}, not {family.layout}; "
+                    f"this {family.name} variant is not supported."
+                )
+            channels, grid, prefix = _geometry(model, family.layout, shape, size)
+            block = model.get_submodule(name)
+            linears = {
+                role: f"{name}.{path}" for role, path in family.linears.items() if _has_linear(block, path)
+            }
+            window = int(getattr(block, "window_size", (0,))[0]) if family.windowed else 0
+            blocks.append(Block(name, s, channels, grid, prefix, family.layout, window, linears))
+    classifier = _classifier_name(model)
+    return Backbone(model, family.name, tuple(blocks), int(model.head_hidden_size), classifier, size)  # type: ignore
+
+
+def _block_inputs(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+
+    def record(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        shapes[name] = tuple(args[0].shape)
+
+    handles = [model.get_submodule(n).register_forward_pre_hook(partial(record, n)) for n in names]
+    reference = next(model.parameters())
+    training = model.training
+    try:
+        model.eval()
+        with torch.no_grad():
+            channels = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
+            blank = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
+            model.forward_features(blank)  # type: ignore[operator]
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return shapes
+
+
+def _geometry(
+    model: Any, layout: Layout, shape: tuple[int, ...], size: tuple[int, int]
+) -> tuple[int, tuple[int, int], int]:
+    if layout == "NCHW":
+        return shape[1], (shape[2], shape[3]), 0
+    if layout == "NHWC":
+        return shape[3], (shape[1], shape[2]), 0
+    prefix = int(getattr(model, "num_prefix_tokens", 0))
+    patches = shape[1] - prefix
+    patch = model.patch_embed.patch_size
+    grid = (size[0] // patch[0], size[1] // patch[1])
+    if grid[0] * grid[1] != patches:
+        raise UnsupportedModel(
+            f"{type(model).__name__} has {patches} patch tokens, not a {grid[0]} x {grid[1]} grid; "
+            "patch dropping and non-grid tokens are not supported."
+        )
+    return shape[2], grid, prefix
+
+
+def _has_linear(block: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(block.get_submodule(path), nn.Linear | nn.Conv2d)
+    except AttributeError:
+        return False
+
+
+def _classifier_name(model: Any) -> str:
+    head = model.get_classifier()
+    for name, module in model.named_modules():
+        if module is head:
+            return name
+    raise UnsupportedModel(f"{type(model).__name__} has no single classifier module; methods cannot replace its head.")
+
+
+def pooled_features(model: Any, images: Tensor) -> Tensor:
+    """Pooled, normalised features in front of the classifier, ``(B, C)``."""
+    return model.forward_head(model.forward_features(images), pre_logits=True)
+
+
+def split_tokens(x: Tensor, block: Block) -> tuple[Tensor | None, Tensor]:
+    """A block's input as ``(prefix tokens (B, P, c, 1) or None, map (B, c, H, W))``; views where possible."""
+    if block.layout == "NCHW":
+        return None, x
+    if block.layout == "NHWC":
+        return None, x.permute(0, 3, 1, 2)
+    grid = x[:, block.prefix :].transpose(1, 2).unflatten(2, block.grid)
+    return (x[:, : block.prefix] if block.prefix else None), grid

@@ -1,0 +1,91 @@
+"""What autograd really holds for the backward pass."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
+
+
+class SavedBytes(dict[str, int]):
+    """Module name -> bytes; the module is the innermost one that was running when the storage was first saved."""
+
+    @property
+    def total(self) -> int:
+        """All modules together, in bytes."""
+        return sum(self.values())
+
+
+class _Held:
+    """Stands for a saved tensor in the graph: when the graph lets go, it dies."""
+
+    __slots__ = ("__weakref__", "tensor")
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+
+def _zeros_cross_entropy(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def saved_bytes(
+    adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], Tensor] | None = None
+) -> SavedBytes:
+    """Bytes that autograd holds between forward and backward pass, by module.
+
+    Every storage counts once and whole, wherever views of it are saved; parameters and buffers do not count. What is
+    saved and let go before the loss is there does not count either. Works on any device; changes no state of the model
+    (but batch-norm statistics, in training mode).
+
+    Args:
+        adapted: Any module from images to logits, in the mode it is in.
+        images: ``(B, 3, H, W)``.
+        loss_fn: Logits to a scalar; ``None``: cross-entropy against class 0.
+
+    Returns:
+        Module name -> bytes, largest first; ``.total`` is the sum. The loss's own tensors are under ``"loss"``.
+    """
+    own = {t.untyped_storage().data_ptr() for t in (*adapted.parameters(), *adapted.buffers())}
+    names = {id(module): name or "model" for name, module in adapted.named_modules()}
+    stack: list[str] = []
+    held: list[tuple[str, weakref.ref[_Held]]] = []
+
+    def enter(module: nn.Module, args: Any) -> None:
+        stack.append(names.get(id(module), stack[-1] if stack else "model"))
+
+    def leave(module: nn.Module, args: Any, output: Any) -> None:
+        stack.pop()
+
+    def keep(tensor: Tensor) -> _Held:
+        entry = _Held(tensor)
+        held.append((stack[-1] if stack else "loss", weakref.ref(entry)))
+        return entry
+
+    handles = [
+        nn.modules.module.register_module_forward_pre_hook(enter),
+        nn.modules.module.register_module_forward_hook(leave, always_call=True),
+    ]
+    try:
+        with saved_tensors_hooks(keep, lambda entry: entry.tensor):
+            loss = (loss_fn or _zeros_cross_entropy)(adapted(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    found: dict[str, int] = {}
+    seen = set(own)
+    for name, reference in held:
+        entry = reference()
+        if entry is None:
+            continue
+        storage = entry.tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            found[name] = found.get(name, 0) + storage.nbytes()
+    del loss
+    return SavedBytes(sorted(found.items(), key=lambda item: -item[1]))

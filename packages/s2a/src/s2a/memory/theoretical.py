@@ -1,0 +1,114 @@
+"""The paper's theoretical training memory, by named rules, from the model's own modules.
+
+The paper prints no formula; these rules follow its text and reproduce its tables. MB are 1e6 bytes, fp32.
+
+R0   weights of everything, added modules and head included; no buffers, gradients or optimiser state.
+R1   the input of every linear, convolution and normalisation layer whose weight trains.
+R2   the input of every activation function.
+R3   the output of every softmax.
+R4   R2 and R3 in ``bits`` bits where they are quantised.
+R5   no gradient cut-off: R2 and R3 count in the whole backbone, unless it runs without gradient altogether.
+R10  the final norm belongs to the head: its input counts, at the positions that the head reads.
+
+Nothing is counted for biases, prompts, pooling, layer scale, q, k, v and frozen normalisation layers: that is the
+paper's formula, and why the measured figure of its recipe is larger.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
+
+from s2a.activations.quantize import ACTIVATIONS
+from s2a.attach import Adapted
+from s2a.backbones import family_of
+
+_PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
+
+
+@dataclasses.dataclass(frozen=True)
+class Theory:
+    """Theoretical memory of one training step, in bytes.
+
+    Attributes:
+        weights: Rule R0.
+        rules: Rule name -> bytes, R0 left out.
+    """
+
+    weights: int
+    rules: dict[str, int]
+
+    @property
+    def total(self) -> int:
+        """Weights and kept activations."""
+        return self.weights + sum(self.rules.values())
+
+
+def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
+    """The paper's memory figure of an adapted model.
+
+    Args:
+        adapted: What ``s2a.attach`` returned.
+        batch_size: Images per step.
+    """
+    kept: Counter[str] = Counter()  # bits for one image
+    backbone = {id(m) for m in adapted.backbone.modules()}
+    final_norm = _final_norm(adapted.backbone)
+    handles = []
+
+    def count(module: Any, args: tuple[Any, ...], output: Any) -> None:
+        size = args[0].numel()
+        inside = id(module) in backbone
+        if module is final_norm:
+            kept["R10"] += 32 * (size if _reads_all_positions(adapted.backbone, args[0]) else args[0].shape[-1])
+        elif isinstance(module, _PARAMETRIC):
+            if module.weight is not None and module.weight.requires_grad:
+                kept["R1"] += 32 * size
+        elif inside and not adapted.method.trains_backbone:
+            return
+        else:
+            bits = module.__dict__.get("s2a_bits", 32)
+            elements = size if type(module) in ACTIVATIONS else _attention_map(module, args[0])
+            rule = "R2" if type(module) in ACTIVATIONS else "R3"
+            kept[rule if bits == 32 else f"{rule} in {bits} bits (R4)"] += bits * elements
+
+    for module in adapted.modules():
+        if isinstance(module, _PARAMETRIC) or type(module) in ACTIVATIONS or _is_attention(module):
+            handles.append(module.register_forward_hook(count))
+    reference = next(adapted.parameters())
+    training = adapted.training
+    try:
+        adapted.eval()
+        with torch.no_grad():
+            adapted(torch.zeros(1, 3, *adapted.image_size, device=reference.device, dtype=reference.dtype))
+    finally:
+        adapted.train(training)
+        for handle in handles:
+            handle.remove()
+    weights = 4 * sum(p.numel() for p in adapted.parameters())
+    return Theory(weights, {rule: bits * batch_size // 8 for rule, bits in sorted(kept.items()) if bits})
+
+
+def _is_attention(module: nn.Module) -> bool:
+    return "fused_attn" in module.__dict__ and hasattr(module, "num_heads")
+
+
+def _attention_map(module: Any, x: torch.Tensor) -> int:
+    """Elements of the softmax output of an attention module on ``x`` ``(B, N, C)``."""
+    return x.shape[0] * module.num_heads * x.shape[1] ** 2
+
+
+def _final_norm(model: nn.Module) -> nn.Module | None:
+    name = family_of(model).final_norm
+    return model.get_submodule(name) if name else None
+
+
+def _reads_all_positions(model: Any, x: torch.Tensor) -> bool:
+    """Whether the head reads every position of the final norm's input, not the class token alone."""
+    return not (family_of(model).layout == "NLC" and getattr(model, "global_pool", "") == "token")

@@ -1,0 +1,158 @@
+"""S2A: Structure-Activation Synergy, composed from its two halves (paper sections 3.1 and 3.2)."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from s2a.activations import quantize_activations, release_frozen_inputs
+from s2a.activations.pack import BITS
+from s2a.activations.pointwise import LEVEL_KINDS
+from s2a.backbones import Backbone, Block, pooled_features
+from s2a.errors import S2AError
+from s2a.registry import Method, register_method
+from s2a.structure.bias import additive_biases
+from s2a.structure.lrp import LowRankPrompt, max_rank
+from s2a.structure.lsb import LiteSideBranch, Tap
+from s2a.surgery import Edits
+
+Activations = Literal["exact", "paper"]
+
+
+@dataclasses.dataclass(frozen=True)
+class S2AConfig:
+    """S2A's parts and sizes; the defaults are the paper's (section 4.1).
+
+    Attributes:
+        lrp_rank: r of the Low-Rank Prompt y = x + AB, equation 3. 0 switches the prompt off. Sites whose
+            min(N, C) is smaller take that, which is full rank.
+        lsb_reduction: Channels averaged into one for the Lite Side Branch, equation 5. 0 switches the branch off.
+        train_bias: Train every additive bias of the backbone.
+        activations: What the backward pass keeps. ``"exact"``: full precision. ``"paper"``: softmax outputs and
+            activation inputs in ``bits`` bits (section 3.2).
+        bits: 1, 2, 3, 4 or 8.
+        levels: ``"paper"``: equation 12's sine on a uniform grid; ``"derivative"``: cells fitted to the derivative.
+        sites: Blocks that get a prompt and a tap: ``"preset"`` (what reproduces the paper's counts; see
+            ``preset_sites``), ``"all"``, or indices over all blocks.
+        lrp_shape: Positions with an own prompt: ``"preset"`` (windows where attention has windows, else the map),
+            ``"map"`` or ``"window"``.
+        lrp_std: Standard deviation of B at the start.
+        lsb_activation: ``"gelu"`` after the depthwise convolution, or ``"none"`` (equation 6 leaves it open).
+    """
+
+    lrp_rank: int = 30
+    lsb_reduction: int = 8
+    train_bias: bool = True
+    activations: Activations = "paper"
+    bits: int = 4
+    levels: Literal["paper", "derivative"] = "paper"
+    sites: str | tuple[int, ...] = "preset"
+    lrp_shape: Literal["preset", "map", "window"] = "preset"
+    lrp_std: float = 0.02
+    lsb_activation: Literal["gelu", "none"] = "gelu"
+
+    def __post_init__(self) -> None:
+        for name, value in (("lrp_rank", self.lrp_rank), ("lsb_reduction", self.lsb_reduction)):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 to switch it off.")
+        if not isinstance(self.train_bias, bool):
+            raise S2AError(f"train_bias={self.train_bias!r} is no switch; give True or False.")
+        _choice("activations", self.activations, ("exact", "paper"))
+        _choice("bits", self.bits, BITS)
+        _choice("levels", self.levels, LEVEL_KINDS)
+        _choice("lrp_shape", self.lrp_shape, ("preset", "map", "window"))
+        _choice("lsb_activation", self.lsb_activation, ("gelu", "none"))
+        if isinstance(self.sites, list):
+            object.__setattr__(self, "sites", tuple(self.sites))
+        if isinstance(self.sites, str):
+            _choice("sites", self.sites, ("preset", "all"))
+        elif not self.sites or sorted(set(self.sites)) != list(self.sites):
+            raise S2AError(f"sites={self.sites} must be ascending block indices without repeats, 'preset' or 'all'.")
+        if not self.lrp_std > 0:
+            raise S2AError(f"lrp_std={self.lrp_std} must be above 0: with A zero too, the prompt could never learn.")
+
+
+def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
+    if isinstance(value, bool) or value not in allowed:
+        raise S2AError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}.")
+
+
+def preset_sites(backbone: Backbone) -> tuple[Block, ...]:
+    """The blocks with prompt and tap that reproduce the paper's parameter counts.
+
+    Every block of a plain ViT. Hierarchical models leave their first stage out; convolutional ones also take only
+    every third block of a stage of more than nine (ConvNeXt-B: 3 + 9 + 3 sites). The paper does not state its sites:
+    these were fitted to Table 1's parameters and memory.
+    """
+    stages = sorted({b.stage for b in backbone.blocks})
+    if len(stages) == 1:
+        return backbone.blocks
+    sites: list[Block] = []
+    for stage in stages[1:]:
+        blocks = [b for b in backbone.blocks if b.stage == stage]
+        sites += blocks[2::3] if len(blocks) > 9 and blocks[0].layout == "NCHW" else blocks
+    return tuple(sites)
+
+
+def _sites(config: S2AConfig, backbone: Backbone) -> tuple[Block, ...]:
+    if config.sites == "preset":
+        return preset_sites(backbone)
+    if config.sites == "all":
+        return backbone.blocks
+    count = len(backbone.blocks)
+    if any(not 0 <= int(i) < count for i in config.sites):
+        raise S2AError(f"sites={config.sites} goes beyond the {count} blocks of the model; use 0 to {count - 1}.")
+    return tuple(backbone.blocks[int(i)] for i in config.sites)
+
+
+@register_method("s2a", S2AConfig)
+class S2A(Method):
+    """Biases, Low-Rank Prompts and the Lite Side Branch on a backbone with quantised non-parametric layers."""
+
+    def __init__(self, config: S2AConfig, backbone: Backbone, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        sites = _sites(config, backbone)
+        if config.train_bias:
+            for bias in additive_biases(backbone.model).values():
+                edits.train(bias)
+        self.prompts = nn.ModuleList()
+        self.branch: LiteSideBranch | None = None
+        if config.lsb_reduction:
+            # Taps come before prompts: the branch sees the block's own input.
+            self.branch = LiteSideBranch(sites, config.lsb_reduction, config.lsb_activation)
+            self.feature_dim += self.branch.width
+            for i, block in enumerate(sites):
+                edits.before(backbone.module(block.name), Tap(self.branch, i).before)
+        if config.lrp_rank:
+            self._add_prompts(config, sites, backbone, edits)
+        release_frozen_inputs(backbone.model, edits)
+        if config.activations == "paper":
+            for part in (backbone.model, self.branch):
+                if part is not None:
+                    quantize_activations(part, config.bits, config.levels, edits=edits)
+
+    def _add_prompts(self, config: S2AConfig, sites: tuple[Block, ...], backbone: Backbone, edits: Edits) -> None:
+        windows = [0 if config.lrp_shape == "map" else block.window for block in sites]
+        if config.lrp_shape == "window" and not all(windows):
+            raise S2AError(f"lrp_shape='window' needs windowed attention, which {backbone.family} lacks; use 'map'.")
+        limits = [max_rank(block, w) for block, w in zip(sites, windows, strict=True)]
+        if config.lrp_rank > max(limits):
+            raise S2AError(
+                f"lrp_rank={config.lrp_rank} is larger than min(N, C) = {max(limits)} of every site of this model; "
+                f"choose 1 to {max(limits)}, or 0 to switch the prompt off."
+            )
+        for block, window, limit in zip(sites, windows, limits, strict=True):
+            prompt = LowRankPrompt(block, min(config.lrp_rank, limit), config.lrp_std, window)
+            self.prompts.append(prompt)
+            edits.before(backbone.module(block.name), prompt.before)
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Backbone features, and the side branch's behind them, ``(B, C + c)``."""
+        if self.branch is None:
+            return pooled_features(model, images)
+        self.branch.start()
+        features = pooled_features(model, images)
+        return torch.cat([features, self.branch.finish()], dim=1)

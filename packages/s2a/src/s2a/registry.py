@@ -1,0 +1,137 @@
+"""The registry of methods. Installed packages add theirs through the entry-point group ``s2a.methods``."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from typing import Any, ClassVar, Protocol, TypeVar
+
+from torch import Tensor, nn
+
+from s2a.backbones import Backbone, pooled_features
+from s2a.errors import S2AError
+from s2a.surgery import Edits
+
+
+class Config(Protocol):
+    """A method's config: a frozen dataclass that checks its own values."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+class Method(nn.Module):
+    """What a method adds to a backbone: its own parameters, and how features are made.
+
+    A subclass takes ``(config, backbone, edits)``: it creates its parameters, places hooks or modules through
+    ``edits``, and switches on the backbone parameters that train. Everything of the backbone is frozen before.
+
+    Attributes:
+        feature_dim: Width of ``forward``'s output, the head's input.
+        trains_backbone: False where the backbone runs under ``no_grad`` and keeps nothing for the backward pass.
+    """
+
+    feature_dim: int
+    trains_backbone: bool = True
+
+    def __init__(self, config: Any, backbone: Backbone, edits: Edits) -> None:
+        super().__init__()
+        self.feature_dim = backbone.features
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Features of ``images`` ``(B, 3, H, W)`` for the head, ``(B, feature_dim)``."""
+        return pooled_features(model, images)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A registered method: its name, config class and module class."""
+
+    name: str
+    config: type[Any]
+    method: type[Method]
+
+
+M = TypeVar("M", bound=type[Method])
+_METHODS: dict[str, Entry] = {}
+_loaded = False
+
+
+def register_method(name: str, config: type[Any]) -> Callable[[M], M]:
+    """Class decorator: makes a ``Method`` known under ``name``; its config's type leads ``attach`` to it.
+
+    Raises:
+        S2AError: Another method has the name or the config class.
+    """
+
+    def decorate(cls: M) -> M:
+        for entry in _METHODS.values():
+            same = entry.method.__module__ == cls.__module__ and entry.method.__qualname__ == cls.__qualname__
+            if (entry.name == name or entry.config is config) and not same:
+                raise S2AError(
+                    f"Method {name!r} with {config.__name__} clashes with {entry.name!r} of {entry.method.__module__}; "
+                    "choose another name and an own config class."
+                )
+        _METHODS[name] = Entry(name, config, cls)
+        return cls
+
+    return decorate
+
+
+def _load() -> None:
+    global _loaded
+    if not _loaded:
+        _loaded = True
+        for point in entry_points(group="s2a.methods"):
+            point.load()
+
+
+def list_methods() -> list[str]:
+    """Names of the registered methods, those of all installed packages included."""
+    _load()
+    return sorted(_METHODS)
+
+
+def get_entry(name: str) -> Entry:
+    """The registered method called ``name``.
+
+    Raises:
+        S2AError: No such method; the message has the near matches.
+    """
+    _load()
+    if name not in _METHODS:
+        near = difflib.get_close_matches(name, _METHODS, n=2)
+        hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+        raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.")
+    return _METHODS[name]
+
+
+def entry_for(config: Any) -> Entry:
+    """The registered method whose config ``config`` is.
+
+    Raises:
+        S2AError: The object is no registered method's config.
+    """
+    _load()
+    for entry in _METHODS.values():
+        if type(config) is entry.config:
+            return entry
+    known = ", ".join(f"{e.config.__name__} ({e.name})" for e in _METHODS.values())
+    raise S2AError(f"{type(config).__name__} is no registered method's config; registered: {known}.")
+
+
+def method_config(name: str, **overrides: Any) -> Any:
+    """The config of method ``name`` with some values overridden.
+
+    Raises:
+        S2AError: Unknown method or key, or a value out of range.
+    """
+    config = get_entry(name).config
+    fields = [f.name for f in dataclasses.fields(config)]
+    for key in overrides:
+        if key not in fields:
+            near = difflib.get_close_matches(key, fields, n=2)
+            hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+            raise S2AError(f"Method {name!r} has no option {key!r}: {hint}Options: {', '.join(fields) or 'none'}.")
+    return config(**overrides)

@@ -1,0 +1,156 @@
+"""Lite Side Branch: pooled features of the backbone through small convolutions (paper equations 5 and 6)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2a.backbones import Block, split_tokens
+from s2a.errors import S2AError
+
+
+def channel_average_pool(x: Tensor, reduction: int, dim: int) -> Tensor:
+    """Means of ``reduction`` neighbouring channels (equation 5); keeps nothing for the backward pass.
+
+    Args:
+        x: Any tensor with C channels on axis ``dim``.
+        reduction: r, a divisor of C.
+        dim: The channel axis.
+    """
+    return x.unflatten(dim, (-1, reduction)).mean(dim + 1 if dim >= 0 else dim)
+
+
+class SideBlock(nn.Module):
+    """1x1, depthwise 3x3 and 1x1 convolutions on c channels (equation 6).
+
+    Prefix tokens have no place on the grid: they pass the two 1x1 convolutions alone.
+
+    Args:
+        channels: c.
+        activation: ``"gelu"`` puts a GELU after the depthwise convolution; ``"none"`` is equation 6 to the letter.
+    """
+
+    def __init__(self, channels: int, activation: str) -> None:
+        super().__init__()
+        self.pw1 = nn.Conv2d(channels, channels, 1)
+        self.dw = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
+        self.act = nn.GELU() if activation == "gelu" else nn.Identity()
+        self.pw2 = nn.Conv2d(channels, channels, 1)
+        for conv in (self.pw1, self.dw, self.pw2):
+            # Variance-preserving: the branch is as deep as the backbone and has no normalisation.
+            nn.init.normal_(conv.weight, std=conv.weight[0].numel() ** -0.5)
+            nn.init.zeros_(conv.bias)  # type: ignore[arg-type]
+
+    def forward(self, grid: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """``grid`` ``(B, c, H, W)`` and ``prefix`` ``(B, P, c)`` to the same shapes."""
+        out = self.pw2(self.act(self.dw(self.pw1(grid))))
+        if prefix is None:
+            return out, None
+        hidden = F.linear(prefix, self.pw1.weight.flatten(1), self.pw1.bias)
+        return out, F.linear(self.act(hidden), self.pw2.weight.flatten(1), self.pw2.bias)
+
+
+class Transition(nn.Module):
+    """Carries the branch over a stage boundary: LayerNorm over channels, then a 2 x 2 convolution of stride 2.
+
+    Args:
+        channels: c before.
+        channels_out: c after.
+        factor: Ratio of the two maps' sides.
+    """
+
+    def __init__(self, channels: int, channels_out: int, factor: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.conv = nn.Conv2d(channels, channels_out, factor, stride=factor)
+
+    def forward(self, grid: Tensor) -> Tensor:
+        """``(B, c, H, W)`` to ``(B, c_out, H / factor, W / factor)``."""
+        return self.conv(self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+
+
+class LiteSideBranch(nn.Module):
+    """The side branch of a whole backbone.
+
+    Block inputs are tapped by hooks, pooled over channels at once (the backbone's own tensor is not held), and the
+    branch runs after the backbone: ``s_i = SideBlock_i(CAP(x_i) + s_{i-1})`` with ``s_0 = 0``.
+
+    Args:
+        blocks: The tapped blocks, in forward order.
+        reduction: r of channel average pooling; must divide every block's C.
+        activation: See ``SideBlock``.
+
+    Raises:
+        S2AError: A reduction that does not divide the channels.
+    """
+
+    def __init__(self, blocks: Sequence[Block], reduction: int, activation: str) -> None:
+        super().__init__()
+        for block in blocks:
+            if reduction < 1 or block.channels % reduction:
+                raise S2AError(
+                    f"lsb_reduction={reduction} does not divide the {block.channels} channels of {block.name}; "
+                    f"choose a divisor of {block.channels}, or 0 to switch the side branch off."
+                )
+        self.blocks = tuple(blocks)
+        self.reduction = reduction
+        widths = [b.channels // reduction for b in blocks]
+        self.width = widths[-1]
+        self.sites = nn.ModuleList(SideBlock(c, activation) for c in widths)
+        self.transitions = nn.ModuleDict()
+        for i in range(1, len(blocks)):
+            if blocks[i].grid != blocks[i - 1].grid or widths[i] != widths[i - 1]:
+                factor = max(1, round(blocks[i - 1].grid[0] / blocks[i].grid[0]))
+                self.transitions[str(i)] = Transition(widths[i - 1], widths[i], factor)
+        self._taps: list[Tensor | None] = []
+
+    def start(self) -> None:
+        """Forgets the taps of an earlier forward pass and opens the branch for the next one."""
+        self._taps = [None] * len(self.blocks)
+
+    def tap(self, index: int, x: Tensor) -> None:
+        """Keeps the pooled input of tapped block ``index``; a re-run inside gradient checkpointing changes nothing."""
+        if self._taps and self._taps[index] is None:
+            axis = 1 if self.blocks[index].layout == "NCHW" else -1
+            self._taps[index] = channel_average_pool(x, self.reduction, axis)
+
+    def finish(self) -> Tensor:
+        """Runs the branch on the taps: mean over the grid of the last site's output, ``(B, width)``."""
+        taps, self._taps = self._taps, []
+        grid_state: Tensor | None = None
+        prefix_state: Tensor | None = None
+        for i, (block, site, pooled) in enumerate(zip(self.blocks, self.sites, taps, strict=True)):
+            if pooled is None:
+                raise S2AError(f"Block {block.name} did not run in the backbone's forward pass; nothing to tap.")
+            prefix, grid = split_tokens(pooled, block)
+            if grid_state is not None:
+                if str(i) in self.transitions:
+                    grid_state, prefix_state = self.transitions[str(i)](grid_state), None
+                grid = grid + grid_state
+                prefix = prefix + prefix_state if prefix is not None and prefix_state is not None else prefix
+            grid_state, prefix_state = site(grid, prefix)
+        assert grid_state is not None
+        return self.readout(grid_state, prefix_state)
+
+    def readout(self, grid: Tensor, prefix: Tensor | None) -> Tensor:
+        """Pooled output of the branch, ``(B, width)``."""
+        if prefix is None:
+            return grid.mean((2, 3))
+        return (grid.sum((2, 3)) + prefix.sum(1)) / (grid.shape[2] * grid.shape[3] + prefix.shape[1])
+
+
+class Tap(nn.Module):
+    """The hook of one tapped block. Holds the branch in a tuple: it is not the branch's parent."""
+
+    def __init__(self, branch: LiteSideBranch, index: int) -> None:
+        super().__init__()
+        self._branch = (branch,)
+        self.index = index
+
+    def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook of a block."""
+        self._branch[0].tap(self.index, args[0])
+
