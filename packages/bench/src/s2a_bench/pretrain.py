@@ -120,7 +120,7 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> Iterator[dict[str
     if config.backbone not in MINI_BACKBONES:
         raise ValueError(f"No mini backbone {config.backbone!r}; choose from {', '.join(MINI_BACKBONES)}.")
     spec: MiniBackbone = MINI_BACKBONES[config.backbone]
-    size = spec.input_size
+    size = spec.image_size
     images, labels, classes = load_class_folders(data, "train", size)
     test_images, test_labels, _ = load_class_folders(data, "test", size)
 
@@ -201,4 +201,4 @@ def _write(
 
 def size_text(spec: MiniBackbone) -> str:
     """``"3 x 32 x 32"`` for a 32-pixel backbone."""
-    return f"3 x {spec.input_size} x {spec.input_size}"
+    return f"3 x {spec.image_size} x {spec.image_size}"

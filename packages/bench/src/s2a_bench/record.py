@@ -49,6 +49,8 @@ class Record:
     lossy: bool = False
     checkpoint_id: str = ""
     random_weights: bool = False
+    limit_train: int | None = None
+    limit_test: int | None = None
     classes: int = 0
     train_images: int = 0
     scored_images: int = 0

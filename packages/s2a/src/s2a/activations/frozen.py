@@ -41,10 +41,15 @@ class _FrozenConv2d(torch.autograd.Function):
 
 
 def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """What ``conv(x)`` returns, without keeping ``x``; the stock path where the weight trains or autocast is on."""
-    plain = isinstance(conv.padding, str) or conv.padding_mode != "zeros" or conv.weight.requires_grad
-    if plain or torch.is_autocast_enabled(x.device.type) or not torch.is_grad_enabled():
+    """What ``conv(x)`` returns, without keeping ``x``; the stock path where the weight trains or pads unusually."""
+    unusual = isinstance(conv.padding, str) or conv.padding_mode != "zeros"
+    if unusual or conv.weight.requires_grad or not torch.is_grad_enabled():
         return conv._conv_forward(x, conv.weight, conv.bias)
-    return _FrozenConv2d.apply(  # type: ignore[no-any-return]
-        x, conv.weight, conv.bias, conv.stride, conv.padding, conv.dilation, conv.groups
-    )
+    weight, bias, device = conv.weight, conv.bias, x.device.type
+    if torch.is_autocast_enabled(device):
+        dtype = torch.get_autocast_dtype(device)
+        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+    with torch.autocast(device, enabled=False):
+        return _FrozenConv2d.apply(  # type: ignore[no-any-return]
+            x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
+        )

@@ -1,0 +1,130 @@
+"""Parameters, theoretical and measured memory, peak, hardware: the numbers of a cell that are not accuracy."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import subprocess
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import s2a
+from s2a_bench.backbones import create
+from s2a_bench.config import BackboneConfig
+
+MB = 1e6
+"""One MB, as in the paper: 1e6 bytes."""
+
+
+def memory(adapted: s2a.Adapted, images: Tensor) -> dict[str, float]:
+    """Parameters and memory of one training step on ``images`` ``(B, 3, H, W)``.
+
+    Returns:
+        ``params_total`` (everything the model holds), ``params_backbone`` (without any head), ``params_trainable``,
+        ``params_percent`` (trainable over backbone: the paper's definition), ``weights_mb``, ``theoretical_mb``,
+        ``saved_mb``, ``measured_mb`` = weights + saved.
+    """
+    training = adapted.training
+    adapted.train()
+    try:
+        saved = s2a.saved_bytes(adapted, images).total
+    finally:
+        adapted.train(training)
+    total = sum(p.numel() for p in adapted.parameters())
+    backbone = sum(p.numel() for p in adapted.backbone.parameters())
+    trainable = sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
+    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    return {
+        "params_total": total,
+        "params_backbone": backbone,
+        "params_trainable": trainable,
+        "params_percent": 100 * trainable / backbone,
+        "weights_mb": weights / MB,
+        "theoretical_mb": s2a.theoretical_memory(adapted, len(images)).total / MB,
+        "saved_mb": saved / MB,
+        "measured_mb": (weights + saved) / MB,
+    }
+
+
+def memory_row(
+    backbone: str, method: str, options: dict[str, Any] | None = None, batch_size: int = 32, num_classes: int = 100
+) -> dict[str, Any]:
+    """One row of ``s2a-bench memory``: random weights and noise, no data.
+
+    Args:
+        backbone: Mini backbone or timm model.
+        method: Registered name.
+        options: Of the method's config.
+        batch_size: Images of the step.
+        num_classes: Of the head; the paper's percentages belong to 100.
+    """
+    config = s2a.method_config(method, **(options or {}))
+    model, expected = create(BackboneConfig(backbone, random_weights=True))
+    adapted = s2a.attach(model, config, num_classes, image_size=expected.size)
+    images = torch.randn(batch_size, 3, expected.size, expected.size)
+    return {"backbone": backbone, "method": method, "batch_size": batch_size, **memory(adapted, images)}
+
+
+@contextlib.contextmanager
+def peak(device: str) -> Iterator[dict[str, float]]:
+    """Measures the peak memory of the block: fills ``peak_mb`` of the yielded dictionary at its end.
+
+    On CUDA the allocator's peak; on Linux CPUs the process's peak resident size (Python and libraries included);
+    elsewhere nothing is filled in.
+    """
+    found: dict[str, float] = {}
+    if device.startswith("cuda"):
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        yield found
+        torch.cuda.synchronize(device)
+        found["peak_mb"] = torch.cuda.max_memory_allocated(device) / MB
+        return
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+    yield found
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
+        found["peak_mb"] = int(kilobytes) * 1024 / MB
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {"python": platform.python_version()}
+    for name in ("s2a", "s2a-baselines", "s2a-bench", "torch", "torchvision", "timm", "numpy", "pillow"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[name] = metadata.version(name)
+    return found
+
+
+def hardware(device: str) -> dict[str, Any]:
+    """Name of the processor or accelerator, and torch's threads."""
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError, StopIteration):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    found: dict[str, Any] = {"device": device, "cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    if device.startswith("cuda"):
+        found["gpu"] = torch.cuda.get_device_name(device)
+    return found
+
+
+def git_state(folder: Path) -> tuple[str, bool | None]:
+    """Commit of the checkout that ``folder`` lies in and whether it has changes; empty outside of one."""
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
+        ).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
+    except (OSError, subprocess.SubprocessError):
+        return "", None

@@ -1,0 +1,56 @@
+"""Default recipes: what a cell trains with unless told otherwise.
+
+The schedule is the paper's (AdamW, cosine, 10 + 70 epochs, batch 32, section 4.1), shortened for the mini suite. The
+paper states no learning rates; these were chosen on ``train800``/``val200`` of the mini tasks, see docs/recipes.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from s2a_bench.config import TrainConfig
+from s2a_bench.errors import InputError, unknown
+
+_SCHEDULES: dict[str, dict[str, Any]] = {
+    "mini": {"epochs": 10, "warmup_epochs": 1},
+}
+"""Suite -> what differs from ``TrainConfig``'s defaults."""
+
+_LEARNING_RATES: dict[str, dict[str, Any]] = {
+    "full": {"lr": 5e-4},
+    "linear": {"lr": 1e-2},
+    "bias": {"lr": 5e-3},
+    "lora": {"lr": 5e-3},
+    "s2a": {"lr": 5e-3},
+}
+"""Method -> its recipe; a method that is not named gets ``TrainConfig``'s defaults."""
+
+
+def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
+    """The recipe of a cell.
+
+    Args:
+        suite: Key of ``datasets.SUITES``.
+        method: Registered method name.
+        **overrides: Fields of ``TrainConfig``, over everything else. A shorter run without a warm-up of its own keeps
+            the default's proportion.
+
+    Raises:
+        InputError: Not a field of ``TrainConfig``, or a value out of range.
+    """
+    known = {f.name for f in dataclasses.fields(TrainConfig)}
+    for key in overrides:
+        if key not in known:
+            raise unknown("recipe key", f"train.{key}", [f"train.{name}" for name in known])
+    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), **_LEARNING_RATES.get(method, {})}
+    if "epochs" in overrides and "warmup_epochs" not in overrides:
+        base = TrainConfig(**values)
+        try:
+            values["warmup_epochs"] = int(base.warmup_epochs * overrides["epochs"] / base.epochs)
+        except TypeError as error:
+            raise InputError(f"train.epochs={overrides['epochs']!r} is not a number of epochs.") from error
+    try:
+        return TrainConfig(**{**values, **overrides})
+    except TypeError as error:
+        raise InputError(f"The recipe {overrides} has a value of the wrong type ({error}).") from error

@@ -1,0 +1,193 @@
+"""One cell from config to record: the only place where the steps meet.
+
+``python -m s2a_bench.run cell.json OUTPUT`` runs a cell bare, without sweep, tracker or command-line library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import s2a
+from s2a_bench import backbones, data, measure
+from s2a_bench.backbones import DataFormat
+from s2a_bench.config import BackboneConfig, CellConfig, from_dict
+from s2a_bench.datasets import DATASETS
+from s2a_bench.record import Record, cell_id, write
+from s2a_bench.train import accuracy, train
+
+OnEpoch = Callable[[dict[str, float]], None]
+
+
+@functools.lru_cache(maxsize=256)
+def _check_method(backbone: BackboneConfig, method: str, options: str, classes: int) -> DataFormat:
+    """Attaches once: a rank, a reduction or a file that does not fit is found before anything runs."""
+    model, expected = backbones.create(backbone)
+    s2a.attach(model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size)
+    return expected
+
+
+def identify(cell: CellConfig) -> str:
+    """The cell's id; everything that can be wrong with the cell is found here, before anything runs.
+
+    The id covers suite, dataset with its data and split ids, backbone with its checkpoint id and data format, the
+    method's whole config, the recipe, limits, seed and protocol version. Paths, device and threads are not part of it.
+
+    Raises:
+        ValueError: Bad input: one sentence.
+    """
+    return _identity(cell)[0]
+
+
+def _identity(cell: CellConfig) -> tuple[str, dict[str, Any]]:
+    config = s2a.method_config(cell.method.name, **cell.method.options)
+    data_id, split_id = data.check(cell.data)
+    checkpoint = backbones.checkpoint_id(cell.backbone)
+    dataset = DATASETS[cell.data.dataset]
+    options = json.dumps(dict(cell.method.options), sort_keys=True)
+    expected = _check_method(cell.backbone, cell.method.name, options, dataset.classes)
+    facts = {
+        "suite": cell.data.suite,
+        "dataset": cell.data.dataset,
+        "data_id": data_id,
+        "split_id": split_id,
+        "evaluate": cell.data.evaluate,
+        "limits": [cell.data.limit_train, cell.data.limit_test],
+        "backbone": cell.backbone.name,
+        "checkpoint_id": checkpoint,
+        "format": dataclasses.asdict(expected),
+        "method": cell.method.name,
+        "method_config": _plain(dataclasses.asdict(config)),
+        "train": dataclasses.asdict(cell.train),
+        "seed": cell.seed,
+    }
+    return cell_id(facts), facts
+
+
+def _plain(values: Any) -> Any:
+    """``values`` as JSON would give them back (tuples become lists)."""
+    return json.loads(json.dumps(values))
+
+
+def run(cell: CellConfig, on_epoch: OnEpoch | None = None) -> Record:
+    """Runs a cell; a failure becomes a record too.
+
+    Args:
+        cell: The whole input.
+        on_epoch: Called after every epoch with the loop's metrics.
+
+    Returns:
+        A record of status ``done``, or ``failed`` with the error and its traceback.
+
+    Raises:
+        ValueError: Bad input, as ``identify``.
+    """
+    identity, facts = _identity(cell)
+    if cell.threads:
+        torch.set_num_threads(cell.threads)
+    record = _blank(cell, identity, facts)
+    try:
+        with measure.peak(cell.device) as peak:
+            _train_and_measure(cell, record, on_epoch)
+        record.peak_mb = peak.get("peak_mb")
+        record.status = "done"
+    except Exception as error:
+        record.status, record.accuracy = "failed", None
+        record.error = {
+            "type": type(error).__name__,
+            "message": str(error) or type(error).__name__,
+            "traceback": traceback.format_exc(),
+        }
+    return record
+
+
+def _blank(cell: CellConfig, identity: str, facts: dict[str, Any]) -> Record:
+    sha, dirty = measure.git_state(Path(__file__).parent)
+    return Record(
+        cell_id=identity,
+        status="failed",
+        suite=cell.data.suite,
+        dataset=cell.data.dataset,
+        group=DATASETS[cell.data.dataset].group,
+        backbone=cell.backbone.name,
+        method=cell.method.name,
+        method_config=facts["method_config"],
+        train_config=facts["train"],
+        seed=cell.seed,
+        epochs=cell.train.epochs,
+        evaluated_on=cell.data.evaluate,
+        data_id=facts["data_id"],
+        split_id=facts["split_id"],
+        checkpoint_id=facts["checkpoint_id"],
+        random_weights=cell.backbone.random_weights,
+        limit_train=cell.data.limit_train,
+        limit_test=cell.data.limit_test,
+        classes=DATASETS[cell.data.dataset].classes,
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        git_sha=sha,
+        git_dirty=dirty,
+        versions=measure.versions(),
+        hardware=measure.hardware(cell.device),
+    )
+
+
+def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None) -> None:
+    model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
+    loaded = data.load(
+        cell.data,
+        size=expected.size,
+        mean=expected.mean,
+        std=expected.std,
+        interpolation=expected.interpolation,
+    )
+    record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
+    record.train_images, record.scored_images = len(loaded.train), len(loaded.scored)
+
+    torch.manual_seed(cell.seed)
+    config = s2a.method_config(cell.method.name, **cell.method.options)
+    adapted = s2a.attach(model, config, loaded.classes, image_size=expected.size).to(cell.device)
+    first = loaded.train.batch(torch.arange(min(cell.train.batch_size, len(loaded.train)))).to(cell.device)
+    for name, value in measure.memory(adapted, first).items():
+        setattr(record, name, value)
+    del first
+
+    torch.manual_seed(cell.seed)  # Dropout and stochastic depth do not depend on what was measured before.
+    for metrics in train(adapted, loaded.train, cell.train, cell.seed):
+        record.curve.append(metrics)
+        if on_epoch is not None:
+            on_epoch(metrics)
+    record.seconds = sum(m["seconds"] for m in record.curve)
+    # The first epoch pays for warm caches; a single epoch has nothing better to offer.
+    steady = record.curve[1:] or record.curve
+    record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
+    record.accuracy = accuracy(adapted, loaded.scored)
+
+
+def main(arguments: list[str]) -> int:
+    """``cell.json OUTPUT``: runs the cell of a JSON file and writes its record."""
+    if len(arguments) != 2:
+        print("usage: python -m s2a_bench.run CELL.json OUTPUT", file=sys.stderr)
+        return 2
+    try:
+        cell = from_dict(CellConfig, json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        record = run(cell, lambda m: print(json.dumps(m), flush=True))
+    except (OSError, ValueError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    path = write(record, Path(arguments[1]))
+    print(f"{record.status}: {path}")
+    return os.EX_OK if record.status == "done" else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

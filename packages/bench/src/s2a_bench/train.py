@@ -1,0 +1,112 @@
+"""The training loop and the scoring: AdamW, warm-up, cosine. No tracker, no sweep, no files."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from s2a_bench.config import TrainConfig
+
+
+class Images(Protocol):
+    """What the loop needs of data (see ``data.Images``)."""
+
+    labels: Tensor
+
+    def __len__(self) -> int: ...
+
+    def batch(self, indices: Tensor) -> Tensor: ...
+
+
+class Diverged(RuntimeError):
+    """The loss became NaN or infinite."""
+
+
+def schedule(step: int, total: int, warmup: int) -> float:
+    """Factor on the peak learning rate: linear from above zero over ``warmup`` steps, then cosine to zero."""
+    if step < warmup:
+        return (step + 1) / warmup
+    return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
+
+
+def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, object]]:
+    """Optimiser groups of what trains: the head apart (``head_lr``), decay on matrices only."""
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    head_lr = config.lr if config.head_lr is None else config.head_lr
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            lr = head_lr if name.startswith("head.") else config.lr
+            decay = config.weight_decay if parameter.ndim > 1 else 0.0
+            groups.setdefault((lr, decay), []).append(parameter)
+    return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
+
+
+def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> Iterator[dict[str, float]]:
+    """Trains ``model`` in place.
+
+    Args:
+        model: Images to logits; its device is used.
+        images: The training images.
+        config: The recipe.
+        seed: Of the order of the images.
+
+    Yields:
+        After every epoch: ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak group, last step), ``seconds`` (of the
+        epoch), ``images_per_second``.
+
+    Raises:
+        Diverged: A loss that is not finite.
+    """
+    device = next(model.parameters()).device
+    optimiser = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    order = torch.Generator().manual_seed(seed)
+    steps = -(-len(images) // config.batch_size)
+    total, step = steps * config.epochs, 0
+    model.train()
+    for epoch in range(1, config.epochs + 1):
+        started, loss_sum, lr = time.perf_counter(), 0.0, 0.0
+        for indices in torch.randperm(len(images), generator=order).split(config.batch_size):
+            factor = schedule(step, total, steps * config.warmup_epochs)
+            for group in optimiser.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            lr = config.lr * factor
+            labels = images.labels[indices].to(device)
+            logits = model(images.batch(indices).to(device))
+            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            value = loss.item()
+            if not math.isfinite(value):
+                raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            if config.clip_norm:
+                nn.utils.clip_grad_norm_(trained, config.clip_norm)
+            optimiser.step()
+            loss_sum += value * len(indices)
+            step += 1
+        seconds = time.perf_counter() - started
+        yield {
+            "epoch": epoch,
+            "loss": loss_sum / len(images),
+            "lr": lr,
+            "seconds": seconds,
+            "images_per_second": len(images) / seconds,
+        }
+
+
+def accuracy(model: nn.Module, images: Images, batch_size: int = 128) -> float:
+    """Top-1 accuracy in percent, one pass, in evaluation mode."""
+    device = next(model.parameters()).device
+    model.eval()
+    hits = 0
+    with torch.inference_mode():
+        for indices in torch.arange(len(images)).split(batch_size):
+            predicted = model(images.batch(indices).to(device)).argmax(1).cpu()
+            hits += int((predicted == images.labels[indices]).sum())
+    return 100.0 * hits / len(images)
