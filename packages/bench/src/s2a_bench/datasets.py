@@ -117,7 +117,7 @@ _CALTECH101_CLASSES = tuple(
 _RENDERED = "rendered by this package from a fixed seed"
 _IN_PACKAGE = "nothing to download"
 _NOAH = "VTAB-1k folder in NOAH's layout, or tensorflow_datasets "
-_NONE_STATED = "none stated by its authors"
+_NONE_STATED = "none known"
 
 
 def _mini(name: str, group: str, classes: int, test: int, source: str, licence: str, synthetic: bool = True) -> Dataset:

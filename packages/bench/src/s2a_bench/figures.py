@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -14,8 +15,8 @@ LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0
 FONT, LINE = 12.0, 14.0
 GLYPH = 6.9
 """Width kept free per character at ``FONT``: above the average of the usual interface fonts."""
-MANY = 14
-"""Above this many marks only the Pareto front and the first mark of each method are labelled."""
+MANY, FEW = 14, 5
+"""Above ``MANY`` marks, ``FEW`` of the Pareto front and the best of every other method are labelled."""
 
 # Light and dark variant of each method's colour. Neighbours differ in lightness too, and shapes repeat the message.
 COLOURS = {
@@ -85,6 +86,8 @@ def css(methods: Sequence[str]) -> Markup:
         ".fig .mark{fill:var(--m);stroke:var(--m)}.fig .ghost{fill:none;stroke:var(--m);stroke-width:1.5}"
         ".fig .tie{stroke:var(--m);opacity:.6}.fig .bar{stroke:var(--m);stroke-width:1.5;opacity:.75}"
         ".fig .lead{stroke:currentColor;opacity:.45;stroke-width:.75}.fig text.name{fill:var(--m);font-weight:600}"
+        # A rim of the page's colour, where the page names one, lifts names off the lines.
+        ".fig text.name{paint-order:stroke;stroke:var(--page,transparent);stroke-width:3px}"
         f"{light}@media (prefers-color-scheme:dark){{.fig{{color:#ddd}}{dark}}}"
         # Paper is white whatever the screen prefers.
         f"@media print{{.fig{{color:#222}}{light}}}"
@@ -92,7 +95,14 @@ def css(methods: Sequence[str]) -> Markup:
 
 
 def scatter(
-    marks: Sequence[Mark], methods: Sequence[str], *, title: str, x_label: str, log: bool, key: str = "", alone: bool = False
+    marks: Sequence[Mark],
+    methods: Sequence[str],
+    *,
+    title: str,
+    x_label: str,
+    log: bool,
+    key: str = "",
+    alone: bool = False,
 ) -> Markup:
     """Accuracy against a cost, with direct labels that do not overlap and the Pareto front.
 
@@ -120,9 +130,13 @@ def scatter(
         y = scale_y(value)
         grid.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
         grid.append(element("text", text, x=LEFT - 6, y=y + 4, text_anchor="end", class_="quiet"))
-    grid.append(element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle", class_="quiet"))
+    grid.append(
+        element("text", x_label, x=(LEFT + WIDTH - RIGHT) / 2, y=HEIGHT - 8, text_anchor="middle", class_="quiet")
+    )
     grid.append(element("text", "accuracy, %", x=6, y=TOP - 14, class_="quiet"))
-    grid.append(element("text", key, x=WIDTH - RIGHT, y=TOP - 14, text_anchor="end", class_="quiet") if key else Markup())
+    grid.append(
+        element("text", key, x=WIDTH - RIGHT, y=TOP - 14, text_anchor="end", class_="quiet") if key else Markup()
+    )
 
     front = stats.pareto([(m.x, m.y) for m in marks])
     steps = " ".join(f"{scale_x(marks[i].x):.1f},{scale_y(marks[i].y):.1f}" for i in front)
@@ -146,7 +160,8 @@ def scatter(
         parts.append(_shape(mark.method, x, y, 5.0, "mark"))
         drawn.append(element("g", *parts, class_=classes[mark.method]))
     anchors = [(scale_x(m.x), scale_y(m.y)) for m in marks]
-    names = _labels(marks, anchors, _to_label(marks, front), taken, classes)
+    path = [anchors[i] for i in front]
+    names = _labels(marks, anchors, _to_label(marks, front), taken, path, classes)
 
     style = element("style", css(methods)) if alone else Markup()
     format_ = {"xmlns": "http://www.w3.org/2000/svg"} if alone else {}
@@ -165,14 +180,32 @@ class _Box:
     bottom: float
 
     def meets(self, other: _Box) -> bool:
-        return self.left < other.right and other.left < self.right and self.top < other.bottom and other.top < self.bottom
+        beside = self.left < other.right and other.left < self.right
+        return beside and self.top < other.bottom and other.top < self.bottom
+
+    def distance(self, x: float, y: float) -> float:
+        """From a point to the nearest point of the box."""
+        return math.hypot(max(self.left - x, 0, x - self.right), max(self.top - y, 0, y - self.bottom))
+
+    def crossed(self, path: Sequence[tuple[float, float]]) -> bool:
+        """Whether a line through these points passes over the box."""
+        for (x0, y0), (x1, y1) in itertools.pairwise(path):
+            for k in range(33):
+                x, y = x0 + (x1 - x0) * k / 32, y0 + (y1 - y0) * k / 32
+                if self.left < x < self.right and self.top < y < self.bottom:
+                    return True
+        return False
 
 
 def _to_label(marks: Sequence[Mark], front: Sequence[int]) -> list[int]:
     if len(marks) <= MANY:
         return list(range(len(marks)))
-    first = {mark.method: index for index, mark in reversed(list(enumerate(marks)))}
-    return sorted({*front, *first.values()})
+    # A few of the front, spread over it, and the best mark of every method that is not among them.
+    few = min(FEW, len(front))
+    chosen = {front[round(k * (len(front) - 1) / max(1, few - 1))] for k in range(few)}
+    for method in sorted({mark.method for mark in marks} - {marks[i].method for i in chosen}):
+        chosen.add(max((i for i, mark in enumerate(marks) if mark.method == method), key=lambda i: (marks[i].y, -i)))
+    return sorted(chosen)
 
 
 def _labels(
@@ -180,9 +213,14 @@ def _labels(
     anchors: Sequence[tuple[float, float]],
     wanted: Sequence[int],
     taken: list[_Box],
+    path: Sequence[tuple[float, float]],
     classes: dict[str, str],
 ) -> list[Markup]:
-    """Greedy placement, the most crowded mark first; a name without room is left to the mark's tooltip."""
+    """Greedy placement, the most crowded mark first; a name without room is left to the mark's tooltip.
+
+    A name may cover nothing in ``taken``; of the places left it takes the one that is near its mark, not nearer to
+    another mark, and off the line ``path``.
+    """
     texts = []
     for index in wanted:
         lines = _lines(marks[index].label)
@@ -192,42 +230,56 @@ def _labels(
     placed: list[Markup] = []
     for _, index, lines, width, height in sorted(texts):
         x, y = anchors[index]
-        for box, far in _spots(x, y, width, height):
+        others = [anchor for i, anchor in enumerate(anchors) if i != index]
+        found: list[tuple[float, int, _Box]] = []
+        for rank, box in enumerate(_spots(x, y, width, height)):
             inside = box.left >= 2 and box.right <= WIDTH - 2 and box.top >= TOP - 8 and box.bottom <= HEIGHT - BOTTOM
             if not inside or any(box.meets(other) for other in taken):
                 continue
+            own = box.distance(x, y)
+            astray = any(box.distance(*other) < own + 4 for other in others)
+            found.append((own + 45 * astray + 12 * box.crossed(path), rank, box))
+        if found:
+            box = min(found)[2]
             taken.append(box)
-            parts = []
-            if far:
-                # From the mark's edge to the nearest point of the text's box.
-                end = (min(max(x, box.left), box.right), min(max(y, box.top + 2), box.bottom - 2))
-                reach = math.dist((x, y), end)
-                start = (x + (end[0] - x) * 7 / reach, y + (end[1] - y) * 7 / reach)
-                parts.append(element("line", x1=start[0], y1=start[1], x2=end[0], y2=end[1], class_="lead"))
+            lead = _lead(box, x, y)
             middle = (box.left + box.right) / 2
-            for row, line in enumerate(lines):
-                base = box.top + LINE * row + FONT - 1
-                parts.append(element("text", line, x=middle, y=base, text_anchor="middle", class_="name"))
-            placed.append(element("g", *parts, class_=classes[marks[index].method]))
-            break
+            words = [
+                element("text", line, x=middle, y=box.top + LINE * row + FONT - 1, text_anchor="middle", class_="name")
+                for row, line in enumerate(lines)
+            ]
+            placed.append(element("g", *lead, *words, class_=classes[marks[index].method]))
     return placed
 
 
-def _spots(x: float, y: float, width: float, height: float) -> list[tuple[_Box, bool]]:
-    """Where a text may go around a mark, the best place first: near before far, right before left."""
+def _spots(x: float, y: float, width: float, height: float) -> list[_Box]:
+    """Where a text may go around a mark; right before left, straight before slanted."""
     spots = []
-    for gap in (8.0, 14.0, 24.0, 36.0, 50.0, 66.0, 84.0):
+    for gap in (8.0, 13.0, 20.0, 28.0, 38.0, 50.0, 66.0, 84.0):
         for dx, dy in ((1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (1, 1), (-1, -1), (-1, 1)):
             reach = gap * (0.7 if dx and dy else 1)
             cx, cy = x + dx * (reach + width / 2), y + dy * (reach - 2 + height / 2)
-            spots.append((_Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2), gap > 14))
+            spots.append(_Box(cx - width / 2, cy - height / 2, cx + width / 2, cy + height / 2))
     return spots
 
 
+def _lead(box: _Box, x: float, y: float) -> list[Markup]:
+    """A thin line from a mark to a text that stands apart from it."""
+    end = (min(max(x, box.left), box.right), min(max(y, box.top + 2), box.bottom - 2))
+    reach = math.dist((x, y), end)
+    if reach < 17:
+        return []
+    start = (x + (end[0] - x) * 7 / reach, y + (end[1] - y) * 7 / reach)
+    return [element("line", x1=start[0], y1=start[1], x2=end[0], y2=end[1], class_="lead")]
+
+
 def _lines(label: str) -> list[str]:
-    """A label on at most three short lines: ``s2a (activations=exact)`` breaks before the bracket if it is long."""
+    """A label on at most three lines; ``s2a (activations=exact)`` is ``s2a exact`` here, as the tables have it all."""
     head, bracket, tail = label.partition(" (")
-    lines = [label] if len(label) <= 12 or not bracket else [head, *(f"({tail}".split(", "))]
+    options = [option.partition("=") for option in tail.removesuffix(")").split(", ")]
+    if bracket and all(value.isalpha() and value not in ("true", "false", "null") for _, _, value in options):
+        label, bracket = " ".join([head, *(value for _, _, value in options)]), ""
+    lines = [label] if len(label) <= 12 or not bracket else [head, *(f"({tail}".replace(", ", ",\n").split("\n"))]
     lines = [*lines[:2], "…"] if len(lines) > 3 else lines
     return [line if len(line) <= 26 else line[:25] + "…" for line in lines]
 
@@ -261,7 +313,8 @@ def _linear_axis(values: Sequence[float], start: float, end: float, pad: float) 
     """With ``pad`` 0 the axis begins at 0: the length of a cost then says how large it is."""
     low, high = min(values), max(values)
     room = (high - low) * pad or 1.0
-    low, high = (low - room, high + room) if pad else (0.0, high * 1.06 or 1.0)
+    # Twice as much above: that is where names crowd.
+    low, high = (low - room, high + 2 * room) if pad else (0.0, high * 1.06 or 1.0)
     unit = 10 ** math.floor(math.log10((high - low) / 5))
     step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= (high - low) / 6)
     decimals = max(0, -math.floor(math.log10(step)))
@@ -278,3 +331,9 @@ def _log_axis(values: Sequence[float], start: float, end: float, pad: float) -> 
         lambda v: start + (math.log10(v) - low) / (high - low) * (end - start),
         [(t, f"{t:,.0f}" if t >= 1 else f"{t:.{-math.floor(math.log10(t) + 1e-9)}f}") for t in ticks],
     )
+
+
+def swatch(method: str, methods: Sequence[str]) -> Markup:
+    """A method's marker, for tables."""
+    mark = element("g", _shape(method, 6.0, 6.0, 4.4, "mark"), class_=_classes(methods)[method])
+    return element("svg", mark, viewBox="0 0 12 12", class_="fig swatch", aria_hidden="true")

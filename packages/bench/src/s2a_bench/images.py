@@ -10,13 +10,15 @@ import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from s2a_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
@@ -52,6 +54,13 @@ def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
         handle = archive.extractfile(member) if member.isfile() and is_image(member.name) else None
         if handle is not None:
             yield member.name, handle.read()
+    # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
+    _drain(archive.fileobj)
+
+
+def _drain(stream: Any) -> None:
+    while stream is not None and stream.read(1 << 20):
+        pass
 
 
 def _zip_members(archive: zipfile.ZipFile, inner: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
@@ -60,6 +69,7 @@ def _zip_members(archive: zipfile.ZipFile, inner: tuple[str, ...]) -> Iterator[t
     if nested:
         with archive.open(nested[0]) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
             yield from _tar_members(tar)
+            _drain(stream)
         return
     for name in names:
         if is_image(name):
@@ -91,7 +101,7 @@ def members(source: Path, inner: tuple[str, ...] = ()) -> Iterator[tuple[str, by
                 with tarfile.open(source) as archive:
                     yield from _tar_members(archive)
         except _ARCHIVE_ERRORS as error:
-            reason = str(error) or type(error).__name__
+            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             raise InputError(f"{source} is not a readable archive ({reason}); download it again.") from error
         except OSError as error:
             raise InputError(f"{source} cannot be read ({error}); check the file and its permissions.") from error
@@ -166,6 +176,8 @@ def load_class_folders(source: Path, split: str, size: int) -> tuple[Tensor, Ten
         FileNotFoundError: No such source, or no image of the split in it.
         InputError: A broken archive or image.
     """
+    import torch  # takes seconds, and preparing data does without it
+
     found: list[tuple[str, str, bytes]] = []
     for name, data in members(source):
         parts = name.split("/")

@@ -12,25 +12,25 @@ class Markup(str):
     __slots__ = ()
 
 
-def element(name: str, *children: str, **attributes: Any) -> Markup:
+def element(tag: str, /, *children: str, **attributes: Any) -> Markup:
     """One element; plain strings among children and attribute values are escaped.
 
     Args:
-        name: The tag.
+        tag: Its name.
         children: Text, or ``Markup`` from this function.
         attributes: ``class_`` gives ``class``, ``stroke_width`` gives ``stroke-width``; ``None`` and ``False`` leave
             the attribute out, ``True`` gives a bare one.
     """
-    parts = [name]
+    parts = [tag]
     for key, value in attributes.items():
         if value is None or value is False:
             continue
         key = key.rstrip("_").replace("_", "-")
         parts.append(key if value is True else f'{key}="{html.escape(_text(value))}"')
     head = " ".join(parts)
-    if name in _VOID:
+    if tag in _VOID:
         return Markup(f"<{head}>")
-    return Markup(f"<{head}>{join(children)}</{name}>")
+    return Markup(f"<{head}>{join(children)}</{tag}>")
 
 
 def join(children: Any, between: str = "") -> Markup:

@@ -1,11 +1,10 @@
-"""From records to what a report shows: sections, rows, cells and the sentences that say what is comparable."""
+"""From records to what a report shows: sections that may stand in one table, their rows and cells."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 import json
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -59,7 +58,9 @@ class Section:
     Attributes:
         groups: Datasets by group, both in the order of the columns.
         best: By column, the label of the row that is above all others by more than the noise.
-        missing: Cells of the grid without a record, in words.
+        missing: Label, dataset and seeds of the grid's cells without a record.
+        failed: Label and record of failed cells.
+        records: Label and record of all cells.
     """
 
     suite: str
@@ -68,8 +69,7 @@ class Section:
     groups: Mapping[str, tuple[str, ...]]
     rows: tuple[Row, ...]
     best: Mapping[str, str]
-    notes: tuple[str, ...]
-    missing: tuple[str, ...]
+    missing: tuple[tuple[str, str, tuple[int, ...]], ...]
     failed: tuple[tuple[str, Record], ...]
     records: tuple[tuple[str, Record], ...]
 
@@ -87,7 +87,7 @@ def sections(records: Iterable[Record]) -> list[Section]:
         if record.status == "failed":
             failed.append(record)
         else:
-            buckets[(record.suite, record.backbone, _key(stats.setting(record)))].append(record)
+            buckets[(record.suite, record.backbone, key_of(stats.setting(record)))].append(record)
     for record in failed:
         buckets[_home(record, buckets)].append(record)
     newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
@@ -97,59 +97,22 @@ def sections(records: Iterable[Record]) -> list[Section]:
     return [_section(buckets[key]) for key in keys]
 
 
-def shown(stat: Stat | None) -> str:
-    """``91.2 ± 0.4``, ``91.2`` for one seed, a dash for nothing."""
-    if stat is None:
-        return "–"
-    return f"{stat.mean:.1f}" if stat.std is None else f"{stat.mean:.1f} ± {stat.std:.1f}"
-
-
-def number(value: float | None, digits: int = 3) -> str:
-    """``value`` with about ``digits`` significant digits and never an exponent; a dash for nothing."""
-    if value is None or not math.isfinite(value):
-        return "–"
-    decimals = max(0, digits - 1 - (math.floor(math.log10(abs(value))) if value else 0))
-    return f"{value:,.{min(decimals, 4)}f}"
-
-
-def seeds_shown(seeds: Sequence[int]) -> str:
-    """``0-2`` for consecutive seeds, ``0, 3`` else."""
-    if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
-        return f"{seeds[0]}-{seeds[-1]}"
-    return ", ".join(map(str, seeds))
-
-
-def setting_shown(setting: Mapping[str, Any]) -> str:
-    """A setting as half a sentence."""
-    words = [f"{setting['epochs']} epochs", f"scored on {setting['evaluated_on']}"]
-    words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
-    words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
-    return ", ".join([*words, f"protocol {setting['protocol']}"])
-
-
-def cause(record: Record) -> str:
-    """Why a cell failed, in one line."""
-    error = record.error or {}
-    text = ": ".join(part for part in (error.get("type", ""), error.get("message", "")) if part)
-    return " ".join(text.split()) or "no cause recorded"
-
-
-def _key(values: Any) -> str:
+def key_of(values: Any) -> str:
+    """Equal values, equal text."""
     return json.dumps(values, sort_keys=True, default=str)
 
 
 def _home(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
-    """Where a failed record belongs: it may have failed before its checkpoint was known."""
-    own = (record.suite, record.backbone, _key(stats.setting(record)))
-    if own in buckets or record.checkpoint_id:
-        return own
-    blind = {**stats.setting(record), "checkpoint_id": None}
+    """Where a failed record belongs: it may have failed before its checkpoint or data were known."""
+    own = stats.setting(record)
+    known = {k: v for k, v in own.items() if v not in (None, "")}
     near = [
         (max(r.started_at for r in bucket), key)
         for key, bucket in buckets.items()
-        if key[:2] == own[:2] and {**stats.setting(bucket[0]), "checkpoint_id": None} == blind
+        if key[:2] == (record.suite, record.backbone) and known.items() <= stats.setting(bucket[0]).items()
     ]
-    return max(near)[1] if near else own
+    exact = (record.suite, record.backbone, key_of(own))
+    return exact if exact in buckets or not near else max(near)[1]
 
 
 def _section(records: Sequence[Record]) -> Section:
@@ -163,14 +126,14 @@ def _section(records: Sequence[Record]) -> Section:
 
     rows: list[Row] = []
     labelled: list[tuple[str, Record]] = []
-    missing: list[str] = []
+    missing: list[tuple[str, str, tuple[int, ...]]] = []
     for label, members in _variants(records):
         rows.append(_row(label, members, groups, reference))
-        labelled += [(label, record) for record in members]
+        labelled += [(label, record) for record in sorted(members, key=lambda r: (datasets.index(r.dataset), r.seed))]
         for name in datasets:
             absent = sorted(set(wanted) - {r.seed for r in members if r.dataset == name})
             if absent:
-                missing.append(f"{label} on {name}: seed {seeds_shown(absent)}")
+                missing.append((label, name, tuple(absent)))
     return Section(
         suite=first.suite,
         backbone=first.backbone,
@@ -178,7 +141,6 @@ def _section(records: Sequence[Record]) -> Section:
         groups=groups,
         rows=tuple(rows),
         best=_best(rows, groups),
-        notes=tuple(_notes(rows, labelled)),
         missing=tuple(missing),
         failed=tuple((label, record) for label, record in labelled if record.status == "failed"),
         records=tuple(labelled),
@@ -188,8 +150,8 @@ def _section(records: Sequence[Record]) -> Section:
 def _reference(records: Sequence[Record]) -> str:
     """Which data this section's column is about: the most frequent, then the newest."""
     done = [r for r in records if r.status == "done"]
-    counts = collections.Counter(_key(stats.data_identity(r)) for r in done)
-    newest = {_key(stats.data_identity(r)): r.started_at for r in sorted(done, key=lambda r: r.started_at)}
+    counts = collections.Counter(key_of(stats.data_identity(r)) for r in done)
+    newest = {key_of(stats.data_identity(r)): r.started_at for r in sorted(done, key=lambda r: r.started_at)}
     return max(counts, key=lambda k: (counts[k], newest[k], k), default="")
 
 
@@ -202,20 +164,20 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for method, members in by_method.items():
         recipes: dict[str, set[str]] = collections.defaultdict(set)
         for r in members:
-            recipes[_key([r.method_config, r.dataset])].add(_key(r.train_config))
+            recipes[key_of([r.method_config, r.dataset])].add(key_of(r.train_config))
         swept = any(len(several) > 1 for several in recipes.values())
         options = [_options(record, swept) for record in members]
         keys = sorted({key for option in options for key in option})
-        differing = [k for k in keys if len({_key(o.get(k, _ABSENT)) for o in options}) > 1]
+        differing = [k for k in keys if len({key_of(o.get(k, _ABSENT)) for o in options}) > 1]
         buckets: dict[str, list[Record]] = collections.defaultdict(list)
         parts: dict[str, dict[str, Any]] = {}
         for record, option in zip(members, options, strict=True):
             part = {k: option[k] for k in differing if k in option}
-            buckets[_key(part)].append(record)
-            parts[_key(part)] = part
+            buckets[key_of(part)].append(record)
+            parts[key_of(part)] = part
         order = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
         for key, bucket in buckets.items():
-            values = ", ".join(f"{k}={_value(v)}" for k, v in parts[key].items())
+            values = ", ".join(f"{k}={option_value(v)}" for k, v in parts[key].items())
             natural = tuple(_natural(parts[key].get(k)) for k in differing)
             found.append(((order, method, natural), f"{method} ({values})" if values else method, bucket))
     return [(label, bucket) for _, label, bucket in sorted(found, key=lambda row: row[:2])]
@@ -229,8 +191,9 @@ def _options(record: Record, recipe: bool) -> dict[str, Any]:
     return options | {f"train.{k}": v for k, v in record.train_config.items()} if recipe else options
 
 
-def _value(value: Any) -> str:
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else _key(value)
+def option_value(value: Any) -> str:
+    """An option as it is written on a command line."""
+    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else key_of(value)
 
 
 def _natural(value: Any) -> tuple[int, float, str]:
@@ -242,7 +205,9 @@ def _natural(value: Any) -> tuple[int, float, str]:
     return (2, 0.0, str(value))
 
 
-def _row(label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, str]) -> Row:
+def _row(
+    label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, str]
+) -> Row:
     cells: dict[str, Cell] = {}
     counted: list[Record] = []
     for name in (name for names in groups.values() for name in names):
@@ -261,7 +226,7 @@ def _row(label: str, records: Sequence[Record], groups: Mapping[str, Sequence[st
 
 def _cell(records: Sequence[Record], reference: str) -> tuple[Cell, list[Record]]:
     done = [r for r in records if r.status == "done"]
-    good = [r for r in done if _key(stats.data_identity(r)) == reference]
+    good = [r for r in done if key_of(stats.data_identity(r)) == reference]
     reasons: list[str] = []
     if failures := len(records) - len(done):
         reasons.append(f"{failures} of {len(records)} seeds failed" if done else "failed")
@@ -269,15 +234,15 @@ def _cell(records: Sequence[Record], reference: str) -> tuple[Cell, list[Record]
         return Cell(None, False, tuple(reasons) or ("not run",)), []
     if not good:
         # Shown, since it was paid for, but it stands beside numbers from other images.
-        other = collections.Counter(_key(stats.data_identity(r)) for r in done).most_common(1)[0][0]
-        good = [r for r in done if _key(stats.data_identity(r)) == other]
+        other = collections.Counter(key_of(stats.data_identity(r)) for r in done).most_common(1)[0][0]
+        good = [r for r in done if key_of(stats.data_identity(r)) == other]
         try:
             stat = stats.task_mean(good)
         except stats.NotComparable as error:
             return Cell(None, False, (*reasons, str(error))), []
-        return Cell(stat, False, (*reasons, "not comparable: data_id or split_id is not this column's")), []
+        return Cell(stat, False, (*reasons, "not comparable: other data than this column")), []
     if len(good) < len(done):
-        reasons.append(f"{len(done) - len(good)} left out: data_id or split_id is not this column's")
+        reasons.append(f"{len(done) - len(good)} left out: other data than this column")
     try:
         return Cell(stats.task_mean(good), True, tuple(reasons)), good
     except stats.NotComparable as error:
@@ -311,61 +276,3 @@ def _best(rows: Sequence[Row], groups: Mapping[str, Sequence[str]]) -> dict[str,
             if others and all(stats.clearly_above(stat, other) for other in others):
                 best[column] = label
     return best
-
-
-def _notes(rows: Sequence[Row], labelled: Sequence[tuple[str, Record]]) -> list[str]:
-    """What a reader must know before comparing numbers of this section with each other or with a paper."""
-    done = [record for _, record in labelled if record.status == "done"]
-    if not done:
-        return ["No cell of this section has finished."]
-    notes = []
-    if any(r.random_weights for r in done):
-        notes.append("Backbone weights are random: accuracies say nothing about transfer, only memory and speed count.")
-    limits = sorted({f"{k}={v}" for r in done for k, v in r.data_config.items() if k.startswith("limit_") and v is not None})
-    if limits:
-        notes.append(f"Limited data ({', '.join(limits)}): not comparable with runs on the full lists.")
-    if any(r.evaluated_on == "val" for r in done):
-        notes.append("Scored on the validation images, trained without them: not comparable with published test numbers.")
-    for flag, text in (
-        ("synthetic", "Rendered images, not photographs, comparable only within this suite"),
-        ("lossy", "Images were stored lossily (JPEG), which alone can move accuracies by points"),
-    ):
-        names = sorted({r.dataset for r in done if getattr(r, flag)})
-        if names:
-            notes.append(f"{text}: {', '.join(names)}.")
-    if all(len(row.seeds) < 2 for row in rows):
-        notes.append("One seed per cell: the spread between seeds is unknown, so no difference is called real.")
-    elif len({row.seeds for row in rows if row.seeds}) > 1:
-        notes.append("Rows do not share the same seeds; see the column.")
-    if short := [row.label for row in rows if row.averages is None]:
-        notes.append(f"No averages for {', '.join(short)}: not every task counts there.")
-    batches = sorted({b for r in done if (b := r.train_config.get("batch_size")) is not None})
-    if len(batches) > 1:
-        notes.append(f"Batch sizes differ ({', '.join(map(str, batches))}): memory and speed do not compare.")
-    if len({_key(r.hardware) for r in done}) > 1:
-        notes.append("Cells ran on different hardware: images/s do not compare between them.")
-    for what, values in (("code versions", {r.git_sha for r in done}), ("library versions", {_key(r.versions) for r in done})):
-        if len(values) > 1:
-            notes.append(f"Cells ran with {len(values)} {what}; the protocol version is the same.")
-    if any(r.git_dirty for r in done):
-        notes.append("Some cells ran from a working tree with uncommitted changes.")
-    return notes + _recipes(labelled)
-
-
-def _recipes(labelled: Sequence[tuple[str, Record]]) -> list[str]:
-    """The training recipe: what all rows share, then what sets them apart."""
-    done = [(label, r) for label, r in labelled if r.status == "done"]
-    keys = sorted({k for _, r in done for k in r.train_config})
-    common, apart = [], []
-    for key in keys:
-        values: dict[str, list[str]] = {}
-        for label, record in done:
-            text = _value(record.train_config.get(key))
-            if text not in values.setdefault(label, []):
-                values[label].append(text)
-        if len({tuple(v) for v in values.values()}) == 1 and all(len(v) == 1 for v in values.values()):
-            common.append(f"{key}={next(iter(values.values()))[0]}")
-        else:
-            apart.append(f"{key}: " + ", ".join(f"{label} {' or '.join(v)}" for label, v in values.items()))
-    notes = [f"Recipe of all rows: {', '.join(common)}."] if common else []
-    return notes + [f"Recipe by row, {text}." for text in apart]

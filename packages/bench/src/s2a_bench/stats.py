@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 import math
 import statistics
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -113,12 +114,19 @@ def setting(record: Record) -> dict[str, Any]:
         "epochs": record.epochs,
         "limit_train": record.data_config.get("limit_train"),
         "limit_test": record.data_config.get("limit_test"),
+        "image_size": record.data_config.get("size"),
+        "preprocessing": _view(record.data_config),
     }
 
 
 def data_identity(record: Record) -> dict[str, Any]:
     """What all records of one dataset must share, by name."""
-    return {"data_id": record.data_id, "split_id": record.split_id}
+    return {
+        "data_id": record.data_id,
+        "split_id": record.split_id,
+        "train_images": record.train_images,
+        "scored_images": record.scored_images,
+    }
 
 
 def task_mean(records: Sequence[Record]) -> Stat:
@@ -181,6 +189,12 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
         if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
             front.append(index)
     return front
+
+
+def _view(config: Mapping[str, Any]) -> str:
+    """How images reach the model, as text: lists of a file and tuples of a fresh record are the same."""
+    view = {key: config[key] for key in ("mean", "std", "interpolation", "resize") if key in config}
+    return json.dumps(view, sort_keys=True) if view else ""
 
 
 def _who(record: Record) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Adapted(nn.Module):
         self.config = config
         self.image_size = view.image_size
         self._edits = edits
+        self._dtype = next(view.model.parameters()).dtype
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
@@ -69,6 +70,7 @@ def attach(
         raise S2AError(f"The model is already adapted by {name!r}; call s2a.detach on the adapted model first.")
     if num_classes is not None and num_classes < 1:
         raise S2AError(f"num_classes={num_classes} is too small; give at least 1, or None to keep the model's.")
+    training = model.training
     view = describe(model, image_size)
     classifier = view.module(view.classifier)
     if num_classes is None and not isinstance(classifier, nn.Linear):
@@ -78,8 +80,10 @@ def attach(
         edits.replace(model, view.classifier, nn.Identity())
         for parameter in model.parameters():
             edits.freeze(parameter)
-        for buffer in model.buffers():
-            edits.preserve(buffer)
+        for module in model.modules():
+            for buffer, value in module._buffers.items():
+                if value is not None:
+                    edits.preserve(module, buffer)
         reference = next(model.parameters())
         method = entry.method(config, view, edits).to(reference.device, reference.dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
@@ -88,7 +92,11 @@ def attach(
     except BaseException:
         edits.undo()
         raise
-    return Adapted(view, config, entry.name, method, head, edits).train(model.training)
+    adapted = Adapted(view, config, entry.name, method, head, edits)
+    for part in (method, head):  # The backbone's modules keep the modes they were in.
+        part.train(training)
+    adapted.training = training
+    return adapted
 
 
 def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | None) -> nn.Linear:
@@ -123,6 +131,11 @@ def detach(adapted: Adapted) -> nn.Module:
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
     adapted._edits.undo()
+    reference = next(model.parameters())
+    classifier: Any = model.get_classifier()  # type: ignore[operator]
+    classifier.to(reference.device)  # It was set aside while the rest of the model may have moved.
+    if reference.dtype != adapted._dtype:
+        classifier.to(reference.dtype)
     return model
 
 

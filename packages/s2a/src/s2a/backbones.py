@@ -5,8 +5,9 @@ Nothing else in the project asks what class a model is. A family is one entry of
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, Literal
 
@@ -58,7 +59,7 @@ class Block:
         prefix: Class and register tokens in front of the grid (NLC only).
         layout: See ``Family.layout``.
         window: Side of the attention windows; 0 where attention is global or absent.
-        linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``) -> dotted path in the model.
+        linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``) -> dotted path in the model, of layers that are called.
     """
 
     name: str
@@ -170,7 +171,9 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
         size = (image_size, image_size)
     else:
         size = (int(image_size[0]), int(image_size[1]))
-    inputs = _block_inputs(model, [name for stage in stages for name in stage], size)
+    names = [name for stage in stages for name in stage]
+    linears = [f"{n}.{path}" for n in names for path in family.linears.values() if _has_linear(model, f"{n}.{path}")]
+    inputs = _module_inputs(model, [*names, *linears], size)
     blocks = []
     for s, names in enumerate(stages):
         for name in names:
@@ -182,16 +185,28 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
                 )
             channels, grid, prefix = _geometry(model, family.layout, shape, size)
             block = model.get_submodule(name)
-            linears = {
-                role: f"{name}.{path}" for role, path in family.linears.items() if _has_linear(block, path)
-            }
+            # Some blocks read a layer's weight without calling the layer (EVA): a hook there would never run.
+            called = {role: f"{name}.{path}" for role, path in family.linears.items() if f"{name}.{path}" in inputs}
             window = int(getattr(block, "window_size", (0,))[0]) if family.windowed else 0
-            blocks.append(Block(name, s, channels, grid, prefix, family.layout, window, linears))
-    classifier = _classifier_name(model)
+            blocks.append(Block(name, s, channels, grid, prefix, family.layout, window, called))
+    classifier = classifier_name(model)
     return Backbone(model, family.name, tuple(blocks), int(model.head_hidden_size), classifier, size)  # type: ignore
 
 
-def _block_inputs(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
+@contextlib.contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode without gradient; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    try:
+        model.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+
+
+def _module_inputs(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {}
 
     def record(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
@@ -199,15 +214,17 @@ def _block_inputs(model: nn.Module, names: Sequence[str], size: tuple[int, int])
 
     handles = [model.get_submodule(n).register_forward_pre_hook(partial(record, n)) for n in names]
     reference = next(model.parameters())
-    training = model.training
     try:
-        model.eval()
-        with torch.no_grad():
+        with evaluating(model):
             channels = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
             blank = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
             model.forward_features(blank)  # type: ignore[operator]
+    except (AssertionError, RuntimeError) as error:
+        raise UnsupportedModel(
+            f"{type(model).__name__} cannot take an image of {size[0]} x {size[1]} pixels ({error}); "
+            "create it for that size, or give the image_size that it was made for."
+        ) from error
     finally:
-        model.train(training)
         for handle in handles:
             handle.remove()
     return shapes
@@ -232,14 +249,19 @@ def _geometry(
     return shape[2], grid, prefix
 
 
-def _has_linear(block: nn.Module, path: str) -> bool:
+def _has_linear(model: nn.Module, path: str) -> bool:
     try:
-        return isinstance(block.get_submodule(path), nn.Linear | nn.Conv2d)
+        return isinstance(model.get_submodule(path), nn.Linear | nn.Conv2d)
     except AttributeError:
         return False
 
 
-def _classifier_name(model: Any) -> str:
+def classifier_name(model: Any) -> str:
+    """Dotted path of the classifier.
+
+    Raises:
+        UnsupportedModel: No single module is the classifier.
+    """
     head = model.get_classifier()
     for name, module in model.named_modules():
         if module is head:

@@ -112,6 +112,8 @@ def _sites(config: S2AConfig, backbone: Backbone) -> tuple[Block, ...]:
 class S2A(Method):
     """Biases, Low-Rank Prompts and the Lite Side Branch on a backbone with quantised non-parametric layers."""
 
+    identity_at_start = True
+
     def __init__(self, config: S2AConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
         sites = _sites(config, backbone)

@@ -29,10 +29,13 @@ class Method(nn.Module):
 
     Attributes:
         feature_dim: Width of ``forward``'s output, the head's input.
+        identity_at_start: True where the first ``backbone.features`` columns of ``forward``'s output are the backbone's
+            own before any training.
         trains_backbone: False where the backbone runs under ``no_grad`` and keeps nothing for the backward pass.
     """
 
     feature_dim: int
+    identity_at_start: bool = False
     trains_backbone: bool = True
 
     def __init__(self, config: Any, backbone: Backbone, edits: Edits) -> None:
@@ -84,7 +87,11 @@ def _load() -> None:
     if not _loaded:
         _loaded = True
         for point in entry_points(group="s2a.methods"):
-            point.load()
+            try:
+                point.load()
+            except Exception as error:
+                _loaded = False
+                raise S2AError(f"The methods of {point.value!r} cannot be imported ({error}); repair or uninstall it.") from error
 
 
 def list_methods() -> list[str]:

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from s2a.attach import Adapted, attach
-from s2a.backbones import describe
+from s2a.backbones import classifier_name
 from s2a.errors import S2AError, StateMismatch
 from s2a.registry import method_config
 
@@ -30,13 +30,13 @@ def backbone_id(model: nn.Module, edits: Any = None) -> str:
         model: The backbone.
         edits: The log of an adapted backbone; the values from before the edits are hashed.
     """
-    classifier = None if edits is not None else describe(model).classifier
+    classifier = None if edits is not None else classifier_name(model)
     digest = hashlib.sha256()
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name, tensor in sorted(tensors.items()):
         if classifier and (name == classifier or name.startswith(f"{classifier}.")):
             continue
-        value = (tensor if edits is None else edits.original(tensor)).detach().cpu().contiguous()
+        value = (tensor if edits is None else edits.original(tensor)).detach().to("cpu", tensor.dtype).contiguous()
         digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
         digest.update(value.reshape(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
@@ -47,7 +47,7 @@ def trained_state(adapted: Adapted) -> dict[str, Tensor]:
     state = {name: p.detach() for name, p in adapted.named_parameters() if p.requires_grad}
     persistent = adapted.state_dict(keep_vars=True)
     for name, buffer in adapted.named_buffers():
-        if name in persistent and not torch.equal(buffer, adapted._edits.original(buffer).to(buffer.device)):
+        if name in persistent and not torch.equal(buffer, adapted._edits.original(buffer).to(buffer)):
             state[name] = buffer
     return state
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import types
 from collections.abc import Callable
 from typing import Any
@@ -60,8 +61,15 @@ class _Trained:
 
 @dataclasses.dataclass
 class _Preserved:
-    tensor: Tensor
+    """A buffer by its place: moving a model to another device or dtype gives it new buffer tensors."""
+
+    module: nn.Module
+    name: str
     value: Tensor
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.name)
 
     def undo(self) -> None:
         self.tensor.copy_(self.value)
@@ -98,7 +106,7 @@ class Edits:
     def override(self, module: nn.Module, name: str, value: Any) -> None:
         """Sets an attribute of the instance; a plain function becomes a method (``forward``, say)."""
         if isinstance(value, types.FunctionType):
-            value = types.MethodType(value, module)
+            value = functools.partial(value, module)  # A bound method of a function outside the class has no pickle.
         had = name in module.__dict__
         self._log.append(_Overridden(module, name, had, module.__dict__.get(name)))
         setattr(module, name, value)
@@ -113,9 +121,9 @@ class Edits:
         self._log.append(_Trained(parameter, parameter.requires_grad, parameter.detach().clone()))
         parameter.requires_grad_(True)
 
-    def preserve(self, tensor: Tensor) -> None:
+    def preserve(self, module: nn.Module, name: str) -> None:
         """Keeps a copy of a buffer that training may change (batch-norm statistics)."""
-        self._log.append(_Preserved(tensor, tensor.detach().clone()))
+        self._log.append(_Preserved(module, name, getattr(module, name).detach().clone()))
 
     def original(self, tensor: Tensor) -> Tensor:
         """The value a parameter or buffer had before the edits."""

@@ -7,6 +7,7 @@ ones to zero.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -35,8 +36,8 @@ def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     Returns:
         Packed codes (uint8), minima and scales ``(rows, 1)`` float16. Codes refer to the *rounded* minimum and scale.
     """
-    flat = y.reshape(-1, y.shape[-1])
-    rows, width = flat.shape
+    rows, width = math.prod(y.shape[:-1]), y.shape[-1]
+    flat = y.reshape(rows, width)
     top = (1 << bits) - 1
     low = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
     scale = torch.empty_like(low)
@@ -123,7 +124,7 @@ class _QuantizedAttention(torch.autograd.Function):
 
 def quantized_softmax(x: Tensor, bits: int = 4) -> Tensor:
     """Softmax over the last axis that keeps its output in ``bits`` bits."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not (torch.is_grad_enabled() and x.requires_grad) or x.dim() == 0:
         return x.softmax(-1)
     return _QuantizedSoftmax.apply(x, bits)  # type: ignore[no-any-return]
 

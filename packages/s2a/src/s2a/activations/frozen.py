@@ -42,7 +42,7 @@ class _FrozenConv2d(torch.autograd.Function):
 
 def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What ``conv(x)`` returns, without keeping ``x``; the stock path where the weight trains or pads unusually."""
-    unusual = isinstance(conv.padding, str) or conv.padding_mode != "zeros"
+    unusual = isinstance(conv.padding, str) or conv.padding_mode != "zeros" or x.dim() != 4
     if unusual or conv.weight.requires_grad or not torch.is_grad_enabled():
         return conv._conv_forward(x, conv.weight, conv.bias)
     weight, bias, device = conv.weight, conv.bias, x.device.type

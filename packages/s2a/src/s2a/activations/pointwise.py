@@ -28,7 +28,7 @@ class Code:
 
     Attributes:
         bits: Width of a code.
-        borders: ``2 ** bits - 1`` ascending cell borders; a border belongs to the cell on its left.
+        borders: ``2 ** bits - 1`` ascending cell borders; a border belongs to the cell on its left, on a uniform grid to the even code.
         values: ``2 ** bits`` values of the derivative.
         uniform: ``(low, high)`` of a uniform grid with levels at both ends: arithmetic instead of a border search.
         labels: Code of every cell, where several cells share one; ``None``: the cell's index.

@@ -27,7 +27,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.attach import Adapted
-from s2a.backbones import family_of
+from s2a.backbones import evaluating, family_of
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
@@ -82,13 +82,10 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
         if isinstance(module, _PARAMETRIC) or type(module) in ACTIVATIONS or _is_attention(module):
             handles.append(module.register_forward_hook(count))
     reference = next(adapted.parameters())
-    training = adapted.training
     try:
-        adapted.eval()
-        with torch.no_grad():
+        with evaluating(adapted):
             adapted(torch.zeros(1, 3, *adapted.image_size, device=reference.device, dtype=reference.dtype))
     finally:
-        adapted.train(training)
         for handle in handles:
             handle.remove()
     weights = 4 * sum(p.numel() for p in adapted.parameters())

@@ -59,17 +59,24 @@ class Transition(nn.Module):
     Args:
         channels: c before.
         channels_out: c after.
-        factor: Ratio of the two maps' sides.
+        grid: Height and width before.
+        grid_out: Height and width after.
     """
 
-    def __init__(self, channels: int, channels_out: int, factor: int) -> None:
+    def __init__(self, channels: int, channels_out: int, grid: tuple[int, int], grid_out: tuple[int, int]) -> None:
         super().__init__()
+        factor = tuple(max(1, round(a / b)) for a, b in zip(grid, grid_out, strict=True))
+        # Zeros on the right and below, where a backbone rounds an odd side up.
+        self.missing = [max(0, b * f - a) for a, b, f in zip(grid, grid_out, factor, strict=True)]
         self.norm = nn.LayerNorm(channels)
-        self.conv = nn.Conv2d(channels, channels_out, factor, stride=factor)
+        self.conv = nn.Conv2d(channels, channels_out, factor, stride=factor)  # type: ignore[arg-type]
 
     def forward(self, grid: Tensor) -> Tensor:
-        """``(B, c, H, W)`` to ``(B, c_out, H / factor, W / factor)``."""
-        return self.conv(self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
+        """``(B, c, *grid)`` to ``(B, c_out, *grid_out)``."""
+        normed = self.norm(grid.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+        if any(self.missing):
+            normed = F.pad(normed, (0, self.missing[1], 0, self.missing[0]))
+        return self.conv(normed)
 
 
 class LiteSideBranch(nn.Module):
@@ -103,8 +110,7 @@ class LiteSideBranch(nn.Module):
         self.transitions = nn.ModuleDict()
         for i in range(1, len(blocks)):
             if blocks[i].grid != blocks[i - 1].grid or widths[i] != widths[i - 1]:
-                factor = max(1, round(blocks[i - 1].grid[0] / blocks[i].grid[0]))
-                self.transitions[str(i)] = Transition(widths[i - 1], widths[i], factor)
+                self.transitions[str(i)] = Transition(widths[i - 1], widths[i], blocks[i - 1].grid, blocks[i].grid)
         self._taps: list[Tensor | None] = []
 
     def start(self) -> None:

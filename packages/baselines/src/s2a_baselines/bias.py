@@ -1,0 +1,33 @@
+"""BitFit: only biases train (Ben Zaken et al., "BitFit", ACL 2022).
+
+The original selects parameters by the substring "bias"; this also takes Swin's ``relative_position_bias_table``, which
+is added to attention logits. Here, as in the paper's counts, only biases that are added to a layer's output train.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from s2a.activations import release_frozen_inputs
+from s2a.backbones import Backbone
+from s2a.registry import Method, register_method
+from s2a.structure.bias import additive_biases
+from s2a.surgery import Edits
+
+
+@dataclasses.dataclass(frozen=True)
+class BiasConfig:
+    """Bias tuning has nothing to choose."""
+
+
+@register_method("bias", BiasConfig)
+class Bias(Method):
+    """Every bias of a linear, convolution or normalisation layer trains."""
+
+    identity_at_start = True
+
+    def __init__(self, config: BiasConfig, backbone: Backbone, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        for bias in additive_biases(backbone.model).values():
+            edits.train(bias)
+        release_frozen_inputs(backbone.model, edits)

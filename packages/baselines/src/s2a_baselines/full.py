@@ -1,0 +1,26 @@
+"""Full fine-tuning: everything trains. The upper line of every table, and the yardstick of memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from s2a.backbones import Backbone
+from s2a.registry import Method, register_method
+from s2a.surgery import Edits
+
+
+@dataclasses.dataclass(frozen=True)
+class FullConfig:
+    """Full fine-tuning has nothing to choose."""
+
+
+@register_method("full", FullConfig)
+class Full(Method):
+    """Every parameter of the backbone trains."""
+
+    identity_at_start = True
+
+    def __init__(self, config: FullConfig, backbone: Backbone, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        for parameter in backbone.model.parameters():
+            edits.train(parameter)

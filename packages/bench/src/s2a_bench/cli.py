@@ -1,0 +1,297 @@
+"""The command line: arguments in, exit code out. Nothing below this file reads arguments."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from rich.console import Console
+
+from s2a_bench.errors import InputError
+
+BAD_INPUT = 2
+
+_Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
+_Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
+_Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+_Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs the missing cells of a grid (datasets x backbones x methods x seeds), then reports on all of them.
+
+    Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
+
+    Attributes:
+        suite: mini (offline, embedded), vtab, ...
+        datasets: Datasets of the suite; its default subset if left out.
+        backbones: timm names, mini_vit, ...
+        methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
+        seeds: One cell each.
+        epochs: Passes over the training images; short for --set train.epochs=N.
+        batch_size: Images per step; short for --set train.batch_size=N.
+        data_dir: Where prepared datasets lie.
+        output: Folder of records, report and the default tracking store.
+        tracking_uri: MLflow store: sqlite:///PATH or http://HOST:PORT; <output>/mlflow.db if left out.
+        set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
+        weights: Local .safetensors or .pth file for the backbone.
+        random_weights: Start from random weights; the record says so.
+        image_size: Side in pixels, instead of the checkpoint's own.
+        limit_train: Keep this many training images.
+        limit_test: Keep this many of the images that are scored.
+        evaluate: test: train on the 1,000, score the test set once. val: train on 800, score the other 200.
+        device: cpu, cuda, cuda:0.
+        serial: Run cell after cell in this process, without Ray.
+        max_concurrent: Cells at once; chosen by cores and memory if left out.
+        dry_run: Only print what would run.
+    """
+
+    suite: str = "mini"
+    datasets: _Names = ()
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: tuple[int, ...] = (0,)
+    epochs: _Number = None
+    batch_size: _Number = None
+    data_dir: _Folder = None
+    output: Path = Path("results")
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    set: _Settings = ()
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    random_weights: bool = False
+    image_size: _Number = None
+    limit_train: _Number = None
+    limit_test: _Number = None
+    evaluate: Literal["test", "val"] = "test"
+    device: str = "cpu"
+    serial: bool = False
+    max_concurrent: _Number = None
+    dry_run: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands, grid
+
+        same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
+        request = grid.Request(**{name: getattr(self, name) for name in same}, settings=_flat(self.set))
+        # The workers' folder is not this one.
+        paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
+        conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
+        return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Parameters, theoretical and measured memory of one training step. No training, no data.
+
+    Attributes:
+        backbone: timm name, mini_vit, ...
+        method: A method, with options if need be: "s2a:activations=exact".
+        batch_size: Images of the step.
+        set: method.KEY=VALUE; values as in JSON or Python.
+        paper: Every row of the paper's Tables 1 and 2 instead, next to what is printed there.
+        json: Print JSON.
+    """
+
+    backbone: str = "mini_vit"
+    method: str = "s2a"
+    batch_size: int = 32
+    set: _Settings = ()
+    paper: bool = False
+    json: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        if self.paper:
+            return commands.memory_paper(self.batch_size, self.json, console)
+        return commands.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataList:
+    """Lists every dataset, and what of it is on disk.
+
+    Attributes:
+        data_dir: Where prepared datasets lie.
+    """
+
+    data_dir: _Folder = None
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.data_list(self.data_dir, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPrepare:
+    """Brings a download into the standard folder.
+
+    Attributes:
+        dataset: Which dataset.
+        source: The archive, or the folder it extracts to.
+        data_dir: Where prepared datasets lie.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    source: Annotated[Path, tyro.conf.arg(name="from", metavar="PATH")]
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.data_prepare(self.dataset, self.source, self.data_dir, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataVerify:
+    """Checks a prepared dataset: counts, hashes, every image.
+
+    Attributes:
+        dataset: Which dataset.
+        data_dir: Where prepared datasets lie.
+    """
+
+    dataset: tyro.conf.Positional[str]
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.data_verify(self.dataset, self.data_dir, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Rebuilds the report from the records.
+
+    Attributes:
+        output: Folder of a sweep.
+    """
+
+    output: Path = Path("results")
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.report(self.output, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Track:
+    """Rebuilds the MLflow store from the records.
+
+    Attributes:
+        output: Folder of a sweep.
+        tracking_uri: MLflow store; <output>/mlflow.db if left out.
+    """
+
+    output: Path = Path("results")
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.track(self.output, self.tracking_uri, console)
+
+
+def _commands(argv: Sequence[str]) -> Any:
+    """The union of all commands; ``pretrain``'s config needs torch, so it is looked up only where it is asked for."""
+    from typing import Union
+
+    def named(cls: Any, name: str, text: str | None = None) -> Any:
+        return Annotated[cls, tyro.conf.subcommand(name, description=text)]
+
+    data = Union[named(DataList, "list"), named(DataPrepare, "prepare"), named(DataVerify, "verify")]  # noqa: UP007
+    return Union[  # noqa: UP007
+        named(Sweep, "sweep"),
+        named(Memory, "memory"),
+        named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
+        named(Report, "report"),
+        named(Track, "track"),
+        named(_pretrain() if argv[:1] == ["pretrain"] else _Pretrain, "pretrain"),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pretrain:
+    """Makes the embedded mini backbones."""
+
+
+def _pretrain() -> type[Any]:
+    from s2a_bench.pretrain import PretrainConfig
+
+    @dataclasses.dataclass(frozen=True)
+    class Pretrain:
+        """Makes an embedded mini backbone from CIFAR-10.
+
+        Attributes:
+            data: CIFAR-10 as class folders, {train,test}/CLASS/*.jpg, or a .tar.gz of them.
+            config: The run.
+            out: Folder of the weights and their card.
+        """
+
+        data: Path
+        config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+        out: Path = Path("data/backbones")
+
+        def run(self, console: Console) -> int:
+            """Runs the command."""
+            from s2a_bench import commands
+
+            return commands.pretrain(self.config, self.data, self.out, console)
+
+    Pretrain.__annotations__["config"] = Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    return Pretrain
+
+
+def _flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(text for group in groups for text in group)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: Arguments without the program's name; ``None`` takes those of the process.
+
+    Returns:
+        The exit code.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    command = tyro.cli(
+        _commands(argv),
+        args=argv,
+        prog="s2a-bench",
+        description="Fine-tuning methods for vision backbones, compared in accuracy and memory.",
+        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+    )
+    console = Console(file=sys.stdout)  # bound now: what libraries do to sys.stdout later does not concern it
+    try:
+        return command.run(console)
+    except ValueError as error:
+        from s2a.errors import S2AError
+
+        if not isinstance(error, InputError | S2AError):
+            raise
+        print(f"s2a-bench: {error}", file=sys.stderr)
+        return BAD_INPUT
+    except KeyboardInterrupt:
+        print("s2a-bench: interrupted", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,409 @@
+"""What each command does. Here, and only here, the doors meet: sweep, tracker and report."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2a_bench import grid, progress
+from s2a_bench import record as records
+from s2a_bench import sweep as sweeping
+from s2a_bench.errors import InputError
+from s2a_bench.record import Record
+
+if TYPE_CHECKING:
+    from s2a_bench.track import Store
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+
+@dataclasses.dataclass(frozen=True)
+class Conduct:
+    """How a sweep is run, as opposed to what it runs.
+
+    Attributes:
+        output: Folder of records, report and the default tracking store.
+        tracking_uri: MLflow store; ``None`` takes ``<output>/mlflow.db``.
+        serial: Run the cells in this process, without Ray.
+        max_concurrent: Cells at once.
+        dry_run: Only say what would run.
+    """
+
+    output: Path = Path("results")
+    tracking_uri: str | None = None
+    serial: bool = False
+    max_concurrent: int | None = None
+    dry_run: bool = False
+
+
+def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
+    """Runs the missing cells of a grid; then shows, tracks and reports all of them.
+
+    Returns:
+        0 if every cell is done, 1 if some failed, 130 after Ctrl-C.
+
+    Raises:
+        ValueError: Bad input, before anything ran.
+    """
+    output = conduct.output.absolute()
+    cells = grid.expand(request)
+    _check_device(request.device)
+    with sweeping.only_writer(output):
+        plan = sweeping.plan(cells, output)
+        for sentence in plan.broken:
+            console.print(f"Running a cell again: {sentence}", markup=False, highlight=False, soft_wrap=True)
+        console.print(_planned(plan), highlight=False)
+        workers = sweeping.choose_workers(
+            len(plan.todo), request.device, conduct.max_concurrent, small=request.suite in grid.BACKBONES
+        )
+        if conduct.dry_run:
+            console.print(_plan_table(plan))
+            return DONE
+        tracking = _Tracking(plan, request.suite, conduct.tracking_uri, output)
+        try:
+            if plan.todo:
+                _run(plan, output, workers, conduct.serial, tracking, console)
+        except KeyboardInterrupt:
+            found = _present(sweeping.results(plan, output))
+            tracking.close(found, "KILLED", console)
+            done = sum(record.status == "done" for record in found)
+            console.print(f"Interrupted: {done} of {len(plan.cells)} cells are done. The same command goes on from there.")
+            return INTERRUPTED
+        return _conclude(plan, output, tracking, console)
+
+
+def _run(
+    plan: sweeping.Plan, output: Path, workers: sweeping.Workers, serial: bool, tracking: _Tracking, console: Console
+) -> None:
+    with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
+        listeners = [shown, tracking]
+        if serial or not sweeping.ray_available():
+            sweeping.run_here(plan, output, listeners)
+        else:
+            sweeping.run_with_ray(plan, output, listeners, workers)
+
+
+def _conclude(plan: sweeping.Plan, output: Path, tracking: _Tracking, console: Console) -> int:
+    from s2a_bench import report
+
+    found = _present(sweeping.results(plan, output))
+    failures = [record for record in found if record.status == "failed"]
+    console.print(report.terminal_table(found))
+    paths = report.build(output)
+    tracking.close(found, "FAILED" if failures else "FINISHED", console)
+    for record in failures:
+        line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
+        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {paths.html}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        f"MLflow: mlflow ui --host 127.0.0.1 --backend-store-uri {tracking.uri}", markup=False, highlight=False, soft_wrap=True
+    )
+    complete = len(found) == len(plan.cells) and not failures
+    if not complete:
+        console.print(f"{len(found) - len(failures)} of {len(plan.cells)} cells are done; the same command retries the rest.")
+    return DONE if complete else SOME_FAILED
+
+
+class _Tracking:
+    """Logs records to MLflow on a thread of its own; what goes wrong is told once, and tried again at the end.
+
+    A stamp under the output folder says which records a store already holds, so that a sweep with nothing to do does
+    not have to open it.
+    """
+
+    def __init__(self, plan: sweeping.Plan, suite: str, uri: str | None, output: Path) -> None:
+        self.uri = uri or f"sqlite:///{output / 'mlflow.db'}"
+        self._plan, self._suite, self._given, self._output = plan, suite, uri, output
+        self._thread = ThreadPoolExecutor(1, "tracking")
+        self._store: Store | None = None
+        self._sweep: Future[Any] | None = None
+        self._logged: list[Future[Any]] = []
+        done = _present(sweeping.results(plan, output)) if not plan.todo else []
+        if plan.todo or not self._stamped(done):
+            self._open()
+
+    def _open(self) -> None:
+        from s2a_bench import track
+
+        self._store = track.open_store(self._given, self._output)
+        self._sweep = self._thread.submit(track.start_sweep, self._store, self._suite, self._plan.cells)
+
+    def started(self, cell_id: str) -> None:
+        """Nothing to log yet."""
+
+    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
+        """Curves are logged with their record."""
+
+    def finished(self, record: Record) -> None:
+        """Hands the record to the thread."""
+        from s2a_bench import track
+
+        sweep = self._sweep
+        if sweep is not None:
+            self._logged.append(self._thread.submit(lambda: track.log_cell(sweep.result(), record)))
+
+    def close(self, found: list[Record], status: str, console: Console) -> None:
+        """Waits for the thread, then makes the store hold every record of the sweep, and its report."""
+        if self._store is None or self._sweep is None:
+            return
+        from s2a_bench import track
+
+        self._thread.shutdown(wait=True)
+        with contextlib.suppress(track.TrackingError):
+            self._log_all(self._sweep.result(), found, status)
+            return
+        try:
+            self._log_all(track.start_sweep(self._store, self._suite, self._plan.cells), found, status)
+        except track.TrackingError as error:
+            retry = f"s2a-bench track --output {self._output}" + (f" --tracking-uri {self._given}" if self._given else "")
+            console.print(
+                f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}",
+                style="yellow",
+                markup=False,
+                highlight=False,
+                soft_wrap=True,
+            )
+
+    def _log_all(self, sweep: Any, found: list[Record], status: str) -> None:
+        from s2a_bench import track
+
+        for record in found:
+            track.log_cell(sweep, record)
+        report = [self._output / "report.html", self._output / "report.md"]
+        track.finish_sweep(sweep, found, report, status)
+        if status != "KILLED":
+            self._stamp(found)
+
+    @property
+    def _stamps(self) -> Path:
+        return self._output / ".tracked.json"
+
+    def _stamped(self, found: list[Record]) -> bool:
+        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
+            return False
+        return self._read_stamps().get(self._key()) == _digest(found)
+
+    def _stamp(self, found: list[Record]) -> None:
+        stamps = {**self._read_stamps(), self._key(): _digest(found)}
+        records.write_atomic(self._stamps, json.dumps(stamps, indent=1))
+
+    def _read_stamps(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError):
+            stamps = json.loads(self._stamps.read_text(encoding="utf-8"))
+            return stamps if isinstance(stamps, dict) else {}
+        return {}
+
+    def _key(self) -> str:
+        return f"{self.uri} {_hash(sorted(self._plan.cells))}"
+
+
+def _digest(found: Iterable[Record]) -> str:
+    return _hash(sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found))
+
+
+def _hash(texts: list[str]) -> str:
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+
+
+def _present(found: Mapping[str, Record | None]) -> list[Record]:
+    return [record for record in found.values() if record is not None]
+
+
+def _planned(plan: sweeping.Plan) -> str:
+    again = f", {len(plan.again)} of them failed before" if plan.again else ""
+    todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
+    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
+
+
+def _plan_table(plan: sweeping.Plan) -> Table:
+    table = Table("cell", "record", "what", "epochs")
+    for cell_id, cell in plan.cells.items():
+        state = "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"
+        table.add_row(cell_id, state, grid.label(cell), str(cell.train.epochs))
+    return table
+
+
+def _check_device(device: str) -> None:
+    import torch
+
+    try:
+        kind = torch.device(device).type
+    except RuntimeError:
+        raise InputError(f"Unknown device {device!r}: write cpu, cuda or cuda:0.") from None
+    if kind == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"Device {device!r} was asked for but torch finds no CUDA device here; use --device cpu.")
+
+
+def memory(backbone: str, label: str, batch_size: int, settings: tuple[str, ...], as_json: bool, console: Console) -> int:
+    """Prints parameters and memory of one training step.
+
+    Raises:
+        ValueError: Bad input.
+    """
+    from s2a_bench import measure
+
+    if batch_size < 1:
+        raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
+    parsed = grid.parse_settings(settings)
+    if parsed["train"]:
+        raise InputError(f"memory trains nothing: train.{next(iter(parsed['train']))} has no place here.")
+    method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
+    _print_rows([measure.memory_row(backbone, method.name, dict(method.options), batch_size)], as_json, console, single=True)
+    return DONE
+
+
+def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
+    """Prints every row of the paper's Tables 1 and 2 with what is measured here next to it."""
+    from s2a_bench import paper
+
+    _print_rows(list(paper.paper_rows(batch_size)), as_json, console)
+    return DONE
+
+
+def _print_rows(rows: list[dict[str, Any]], as_json: bool, console: Console, *, single: bool = False) -> None:
+    if as_json:
+        print(json.dumps(rows[0] if single else rows, indent=1), file=console.file)
+        return
+    if single:
+        table = Table(show_header=False)
+        for key, value in rows[0].items():
+            table.add_row(key, _number(value))
+    else:
+        keys = [key for key in rows[0] if key not in ("params_backbone", "weights_mb", "saved_mb")]
+        table = Table(*keys)
+        for row in rows:
+            table.add_row(*(_number(row[key]) for key in keys))
+    console.print(table)
+
+
+def _number(value: Any) -> str:
+    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def data_list(root: Path | None, console: Console) -> int:
+    """Prints every dataset and what of it is on disk."""
+    from s2a_bench import data
+
+    table = Table("dataset", "suite", "group", "classes", "train/val/test", "state", "where")
+    for row in data.list_datasets(root):
+        counts = row.counts
+        state = "here" if row.present else "missing"
+        if row.present and not row.prepared and row.split_id is None:
+            state = "here, no manifest"
+        sizes = f"{counts.train800}/{counts.val200}/{counts.test}"
+        table.add_row(row.name, row.suite, row.group, str(row.classes), sizes, state, row.where)
+    console.print(table)
+    if root is None:
+        console.print("Embedded datasets only; pass --data-dir to see what is on disk.")
+    return DONE
+
+
+def data_prepare(name: str, source: Path, root: Path, console: Console) -> int:
+    """Brings a download into the standard folder.
+
+    Raises:
+        InputError: See ``prepare.prepare``.
+    """
+    from s2a_bench import prepare
+
+    with _steps(console) as say:
+        folder = prepare.prepare(name, source, root, say)
+    console.print(f"{name} is ready: {folder}", markup=False, highlight=False, soft_wrap=True)
+    return DONE
+
+
+def data_verify(name: str, root: Path, console: Console) -> int:
+    """Checks a prepared folder; prints what is wrong with it and returns 1 if anything is.
+
+    Raises:
+        InputError: Unknown or embedded dataset, or no folder.
+    """
+    from s2a_bench import verify
+
+    with _steps(console) as say:
+        problems = verify.verify(name, root, say)
+    for problem in problems[:20]:
+        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{name}: {len(problems) or 'no'} problems.", highlight=False)
+    return SOME_FAILED if problems else DONE
+
+
+@contextlib.contextmanager
+def _steps(console: Console) -> Any:
+    """Shows what a long command is doing: on a terminal live, elsewhere the name of each step once."""
+    last = ""
+    status = console.status("") if console.is_terminal else contextlib.nullcontext()
+
+    def say(what: str, done: int, total: int) -> None:
+        nonlocal last
+        if console.is_terminal:
+            status.update(f"{what} {done}{f'/{total}' if total else ''}")  # type: ignore[union-attr]
+        elif what != last:
+            console.print(what, markup=False, highlight=False)
+        last = what
+
+    with status:
+        yield say
+
+
+def report(output: Path, console: Console) -> int:
+    """Rebuilds the report from the records.
+
+    Raises:
+        InputError: There are none.
+    """
+    from s2a_bench import report as door
+
+    paths = door.build(output.absolute())
+    good = [found for _, found in records.read_all(output.absolute()) if isinstance(found, Record)]
+    console.print(door.terminal_table(good))
+    console.print(f"Report: {paths.html}", markup=False, highlight=False, soft_wrap=True)
+    return DONE
+
+
+def track(output: Path, uri: str | None, console: Console) -> int:
+    """Rebuilds the tracking store from the records.
+
+    Raises:
+        InputError: No records, or a store that cannot be used.
+    """
+    from s2a_bench import track as door
+
+    try:
+        count = door.rebuild(output.absolute(), uri)
+    except door.TrackingError as error:
+        print(f"s2a-bench: {error}", file=sys.stderr)
+        return SOME_FAILED
+    console.print(f"{count} records are in the store.", highlight=False)
+    return DONE
+
+
+def pretrain(config: Any, data: Path, out: Path, console: Console) -> int:
+    """Makes an embedded mini backbone and prints every epoch.
+
+    Raises:
+        InputError: Unknown backbone, or no images.
+    """
+    from s2a_bench.pretrain import pretrain as epochs
+
+    try:
+        for row in epochs(config, data, out):
+            console.print(
+                f"epoch {row['epoch']}/{config.epochs}: loss {row['loss']:.4f}, test accuracy {row['accuracy']:.2f} %, "
+                f"{progress.clock_text(row['seconds'])}",
+                highlight=False,
+            )
+    except FileNotFoundError as error:
+        raise InputError(f"{error}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.") from error
+    console.print(f"Weights: {out / config.backbone}.safetensors", markup=False, highlight=False, soft_wrap=True)
+    return DONE

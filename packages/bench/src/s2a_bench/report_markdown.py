@@ -1,0 +1,82 @@
+"""The report as Markdown, for places that show no HTML."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+
+from s2a_bench import report_text
+from s2a_bench.report_pictures import Picture
+from s2a_bench.report_tables import Section
+from s2a_bench.report_text import Summary
+
+
+def page(summary: Summary, pictures: Sequence[Sequence[Picture]]) -> str:
+    """The whole file.
+
+    Args:
+        summary: What to show.
+        pictures: For each section; they lie in ``figures/``.
+    """
+    blocks = ["# S2A Bench report", text(summary.headline)]
+    if summary.broken:
+        blocks += ["## Files that are not records", _list(map(text, summary.broken))]
+    for section, drawn in zip(summary.sections, pictures, strict=True):
+        blocks += _section(section, drawn)
+    blocks += ["## How to read this", _list(f"**{name}**: {text(words)}" for name, words in report_text.READING)]
+    rows = [[what, value, str(count)] for what, value, count in summary.provenance]
+    blocks += ["## What ran where", _table(["what", "which", "cells"], [[text(v) for v in row] for row in rows])]
+    return "\n\n".join(blocks) + "\n"
+
+
+def text(value: str) -> str:
+    """``value`` as one line that Markdown shows literally."""
+    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
+
+
+def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
+    blocks = [
+        f"## {text(report_text.title(section))}",
+        text(report_text.setting_shown(section.setting).capitalize()) + ".",
+    ]
+    columns = report_text.summary_columns(section)
+    rows = [
+        [text(row.label), *(_value(section, column.key, row.label, column.text(row)) for column in columns)]
+        for row in section.rows
+    ]
+    blocks.append(_table(["method", *(text(column.title) for column in columns)], rows))
+    blocks += [f"![{text(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures]
+    if front := report_text.front_shown(section):
+        blocks.append(text(front))
+    blocks += ["### What to know before comparing", _list(map(text, report_text.notes(section)))]
+    lines = [
+        [text(heading), *(_value(section, key, row.label, cell(row)) for row in section.rows)]
+        for heading, key, cell, _ in report_text.task_lines(section)
+    ]
+    if report_text.has_task_table(section):
+        blocks += ["### Accuracy per task", _table(["task", *(text(row.label) for row in section.rows)], lines)]
+    if found := report_text.remarks(section):
+        blocks.append(_list(f"**{text(where)}**: {text(why)}" for where, why in found))
+    if section.failed:
+        failures = (
+            f"**{text(f'{label} on {record.dataset}, seed {record.seed}')}**: {text(report_text.cause(record))} "
+            f"([record](records/{record.cell_id}.json))"
+            for label, record in section.failed
+        )
+        blocks += [f"### Failed cells ({len(section.failed)})", _list(failures)]
+    if missing := report_text.missing_shown(section):
+        blocks += ["### Not run", _list(map(text, missing))]
+    return blocks
+
+
+def _value(section: Section, key: str | None, label: str, value: str) -> str:
+    return f"**{text(value)}**" if key is not None and section.best.get(key) == label else text(value)
+
+
+def _list(items: Iterable[str]) -> str:
+    return "\n".join(f"- {item}" for item in items)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    rule = ["---", *["---:"] * (len(head) - 1)]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])

@@ -1,0 +1,213 @@
+"""Opening an MLflow store: what can be wrong with it is found here, within seconds, before anything runs."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import logging
+import os
+import re
+import socket
+import tempfile
+import urllib.parse
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from s2a_bench.errors import InputError
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+PROBE_SECONDS = 3
+"""Patience for each answer of a server while the store is opened."""
+
+# Switches that MLflow has only as environment variables; a user's own values stay.
+_SWITCHES = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    # A dead server must cost seconds, not the minutes of MLflow's defaults.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    "MLFLOW_HTTP_REQUEST_BACKOFF_FACTOR": "1",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
+}
+_PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+_USAGE = "give sqlite:///PATH/mlflow.db or http://HOST:PORT, or leave it out to use mlflow.db in the output folder"
+
+
+@dataclasses.dataclass(frozen=True)
+class Store:
+    """An open tracking store.
+
+    Attributes:
+        uri: Absolute; ``mlflow ui --backend-store-uri`` takes it.
+        artifacts: Where new experiments put their files; ``None`` leaves it to the server.
+        client: MLflow's client of that store.
+    """
+
+    uri: str
+    artifacts: str | None
+    client: MlflowClient
+
+
+def check_uri(uri: str | None, output: Path) -> str:
+    """The store's absolute URI, checked as far as that goes without MLflow (milliseconds).
+
+    Raises:
+        InputError: A scheme that MLflow does not have, a file that is no database, a server that does not answer.
+    """
+    output = output.absolute()
+    if uri is None:
+        return _check_sqlite(f"sqlite:///{output / 'mlflow.db'}", make_folder=True)
+    scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0].lower()
+    if scheme == "sqlite":
+        return _check_sqlite(uri)
+    if scheme in ("", "file"):
+        raise InputError(f"The tracking URI {_shown(uri)!r} is a folder, which MLflow no longer writes to; {_USAGE}.")
+    if scheme not in _PORTS and scheme != "databricks":
+        raise InputError(f"The tracking URI {_shown(uri)!r} has the unknown scheme {scheme!r}; {_USAGE}.")
+    # Behind a proxy only the client knows the way; it is tried in ``open_store``.
+    if scheme in _PORTS and scheme not in urllib.request.getproxies():
+        _probe(uri, _PORTS[scheme])
+    return uri
+
+
+def open_store(uri: str | None, output: Path) -> Store:
+    """Opens (and creates, if need be) a tracking store.
+
+    Args:
+        uri: ``sqlite:///PATH``, ``http(s)://HOST:PORT`` or another database URI of MLflow; ``None`` takes
+            ``<output>/mlflow.db``.
+        output: The output folder; databases keep their artifacts under ``<output>/mlartifacts``.
+
+    Raises:
+        InputError: It cannot be used.
+    """
+    uri = check_uri(uri, output)
+    for name, value in _SWITCHES.items():
+        os.environ.setdefault(name, value)
+    remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
+    artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
+    try:
+        with _quiet(), _impatient():
+            from mlflow import MlflowClient
+
+            if uri.startswith("sqlite"):
+                _create_database(_sqlite_path(uri), artifacts or "")
+            client = MlflowClient(uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:
+        raise InputError(
+            f"The tracking store {_shown(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
+        ) from error
+    return Store(uri, artifacts, client)
+
+
+def first_line(error: BaseException) -> str:
+    """An error's first line, short enough for a sentence."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].rstrip(".")[:300]
+
+
+def _shown(uri: str) -> str:
+    """Without the password that a database's URI may carry."""
+    return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
+
+
+def _sqlite_path(uri: str) -> Path:
+    return Path(uri.partition(":///")[2].partition("?")[0])
+
+
+def _check_sqlite(uri: str, make_folder: bool = False) -> str:
+    head, slashes, tail = uri.partition(":///")
+    path = _sqlite_path(uri)
+    if not slashes or path.name in ("", ":memory:"):
+        raise InputError(f"The tracking URI {_shown(uri)!r} names no file; {_USAGE}.")
+    query = tail.partition("?")[1] + tail.partition("?")[2]
+    path = path.absolute()
+    try:
+        if make_folder:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.parent.is_dir():
+            raise InputError(
+                f"The tracking URI {_shown(uri)!r} lies in the folder {path.parent}, which does not exist; make it."
+            )
+        if path.exists():
+            with path.open("r+b") as file:
+                if file.read(16) not in (b"", b"SQLite format 3\0"):
+                    raise InputError(
+                        f"The tracking URI {_shown(uri)!r} names a file that is no SQLite database; {_USAGE}."
+                    )
+        elif not os.access(path.parent, os.W_OK):
+            raise InputError(f"The tracking URI {_shown(uri)!r} lies in a folder that is not writable; {_USAGE}.")
+    except OSError as error:
+        raise InputError(f"The tracking URI {_shown(uri)!r} cannot be used ({error}); {_USAGE}.") from error
+    return f"{head}:///{path}{query}"
+
+
+def _probe(uri: str, port: int) -> None:
+    """Connects once, so that a wrong address costs seconds whatever the client's own patience is."""
+    try:
+        parts = urllib.parse.urlsplit(uri)
+        host, port = parts.hostname or "", parts.port or port
+        socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
+    except (OSError, ValueError) as error:
+        raise InputError(
+            f"No tracking server answers at {_shown(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
+        ) from error
+
+
+def _create_database(path: Path, artifacts: str) -> None:
+    """A new MLflow database, whole or not at all.
+
+    MLflow migrates a fresh one through all its versions, with a flush to disk at each step, and a kill in between
+    leaves a file that it refuses afterwards. So it grows beside its place, unflushed, and is moved there when done.
+    """
+    if path.exists() and path.stat().st_size:
+        return
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import event
+    from sqlalchemy.engine import Engine
+
+    def unflushed(connection, _) -> None:
+        connection.execute("PRAGMA synchronous=OFF")
+
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
+        growing = Path(folder) / path.name
+        event.listen(Engine, "connect", unflushed)
+        try:
+            SqlAlchemyStore(f"sqlite:///{growing}", artifacts).engine.dispose()
+        finally:
+            event.remove(Engine, "connect", unflushed)
+        with growing.open("rb") as file:
+            os.fsync(file.fileno())
+        if path.exists() and path.stat().st_size:
+            return  # Another process was faster; its database may hold runs already.
+        growing.replace(path)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the migration's progress on the user's terminal."""
+    loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow's HTTP patience at its shortest, unless the user has set his own."""
+    short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS)}
+    ours = {name: value for name, value in short.items() if os.environ.get(name) == _SWITCHES[name]}
+    os.environ.update(ours)
+    try:
+        yield
+    finally:
+        os.environ.update({name: _SWITCHES[name] for name in ours})

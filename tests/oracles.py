@@ -1,0 +1,141 @@
+"""Independent formulations that the library is compared with: dense, brute force, in float64, straight from the papers.
+
+Nothing here calls the code under test.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+# Activations (paper equations 8, 9, 11 and 12)
+
+
+def exact_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """Autograd's derivative of an element-wise function, in float64."""
+    leaf = x.detach().double().requires_grad_()
+    (grad,) = torch.autograd.grad(function(leaf).sum(), leaf)
+    return grad
+
+
+def rounded_to_grid(x: Tensor, bits: int, edge: float) -> tuple[Tensor, Tensor]:
+    """The level of the uniform grid over [-edge, edge] that is nearest to each element, by comparing with them all.
+
+    Returns:
+        The levels, and a mask of elements that lie so close to the middle of two levels that rounding may go either way.
+    """
+    levels = torch.tensor([-edge + 2 * edge * i / (2**bits - 1) for i in range(2**bits)], dtype=torch.float64)
+    distance = (x.detach().double().clamp(-edge, edge).unsqueeze(-1) - levels).abs()
+    nearest = distance.topk(2, largest=False).values
+    return levels[distance.argmin(-1)], (nearest[..., 1] - nearest[..., 0]) < 1e-5
+
+
+def sine_derivative(level: Tensor, stretch: float = 1.0) -> Tensor:
+    """Equation 12: sigmoid(1.702 x) + 0.22 sin(1.5 x)."""
+    x = level / stretch
+    return 1 / (1 + torch.exp(-1.702 * x)) + 0.22 * torch.sin(1.5 * x)
+
+
+def rounded_to_cells(x: Tensor, borders: tuple[float, ...], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean derivative of each element's cell, weighted as the fit weighs inputs; cells found by counting borders."""
+    grid = torch.linspace(-6, 6, 1537, dtype=torch.float64)
+    middle = (grid[1:] + grid[:-1]) / 2
+    weight = sum(torch.exp(-(middle**2) / (2 * s * s)) / s for s in (0.5, 1.0, 1.7, 3.0))
+    derivative = exact_derivative(function, middle)
+    cell_of_middle = sum((middle > b).long() for b in borders)
+    cell = sum((x.detach().double() > b).long() for b in borders)
+    means = []
+    for i in range(len(borders) + 1):
+        inside = cell_of_middle == i
+        means.append((weight[inside] * derivative[inside]).sum() / weight[inside].sum())
+    return torch.stack(means)[cell]
+
+
+def with_derivative(x: Tensor, value: Tensor, derivative: Tensor) -> Tensor:
+    """A function whose value is ``value`` and whose autograd derivative is ``derivative``, exactly."""
+    return value.detach() + (x - x.detach()) * derivative.to(x.dtype)
+
+
+# Softmax and attention (paper equations 7 to 9)
+
+
+def quantised_rows(y: Tensor, bits: int) -> Tensor:
+    """Every row rounded to the nearest of ``2 ** bits`` levels from its minimum to its maximum.
+
+    Minimum and step are float16, as they are stored.
+    """
+    top = 2**bits - 1
+    rows = y.detach().float().double().reshape(-1, y.shape[-1])
+    low = rows.min(1).values.half().double()
+    step = ((rows.max(1).values - low) / top).half().double()
+    levels = low[:, None] + step[:, None] * torch.arange(top + 1)
+    nearest = (rows[:, :, None] - levels[:, None, :]).abs().argmin(-1)
+    return levels.gather(1, nearest).view(y.shape)
+
+
+def softmax_jacobian(y: Tensor) -> Tensor:
+    """diag(y) - y y^T of every row, ``(..., n, n)``."""
+    return torch.diag_embed(y) - torch.einsum("...i,...j->...ij", y, y)
+
+
+def attention_with_map(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, kept: Tensor
+) -> Tensor:
+    """A function whose autograd is attention's, had the softmax output been ``kept``: linear around that map."""
+    scores = torch.einsum("...nd,...sd->...ns", q, k) * scale
+    if bias is not None:
+        scores = scores + bias
+    moved = torch.einsum("...nij,...nj->...ni", softmax_jacobian(kept), scores)
+    return torch.einsum("...ns,...se->...ne", kept, v) + torch.einsum("...ns,...se->...ne", moved, v.detach())
+
+
+# Structure (paper equations 3, 5 and 6)
+
+
+def average_channels(x: Tensor, reduction: int) -> Tensor:
+    """Means of neighbouring channels on the last axis, as a product with a dense matrix."""
+    channels = x.shape[-1]
+    matrix = torch.zeros(channels, channels // reduction, dtype=x.dtype)
+    for c in range(channels):
+        matrix[c, c // reduction] = 1 / reduction
+    return x @ matrix
+
+
+def side_branch(branch: nn.Module, inputs: list[Tensor], prefix: int) -> Tensor:
+    """Equation 6 over tokens ``(B, P + H * W, C)`` of one resolution, position by position; the mean of the last output.
+
+    Args:
+        branch: Whose weights are used.
+        inputs: Input of every tapped block.
+        prefix: P, tokens without a place on the square grid; the depthwise convolution does not see them.
+    """
+    state: Tensor | None = None
+    for site, x in zip(branch.sites, inputs, strict=True):
+        s = average_channels(x, branch.reduction)
+        s = s if state is None else s + state
+        hidden = s @ site.pw1.weight[:, :, 0, 0].T + site.pw1.bias
+        side = math.isqrt(hidden.shape[1] - prefix)
+        grid = hidden[:, prefix:].reshape(len(x), side, side, -1)
+        padded = F.pad(grid, (0, 0, 1, 1, 1, 1))
+        mixed = site.dw.bias.expand_as(grid).clone()
+        for i in range(3):
+            for j in range(3):
+                mixed = mixed + padded[:, i : i + side, j : j + side] * site.dw.weight[:, 0, i, j]
+        tokens = torch.cat([hidden[:, :prefix], mixed.reshape(len(x), side * side, -1)], 1)
+        state = site.act(tokens) @ site.pw2.weight[:, :, 0, 0].T + site.pw2.bias
+    assert state is not None
+    return state.mean(1)
+
+
+def lora_weight(weight: Tensor, a: Tensor, b: Tensor, alpha: float) -> Tensor:
+    """W + alpha / r * B A, as an explicit sum over ranks."""
+    rank = a.shape[0]
+    total = weight.double().clone()
+    for i in range(rank):
+        total += alpha / rank * torch.outer(b[:, i].double(), a[i].double())
+    return total.to(weight.dtype)

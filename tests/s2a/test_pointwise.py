@@ -1,0 +1,216 @@
+"""Activations that keep a code: forward as it was, backward exactly the rounded derivative."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import oracles
+import pytest
+import s2a
+import timm.layers
+import torch
+import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
+from s2a.activations import pack, pointwise
+from s2a.activations.levels import fitted_levels
+from s2a.activations.pack import BITS, packed_bytes
+from s2a.activations.pointwise import activation_code, coded
+from torch import Tensor, nn
+
+Function = Callable[[Tensor], Tensor]
+
+SMOOTH: dict[str, Function] = {
+    "gelu": F.gelu,
+    "silu": F.silu,
+    "quick_gelu": timm.layers.quick_gelu,
+    "hardswish": F.hardswish,
+}
+STEPS: dict[str, Function] = {
+    "relu": F.relu,
+    "relu6": F.relu6,
+    "leaky_relu": functools.partial(F.leaky_relu, negative_slope=0.01),
+}
+DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
+
+
+@st.composite
+def tensors(draw: st.DrawFn) -> Tensor:
+    """Leaves of any shape (odd, empty, no axis at all) and any float type, wider than every code's range."""
+    shape = draw(st.lists(st.integers(0, 7), max_size=4))
+    seed = draw(st.integers(0, 2**20))
+    x = 3 * torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return x.to(draw(st.sampled_from(DTYPES))).requires_grad_()
+
+
+def arrange(x: Tensor, layout: str) -> Tensor:
+    """A view of ``x`` with strides of its own."""
+    if layout == "transposed":
+        return x.permute(*reversed(range(x.dim())))
+    if layout == "sliced":
+        return torch.stack([x, x], -1)[..., 0]
+    return x
+
+
+layouts = st.sampled_from(["contiguous", "transposed", "sliced"])
+
+
+def compare(x: Tensor, layout: str, function: Function, code: pointwise.Code, derivative: Tensor) -> None:
+    """Forward bit for bit the stock function; gradient exactly that of autograd with ``derivative``."""
+    view = arrange(x, layout)
+    out = coded(view, function, code)
+    assert out.dtype == x.dtype
+    assert torch.equal(out, function(view.detach()))
+    given_grad = torch.randn(out.shape).to(x.dtype)
+    (found,) = torch.autograd.grad(out, x, given_grad)
+    expected_out = oracles.with_derivative(view, function(view), derivative)
+    (expected,) = torch.autograd.grad(expected_out, x, given_grad)
+    assert found.dtype == x.dtype
+    assert torch.equal(found, expected)
+
+
+@given(x=tensors(), layout=layouts, bits=st.sampled_from(BITS), name=st.sampled_from(["gelu", "quick_gelu", "silu"]))
+def test_paper_backward_is_the_rounded_derivative(x: Tensor, layout: str, bits: int, name: str) -> None:
+    stretch = 1.702 if name == "silu" else 1.0
+    level, tie = oracles.rounded_to_grid(arrange(x, layout), bits, 2 * stretch)
+    assume(not tie.any())
+    compare(x, layout, SMOOTH[name], activation_code(name, bits), oracles.sine_derivative(level, stretch))
+
+
+@given(x=tensors(), layout=layouts, bits=st.sampled_from(BITS), name=st.sampled_from(sorted(SMOOTH)))
+def test_fitted_backward_is_the_rounded_derivative(x: Tensor, layout: str, bits: int, name: str) -> None:
+    borders, _ = fitted_levels(name, bits)
+    derivative = oracles.rounded_to_cells(arrange(x, layout), borders, SMOOTH[name])
+    code = activation_code(name, bits, "derivative")
+    view = arrange(x, layout)
+    (found,) = torch.autograd.grad(coded(view, SMOOTH[name], code).sum(), x)
+    (expected,) = torch.autograd.grad(oracles.with_derivative(view, view, derivative).sum(), x)
+    # The oracle sums a cell in another order: the last bit of its mean may differ.
+    torch.testing.assert_close(found, expected, rtol=1e-12 if x.dtype == torch.float64 else None, atol=0)
+
+
+@given(x=tensors(), layout=layouts, name=st.sampled_from(sorted(STEPS)))
+def test_step_derivatives_are_exact(x: Tensor, layout: str, name: str) -> None:
+    view = arrange(x, layout)
+    given_grad = torch.randn(view.shape).to(x.dtype)
+    (found,) = torch.autograd.grad(coded(view, STEPS[name], activation_code(name)), x, given_grad)
+    (expected,) = torch.autograd.grad(STEPS[name](view), x, given_grad)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", STEPS)
+def test_step_derivatives_are_exact_at_their_kinks(name: str, dtype: torch.dtype) -> None:
+    kinks = torch.tensor([-1.0, 0.0, 1.0, 6.0], dtype=dtype)
+    around = [torch.nextafter(kinks, torch.full_like(kinks, s)) for s in (-10, 10)] if dtype.itemsize > 2 else []
+    infinite = torch.tensor([-torch.inf, torch.inf, -0.0], dtype=dtype)
+    if dtype == torch.float64:
+        around = [a.float().double() for a in around]  # Codes compare in float32.
+    x = torch.cat([kinks, infinite, *around]).requires_grad_()
+    (found,) = torch.autograd.grad(coded(x, STEPS[name], activation_code(name)).sum(), x)
+    (expected,) = torch.autograd.grad(STEPS[name](x).sum(), x)
+    assert torch.equal(found, expected)
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_step_functions_pass_gradcheck(name: str) -> None:
+    x = (3 * torch.randn(3, 5, dtype=torch.float64) + 0.01).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: coded(x, STEPS[name], activation_code(name)), x)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_a_tie_goes_to_a_neighbour(bits: int) -> None:
+    step = 4 / (2**bits - 1)
+    ties = torch.tensor([-2 + (i + 0.5) * step for i in range(2**bits - 1)])
+    codes = activation_code("gelu", bits).encode(ties).long()
+    below = torch.arange(2**bits - 1)
+    assert bool(((codes == below) | (codes == below + 1)).all())
+
+
+@pytest.mark.parametrize("levels", pointwise.LEVEL_KINDS)
+@pytest.mark.parametrize("name", [*SMOOTH, *STEPS])
+def test_nan_and_infinity_pass_as_in_the_stock_function(name: str, levels: str) -> None:
+    function = {**SMOOTH, **STEPS}[name]
+    x = torch.tensor([torch.nan, torch.inf, -torch.inf, 1.0], requires_grad=True)
+    code = activation_code(name, 4, levels)
+    out = coded(x, function, code)
+    torch.testing.assert_close(out.detach(), function(x.detach()), rtol=0, atol=0, equal_nan=True)
+    assert int(code.encode(x.detach()).max()) < 2**code.bits
+    (grad,) = torch.autograd.grad(out, x, torch.tensor([torch.nan, 1.0, 1.0, 1.0]))
+    assert bool(grad[0].isnan())
+    assert bool(grad[1:].isfinite().all())
+    edges = coded(torch.tensor([50.0, -50.0], requires_grad=True), function, code)
+    assert torch.equal(grad[1:3], torch.autograd.grad(edges.sum(), edges.grad_fn.next_functions[0][0].variable)[0])
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_chunks_do_not_show(bits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    x = (2 * torch.randn(1003)).requires_grad_()
+    code = activation_code("gelu", bits, "derivative")
+    (whole,) = torch.autograd.grad(coded(x, F.gelu, code).sum(), x)
+    monkeypatch.setattr(pack, "CPU_CHUNK", 64)
+    (pieces,) = torch.autograd.grad(coded(x, F.gelu, code).sum(), x)
+    assert torch.equal(whole, pieces)
+
+
+class Apply(nn.Module):
+    """A function of an input that needs a gradient; the sum with the parameter keeps nothing."""
+
+    def __init__(self, function: Function) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.function = function
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x + self.shift)
+
+
+@given(shape=st.lists(st.integers(0, 9), min_size=1, max_size=3), bits=st.sampled_from(BITS))
+def test_gelu_keeps_its_codes_alone(shape: list[int], bits: int) -> None:
+    x = torch.randn(shape)
+    for levels in pointwise.LEVEL_KINDS:
+        kept = s2a.saved_bytes(Apply(lambda x, k=levels: pointwise.gelu(x, bits=bits, levels=k)), x, torch.sum)
+        assert kept.total == packed_bytes(x.numel(), bits)
+
+
+def test_bytes_are_the_papers() -> None:
+    x = torch.randn(4, 197, 64)
+    assert s2a.saved_bytes(Apply(pointwise.gelu), x, torch.sum).total == x.numel() / 2
+    assert s2a.saved_bytes(Apply(pointwise.silu), x, torch.sum).total == x.numel() / 2
+    assert s2a.saved_bytes(Apply(pointwise.relu), x, torch.sum).total == x.numel() / 8
+    assert s2a.saved_bytes(Apply(F.gelu), x, torch.sum).total == 4 * x.numel()
+
+
+def test_nothing_is_kept_without_gradient() -> None:
+    x = torch.randn(9)
+    assert pointwise.gelu(x).grad_fn is None
+    with torch.no_grad():
+        assert pointwise.gelu(x.requires_grad_()).grad_fn is None
+
+
+def test_no_second_derivative_is_claimed() -> None:
+    x = torch.randn(9, requires_grad=True)
+    (grad,) = torch.autograd.grad(pointwise.gelu(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize("approximate", ["none", "tanh"])
+def test_both_forms_of_gelu_have_their_own_forward(approximate: str) -> None:
+    x = torch.randn(50, requires_grad=True)
+    assert torch.equal(pointwise.gelu(x, approximate), F.gelu(x, approximate=approximate))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("gelu", 5), r"bits=5 .* 1, 2, 3, 4, 8"),
+        (("gelu", 0), "bits=0"),
+        (("gelu", 4, "fine"), r"levels='fine' .* 'paper', 'derivative'"),
+        (("mish", 4), r"'mish'; known: .*gelu"),
+    ],
+)
+def test_bad_codes_are_refused(arguments: tuple[object, ...], message: str) -> None:
+    with pytest.raises(s2a.S2AError, match=message):
+        activation_code(*arguments)
