@@ -23,37 +23,42 @@ def exact_derivative(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return grad
 
 
-def rounded_to_grid(x: Tensor, bits: int, edge: float) -> tuple[Tensor, Tensor]:
-    """The level of the uniform grid over [-edge, edge] that is nearest to each element, by comparing with them all.
+def grid_levels(bits: int, edge: float) -> Tensor:
+    """The uniform grid of equation 8 over [-edge, edge], float64."""
+    return torch.tensor([-edge + 2 * edge * i / (2**bits - 1) for i in range(2**bits)], dtype=torch.float64)
+
+
+def nearest_level(x: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
+    """Index of the level nearest to each element, clipped to the outer ones, by comparing with them all.
 
     Returns:
-        The levels, and a mask of elements that lie so close to the middle of two levels that rounding may go either way.
+        The indices, and a mask of elements so close to the middle of two levels that rounding may go either way.
     """
-    levels = torch.tensor([-edge + 2 * edge * i / (2**bits - 1) for i in range(2**bits)], dtype=torch.float64)
-    distance = (x.detach().double().clamp(-edge, edge).unsqueeze(-1) - levels).abs()
+    clipped = x.detach().double().clamp(float(levels[0]), float(levels[-1]))
+    distance = (clipped.unsqueeze(-1) - levels).abs()
     nearest = distance.topk(2, largest=False).values
-    return levels[distance.argmin(-1)], (nearest[..., 1] - nearest[..., 0]) < 1e-5
+    return distance.argmin(-1), (nearest[..., 1] - nearest[..., 0]) < 1e-5
 
 
-def sine_derivative(level: Tensor, stretch: float = 1.0) -> Tensor:
+def sine_derivative(x: Tensor) -> Tensor:
     """Equation 12: sigmoid(1.702 x) + 0.22 sin(1.5 x)."""
-    x = level / stretch
-    return 1 / (1 + torch.exp(-1.702 * x)) + 0.22 * torch.sin(1.5 * x)
+    return torch.sigmoid(1.702 * x) + 0.22 * torch.sin(1.5 * x)
 
 
-def rounded_to_cells(x: Tensor, borders: tuple[float, ...], function: Callable[[Tensor], Tensor]) -> Tensor:
-    """Mean derivative of each element's cell, weighted as the fit weighs inputs; cells found by counting borders."""
+def cell_of(x: Tensor, borders: tuple[float, ...]) -> Tensor:
+    """Index of each element's cell: how many borders lie below it."""
+    return (x.detach().double().unsqueeze(-1) > torch.tensor(borders, dtype=torch.float64)).sum(-1)
+
+
+def cell_means(borders: tuple[float, ...], function: Callable[[Tensor], Tensor]) -> Tensor:
+    """Mean derivative of every cell, weighted as the fit weighs inputs."""
     grid = torch.linspace(-6, 6, 1537, dtype=torch.float64)
     middle = (grid[1:] + grid[:-1]) / 2
     weight = sum(torch.exp(-(middle**2) / (2 * s * s)) / s for s in (0.5, 1.0, 1.7, 3.0))
     derivative = exact_derivative(function, middle)
-    cell_of_middle = sum((middle > b).long() for b in borders)
-    cell = sum((x.detach().double() > b).long() for b in borders)
-    means = []
-    for i in range(len(borders) + 1):
-        inside = cell_of_middle == i
-        means.append((weight[inside] * derivative[inside]).sum() / weight[inside].sum())
-    return torch.stack(means)[cell]
+    cell = cell_of(middle, borders)
+    means = [(weight * derivative)[cell == i].sum() / weight[cell == i].sum() for i in range(len(borders) + 1)]
+    return torch.stack(means)
 
 
 def with_derivative(x: Tensor, value: Tensor, derivative: Tensor) -> Tensor:

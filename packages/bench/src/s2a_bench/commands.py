@@ -4,27 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import sys
-from collections.abc import Iterable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import grid, progress
+from s2a_bench import grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
-
-if TYPE_CHECKING:
-    from s2a_bench.track import Store
+from s2a_bench.track import TrackingError
+from s2a_bench.tracker import Tracker
 
 DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+_VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How to print text that must come out as it is, paths and commands above all."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,163 +57,71 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         ValueError: Bad input, before anything ran.
     """
     output = conduct.output.absolute()
-    cells = grid.expand(request)
-    _check_device(request.device)
+    if conduct.tracking_uri is not None:
+        track_store.check_uri(conduct.tracking_uri, output)  # the quickest check of all
+    cells = sweeping.identify(grid.expand(_checked(request)))
+    if conduct.dry_run:
+        console.print(_plan_table(sweeping.plan(cells, output)))
+        return DONE
     with sweeping.only_writer(output):
         plan = sweeping.plan(cells, output)
-        for sentence in plan.broken:
-            console.print(f"Running a cell again: {sentence}", markup=False, highlight=False, soft_wrap=True)
-        console.print(_planned(plan), highlight=False)
         workers = sweeping.choose_workers(
             len(plan.todo), request.device, conduct.max_concurrent, small=request.suite in grid.BACKBONES
         )
-        if conduct.dry_run:
-            console.print(_plan_table(plan))
-            return DONE
-        tracking = _Tracking(plan, request.suite, conduct.tracking_uri, output)
+        tracker = Tracker(plan, request.suite, conduct.tracking_uri, output)
+        for sentence in plan.broken:
+            console.print(f"Running a cell again: {sentence}", style="yellow", **_VERBATIM)
+        console.print(_planned(plan), **_VERBATIM)
         try:
             if plan.todo:
-                _run(plan, output, workers, conduct.serial, tracking, console)
+                _run(plan, output, None if conduct.serial else workers, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
-            tracking.close(found, "KILLED", console)
+            _close(tracker, found, "KILLED", console)
             done = sum(record.status == "done" for record in found)
-            console.print(f"Interrupted: {done} of {len(plan.cells)} cells are done. The same command goes on from there.")
+            console.print(
+                f"Interrupted: {done} of {len(plan.cells)} cells are done; the same command goes on from there.",
+                **_VERBATIM,
+            )
             return INTERRUPTED
-        return _conclude(plan, output, tracking, console)
+        return _conclude(plan, output, tracker, console)
 
 
 def _run(
-    plan: sweeping.Plan, output: Path, workers: sweeping.Workers, serial: bool, tracking: _Tracking, console: Console
+    plan: sweeping.Plan, output: Path, workers: sweeping.Workers | None, tracker: Tracker, console: Console
 ) -> None:
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
-        listeners = [shown, tracking]
-        if serial or not sweeping.ray_available():
-            sweeping.run_here(plan, output, listeners)
+        if workers is None or find_spec("ray") is None:
+            sweeping.run_here(plan, output, [shown, tracker])
         else:
-            sweeping.run_with_ray(plan, output, listeners, workers)
+            pool.run_with_ray(plan, output, [shown, tracker], workers)
 
 
-def _conclude(plan: sweeping.Plan, output: Path, tracking: _Tracking, console: Console) -> int:
+def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:
     from s2a_bench import report
 
     found = _present(sweeping.results(plan, output))
     failures = [record for record in found if record.status == "failed"]
-    console.print(report.terminal_table(found))
     paths = report.build(output)
-    tracking.close(found, "FAILED" if failures else "FINISHED", console)
+    _close(tracker, found, "FAILED" if failures else "FINISHED", console)
+    console.print(report.terminal_table(found))
     for record in failures:
         line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
-        console.print(line, style="red", markup=False, highlight=False, soft_wrap=True)
-    console.print(f"Report: {paths.html}", markup=False, highlight=False, soft_wrap=True)
-    console.print(
-        f"MLflow: mlflow ui --host 127.0.0.1 --backend-store-uri {tracking.uri}", markup=False, highlight=False, soft_wrap=True
-    )
-    complete = len(found) == len(plan.cells) and not failures
-    if not complete:
-        console.print(f"{len(found) - len(failures)} of {len(plan.cells)} cells are done; the same command retries the rest.")
-    return DONE if complete else SOME_FAILED
+        console.print(line, style="red", **_VERBATIM)
+    console.print(f"Report: {paths.html}", **_VERBATIM)
+    console.print(f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {tracker.uri}", **_VERBATIM)
+    done = len(found) - len(failures)
+    if done == len(plan.cells):
+        return DONE
+    console.print(f"{done} of {len(plan.cells)} cells are done; the same command runs the others again.", **_VERBATIM)
+    return SOME_FAILED
 
 
-class _Tracking:
-    """Logs records to MLflow on a thread of its own; what goes wrong is told once, and tried again at the end.
-
-    A stamp under the output folder says which records a store already holds, so that a sweep with nothing to do does
-    not have to open it.
-    """
-
-    def __init__(self, plan: sweeping.Plan, suite: str, uri: str | None, output: Path) -> None:
-        self.uri = uri or f"sqlite:///{output / 'mlflow.db'}"
-        self._plan, self._suite, self._given, self._output = plan, suite, uri, output
-        self._thread = ThreadPoolExecutor(1, "tracking")
-        self._store: Store | None = None
-        self._sweep: Future[Any] | None = None
-        self._logged: list[Future[Any]] = []
-        done = _present(sweeping.results(plan, output)) if not plan.todo else []
-        if plan.todo or not self._stamped(done):
-            self._open()
-
-    def _open(self) -> None:
-        from s2a_bench import track
-
-        self._store = track.open_store(self._given, self._output)
-        self._sweep = self._thread.submit(track.start_sweep, self._store, self._suite, self._plan.cells)
-
-    def started(self, cell_id: str) -> None:
-        """Nothing to log yet."""
-
-    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Curves are logged with their record."""
-
-    def finished(self, record: Record) -> None:
-        """Hands the record to the thread."""
-        from s2a_bench import track
-
-        sweep = self._sweep
-        if sweep is not None:
-            self._logged.append(self._thread.submit(lambda: track.log_cell(sweep.result(), record)))
-
-    def close(self, found: list[Record], status: str, console: Console) -> None:
-        """Waits for the thread, then makes the store hold every record of the sweep, and its report."""
-        if self._store is None or self._sweep is None:
-            return
-        from s2a_bench import track
-
-        self._thread.shutdown(wait=True)
-        with contextlib.suppress(track.TrackingError):
-            self._log_all(self._sweep.result(), found, status)
-            return
-        try:
-            self._log_all(track.start_sweep(self._store, self._suite, self._plan.cells), found, status)
-        except track.TrackingError as error:
-            retry = f"s2a-bench track --output {self._output}" + (f" --tracking-uri {self._given}" if self._given else "")
-            console.print(
-                f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}",
-                style="yellow",
-                markup=False,
-                highlight=False,
-                soft_wrap=True,
-            )
-
-    def _log_all(self, sweep: Any, found: list[Record], status: str) -> None:
-        from s2a_bench import track
-
-        for record in found:
-            track.log_cell(sweep, record)
-        report = [self._output / "report.html", self._output / "report.md"]
-        track.finish_sweep(sweep, found, report, status)
-        if status != "KILLED":
-            self._stamp(found)
-
-    @property
-    def _stamps(self) -> Path:
-        return self._output / ".tracked.json"
-
-    def _stamped(self, found: list[Record]) -> bool:
-        if self.uri.startswith("sqlite:///") and not Path(self.uri.removeprefix("sqlite:///")).is_file():
-            return False
-        return self._read_stamps().get(self._key()) == _digest(found)
-
-    def _stamp(self, found: list[Record]) -> None:
-        stamps = {**self._read_stamps(), self._key(): _digest(found)}
-        records.write_atomic(self._stamps, json.dumps(stamps, indent=1))
-
-    def _read_stamps(self) -> dict[str, str]:
-        with contextlib.suppress(OSError, ValueError):
-            stamps = json.loads(self._stamps.read_text(encoding="utf-8"))
-            return stamps if isinstance(stamps, dict) else {}
-        return {}
-
-    def _key(self) -> str:
-        return f"{self.uri} {_hash(sorted(self._plan.cells))}"
-
-
-def _digest(found: Iterable[Record]) -> str:
-    return _hash(sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found))
-
-
-def _hash(texts: list[str]) -> str:
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+def _close(tracker: Tracker, found: list[Record], status: str, console: Console) -> None:
+    try:
+        tracker.close(found, status)
+    except TrackingError as error:
+        console.print(str(error), style="yellow", **_VERBATIM)
 
 
 def _present(found: Mapping[str, Record | None]) -> list[Record]:
@@ -233,18 +142,24 @@ def _plan_table(plan: sweeping.Plan) -> Table:
     return table
 
 
-def _check_device(device: str) -> None:
+def _checked(request: grid.Request) -> grid.Request:
+    """The request, if its device is there."""
     import torch
 
     try:
-        kind = torch.device(device).type
+        kind = torch.device(request.device).type
     except RuntimeError:
-        raise InputError(f"Unknown device {device!r}: write cpu, cuda or cuda:0.") from None
+        raise InputError(f"Unknown device {request.device!r}: write cpu, cuda or cuda:0.") from None
     if kind == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"Device {device!r} was asked for but torch finds no CUDA device here; use --device cpu.")
+        raise InputError(
+            f"Device {request.device!r} was asked for but torch finds no CUDA device here; use --device cpu."
+        )
+    return request
 
 
-def memory(backbone: str, label: str, batch_size: int, settings: tuple[str, ...], as_json: bool, console: Console) -> int:
+def memory(
+    backbone: str, label: str, batch_size: int, settings: tuple[str, ...], as_json: bool, console: Console
+) -> int:
     """Prints parameters and memory of one training step.
 
     Raises:
@@ -258,7 +173,9 @@ def memory(backbone: str, label: str, batch_size: int, settings: tuple[str, ...]
     if parsed["train"]:
         raise InputError(f"memory trains nothing: train.{next(iter(parsed['train']))} has no place here.")
     method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
-    _print_rows([measure.memory_row(backbone, method.name, dict(method.options), batch_size)], as_json, console, single=True)
+    _print_rows(
+        [measure.memory_row(backbone, method.name, dict(method.options), batch_size)], as_json, console, single=True
+    )
     return DONE
 
 
@@ -318,7 +235,7 @@ def data_prepare(name: str, source: Path, root: Path, console: Console) -> int:
 
     with _steps(console) as say:
         folder = prepare.prepare(name, source, root, say)
-    console.print(f"{name} is ready: {folder}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"{name} is ready: {folder}", **_VERBATIM)
     return DONE
 
 
@@ -333,8 +250,8 @@ def data_verify(name: str, root: Path, console: Console) -> int:
     with _steps(console) as say:
         problems = verify.verify(name, root, say)
     for problem in problems[:20]:
-        console.print(str(problem), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"{name}: {len(problems) or 'no'} problems.", highlight=False)
+        console.print(str(problem), **_VERBATIM)
+    console.print(f"{name}: {len(problems) or 'no'} problems.", **_VERBATIM)
     return SOME_FAILED if problems else DONE
 
 
@@ -349,7 +266,7 @@ def _steps(console: Console) -> Any:
         if console.is_terminal:
             status.update(f"{what} {done}{f'/{total}' if total else ''}")  # type: ignore[union-attr]
         elif what != last:
-            console.print(what, markup=False, highlight=False)
+            console.print(what, **_VERBATIM)
         last = what
 
     with status:
@@ -367,7 +284,7 @@ def report(output: Path, console: Console) -> int:
     paths = door.build(output.absolute())
     good = [found for _, found in records.read_all(output.absolute()) if isinstance(found, Record)]
     console.print(door.terminal_table(good))
-    console.print(f"Report: {paths.html}", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Report: {paths.html}", **_VERBATIM)
     return DONE
 
 
@@ -384,7 +301,7 @@ def track(output: Path, uri: str | None, console: Console) -> int:
     except door.TrackingError as error:
         print(f"s2a-bench: {error}", file=sys.stderr)
         return SOME_FAILED
-    console.print(f"{count} records are in the store.", highlight=False)
+    console.print(f"{count} records are in the store.", **_VERBATIM)
     return DONE
 
 
@@ -405,5 +322,5 @@ def pretrain(config: Any, data: Path, out: Path, console: Console) -> int:
             )
     except FileNotFoundError as error:
         raise InputError(f"{error}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.") from error
-    console.print(f"Weights: {out / config.backbone}.safetensors", markup=False, highlight=False, soft_wrap=True)
+    console.print(f"Weights: {out / config.backbone}.safetensors", **_VERBATIM)
     return DONE

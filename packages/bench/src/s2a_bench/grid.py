@@ -80,7 +80,9 @@ def expand(request: Request) -> list[CellConfig]:
     names = [datasets.get(suite.name, name).name for name in request.datasets or suite.defaults]
     backbones = request.backbones or BACKBONES.get(suite.name, REAL_BACKBONES)
     if request.weights and len(set(backbones)) > 1:
-        raise InputError(f"--weights is one file for one backbone, not for {', '.join(backbones)}; sweep them one by one.")
+        raise InputError(
+            f"--weights is one file for one backbone, not for {', '.join(backbones)}; sweep them one by one."
+        )
     if not request.seeds or min(request.seeds) < 0:
         raise InputError(f"Seeds {list(request.seeds)} must be one or more integers of 0 or above.")
     settings = parse_settings(request.settings)

@@ -165,7 +165,10 @@ class Bars:
         tally = self._tally
         failed = f", {tally.failed} failed" if tally.failed else ""
         self._progress.update(
-            self._all, completed=tally.fraction, description=f"{tally.finished}/{tally.planned} cells{failed}", note=tally.eta()
+            self._all,
+            completed=tally.fraction,
+            description=f"{tally.finished}/{tally.planned} cells{failed}",
+            note=tally.eta(),
         )
 
 

@@ -72,7 +72,10 @@ def _section(section: Section, methods: Sequence[str], pictures: Sequence[Pictur
     if section.failed:
         parts += [element("h3", f"Failed cells ({len(section.failed)})"), *_failed(section)]
     if missing := report_text.missing_shown(section):
-        parts += [element("h3", "Not run"), element("ul", *(element("li", text) for text in missing))]
+        listed = element("ul", *(element("li", text) for text in missing))
+        if len(missing) > 10:
+            listed = element("details", element("summary", f"Cells of {len(missing)} rows"), listed)
+        parts += [element("h3", "Not run"), listed]
     return element("section", *parts, _records(section))
 
 

@@ -84,7 +84,7 @@ class Summary:
         states = collections.Counter(record.status for record in self.records)
         missing = sum(len(seeds) for section in self.sections for _, _, seeds in section.missing)
         times = sorted(record.started_at for record in self.records if record.started_at)
-        words = [f"{states['done']} cells done", f"{states['failed']} failed", f"{missing} not run"]
+        words = [f"{states['done']} cells done", f"{states['failed']} failed", f"{missing} of the grid not run"]
         words += [f"{len(self.broken)} broken file{'s' * (len(self.broken) > 1)}"] if self.broken else []
         times = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
         when = f" Cells started between {times[0]} and {times[-1]}." if times else ""
@@ -119,20 +119,20 @@ def few(names: Sequence[str], most: int = 6) -> str:
 def shown(stat: Stat | None) -> str:
     """``91.2 ± 0.4``, ``91.2`` for one seed, a dash for nothing."""
     if stat is None:
-        return "–"
+        return "—"
     return f"{stat.mean:.1f}" if stat.std is None else f"{stat.mean:.1f} ± {stat.std:.1f}"
 
 
 def fixed(value: float | None, decimals: int) -> str:
     """``value`` with thousands apart; a dash for nothing."""
-    return "–" if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}"
+    return "—" if value is None or not math.isfinite(value) else f"{value:,.{decimals}f}"
 
 
 def seeds_shown(seeds: Sequence[int]) -> str:
     """``0-2`` for consecutive seeds, ``0, 3`` else."""
     if len(seeds) > 2 and list(seeds) == list(range(seeds[0], seeds[-1] + 1)):
         return f"{seeds[0]}-{seeds[-1]}"
-    return ", ".join(map(str, seeds)) or "–"
+    return ", ".join(map(str, seeds)) or "—"
 
 
 def title(section: Section) -> str:
@@ -158,8 +158,11 @@ def cause(record: Record) -> str:
 
 
 def missing_shown(section: Section) -> list[str]:
-    """A line for each method and dataset that lacks seeds."""
-    return [f"{label} on {dataset}: seed {seeds_shown(seeds)}" for label, dataset, seeds in section.missing]
+    """A line for each row that lacks cells of the grid of all rows, datasets and seeds."""
+    lines: dict[str, list[str]] = {}
+    for label, dataset, seeds in section.missing:
+        lines.setdefault(label, []).append(f"{dataset} seed{'s' * (len(seeds) > 1)} {seeds_shown(seeds)}")
+    return [f"{label}: {'; '.join(parts)}" for label, parts in lines.items()]
 
 
 def remarks(section: Section) -> list[tuple[str, str]]:
@@ -179,7 +182,7 @@ def summary_columns(section: Section) -> list[Column]:
         def text(row: Row) -> str:
             if row.averages is None:
                 counted = sum(cell.counted for cell in row.cells.values())
-                return f"– ({counted} of {len(row.cells)})"
+                return f"— ({counted} of {len(row.cells)})"
             return shown(getattr(row.averages, pick))
 
         return text

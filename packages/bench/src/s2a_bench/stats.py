@@ -112,8 +112,8 @@ def setting(record: Record) -> dict[str, Any]:
         "checkpoint_id": "random weights" if record.random_weights else record.checkpoint_id,
         "evaluated_on": record.evaluated_on,
         "epochs": record.epochs,
-        "limit_train": record.data_config.get("limit_train"),
-        "limit_test": record.data_config.get("limit_test"),
+        "limit_train": record.limit_train,
+        "limit_test": record.limit_test,
         "image_size": record.data_config.get("size"),
         "preprocessing": _view(record.data_config),
     }
@@ -122,6 +122,7 @@ def setting(record: Record) -> dict[str, Any]:
 def data_identity(record: Record) -> dict[str, Any]:
     """What all records of one dataset must share, by name."""
     return {
+        "group": record.group,
         "data_id": record.data_id,
         "split_id": record.split_id,
         "train_images": record.train_images,

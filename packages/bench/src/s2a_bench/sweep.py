@@ -1,4 +1,4 @@
-"""The sweep: which cells of a grid are missing, and workers (Ray Tune) that run them. It neither tracks nor reports.
+"""The sweep: which cells of a grid are missing, and how they are run. It neither tracks nor reports.
 
 A finished cell is a valid record of status ``done``. Everything else is run: cells that failed before too.
 """
@@ -9,40 +9,22 @@ import contextlib
 import dataclasses
 import datetime
 import fcntl
-import hashlib
-import io
-import math
 import os
-import secrets
 import shutil
 import tempfile
 import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from s2a_bench import datasets
 from s2a_bench import record as records
-from s2a_bench.config import CellConfig, from_dict
+from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
 
-if TYPE_CHECKING:
-    from ray.tune.experiment import Trial
-
 WORKER_BYTES = 2_000_000_000
 """Memory set aside for a worker when their number is chosen: Python, torch, a mini backbone and its data."""
-
-_RAY_SWITCHES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is an exception here, not a request to wind down slowly
-}
-"""What Ray offers only as environment variables; set before it is imported, unless the user has."""
 
 
 class Listener(Protocol):
@@ -89,27 +71,33 @@ class Workers:
     gpus: float = 0.0
 
 
-def plan(cells: Iterable[CellConfig], output: Path) -> Plan:
-    """Identifies every cell, which finds all bad input, and looks for its record.
+def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
+    """Cells by their id, each once; whatever is wrong with one of them is found here, before anything runs.
 
     Raises:
         ValueError: A cell that cannot run: one sentence.
     """
     from s2a_bench import run
 
-    by_id: dict[str, CellConfig] = {}
+    found: dict[str, CellConfig] = {}
     for cell in cells:
-        by_id.setdefault(run.identify(cell), cell)
+        found.setdefault(run.identify(cell), cell)
+    return found
+
+
+def plan(cells: Mapping[str, CellConfig], output: Path) -> Plan:
+    """Looks for the record of every cell."""
     done, again, broken = set(), set(), []
-    for cell_id in by_id:
-        path = records.record_path(output, cell_id)
+    for cell_id in cells:
         try:
-            (done if records.read(path).status == "done" else again).add(cell_id)
+            record = records.read(records.record_path(output, cell_id))
         except FileNotFoundError:
             continue
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             broken.append(str(error))
-    return Plan(by_id, frozenset(done), frozenset(again), tuple(broken))
+        else:
+            (done if record.status == "done" else again).add(cell_id)
+    return Plan(cells, frozenset(done), frozenset(again), tuple(broken))
 
 
 def results(plan: Plan, output: Path) -> dict[str, Record | None]:
@@ -136,7 +124,9 @@ def only_writer(output: Path) -> Iterator[None]:
             pass
         lock = (output / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
-        raise InputError(f"Cannot write to output folder {output} ({error}); pass a writable one to --output.") from error
+        raise InputError(
+            f"Cannot write to output folder {output} ({error}); pass a writable one to --output."
+        ) from error
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -186,11 +176,6 @@ def _cuda_devices() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def ray_available() -> bool:
-    """Whether Ray Tune is installed."""
-    return find_spec("ray") is not None
-
-
 def run_here(plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
     """Runs the missing cells one after the other in this process.
 
@@ -200,44 +185,13 @@ def run_here(plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
     from s2a_bench import run
 
     for cell_id in plan.todo:
-        _tell(listeners, "started", cell_id)
+        tell(listeners, "started", cell_id)
         try:
-            record = run.run(plan.cells[cell_id], lambda m, c=cell_id: _tell(listeners, "epoch", c, m))
+            record = run.run(plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m))
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
             record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
         records.write(record, output)
-        _tell(listeners, "finished", record)
-
-
-def run_with_ray(plan: Plan, output: Path, listeners: Sequence[Listener], workers: Workers) -> None:
-    """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
-
-    Raises:
-        OSError: A record could not be written.
-    """
-    output = output.absolute()
-    mark = hashlib.sha256(str(output).encode()).hexdigest()[:6]
-    with _ray(workers, mark):
-        from ray import tune
-
-        cells = [
-            {"id": cell_id, "output": str(output), **_payload(plan.cells[cell_id], workers)} for cell_id in plan.todo
-        ]
-        try:
-            tune.Tuner(
-                tune.with_resources(_trial, {"cpu": workers.cpus, "gpu": workers.gpus}),
-                param_space={"cell": tune.grid_search(cells)},
-                tune_config=tune.TuneConfig(
-                    reuse_actors=True,
-                    max_concurrent_trials=workers.count,
-                    trial_dirname_creator=lambda trial: trial.config["cell"]["id"],
-                ),
-                run_config=tune.RunConfig(
-                    name="sweep", storage_path=str(output / ".ray"), verbose=0, callbacks=[_callback(plan, output, listeners)]
-                ),
-            ).fit()
-        finally:
-            shutil.rmtree(output / ".ray", ignore_errors=True)
+        tell(listeners, "finished", record)
 
 
 def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) -> Record:
@@ -263,106 +217,7 @@ def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) 
     )
 
 
-def _tell(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:
+def tell(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:
+    """Passes an event on to every listener."""
     for listener in listeners:
         getattr(listener, event)(*arguments)
-
-
-def _payload(cell: CellConfig, workers: Workers) -> dict[str, Any]:
-    return {"config": dataclasses.asdict(dataclasses.replace(cell, threads=workers.cpus))}
-
-
-def _trial(config: dict[str, Any]) -> None:
-    """One cell in a worker."""
-    from ray import tune
-
-    from s2a_bench import run
-
-    cell = config["cell"]
-    record = run.run(from_dict(CellConfig, cell["config"]), on_epoch=lambda metrics: tune.report(dict(metrics)))
-    records.write(record, Path(cell["output"]))
-    tune.report({"status": record.status})
-
-
-def _callback(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
-    from ray.tune import Callback
-
-    class Tell(Callback):
-        """Passes Tune's events on, and leaves a record for workers that died."""
-
-        def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            _tell(listeners, "started", trial.config["cell"]["id"])
-
-        def on_trial_result(
-            self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
-        ) -> None:
-            if "epoch" in result and "status" not in result:
-                _tell(listeners, "epoch", trial.config["cell"]["id"], result)
-
-        def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            _tell(listeners, "finished", records.read(records.record_path(output, trial.config["cell"]["id"])))
-
-        def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            cell_id = trial.config["cell"]["id"]
-            record = failed(cell_id, plan.cells[cell_id], *_cause(trial))
-            records.write(record, output)
-            _tell(listeners, "finished", record)
-
-    return Tell()
-
-
-def _cause(trial: Trial) -> tuple[str, str, str]:
-    """Type, message and traceback of what ended a trial; a dead worker leaves only Ray's account of it."""
-    import pickle
-
-    from ray.exceptions import RayActorError, RayTaskError
-
-    path = trial.pickled_error_file
-    error = pickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
-    text = str(error or trial.get_error() or "unknown")
-    if isinstance(error, RayTaskError):
-        return type(error.cause).__name__, str(error.cause), text
-    if isinstance(error, RayActorError):
-        _, _, detail = text.partition("Worker exit detail: ")
-        detail = detail.partition(" Some common causes")[0].strip() or text.strip().splitlines()[0]
-        return "WorkerDied", f"The worker process was killed, ran out of memory or crashed ({detail})", text
-    return "WorkerDied", text.strip().splitlines()[-1], text
-
-
-@contextlib.contextmanager
-def _ray(workers: Workers, mark: str) -> Iterator[None]:
-    """A Ray of our own: on loopback, behind a random token, in a temporary folder that goes with it.
-
-    Ray and Tune print to stdout whatever they are told, so nobody listens to it meanwhile; what matters arrives as an
-    event or an exception.
-
-    Args:
-        workers: What to make room for.
-        mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
-    """
-    for name, value in _RAY_SWITCHES.items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Paths of Unix sockets have at most 107 bytes, of which Ray takes more than 60.
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
-    for stale in root.glob(f"s2a-{mark}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"s2a-{mark}-", dir=root)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ray
-
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers.count * workers.cpus,
-                num_gpus=math.ceil(workers.count * workers.gpus),
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level="CRITICAL",
-                object_store_memory=100_000_000,
-                _temp_dir=folder,
-            )
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)

@@ -14,7 +14,17 @@ from s2a_bench.record import Record
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
 _TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
 _PARAMS = ("suite", "dataset", "group", "backbone", "method", "seed", "epochs", "evaluated_on", "classes")
-_PARAMS += ("train_images", "scored_images", "protocol", "schema", "data_id", "split_id", "checkpoint_id")
+_PARAMS += (
+    "train_images",
+    "scored_images",
+    "limit_train",
+    "limit_test",
+    "protocol",
+    "schema",
+    "data_id",
+    "split_id",
+    "checkpoint_id",
+)
 _NESTED = {"method_config": "method", "train_config": "train", "data_config": "data"}
 _METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
 _METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds")
@@ -103,4 +113,6 @@ def _key(name: str) -> str:
 
 
 def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

@@ -75,22 +75,23 @@ def dequantize_rows(data: Tensor, low: Tensor, scale: Tensor, shape: torch.Size,
 
 class _QuantizedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        y = x.softmax(-1)
-        ctx.bits, ctx.shape = bits, y.shape
-        ctx.save_for_backward(*quantize_rows(y, bits))
+    def forward(ctx: Any, x: Tensor, bits: int, dim: int) -> Tensor:
+        y = x.softmax(dim)
+        rows = y.movedim(dim, -1)
+        ctx.bits, ctx.dim, ctx.shape = bits, dim, rows.shape
+        ctx.save_for_backward(*quantize_rows(rows, bits))
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
         y = dequantize_rows(*ctx.saved_tensors, ctx.shape, ctx.bits, grad.dtype)
-        return _softmax_backward(grad, y), None
+        return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None
 
 
-def _softmax_backward(grad: Tensor, y: Tensor) -> Tensor:
+def _softmax_backward(grad: Tensor, y: Tensor, dim: int = -1) -> Tensor:
     """Equation 7: y * (grad - sum(grad * y))."""
-    return y * (grad - (grad * y).sum(-1, keepdim=True))
+    return y * (grad - (grad * y).sum(dim, keepdim=True))
 
 
 class _QuantizedAttention(torch.autograd.Function):
@@ -122,11 +123,11 @@ class _QuantizedAttention(torch.autograd.Function):
         return grad_q, grad_k, grad_v, grad_bias, None, None
 
 
-def quantized_softmax(x: Tensor, bits: int = 4) -> Tensor:
-    """Softmax over the last axis that keeps its output in ``bits`` bits."""
+def quantized_softmax(x: Tensor, bits: int = 4, dim: int = -1) -> Tensor:
+    """Softmax over axis ``dim`` that keeps its output in ``bits`` bits."""
     if not (torch.is_grad_enabled() and x.requires_grad) or x.dim() == 0:
-        return x.softmax(-1)
-    return _QuantizedSoftmax.apply(x, bits)  # type: ignore[no-any-return]
+        return x.softmax(dim)
+    return _QuantizedSoftmax.apply(x, bits, dim)  # type: ignore[no-any-return]
 
 
 def attention(

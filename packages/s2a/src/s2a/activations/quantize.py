@@ -25,9 +25,9 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Any]] = {
     timm.layers.GELUTanh: ("gelu", lambda m, x: F.gelu(x, approximate="tanh")),
     timm.layers.QuickGELU: ("quick_gelu", lambda m, x: x * (1.702 * x).sigmoid()),
     nn.SiLU: ("silu", lambda m, x: F.silu(x)),
-    timm.layers.Swish: ("silu", lambda m, x: F.silu(x)),
+    timm.layers.Swish: ("silu", lambda m, x: x * x.sigmoid()),
     nn.Hardswish: ("hardswish", lambda m, x: F.hardswish(x)),
-    timm.layers.HardSwish: ("hardswish", lambda m, x: F.hardswish(x)),
+    timm.layers.HardSwish: ("hardswish", lambda m, x: x * F.relu6(x + 3.0).div_(6.0)),
     nn.ReLU: ("relu", lambda m, x: F.relu(x)),
     nn.ReLU6: ("relu6", lambda m, x: F.relu6(x)),
     nn.LeakyReLU: ("leaky_relu", lambda m, x: F.leaky_relu(x, m.negative_slope)),
@@ -45,8 +45,8 @@ def _attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
 
 
 def _softmax_forward(self: Any, x: Tensor) -> Tensor:
-    dim = -1 if self.dim is None else self.dim
-    return quantized_softmax(x.movedim(dim, -1), self.s2a_bits).movedim(-1, dim)
+    implicit = 0 if x.dim() in (0, 1, 3) else 1  # PyTorch's own choice for ``nn.Softmax()``.
+    return quantized_softmax(x, self.s2a_bits, implicit if self.dim is None else self.dim)
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:

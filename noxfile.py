@@ -1,0 +1,90 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = ["nox[uv]>=2025.5.1"]
+# ///
+"""Everything a user or developer runs: ``nox -l`` lists the sessions, ``nox -s NAME -- ARGUMENTS`` runs one."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import nox
+
+nox.needs_version = ">=2025.5.1"
+nox.options.default_venv_backend = "uv|virtualenv"
+nox.options.reuse_venv = "yes"
+nox.options.sessions = ["tests", "lint"]
+
+PACKAGES = ("packages/s2a", "packages/baselines", "packages/bench")
+ENVIRONMENT = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+}
+PATIENCE = 60
+"""Seconds that a sweep is given to end by itself after Ctrl-C."""
+
+
+def install(session: nox.Session, *groups: str) -> None:
+    """Installs the three packages as they lie here, and dependency groups; again only when what they need changes."""
+    root = nox.project.load_toml("pyproject.toml")
+    # In one command: pip would look for s2a on the package index otherwise.
+    wanted = [text for path in PACKAGES for text in ("-e", path)] + list(nox.project.dependency_groups(root, *groups))
+    files = [Path(path, "pyproject.toml") for path in PACKAGES]
+    state = hashlib.sha256(b"\0".join([repr(wanted).encode(), *(file.read_bytes() for file in files)])).hexdigest()
+    stamp = Path(session.virtualenv.location, "installed")
+    if not stamp.is_file() or stamp.read_text() != state:
+        session.install(*wanted)
+        stamp.write_text(state)
+
+
+@nox.session
+def bench(session: nox.Session) -> None:
+    """Compares the methods on the embedded tasks; arguments go to `s2a-bench sweep`."""
+    install(session)
+    session.run(
+        "s2a-bench", "sweep", *session.posargs, env=ENVIRONMENT, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE
+    )
+
+
+@nox.session
+def tests(session: nox.Session) -> None:
+    """Runs the tests; arguments go to pytest."""
+    install(session, "test")
+    session.run("pytest", *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def lint(session: nox.Session) -> None:
+    """Checks style, formatting, the direction of imports, and types."""
+    install(session, "test", "lint")
+    session.run("ruff", "check")
+    session.run("ruff", "format", "--check")
+    session.run("lint-imports", "--no-cache")
+    session.run("pyright")
+
+
+@nox.session
+def benchmarks(session: nox.Session) -> None:
+    """Times kernels and training steps; arguments go to pytest."""
+    install(session, "test")
+    columns = "--benchmark-columns=min,median,rounds"
+    session.run("pytest", "benchmarks", "--benchmark-enable", columns, *session.posargs, env=ENVIRONMENT)
+
+
+@nox.session
+def ui(session: nox.Session) -> None:
+    """Opens MLflow on the default results; arguments go to `mlflow server`."""
+    store = Path("results", "mlflow.db").absolute()
+    if not store.is_file():
+        session.error(f"There is no {store} yet; run `nox -s bench` first.")
+    session.install("mlflow>=3.10,<4")
+    uri = f"sqlite:///{store}"
+    session.run(
+        "mlflow", "server", "--host", "127.0.0.1", "--backend-store-uri", uri, *session.posargs, env=ENVIRONMENT
+    )
+
+
+if __name__ == "__main__":
+    nox.main()

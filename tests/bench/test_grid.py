@@ -1,0 +1,159 @@
+"""From a request to its cells: every combination once, options where they belong, mistakes in one sentence."""
+
+from __future__ import annotations
+
+import json
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from s2a.errors import S2AError
+from s2a_bench import datasets, grid, recipes
+from s2a_bench.config import MethodConfig
+from s2a_bench.errors import InputError
+from s2a_bench.grid import Request, coerce, expand, parse_method, parse_settings, parse_value
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
+
+
+def test_the_default_compares_all_methods_on_the_default_tasks():
+    cells = expand(Request())
+    assert {cell.data.dataset for cell in cells} == set(datasets.SUITES["mini"].defaults)
+    assert {cell.method.name for cell in cells} == {"linear", "bias", "lora", "full", "s2a"}
+    assert {cell.backbone.name for cell in cells} == {"mini_vit"}
+    assert len(cells) == 5 * len(datasets.SUITES["mini"].defaults)
+
+
+@given(
+    st.sets(st.sampled_from(datasets.SUITES["mini"].datasets), min_size=1),
+    st.sets(st.sampled_from(("linear", "bias", "full", "s2a", "s2a:bits=8")), min_size=1),
+    st.sets(st.integers(0, 9), min_size=1),
+)
+def test_cells_are_the_product_of_the_names_each_once(tasks, methods, seeds):
+    cells = expand(Request(datasets=tuple(tasks), methods=tuple(methods), seeds=tuple(seeds)))
+    found = [(grid.label(cell).split(" on ")[0], cell.data.dataset, cell.seed) for cell in cells]
+    assert sorted(found) == sorted((m, d, s) for m in methods for d in tasks for s in seeds)
+
+
+def test_what_is_named_twice_is_one_cell():
+    once = expand(Request(suite="vtab", datasets=("caltech101",), methods=("s2a",), seeds=(1,)))
+    twice = expand(Request(suite="vtab", datasets=("caltech101", "caltech_101"), methods=("s2a", "s2a"), seeds=(1, 1)))
+    assert once == twice
+
+
+def test_long_cells_come_first_and_short_ones_last():
+    names = [cell.method.name for cell in expand(Request())]
+    assert names == sorted(names, key=lambda name: {"full": 0, "linear": 2}.get(name, 1))
+
+
+def test_each_cell_has_its_methods_recipe_unless_told_otherwise():
+    for cell in expand(Request(settings=("train.weight_decay=0.5",), epochs=4, batch_size=16)):
+        expected = recipes.train_config("mini", cell.method.name, weight_decay=0.5, epochs=4, batch_size=16)
+        assert cell.train == expected
+
+
+@given(JSON)
+def test_values_of_set_are_json(value):
+    if not isinstance(value, str):
+        assert parse_value(json.dumps(value)) == value
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("exact", "exact"), ("None", None), ("True", True), ("(1, 2)", (1, 2)), ("1e-3", 1e-3), ("'8'", "8"), ("NaN", "NaN")],
+)
+def test_values_of_set_are_python_literals_or_words(text, value):
+    assert parse_value(text) == value
+
+
+@pytest.mark.parametrize("text", ["[1,", "1.2.3", "'open", "-", "{", ""])
+def test_half_a_value_is_refused(text):
+    with pytest.raises(InputError, match="no value"):
+        parse_value(text)
+
+
+def test_a_label_may_carry_options_also_with_commas_in_them():
+    assert parse_method("s2a:bits=8,sites=[0,1],activations=exact") == MethodConfig(
+        "s2a", {"bits": 8, "sites": "preset", "activations": "exact"} | {"sites": parse_method("s2a:sites=[0,1]").options["sites"]}
+    )
+    assert list(parse_method("s2a:sites=[0,1]").options["sites"]) == [0, 1]
+    assert parse_method("linear") == MethodConfig("linear", {})
+
+
+def test_shared_options_reach_the_methods_that_have_them_and_yield_to_a_labels_own():
+    request = Request(methods=("linear", "s2a", "s2a:bits=2"), settings=("method.bits=8",), datasets=("digits",))
+    found = {(cell.method.name, cell.method.options.get("bits")) for cell in expand(request)}
+    assert found == {("linear", None), ("s2a", 8), ("s2a", 2)}
+
+
+@pytest.mark.parametrize(
+    ("request_", "words"),
+    [
+        (Request(suite="mnii"), ["suite", "'mnii'", "mini"]),
+        (Request(datasets=("digit",)), ["dataset", "'digit'", "digits"]),
+        (Request(datasets=("caltech101",)), ["caltech101", "--suite vtab"]),
+        (Request(methods=("s2",)), ["method", "'s2'", "s2a"]),
+        (Request(methods=("s2a:bitz=4",)), ["bitz", "bits"]),
+        (Request(methods=("s2a:bits",)), ["'bits'", "KEY=VALUE"]),
+        (Request(methods=("s2a:bits=four",)), ["bits", "four"]),
+        (Request(methods=("s2a:lrp_std=x",)), ["lrp_std", "number"]),
+        (Request(methods=("s2a:train_bias=1",)), ["train_bias", "true or false"]),
+        (Request(settings=("method.lrp_rnk=3",)), ["method.lrp_rnk", "method.lrp_rank"]),
+        (Request(methods=("linear",), settings=("method.bits=8",)), ["linear", "method.bits"]),
+        (Request(settings=("train.lrr=1",)), ["train.lrr", "train.lr"]),
+        (Request(settings=("train.lr=fast",)), ["train.lr", "number"]),
+        (Request(settings=("train.lr=1e999",)), ["train.lr", "number"]),
+        (Request(settings=("train.epochs=1.5",)), ["train.epochs", "integer"]),
+        (Request(settings=("trian.lr=1",)), ["'trian'", "train"]),
+        (Request(settings=("lr=1",)), ["train.KEY=VALUE"]),
+        (Request(settings=("train.lr",)), ["train.lr", "KEY=VALUE"]),
+        (Request(settings=("train.lr=1", "train.lr=2")), ["train.lr", "twice"]),
+        (Request(settings=("train.epochs=2",), epochs=3), ["train.epochs", "twice"]),
+        (Request(epochs=0), ["train.epochs=0", "at least 1"]),
+        (Request(seeds=(-1,)), ["-1"]),
+        (Request(seeds=()), ["Seeds"]),
+        (Request(backbones=("a", "b"), weights="w.safetensors"), ["--weights", "one backbone"]),
+    ],
+    ids=lambda value: None if isinstance(value, list) else "",
+)
+def test_mistakes_are_named_with_what_would_do(request_, words):
+    with pytest.raises((InputError, S2AError)) as error:
+        expand(request_)
+    sentence = str(error.value)
+    assert "\n" not in sentence
+    for word in words:
+        assert word in sentence
+
+
+def test_the_same_setting_twice_is_no_contradiction():
+    assert parse_settings(("train.lr=1", "train.lr=1.0"))["train"] == {"lr": 1}
+    (cell,) = expand(Request(datasets=("digits",), methods=("s2a",), settings=("train.epochs=3",), epochs=3))
+    assert cell.train.epochs == 3
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "fitted"),
+    [
+        (1, float, 1.0),
+        ([1, 2], tuple[int, ...], (1, 2)),
+        (None, float | None, None),
+        ("exact", Literal["exact", "paper"], "exact"),
+        ([0, 1], str | tuple[int, ...], (0, 1)),
+        ("all", str | tuple[int, ...], "all"),
+    ],
+)
+def test_values_take_the_type_of_their_field(value, hint, fitted):
+    found = coerce(value, hint, "x")
+    assert found == fitted
+    assert type(found) is type(fitted)
+
+
+@pytest.mark.parametrize(
+    ("value", "hint"),
+    [(True, int), (1.0, int), ("1", int), (True, float), (float("inf"), float), (True, Literal[1]), ([1, "a"], tuple[int, ...])],
+)
+def test_values_of_another_type_are_refused(value, hint):
+    with pytest.raises(InputError, match="wrong type"):
+        coerce(value, hint, "x")

@@ -1,0 +1,223 @@
+"""Attaching, detaching, and the registry behind it."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import importlib.metadata
+from typing import Any
+
+import pytest
+import s2a
+import tiny
+import torch
+from s2a import registry
+from s2a.surgery import Edits
+from s2a.testing import differences, snapshot
+from torch import Tensor, nn
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_only_the_method_and_the_head_train(name: str) -> None:
+    make_model, size = tiny.MODELS[name]
+    adapted = s2a.attach(make_model(), s2a.S2AConfig(), 7, image_size=size)
+    trainable = s2a.trainable_parameters(adapted)
+    outside = {n for n in trainable if not n.startswith(("method.", "head."))}
+    assert outside
+    assert all(n.rpartition(".")[2] in ("bias", "q_bias", "v_bias") for n in outside)
+    assert {n for n, _ in adapted.named_parameters() if n.startswith(("method.", "head."))} == trainable.keys() - outside
+    assert adapted(torch.randn(2, 3, size, size)).shape == (2, 7)
+
+
+@pytest.mark.parametrize("name", tiny.MODELS)
+def test_the_kept_classifier_is_the_start(name: str) -> None:
+    make_model, size = tiny.MODELS[name]
+    model, images = make_model().eval(), torch.randn(2, 3, size, size)
+    expected = model(images)
+    adapted = s2a.attach(model, s2a.S2AConfig(activations="exact"), image_size=size)
+    torch.testing.assert_close(adapted(images), expected)
+    assert all(p.requires_grad for p in adapted.head.parameters())
+
+
+def test_a_new_head_is_small_and_centred() -> None:
+    head = s2a.attach(tiny.vit(), s2a.S2AConfig(), 50).head
+    assert not bool(head.bias.any())
+    assert 0.01 < float(head.weight.std()) < 0.03
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_modes_are_kept(training: bool) -> None:
+    model = tiny.resnet().train(training)
+    model.bn1.train(not training)
+    adapted = s2a.attach(model, s2a.S2AConfig(), 5, image_size=64)
+    assert adapted.training is adapted.method.training is adapted.head.training is training
+    assert model.bn1.training is not training
+
+
+def test_the_models_own_dtype_is_taken() -> None:
+    model = tiny.vit().bfloat16()
+    adapted = s2a.attach(model, s2a.S2AConfig(), 5)
+    assert {p.dtype for p in adapted.parameters()} == {torch.bfloat16}
+    adapted(torch.randn(2, 3, 32, 32).bfloat16()).float().sum().backward()
+
+
+def test_meta_models_can_be_adapted() -> None:
+    model = tiny.vit().to("meta")
+    adapted = s2a.attach(model, s2a.S2AConfig(), 5)
+    assert {p.device.type for p in adapted.parameters()} == {"meta"}
+
+
+def test_detach_follows_a_move() -> None:
+    """Training often moves the adapted model; what was set aside must come along."""
+    model = tiny.resnet()
+    original = copy.deepcopy(model)
+    adapted = s2a.attach(model, s2a.S2AConfig(), 5, image_size=64).double().train()
+    images = torch.randn(4, 3, 64, 64, dtype=torch.float64)
+    adapted(images).sum().backward()  # Moves the batch-norm statistics, too.
+    back = s2a.detach(adapted)
+    assert torch.equal(back.eval()(images), original.double().eval()(images))
+
+
+def test_detach_restores_gradients_flags() -> None:
+    model = tiny.vit()
+    model.pos_embed.requires_grad_(False)
+    before = snapshot(model)
+    adapted = s2a.attach(model, s2a.method_config("full"), 5)
+    assert model.pos_embed.requires_grad
+    adapted(torch.randn(2, 3, 32, 32)).sum().backward()
+    s2a.detach(adapted)
+    assert not differences(before, snapshot(model))
+
+
+def test_methods_can_follow_each_other() -> None:
+    model = tiny.vit()
+    before = snapshot(model)
+    for name in ("s2a", "lora", "linear", "full", "bias", "s2a"):
+        s2a.detach(s2a.attach(model, s2a.method_config(name), 5))
+        assert not differences(before, snapshot(model)), name
+
+
+@dataclasses.dataclass(frozen=True)
+class Stranger:
+    """A config of no method."""
+
+
+def _twice() -> None:
+    s2a.attach(s2a.attach(tiny.vit(), s2a.S2AConfig(), 5).backbone, s2a.S2AConfig(), 5)
+
+
+def _detach_twice() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    s2a.detach(adapted)
+    s2a.detach(adapted)
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (_twice, "already adapted by 's2a'; call s2a.detach"),
+        (lambda: s2a.attach(s2a.attach(tiny.vit(), s2a.S2AConfig(), 5), s2a.S2AConfig(), 5), "already adapted by 's2a'"),
+        (_detach_twice, "detached already"),
+        (lambda: s2a.detach(tiny.vit()), "detach takes what s2a.attach returned, not VisionTransformer"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 is too small"),
+        (lambda: s2a.attach(tiny.vit(num_classes=0), s2a.S2AConfig()), "no linear classifier to keep"),
+        (lambda: s2a.attach(tiny.vit(), Stranger(), 5), r"Stranger is no registered .*S2AConfig \(s2a\)"),
+        (lambda: s2a.attach(tiny.vit(), "s2a", 5), "str is no registered"),
+        (lambda: s2a.attach(nn.Linear(2, 2), s2a.S2AConfig(), 5), "Linear is no supported backbone"),
+        (lambda: s2a.method_config("s2b"), r"Unknown method 's2b': did you mean 's2a'\? Registered: .*s2a"),
+        (lambda: s2a.method_config("zzz"), "Unknown method 'zzz': Registered"),
+        (lambda: s2a.method_config("s2a", lrp_rnk=3), r"no option 'lrp_rnk': did you mean 'lrp_rank'"),
+        (lambda: s2a.method_config("full", rank=3), "no option 'rank': Options: none"),
+        (lambda: s2a.method_config("s2a", bits=7), "bits=7"),
+    ],
+)
+def test_bad_input_gets_a_sentence(call: Any, message: str) -> None:
+    with pytest.raises(s2a.S2AError, match=message):
+        call()
+
+
+def test_adapted_models_say_what_they_are() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(lrp_rank=3), 5)
+    assert "lrp_rank=3" in repr(adapted)
+    assert (adapted.name, adapted.config.lrp_rank, adapted.image_size) == ("s2a", 3, (32, 32))
+
+
+# The registry
+
+
+@dataclasses.dataclass(frozen=True)
+class ScaleConfig:
+    """Config of the method below."""
+
+    start: float = 1.0
+
+
+class Scale(s2a.Method):
+    """A third-party method: features times a learned vector."""
+
+    identity_at_start = True
+
+    def __init__(self, config: ScaleConfig, backbone: Any, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        self.scale = nn.Parameter(torch.full((backbone.features,), config.start))
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        return super().forward(model, images) * self.scale
+
+
+@pytest.fixture
+def methods(monkeypatch: pytest.MonkeyPatch) -> dict[str, registry.Entry]:
+    s2a.list_methods()
+    table = dict(registry._METHODS)
+    monkeypatch.setattr(registry, "_METHODS", table)
+    return table
+
+
+def test_a_method_is_one_class(methods: dict[str, registry.Entry]) -> None:
+    s2a.register_method("scale", ScaleConfig)(Scale)
+    assert "scale" in s2a.list_methods()
+    adapted = s2a.attach(tiny.vit(), s2a.method_config("scale", start=0.5), 5)
+    assert s2a.trainable_parameters(adapted).keys() == {"method.scale", "head.weight", "head.bias"}
+    s2a.testing.check_method(ScaleConfig(), tiny.vit)
+
+
+def test_names_and_configs_are_taken_once(methods: dict[str, registry.Entry]) -> None:
+    s2a.register_method("scale", ScaleConfig)(Scale)
+    s2a.register_method("scale", ScaleConfig)(Scale)  # A reloaded module may register again.
+    for name, config in (("s2a", ScaleConfig), ("other", ScaleConfig), ("scale", Stranger)):
+        with pytest.raises(s2a.S2AError, match="choose another name and an own config class"):
+            s2a.register_method(name, config)(type("Other", (Scale,), {}))
+
+
+def test_installed_packages_are_found() -> None:
+    assert {"full", "linear", "bias", "lora", "s2a"} <= set(s2a.list_methods())
+    groups = importlib.metadata.entry_points(group="s2a.methods")
+    assert "s2a_baselines" in {point.value for point in groups}
+
+
+def test_a_broken_package_is_named_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    point = importlib.metadata.EntryPoint("broken", "no_such_package_of_methods", "s2a.methods")
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+    monkeypatch.setattr(registry, "_loaded", False)
+    for _ in range(2):
+        with pytest.raises(s2a.S2AError, match="'no_such_package_of_methods' cannot be imported"):
+            s2a.list_methods()
+
+
+def test_edits_are_undone_last_one_first() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    before = snapshot(model)
+    edits = Edits()
+    edits.replace(model, "1", nn.Tanh())
+    edits.replace(model, "1", nn.Sigmoid())
+    edits.override(model[1], "note", 1)
+    edits.override(model[1], "note", 2)
+    edits.train(model[0].weight)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert torch.equal(edits.original(model[0].weight), before["value of 0.weight"])
+    assert edits.original(model[0].bias) is model[0].bias
+    edits.undo()
+    assert not differences(before, snapshot(model))
+    edits.undo()  # An empty log: nothing to do.
+    assert not differences(before, snapshot(model))

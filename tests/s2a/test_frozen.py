@@ -1,0 +1,145 @@
+"""The convolution that keeps nothing of its input."""
+
+from __future__ import annotations
+
+import pytest
+import s2a
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from s2a.activations.frozen import frozen_conv2d
+from torch import Tensor, nn
+
+convolutions = st.fixed_dictionaries(
+    {
+        "groups": st.sampled_from([1, 2, 4]),
+        "kernel_size": st.tuples(st.integers(1, 3), st.integers(1, 3)),
+        "stride": st.integers(1, 3),
+        "padding": st.tuples(st.integers(0, 2), st.integers(0, 2)),
+        "dilation": st.integers(1, 2),
+        "bias": st.booleans(),
+    }
+)
+
+
+def convolution(options: dict[str, object], dtype: torch.dtype = torch.float32) -> nn.Conv2d:
+    conv = nn.Conv2d(4, 8, **options, dtype=dtype)
+    conv.weight.requires_grad_(False)
+    return conv
+
+
+@given(options=convolutions, batch=st.integers(0, 2), height=st.integers(5, 8), width=st.integers(5, 8))
+def test_it_is_the_stock_convolution(options: dict[str, object], batch: int, height: int, width: int) -> None:
+    torch.manual_seed(0)
+    conv = convolution(options)
+    x = torch.randn(batch, 4, height, width, requires_grad=True)
+    leaves = [x] if conv.bias is None else [x, conv.bias]
+    found, expected = frozen_conv2d(conv, x), conv(x)
+    assert torch.equal(found, expected)
+    upstream = torch.randn_like(found)
+    for one, other in zip(
+        torch.autograd.grad(found, leaves, upstream), torch.autograd.grad(expected, leaves, upstream), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("options", [{"kernel_size": 3, "padding": 1, "groups": 4}, {"kernel_size": 2, "stride": 2}])
+def test_it_passes_gradcheck(options: dict[str, object]) -> None:
+    module = Apply(convolution(options, torch.float64), frozen=True)
+    x = torch.randn(2, 4, 5, 4, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(8, dtype=torch.float64, requires_grad=True)
+
+    def call(x: Tensor, bias: Tensor) -> Tensor:
+        return torch.func.functional_call(module, {"conv.bias": bias}, x)
+
+    assert torch.autograd.gradcheck(call, (x, bias))
+
+
+class Apply(nn.Module):
+    """A frozen convolution behind a parameter that keeps nothing itself."""
+
+    def __init__(self, conv: nn.Conv2d, frozen: bool) -> None:
+        super().__init__()
+        self.shift = nn.Parameter(torch.zeros(()))
+        self.conv, self.frozen = conv, frozen
+
+    def forward(self, x: Tensor) -> Tensor:
+        return frozen_conv2d(self.conv, x + self.shift) if self.frozen else self.conv(x + self.shift)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_it_keeps_nothing_of_its_input(bias: bool) -> None:
+    conv = convolution({"kernel_size": 3, "bias": bias})
+    x = torch.randn(2, 4, 6, 6)
+    assert s2a.saved_bytes(Apply(conv, frozen=True), x, torch.sum).total == 0
+    assert s2a.saved_bytes(Apply(conv, frozen=False), x, torch.sum).total == 4 * x.numel()
+
+
+def test_a_training_weight_takes_the_stock_path() -> None:
+    conv = convolution({"kernel_size": 3})
+    conv.weight.requires_grad_(True)
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    (grad,) = torch.autograd.grad(frozen_conv2d(conv, x).sum(), conv.weight)
+    (expected,) = torch.autograd.grad(conv(x).sum(), conv.weight)
+    assert torch.equal(grad, expected)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": 3, "padding": "same"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "reflect"},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "circular"},
+    ],
+)
+def test_unusual_padding(options: dict[str, object]) -> None:
+    conv = convolution(options)
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    found, expected = frozen_conv2d(conv, x), conv(x)
+    assert torch.equal(found, expected)
+    assert torch.equal(torch.autograd.grad(found.sum(), x)[0], torch.autograd.grad(expected.sum(), x)[0])
+
+
+def test_an_image_without_batch_axis() -> None:
+    conv = convolution({"kernel_size": 3})
+    x = torch.randn(4, 6, 6, requires_grad=True)
+    found, expected = frozen_conv2d(conv, x), conv(x)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), [x, conv.bias]), torch.autograd.grad(expected.sum(), [x, conv.bias]), strict=True
+    ):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "strided"])
+def test_other_layouts(layout: str) -> None:
+    conv = convolution({"kernel_size": 3, "groups": 2})
+    base = torch.randn(2, 4, 6, 6)
+    x = base.to(memory_format=torch.channels_last) if layout == "channels_last" else torch.stack([base, base], -1)[..., 0]
+    x.requires_grad_()
+    found, expected = frozen_conv2d(conv, x), conv(x)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(
+        torch.autograd.grad(found.square().sum(), x)[0], torch.autograd.grad(expected.square().sum(), x)[0]
+    )
+
+
+def test_autocast() -> None:
+    conv = convolution({"kernel_size": 3})
+    x = torch.randn(2, 4, 6, 6, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = frozen_conv2d(conv, x), conv(x)
+    assert found.dtype == expected.dtype == torch.bfloat16
+    assert torch.equal(found, expected)
+    for one, other in zip(
+        torch.autograd.grad(found.float().sum(), [x, conv.bias]),
+        torch.autograd.grad(expected.float().sum(), [x, conv.bias]),
+        strict=True,
+    ):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one, other, rtol=0.02, atol=0.02)
+
+
+def test_nothing_is_kept_without_gradient() -> None:
+    conv = convolution({"kernel_size": 3})
+    conv.bias.requires_grad_(False)
+    assert frozen_conv2d(conv, torch.randn(1, 4, 6, 6)).grad_fn is None

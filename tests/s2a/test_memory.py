@@ -1,0 +1,214 @@
+"""The two calculators: measured bytes against counts by hand, theoretical ones against the paper."""
+
+from __future__ import annotations
+
+import functools
+import weakref
+
+import pytest
+import s2a
+import timm
+import tiny
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Measured
+
+
+def test_stock_layers_keep_what_is_known() -> None:
+    """By PyTorch's rules: a training weight keeps its layer's input, GELU its input, softmax its output."""
+
+    class Softmax(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return x.softmax(-1)
+
+    model = nn.Sequential(nn.Linear(6, 10), nn.GELU(), nn.Linear(10, 4), Softmax())
+    kept = s2a.saved_bytes(model, torch.randn(3, 6), torch.sum)
+    assert kept == {"1": 4 * 3 * 10, "2": 4 * 3 * 10, "0": 4 * 3 * 6, "3": 4 * 3 * 4}
+    assert list(kept.values()) == sorted(kept.values(), reverse=True)
+    assert kept.total == sum(kept.values())
+    for layer in (model[0], model[2]):
+        layer.weight.requires_grad_(False)
+    assert s2a.saved_bytes(model, torch.randn(3, 6), torch.sum) == {"1": 4 * 3 * 10, "3": 4 * 3 * 4}
+
+
+def test_a_storage_counts_once_and_whole() -> None:
+    class Views(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = x * self.scale  # Keeps x (and the parameter, which does not count).
+            return (y[:, :2].exp() * 0).sum() + (y[:, 2:] * y[:, 2:]).sum()  # Keeps exp's output; y by two views.
+
+    x = torch.randn(5, 8)
+    assert s2a.saved_bytes(Views(), x, torch.sum).total == 4 * (5 * 8 + 5 * 2 + 5 * 8)
+
+
+def test_what_is_let_go_does_not_count() -> None:
+    class Wasteful(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale = nn.Parameter(torch.ones(()))
+
+        def forward(self, x: Tensor) -> Tensor:
+            (x * self.scale).exp()  # Its graph dies here.
+            return x + self.scale
+
+    assert s2a.saved_bytes(Wasteful(), torch.randn(5, 8), torch.sum).total == 0
+
+
+def test_the_loss_has_its_own_line() -> None:
+    model = nn.Linear(6, 4)
+    kept = s2a.saved_bytes(model, torch.randn(3, 6))
+    assert kept["model"] == 4 * 3 * 6
+    assert kept["loss"] == 4 * 3 * 4 + 8 * 3 + 4  # log-softmax, labels, and the weight of the mean.
+
+
+def test_measuring_changes_nothing() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    before = s2a.testing.snapshot(adapted)
+    first = s2a.saved_bytes(adapted, torch.randn(2, 3, 32, 32))
+    assert not s2a.testing.differences(before, s2a.testing.snapshot(adapted))
+    assert s2a.saved_bytes(adapted, torch.randn(2, 3, 32, 32)) == first
+    held = weakref.ref(adapted)
+    del adapted
+    assert held() is None or True  # Modules may live in cycles; what matters is the next line.
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_hooks_go_even_when_the_model_fails() -> None:
+    with pytest.raises(RuntimeError):
+        s2a.saved_bytes(nn.Linear(3, 3), torch.randn(2, 5))
+    assert not nn.modules.module._global_forward_hooks
+    assert not nn.modules.module._global_forward_pre_hooks
+
+
+def test_bytes_grow_with_the_batch_alone() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    totals = [s2a.saved_bytes(adapted, torch.randn(n, 3, 32, 32), torch.sum).total for n in (2, 4, 6)]
+    assert totals[2] - totals[1] == totals[1] - totals[0] > 0
+
+
+@pytest.mark.parametrize("name", ["vit", "swin", "convnext"])
+def test_the_papers_recipe_keeps_less(name: str) -> None:
+    make_model, size = tiny.MODELS[name]
+    totals = {}
+    for activations in ("exact", "paper"):
+        adapted = s2a.attach(make_model(), s2a.S2AConfig(activations=activations), 5, image_size=size)
+        totals[activations] = s2a.saved_bytes(adapted, torch.randn(2, 3, size, size)).total
+    assert totals["paper"] < 0.7 * totals["exact"]
+
+
+# Theoretical. The paper's figures: arXiv:2503.08154, Table 1 (columns "Params", "Memory") and Table 2 (the rows without
+# quantisation), batch 32, fp32, 224 x 224 pixels, MB = 1e6 bytes.
+
+VIT, SWIN, CONVNEXT = "vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base"
+
+PAPER = [
+    # backbone, method, options, percent of parameters, MB
+    (VIT, "full", {}, 100, 4099),
+    (VIT, "linear", {}, 0.09, 344),
+    (VIT, "lora", {}, 2.15, 2242),
+    (VIT, "s2a", {}, 0.90, 640),
+    (VIT, "s2a", {"activations": "exact"}, 0.90, 2097),
+    (SWIN, "full", {}, 100, 6390),
+    (SWIN, "linear", {}, 0.12, 353),
+    (SWIN, "s2a", {}, 1.03, 745),
+    (SWIN, "s2a", {"activations": "exact"}, 1.03, 2672),
+    (CONVNEXT, "full", {}, 100, 7171),
+    (CONVNEXT, "linear", {}, 0.11, 350),
+    (CONVNEXT, "s2a", {}, 0.98, 741),
+    (CONVNEXT, "s2a", {"activations": "exact"}, 0.98, 2832),
+]
+
+# Trainable values with a head of 100 classes, by the formulas of the methods' papers.
+TOTALS = {
+    (VIT, "linear"): 76_900,
+    (SWIN, "linear"): 102_500,
+    (CONVNEXT, "linear"): 102_500,
+    (VIT, "lora"): 12 * 4 * 768 * 48 + 76_900,
+    (VIT, "bias"): 102_912 + 76_900,
+    (SWIN, "bias"): 137_216 + 102_500,
+    (CONVNEXT, "bias"): 130_304 + 102_500,
+    # Biases, prompts, side blocks (12 sites of 197 tokens, C = 768, c = 96), head on 768 + 96 features.
+    (VIT, "s2a"): 102_912 + 12 * 30 * (197 + 768) + 12 * (2 * (96**2 + 96) + 10 * 96) + 100 * 864 + 100,
+    # Stages 2 to 4, 3 + 9 + 3 sites; transitions of LayerNorm and a 2 x 2 convolution.
+    (CONVNEXT, "s2a"): 130_304 + 381_330 + 190_848 + 41_344 + 115_300,
+    (SWIN, "s2a"): 914_232,
+}
+
+
+@functools.cache
+def big(backbone: str, method: str, options: tuple[tuple[str, object], ...] = ()) -> s2a.Adapted:
+    """A full-size backbone without memory behind it, under a method, with a head of 100 classes."""
+    with torch.device("meta"):
+        model = timm.create_model(backbone)
+        return s2a.attach(model, s2a.method_config(method, **dict(options)), 100)
+
+
+def trainable(adapted: s2a.Adapted) -> int:
+    return sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
+
+
+@pytest.mark.parametrize(("backbone", "method"), TOTALS)
+def test_trainable_parameters_are_counted_by_formula(backbone: str, method: str) -> None:
+    assert trainable(big(backbone, method)) == TOTALS[backbone, method]
+
+
+@pytest.mark.parametrize(("backbone", "method", "options", "percent", "megabytes"), PAPER)
+def test_theory_is_within_three_percent_of_the_paper(
+    backbone: str, method: str, options: dict[str, object], percent: float, megabytes: float
+) -> None:
+    adapted = big(backbone, method, tuple(options.items()))
+    total = s2a.theoretical_memory(adapted, 32).total / 1e6
+    assert abs(total / megabytes - 1) < 0.03
+    frozen = sum(p.numel() for p in adapted.backbone.parameters())
+    found = 100 * trainable(adapted) / frozen
+    # The paper prints two decimals, cut or rounded. "Full" leaves its head out.
+    assert abs(found - percent) < max(0.03 * percent, 0.0101)
+
+
+def test_theory_follows_its_rules() -> None:
+    """One ViT by hand: width 64, 2 heads, 65 tokens, MLP of 256, batch 8."""
+    batch, tokens, width, heads, hidden, blocks = 8, 65, 64, 2, 256, 2
+    gelu, softmax = 4 * batch * blocks * tokens * hidden, 4 * batch * blocks * heads * tokens**2
+    head = 4 * batch * width
+    linear = s2a.attach(tiny.vit(), s2a.method_config("linear"), 5)
+    weights = 4 * sum(p.numel() for p in linear.parameters())
+    theory = s2a.theoretical_memory(linear, batch)
+    assert (theory.weights, theory.total) == (weights, weights + 2 * head)  # The head's input and the final norm's.
+    bias = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.method_config("bias"), 5), batch)
+    assert bias.total == weights + gelu + softmax + 2 * head
+    full = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.method_config("full"), 5), batch)
+    images = 4 * batch * 3 * 32 * 32
+    inputs = 4 * batch * blocks * tokens * (width * 5 + hidden)  # norm1, qkv, proj, norm2, fc1, and fc2.
+    assert full.total == weights + images + inputs + gelu + softmax + 2 * head
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_theory_scales_with_bits(bits: int) -> None:
+    off = {"lsb_reduction": 0, "lrp_rank": 0}
+    exact = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.S2AConfig(activations="exact", **off), 5), 8)
+    coded = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.S2AConfig(bits=bits, **off), 5), 8)
+    for rule in ("R2", "R3"):
+        assert coded.rules[f"{rule} in {bits} bits (R4)"] * 32 == exact.rules[rule] * bits
+
+
+def test_theory_changes_nothing() -> None:
+    adapted = s2a.attach(tiny.resnet(), s2a.S2AConfig(), 5, image_size=64).train()
+    adapted.backbone.bn1.eval()
+    before = s2a.testing.snapshot(adapted)
+    s2a.theoretical_memory(adapted)
+    assert not s2a.testing.differences(before, s2a.testing.snapshot(adapted))
+
+
+def test_theory_is_below_what_is_measured() -> None:
+    """The paper leaves out norms' inputs and q, k, v; a measurement cannot."""
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    theory = s2a.theoretical_memory(adapted, 4)
+    measured = s2a.saved_bytes(adapted, torch.randn(4, 3, 32, 32), lambda x: F.cross_entropy(x, torch.arange(4)))
+    assert sum(theory.rules.values()) < measured.total
