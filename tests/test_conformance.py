@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+from typing import Any
+
 import pytest
 import s2a
-from s2a import testing
-from tiny import CLASSES, MODELS
+import torch
+import torch.nn.functional as F
+from s2a import registry, testing
+from s2a.surgery import Edits
+from tiny import CLASSES, MODELS, vit
+from torch import Tensor, nn
 
 
 @pytest.mark.parametrize("family", MODELS)
@@ -27,3 +34,89 @@ def test_method_keeps_its_promises(method: str, family: str) -> None:
 def test_method_supports_a_plain_vit(method: str) -> None:
     make_model, size = MODELS["vit"]
     s2a.attach(make_model(), s2a.method_config(method), CLASSES, image_size=size)
+
+
+# The check itself: a method that breaks one promise is found, and told which.
+
+
+@dataclasses.dataclass(frozen=True)
+class BrokenConfig:
+    """Which promise the method below breaks."""
+
+    fault: str = ""
+
+
+class Broken(s2a.Method):
+    """Features plus a learned vector, and one fault."""
+
+    identity_at_start = True
+
+    def __init__(self, config: BrokenConfig, backbone: Any, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        self.fault = config.fault
+        self.shift = nn.Parameter(torch.zeros(backbone.features))
+        self.other = nn.Parameter(torch.ones(2), requires_grad=config.fault == "unreached")
+        if config.fault == "narrow":
+            self.feature_dim -= 1
+        if config.fault == "hook":
+            backbone.model.blocks[0].register_forward_hook(_nothing)
+        if config.fault == "attribute":
+            backbone.model.note = 1
+        if config.fault == "closure":
+            backbone.model.norm.register_forward_hook(lambda module, args, out: out + self.shift)
+        if config.fault == "keeps":
+            self.trains_backbone = False
+            edits.train(backbone.model.blocks[0].norm1.bias)
+        if config.fault == "lambda":
+            self.function = lambda x: x
+
+    def forward(self, model: Any, images: Tensor) -> Tensor:
+        if self.fault == "moves":
+            with torch.no_grad():
+                model.blocks[0].mlp.fc1.weight.add_(1e-3)
+        features = super().forward(model, images) + (1 if self.fault == "start" else 0)
+        if self.fault == "random":
+            features = F.dropout(features, 0.5, training=True)
+        if self.fault == "hidden":
+            return features + self.shift * self.calls()
+        return features[:, : self.feature_dim] if self.fault == "cut" else features + self.shift
+
+    def calls(self) -> int:
+        """State that no state_dict has."""
+        self.count = getattr(self, "count", 0) + self.training
+        return self.count
+
+
+def _nothing(module: nn.Module, args: object, out: object) -> None:
+    """A hook that nobody takes off."""
+
+
+@pytest.mark.parametrize(
+    ("fault", "message"),
+    [
+        ("narrow", "features are 64 wide, not feature_dim|shapes cannot be multiplied"),
+        ("random", "two forward passes in evaluation mode differ"),
+        ("start", "features at the start are not the backbone's"),
+        ("unreached", "no gradient in 3 steps: method.other"),
+        ("moves", "frozen, but moved: backbone.blocks.0.mlp.fc1.weight|evaluation mode differ"),
+        ("keeps", "trains_backbone is False, but the backbone keeps tensors"),
+        ("hook", "detach did not restore: hooks of 'blocks.0'"),
+        ("attribute", "detach did not restore: module ''"),
+        ("hidden", "save and load change the logits"),
+        ("lambda", "pickle"),
+        ("closure", "detach did not restore: hooks of 'norm'"),
+    ],
+)
+def test_a_broken_promise_is_found(fault: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    s2a.list_methods()
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    s2a.register_method("broken", BrokenConfig)(Broken)
+    testing.check_method(BrokenConfig(), vit)  # Without a fault all is well.
+    with pytest.raises((AssertionError, RuntimeError, AttributeError), match=message):
+        testing.check_method(BrokenConfig(fault), vit)
+
+
+def test_checking_leaves_the_random_state() -> None:
+    state = torch.random.get_rng_state()
+    testing.check_method(s2a.method_config("linear"), vit)
+    assert torch.equal(state, torch.random.get_rng_state())

@@ -83,8 +83,8 @@ def make_record(**changes: Any) -> Record:
         "data_id",
         "checkpoint_id",
     )
-    extra = ("split_id", "epochs", "evaluated_on", "data_config")
-    values.setdefault("cell_id", cell_id({name: values[name] for name in (*identity, *extra)}))
+    extra = ("split_id", "epochs", "evaluated_on", "data_config", "limit_train")
+    values.setdefault("cell_id", cell_id({name: values.get(name) for name in (*identity, *extra)}))
     return Record(**values)
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
 from s2a_bench import data, images, layout, mini_tasks
 from s2a_bench.config import DataConfig
 from s2a_bench.data import check, load
@@ -25,7 +25,7 @@ from s2a_bench.datasets import DATASETS, Counts
 from s2a_bench.errors import InputError
 from s2a_bench.prepare import prepare
 
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 COUNTS = Counts(6, 3, 9, 7)
 
 
@@ -402,7 +402,8 @@ def start(folder: Path, kill: bool) -> subprocess.Popen[str]:
 def test_processes_share_a_cache_and_a_killed_one_leaves_none(svhn):
     folder, _ = svhn
     killed = start(folder, kill=True)
-    assert killed.wait(120) == -9
+    killed.communicate(timeout=120)
+    assert killed.returncode == -9
     assert not cached_arrays(folder)
     assert [p for p in (folder / layout.CACHE).iterdir() if p.suffix == ".tmp"]  # it was in the middle of it
     other = start(folder, kill=False)

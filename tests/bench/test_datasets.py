@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from s2a_bench import datasets
 from s2a_bench.datasets import DATASETS, SUITES
 from s2a_bench.errors import InputError

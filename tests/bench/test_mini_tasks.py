@@ -5,20 +5,20 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from scipy import ndimage
-from scipy.spatial.distance import cdist
-from sklearn.datasets import load_digits
-
 from s2a_bench import mini_tasks
 from s2a_bench.datasets import DATASETS, SUITES
 from s2a_bench.errors import InputError
 from s2a_bench.mini_render import PATTERNS, POINTERS, REACH, SHAPES, SIZE, Sprites, paint, smooth, textures
+from scipy import ndimage
+from scipy.spatial.distance import cdist
+from sklearn.datasets import load_digits
 
 WHITE = np.ones((1, 4))
 
@@ -102,10 +102,13 @@ def test_digits_are_scikit_learns_at_four_times_the_size():
     images = np.concatenate([mini_tasks.arrays("digits")[name][0] for name in ("train800val200", "test")])
     labels = np.concatenate([mini_tasks.arrays("digits")[name][1] for name in ("train800val200", "test")])
     assert (images == images[:, :1]).all()
-    data = load_digits()
+    data: Any = load_digits()
     inside = slice(6, 26)  # Pillow treats borders in another way
     enlarged = np.stack(
-        [Image.fromarray(i.astype(np.float32)).resize((32, 32), Image.Resampling.BICUBIC) for i in data.images]
+        [
+            np.asarray(Image.fromarray(i.astype(np.float32)).resize((32, 32), Image.Resampling.BICUBIC))
+            for i in data.images
+        ]
     )
     enlarged = enlarged.clip(0, 16)[:, inside, inside].reshape(1797, -1) * 255 / 16
     distance = cdist(images[:, 0, inside, inside].reshape(1797, -1).astype(np.float32), enlarged, "chebyshev")
@@ -183,7 +186,8 @@ def test_count_labels_are_the_number_of_separate_shapes_that_are_seen():
     for sprites in mini_tasks.count_scene(rng(3), labels):
         paint(canvas, sprites, np.ones((len(sprites.image), 4)), SHAPES)
     for label, image in zip(labels, canvas[:, 0], strict=True):
-        assert ndimage.label(image > 0.4)[1] == label + 1
+        seen: Any = ndimage.label(image > 0.4)
+        assert seen[1] == label + 1
 
 
 def test_count_keeps_shapes_apart_inside_and_visible():

@@ -21,7 +21,6 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-
 from s2a_bench import datasets, layout
 from s2a_bench import prepare as prepare_module
 from s2a_bench.config import DataConfig
@@ -318,7 +317,9 @@ def test_too_small_class(tmp_path, tiny):
 def test_one_image_too_few(tmp_path, tiny):
     files = dict(FILES)
     files.popitem()
-    fails(tmp_path, write_tar(tmp_path / ARCHIVE, files), f"{TINY_COUNTS.test - 1} images for test.txt")
+    fails(
+        tmp_path, write_tar(tmp_path / ARCHIVE, files), f"{sum(SIZES) - PER_CLASS * len(SIZES) - 1} images for test.txt"
+    )
 
 
 def test_repeated_image(tmp_path, tiny):

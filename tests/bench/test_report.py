@@ -100,7 +100,7 @@ def test_nothing_in_a_record_is_markup(tmp_path):
         for d in (EVIL, "b") for m in (EVIL, "s2a") for o in (EVIL, 1) for s in (0, 1)
     ]  # fmt: skip
     error = {"type": EVIL, "message": EVIL, "traceback": EVIL}
-    records.append(make_record(**evil, dataset="c", method="s2a", status="failed", error=error))
+    records.append(make_record(**evil, dataset="b", method="s2a", seed=5, status="failed", error=error))
     paths = build(tmp_path, records)
     page = Page(paths.html.read_text())
     assert not {"script", "img"} & set(page.tags)
@@ -115,8 +115,9 @@ def test_nothing_in_a_record_is_markup(tmp_path):
 
 
 def test_markdown_tables_keep_their_columns(tmp_path):
-    records = make_grid(["lora"]) + make_grid(["s2a"], method_config={"a|b": "c|d"}, group="x|y")
-    records += make_grid(["s2a"], method_config={"a|b": "e|f"}, group="x|y")
+    records = make_grid(["lora"], group="x|y")
+    for value in ("c|d", "e|f"):
+        records += make_grid(["s2a"], method_config={"a|b": value}, group="x|y")
     lines = build(tmp_path, records).markdown.read_text().splitlines()
     blocks = re.findall(r"(?:^\|.*\n)+", "\n".join(lines) + "\n", re.M)
     assert len(blocks) >= 3
@@ -175,7 +176,7 @@ def test_a_recipe_parts_rows_only_where_it_was_swept():
 @pytest.mark.parametrize(
     "change",
     [{"checkpoint_id": "x"}, {"epochs": 1}, {"evaluated_on": "val"}, {"protocol": 0}, {"random_weights": True},
-     {"data_config": {"size": 32, "limit_train": 8}}, {"suite": "vtab"}, {"backbone": "other"}],
+     {"limit_train": 8}, {"data_config": {"size": 64}}, {"suite": "vtab"}, {"backbone": "other"}],
     ids=str,
 )  # fmt: skip
 def test_what_must_not_be_mixed_gets_a_section_of_its_own(change):
@@ -184,12 +185,13 @@ def test_what_must_not_be_mixed_gets_a_section_of_its_own(change):
     assert sorted(len(section.records) for section in found) == [1, 1]
 
 
-def test_a_cell_on_other_data_is_marked_and_left_out():
-    records = make_grid(["lora", "s2a"])
+@pytest.mark.parametrize("change", [{"data_id": "again"}, {"group": "structured"}, {"scored_images": 3}], ids=str)
+def test_a_cell_on_other_data_is_marked_and_left_out(change):
+    records = make_grid(["lora", "bias", "s2a"])
     for i, r in enumerate(records):
         if r.method == "s2a" and r.dataset == "digits":
-            records[i] = make_record(method="s2a", dataset="digits", seed=r.seed, data_id="prepared again")
-    lora, s2a = only(records).rows
+            records[i] = make_record(method="s2a", dataset="digits", seed=r.seed, **change)
+    _, lora, s2a = only(records).rows
     assert lora.averages is not None
     assert s2a.averages is None
     assert not s2a.cells["digits"].counted
@@ -229,7 +231,7 @@ def test_notes_say_what_does_not_compare():
         return " ".join(report_text.notes(only(records)))
 
     assert "random" in notes(make_record(random_weights=True))
-    assert "limit_train=32" in notes(make_record(data_config={"limit_train": 32}))
+    assert "limit_train=32" in notes(make_record(limit_train=32))
     assert "validation images" in notes(make_record(evaluated_on="val"))
     assert "Rendered images" in notes(make_record(synthetic=True))
     assert "lossily" in notes(make_record(lossy=True))

@@ -94,7 +94,11 @@ def _run(
         if workers is None or find_spec("ray") is None:
             sweeping.run_here(plan, output, [shown, tracker])
         else:
-            pool.run_with_ray(plan, output, [shown, tracker], workers)
+            try:
+                pool.run_with_ray(plan, output, [shown, tracker], workers)
+            except pool.PoolError as error:
+                console.print(f"{error}; the cells run one after the other instead.", style="yellow", **_VERBATIM)
+                sweeping.run_here(plan, output, [shown, tracker])
 
 
 def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:
@@ -104,7 +108,7 @@ def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Cons
     failures = [record for record in found if record.status == "failed"]
     paths = report.build(output)
     _close(tracker, found, "FAILED" if failures else "FINISHED", console)
-    console.print(report.terminal_table(found))
+    console.print(report.terminal_table(found, console.width))
     for record in failures:
         line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
         console.print(line, style="red", **_VERBATIM)
@@ -283,7 +287,7 @@ def report(output: Path, console: Console) -> int:
 
     paths = door.build(output.absolute())
     good = [found for _, found in records.read_all(output.absolute()) if isinstance(found, Record)]
-    console.print(door.terminal_table(good))
+    console.print(door.terminal_table(good, console.width))
     console.print(f"Report: {paths.html}", **_VERBATIM)
     return DONE
 

@@ -52,13 +52,13 @@ def orientation_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
     """A pointer per image whose direction falls into one of 16 bins of a full turn."""
     n = len(labels)
     angle = 2 * np.pi * _binned(rng, labels, 16)
-    radius = uniform(rng, 7, 11, n)
+    radius = uniform(rng, 8, 12, n)
     x, y = (radius + (SIZE - 2 * radius) * rng.random(n) for _ in range(2))
     return Sprites(np.arange(n), x, y, radius, angle, integers(rng, len(POINTERS), n), rng.random(n))
 
 
 def _orientation(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = background(rng, len(labels), clutter=5)
+    canvas, base = background(rng, len(labels), clutter=2)
     paint(canvas, orientation_scene(rng, labels), opaque(far_colour(rng, base)), POINTERS)
     return finish(rng, canvas)
 
@@ -86,7 +86,7 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
         Eight ``Sprites``; the k-th holds the k-th shape of the images that have so many.
     """
     n, slots, tries = len(labels), 8, 160
-    scale = uniform(rng, 1.9, 3.0, n)
+    scale = uniform(rng, 2.3, 3.0, n)
     x, y, radius = (np.zeros((n, slots)) for _ in range(3))
     rows = np.arange(n)
     scene = []

@@ -38,10 +38,15 @@ _RAY_SWITCHES = {
 """What Ray offers only as environment variables; set before it is imported, unless the user has."""
 
 
+class PoolError(RuntimeError):
+    """Ray could not be started; nothing ran."""
+
+
 def run_with_ray(plan: Plan, output: Path, listeners: Sequence[Listener], workers: Workers) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
     Raises:
+        PoolError: Ray could not be started.
         OSError: A record could not be written.
     """
     output = output.absolute()
@@ -166,6 +171,18 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
         import ray
 
         try:
+            _start(workers, folder)
+            yield
+        finally:
+            ray.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _start(workers: Workers, folder: str) -> None:
+    import ray
+
+    for last in (False, True):
+        try:
             ray.init(
                 address="local",
                 num_cpus=workers.count * workers.cpus,
@@ -176,7 +193,8 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
                 object_store_memory=100_000_000,
                 _temp_dir=folder,
             )
-            yield
-        finally:
+            return
+        except Exception as error:  # Ray gives a busy machine 30 seconds and raises a plain Exception
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
+            if last:
+                raise PoolError(f"Ray could not be started ({' '.join(str(error).split())[:200]})") from error

@@ -167,7 +167,7 @@ def _check_existing(dataset: Dataset, recipe: ClassFolders, place: Path, target:
         raise InputError(f"{target} exists and was not made by this command; move it away or give another data folder.")
     if problems := verify_folder(dataset, target, say):
         raise InputError(
-            f"{target} exists but is damaged ({len(problems)} problems, the first: {problems[0]}); "
+            f"{target} exists but is damaged (problems: {len(problems)}, the first: {problems[0]}); "
             "delete it and prepare again."
         )
     found: list[tuple[str, str]] = []
@@ -194,7 +194,7 @@ def _build(dataset: Dataset, recipe: ClassFolders, place: Path, target: Path, sa
         manifest = _arrange(dataset, recipe, place, temporary, images, lists)
         (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if problems := verify_folder(dataset, temporary, say):
-            raise InputError(f"{place} cannot be used: {problems[0].what} ({len(problems)} problems in all).")
+            raise InputError(f"{place} cannot be used: {problems[0].what} (problems in all: {len(problems)}).")
         say("writing to disk", 0, 1)
         temporary.chmod(0o755)
         os.sync()  # one flush for thousands of files, before the name appears

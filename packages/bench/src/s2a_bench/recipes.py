@@ -13,16 +13,16 @@ from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError, unknown
 
 _SCHEDULES: dict[str, dict[str, Any]] = {
-    "mini": {"epochs": 10, "warmup_epochs": 1},
+    "mini": {"epochs": 12, "warmup_epochs": 1},
 }
 """Suite -> what differs from ``TrainConfig``'s defaults."""
 
 _LEARNING_RATES: dict[str, dict[str, Any]] = {
-    "full": {"lr": 5e-4},
-    "linear": {"lr": 1e-2},
-    "bias": {"lr": 5e-3},
-    "lora": {"lr": 5e-3},
-    "s2a": {"lr": 5e-3},
+    "full": {"lr": 1e-3},
+    "linear": {"lr": 3e-2},
+    "bias": {"lr": 1e-2},
+    "lora": {"lr": 1e-2},
+    "s2a": {"lr": 1e-2},
 }
 """Method -> its recipe; a method that is not named gets ``TrainConfig``'s defaults."""
 

@@ -138,7 +138,8 @@ def _provenance(summary: Summary) -> Markup:
         )
         for what, value, count in summary.provenance
     ]
-    return _table([_head(name) for name in ("what", "which", "cells")], body)
+    head = [_head("what"), element("th", "which", scope="col", class_="text"), _head("cells")]
+    return _table(head, body)
 
 
 def _head(text: str) -> Markup:

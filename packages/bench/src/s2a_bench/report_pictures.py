@@ -6,7 +6,7 @@ import dataclasses
 import re
 from collections.abc import Sequence
 
-from s2a_bench import figures
+from s2a_bench import figures, stats
 from s2a_bench.figures import Mark
 from s2a_bench.markup import Markup
 from s2a_bench.report_tables import Row, Section
@@ -90,7 +90,7 @@ def _picture(
         return None
     left_out = [row.label for row in section.rows if row.label not in {mark.label for mark in marks}]
     caption += " Bars: ± one standard deviation between seeds." if any(mark.spread for mark in marks) else ""
-    caption += " Dashed: Pareto front." if len(marks) > 1 else ""
+    caption += " Dashed: Pareto front." if len(stats.pareto([(mark.x, mark.y) for mark in marks])) > 1 else ""
     caption += f" Not drawn, values missing: {few(left_out)}." if left_out else ""
     drawing = {"title": f"{title(section)}: {caption}", "x_label": x_label, "log": log, "key": key}
     inline = figures.scatter(marks, methods, **drawing)

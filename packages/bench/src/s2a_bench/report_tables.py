@@ -117,11 +117,11 @@ def _home(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record
 
 def _section(records: Sequence[Record]) -> Section:
     first = next((r for r in records if r.status == "done"), records[0])
+    reference = {name: _reference([r for r in records if r.dataset == name]) for name in {r.dataset for r in records}}
     groups: dict[str, tuple[str, ...]] = {}
-    for group, dataset in sorted({(r.group, r.dataset) for r in records}):
+    for group, dataset in sorted((group, name) for name, (group, _) in reference.items()):
         groups[group] = (*groups.get(group, ()), dataset)
     datasets = [name for names in groups.values() for name in names]
-    reference = {name: _reference([r for r in records if r.dataset == name]) for name in datasets}
     wanted = sorted({r.seed for r in records})
 
     rows: list[Row] = []
@@ -147,12 +147,13 @@ def _section(records: Sequence[Record]) -> Section:
     )
 
 
-def _reference(records: Sequence[Record]) -> str:
-    """Which data this section's column is about: the most frequent, then the newest."""
-    done = [r for r in records if r.status == "done"]
-    counts = collections.Counter(key_of(stats.data_identity(r)) for r in done)
-    newest = {key_of(stats.data_identity(r)): r.started_at for r in sorted(done, key=lambda r: r.started_at)}
-    return max(counts, key=lambda k: (counts[k], newest[k], k), default="")
+def _reference(records: Sequence[Record]) -> tuple[str, str]:
+    """Group and identity of the data that a column is about: the most frequent, then the newest."""
+    records = [r for r in records if r.status == "done"] or records
+    found: dict[tuple[str, str], list[str]] = {}
+    for record in records:
+        found.setdefault((record.group, key_of(stats.data_identity(record))), []).append(record.started_at)
+    return max(found, key=lambda key: (len(found[key]), max(found[key]), key))
 
 
 def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
@@ -187,7 +188,7 @@ _ABSENT = "\0absent"
 
 
 def _options(record: Record, recipe: bool) -> dict[str, Any]:
-    options = {k: v for k, v in record.method_config.items() if k != "name"}
+    options = dict(record.method_config)
     return options | {f"train.{k}": v for k, v in record.train_config.items()} if recipe else options
 
 
@@ -206,12 +207,12 @@ def _natural(value: Any) -> tuple[int, float, str]:
 
 
 def _row(
-    label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, str]
+    label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, tuple[str, str]]
 ) -> Row:
     cells: dict[str, Cell] = {}
     counted: list[Record] = []
     for name in (name for names in groups.values() for name in names):
-        cells[name], used = _cell([r for r in records if r.dataset == name], reference[name])
+        cells[name], used = _cell([r for r in records if r.dataset == name], reference[name][1])
         counted += used
     complete = all(cell.counted for cell in cells.values())
     return Row(

@@ -81,6 +81,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata=header)
+        Path(temporary).chmod(0o644)  # Both mkstemp and safetensors write for the owner alone.
         os.replace(temporary, target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
@@ -122,11 +123,15 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Adapted:
         )
     config = method_config(header["method"], **json.loads(header["config"]))
     adapted = attach(model, config, int(header["num_classes"]), image_size=json.loads(header["image_size"]))
-    missing, surplus = adapted.load_state_dict(tensors, strict=False)
-    lost = {name for name, p in adapted.named_parameters() if p.requires_grad} & set(missing)
+    own = adapted.state_dict()
+    lost = sorted({name for name, p in adapted.named_parameters() if p.requires_grad} - tensors.keys())
+    surplus = sorted(name for name, t in tensors.items() if name not in own or own[name].shape != t.shape)
     if lost or surplus:
         adapted._edits.undo()
-        raise StateMismatch(f"{path} does not fit {header['method']!r}: missing {sorted(lost)}, unknown {surplus}.")
+        raise StateMismatch(
+            f"{path} does not fit {header['method']!r}: missing {lost}, unknown or of another shape {surplus}."
+        )
+    adapted.load_state_dict(tensors, strict=False)
     return adapted
 
 

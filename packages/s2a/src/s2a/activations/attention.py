@@ -54,7 +54,7 @@ def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         unit = scale[start : start + step].float()
         inverse = torch.where(unit > 0, 1 / unit, 0.0)
         codes = ((part - base) * inverse).round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
-        packed = pack(codes.view(-1), bits)
+        packed = pack(codes.reshape(-1), bits)
         data[i * size : i * size + packed.numel()] = packed
     return data, low, scale
 

@@ -27,7 +27,7 @@ class _Held:
     __slots__ = ("__weakref__", "tensor")
 
     def __init__(self, tensor: Tensor) -> None:
-        self.tensor = tensor
+        self.tensor = tensor.detach()  # A saved output refers to its own node: the two would keep each other alive.
 
 
 def _zeros_cross_entropy(logits: Tensor) -> Tensor:

@@ -1,0 +1,321 @@
+"""The command line from its arguments to its exit code and its words."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from bench.factories import make_record
+from huggingface_hub.errors import LocalEntryNotFoundError
+from s2a_bench import backbones, record, run, track, track_store
+from s2a_bench.cli import main
+from s2a_bench.track import TrackingError
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["--datasets", "digits", "--methods", "s2a", "--limit-train", "16", "--limit-test", "16", "--epochs", "1"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Nothing is written into the checkout; nothing that must not start does."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", _no_network)
+
+
+def _no_network(*args, **kwargs):
+    raise LocalEntryNotFoundError("no network in tests")
+
+
+def refused(capsys, *arguments):
+    """The one sentence of a command that must be refused before anything runs."""
+    assert main([*arguments]) == 2
+    _, err = capsys.readouterr()
+    assert err.startswith("s2a-bench: ")
+    assert err.count("\n") == 1
+    assert not list(Path().rglob("*.json")), "nothing may have run"
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--suite", "vtap"], ["suite", "vtap", "vtab"]),
+        (["--methods", "s2b"], ["method", "s2b", "s2a"]),
+        (["--backbones", "mini_vti"], ["backbone", "mini_vti", "mini_vit"]),
+        (["--datasets", "digts"], ["dataset", "digts", "digits"]),
+        (["--set", "method.lrp_rnk=2"], ["method.lrp_rnk", "method.lrp_rank"]),
+        (["--set", "train.learning_rate=2"], ["train.learning_rate"]),
+        (["--methods", "lora", "--set", "method.rank=0"], ["rank", "0"]),
+        (["--methods", "s2a:lrp_rank=5000"], ["lrp_rank=5000", "min(N, C)"]),
+        (["--methods", "s2a:lsb_reduction=7"], ["7"]),
+        (["--random-weights", "--weights", "x.pth"], ["--weights", "--random-weights"]),
+        (["--weights", "absent.pth"], ["absent.pth", "--weights"]),
+        (["--backbones", "vit_base_patch16_224.augreg_in21k"], ["augreg_in21k", "--weights", "--random-weights"]),
+        (["--suite", "vtab", "--datasets", "caltech101"], ["caltech101", "data prepare caltech101 --from"]),
+        (["--suite", "vtab", "--datasets", "caltech101", "--data-dir", "D"], ["D", "data prepare caltech101 --from"]),
+        (["--epochs", "0"], ["train.epochs=0"]),
+        (["--limit-train", "0"], ["limit_train=0"]),
+        (["--seeds", "-1"], ["-1"]),
+        (["--device", "tpu9"], ["device", "tpu9"]),
+        (["--max-concurrent", "0"], ["--max-concurrent 0"]),
+        (["--tracking-uri", "sqlite:////nowhere/at/all.db"], ["/nowhere/at", "does not exist"]),
+        (["--tracking-uri", "gopher://x"], ["gopher"]),
+    ],
+    ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
+)
+def test_bad_input_is_one_sentence_and_exit_2_before_anything_runs(capsys, arguments, words):
+    defaults = [] if {"--weights", "--backbones"} & {*arguments} else ["--random-weights"]
+    names = ["--datasets", "digits"] if not {"--datasets", "--suite"} & {*arguments} else []
+    sentence = refused(capsys, "sweep", *names, *defaults, *arguments)
+    for word in words:
+        assert word in sentence
+
+
+def test_embedded_weights_that_are_missing_are_bad_input(capsys, monkeypatch, tmp_path):
+    monkeypatch.setattr(backbones, "data_file", lambda name: tmp_path / name)
+    assert "s2a-bench pretrain --backbone mini_vit" in refused(capsys, "sweep", "--datasets", "digits")
+
+
+def test_an_output_that_cannot_be_written_is_bad_input(capsys, tmp_path):
+    (tmp_path / "file").write_text("")
+    assert "--output" in refused(capsys, "sweep", *SMALL, "--random-weights", "--output", "file")
+
+
+def test_a_tracking_server_that_does_not_answer_is_bad_input(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound, never listening: connections are refused
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        assert uri in refused(capsys, "sweep", *SMALL, "--random-weights", "--tracking-uri", uri)
+
+
+def test_bad_input_leaves_no_trace(capsys, tmp_path):
+    refused(capsys, "sweep", "--methods", "s2b")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture
+def fake(monkeypatch):
+    """A sweep whose cells end at once, and a tracker that only counts."""
+
+    class Fake:
+        def __init__(self) -> None:
+            self.ran: list[int] = []
+            self.outcome: dict[int, BaseException | str] = {}
+            self.logged: list[str] = []
+            self.opened = self.tracker_fails = 0
+            self.finished: list[str] = []
+
+    state = Fake()
+
+    def play(cell, on_epoch=None):
+        state.ran.append(cell.seed)
+        outcome = state.outcome.get(cell.seed)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        error = {"type": "Diverged", "message": outcome, "traceback": "..."} if outcome else None
+        accuracy, status = (None, "failed") if outcome else (80.0, "done")
+        return make_record(cell_id=f"{cell.seed:016}", seed=cell.seed, status=status, error=error, accuracy=accuracy)
+
+    def log(sweep, done):
+        if state.tracker_fails:
+            state.tracker_fails -= 1
+            raise TrackingError("the server has gone")
+        state.logged.append(done.cell_id)
+
+    def opened(uri, output):
+        state.opened += 1
+        Path(output, "mlflow.db").touch()
+
+    monkeypatch.setattr(run, "identify", lambda cell: f"{cell.seed:016}")
+    monkeypatch.setattr(run, "run", play)
+    monkeypatch.setattr(track_store, "open_store", opened)
+    monkeypatch.setattr(track, "start_sweep", lambda *args: None)
+    monkeypatch.setattr(track, "log_cell", log)
+    monkeypatch.setattr(track, "finish_sweep", lambda sweep, found, paths, status: state.finished.append(status))
+    return state
+
+
+SWEEP = ["sweep", "--serial", *SMALL, "--seeds", "0", "1", "2"]
+
+
+def test_a_sweep_runs_once_and_the_second_time_touches_nothing(capsys, fake):
+    assert main(SWEEP) == 0
+    out = capsys.readouterr().out
+    assert "3 cells: 0 done, 3 to run." in out
+    assert fake.ran == [0, 1, 2]
+    assert {*fake.logged} == {f"{seed:016}" for seed in range(3)}
+    assert fake.finished == ["FINISHED"]
+    assert Path("results/report.html").is_file()
+    assert str(Path("results/report.html").absolute()) in out
+    assert f"mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///{Path('results/mlflow.db').absolute()}" in out
+
+    assert main(SWEEP) == 0
+    assert "3 cells: 3 done, nothing to run." in capsys.readouterr().out
+    assert (fake.ran, fake.opened) == ([0, 1, 2], 1)
+
+
+def test_a_store_that_was_deleted_is_filled_again_from_the_records(fake):
+    assert main(SWEEP) == 0
+    Path("results/mlflow.db").unlink()
+    assert main(SWEEP) == 0
+    assert (fake.ran, fake.opened) == ([0, 1, 2], 2)
+    assert fake.finished == ["FINISHED", "FINISHED"]
+
+
+def test_failed_cells_are_named_with_their_cause_and_tried_again(capsys, fake):
+    fake.outcome[1] = "The loss is nan"
+    assert main(SWEEP) == 1
+    out = capsys.readouterr().out
+    assert "FAILED s2a on digits, mini_vit, seed 1: Diverged: The loss is nan" in out
+    assert "2 of 3 cells are done" in out
+    assert fake.finished == ["FAILED"]
+    del fake.outcome[1]
+    assert main(SWEEP) == 0
+    assert fake.ran == [0, 1, 2, 1]
+    assert "2 done, 1 to run, 1 of them failed before" in capsys.readouterr().out
+
+
+def test_ctrl_c_keeps_what_is_done_and_says_so(capsys, fake):
+    fake.outcome[1] = KeyboardInterrupt()
+    assert main(SWEEP) == 130
+    assert "1 of 3 cells are done" in capsys.readouterr().out
+    assert fake.finished == ["KILLED"]
+    del fake.outcome[1]
+    assert main(SWEEP) == 0
+    assert fake.ran == [0, 1, 1, 2]
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_tracker_that_stumbles_is_made_good_at_the_end(capsys, fake, failures):
+    fake.tracker_fails = failures
+    assert main(SWEEP) == 0
+    assert {*fake.logged} == {f"{seed:016}" for seed in range(3)}
+    assert "MLflow is incomplete" not in capsys.readouterr().out
+
+
+def test_a_tracker_that_has_gone_costs_a_sentence_and_is_retried_by_the_next_sweep(capsys, fake):
+    fake.tracker_fails = 100
+    assert main(SWEEP) == 0
+    out = capsys.readouterr().out
+    assert out.count("MLflow is incomplete (the server has gone)") == 1
+    assert "s2a-bench track --output" in out
+    fake.tracker_fails = 0
+    assert main(SWEEP) == 0
+    assert {*fake.logged} == {f"{seed:016}" for seed in range(3)}
+    assert fake.ran == [0, 1, 2]
+
+
+def test_a_dry_run_shows_the_cells_and_writes_nothing(capsys, fake, tmp_path):
+    assert main([*SWEEP, "--dry-run"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("missing") == 3
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.filterwarnings("ignore")  # MLflow's own, about its dependencies
+def test_a_real_cell_goes_all_the_way(capsys):
+    command = ["sweep", "--serial", "--random-weights", *SMALL]
+    assert main(command) == 0
+    out = capsys.readouterr().out
+    (path,) = Path("results/records").glob("*.json")
+    found = record.read(path)
+    assert (found.status, found.random_weights, found.train_images, found.scored_images) == ("done", True, 16, 16)
+    assert f"{found.accuracy:.1f} %" in out
+    store = track_store.open_store(None, Path("results"))
+    experiment = store.client.get_experiment_by_name("mini")
+    runs = store.client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")
+    assert [r.data.tags["cell_id"] for r in runs] == [found.cell_id]
+    assert main(["report"]) == 0
+    assert main(["track"]) == 0
+    assert len(store.client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")) == 1
+
+
+def test_memory_prints_what_scripts_rely_on(capsys):
+    assert (
+        main(
+            ["memory", "--method", "s2a:activations=exact", "--set", "method.lrp_rank=4", "--batch-size", "2", "--json"]
+        )
+        == 0
+    )
+    row = json.loads(capsys.readouterr().out)
+    names = "backbone method batch_size params_total params_trainable params_percent weights_mb theoretical_mb saved_mb"
+    assert {*names.split(), "measured_mb"} <= row.keys()
+    assert row["measured_mb"] == pytest.approx(row["weights_mb"] + row["saved_mb"])
+    assert main(["memory", "--batch-size", "2"]) == 0
+    assert "theoretical_mb" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--batch-size", "0"], "--batch-size 0"),
+        (["--backbone", "vit_bass_patch16_224"], "vit_base_patch16_224"),
+        (["--set", "train.lr=1"], "train.lr"),
+        (["--method", "s2a:lrp_rank=5000"], "lrp_rank=5000"),
+    ],
+)
+def test_memory_refuses_bad_input(capsys, arguments, word):
+    assert word in refused(capsys, "memory", *arguments)
+
+
+def test_data_commands(capsys, tmp_path):
+    assert main(["data", "list"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("digits", "caltech101"))
+    assert main(["data", "list", "--data-dir", str(tmp_path)]) == 0
+    assert "missing" in capsys.readouterr().out
+    assert "caltech101" in refused(capsys, "data", "prepare", "caltech", "--from", "x", "--data-dir", "d")
+    assert "x" in refused(capsys, "data", "prepare", "caltech101", "--from", "x", "--data-dir", "d")
+    assert "embedded" in refused(capsys, "data", "verify", "digits", "--data-dir", "d")
+
+
+def test_commands_without_what_they_need_are_refused(capsys):
+    assert "records" in refused(capsys, "report", "--output", "nothing")
+    assert "records" in refused(capsys, "track", "--output", "nothing")
+    assert "--data" in refused(capsys, "pretrain", "--data", "nothing")
+    assert "mini_vit" in refused(capsys, "pretrain", "--data", "nothing", "--backbone", "mini_vti")
+
+
+def test_a_misspelt_flag_exits_2(capsys):
+    with pytest.raises(SystemExit) as end:
+        main(["sweep", "--epoch", "3"])
+    assert end.value.code == 2
+    assert "--epochs" in capsys.readouterr().err
+
+
+def test_help_is_quick_because_it_imports_nothing_heavy():
+    code = (
+        "import sys; from s2a_bench.cli import main\n"
+        "try: main(['sweep', '--help'])\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'ray', 'mlflow', 'timm', 'sklearn'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_commands_in_the_readme_parse(monkeypatch):
+    """Every ``nox -s bench`` and ``s2a-bench`` line of the README is understood; none is run."""
+    from s2a_bench import commands
+
+    for name in ("sweep", "memory", "memory_paper", "data_list", "data_prepare", "data_verify", "report", "track"):
+        monkeypatch.setattr(commands, name, lambda *args: 0)
+    lines = [line.partition(" #")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
+    found = [shlex.split(line.removeprefix("nox -s bench --")) for line in lines if line.startswith("nox -s bench --")]
+    found = [["sweep", *arguments] for arguments in found]
+    found += [shlex.split(line)[1:] for line in lines if line.startswith("s2a-bench ")]
+    assert len(found) > 6
+    for arguments in found:
+        assert main(arguments) == 0
+
+
+def test_the_example_in_contributing_is_the_real_file():
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    source = (ROOT / "packages/baselines/src/s2a_baselines/bias.py").read_text()
+    assert f"```python\n{source}```" in text
