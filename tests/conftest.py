@@ -11,11 +11,6 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=25, de
 hypothesis.settings.load_profile("tests")
 
 
-def pytest_configure(config: pytest.Config) -> None:
-    """Declares the markers."""
-    config.addinivalue_line("markers", "slow: takes more than ten seconds on one core")
-
-
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-
+from torch import Tensor
 
 # Activations (paper equations 8, 9, 11 and 12)
 
@@ -54,7 +54,7 @@ def cell_means(borders: tuple[float, ...], function: Callable[[Tensor], Tensor])
     """Mean derivative of every cell, weighted as the fit weighs inputs."""
     grid = torch.linspace(-6, 6, 1537, dtype=torch.float64)
     middle = (grid[1:] + grid[:-1]) / 2
-    weight = sum(torch.exp(-(middle**2) / (2 * s * s)) / s for s in (0.5, 1.0, 1.7, 3.0))
+    weight = torch.stack([torch.exp(-(middle**2) / (2 * s * s)) / s for s in (0.5, 1.0, 1.7, 3.0)]).sum(0)
     derivative = exact_derivative(function, middle)
     cell = cell_of(middle, borders)
     means = [(weight * derivative)[cell == i].sum() / weight[cell == i].sum() for i in range(len(borders) + 1)]
@@ -88,9 +88,7 @@ def softmax_jacobian(y: Tensor) -> Tensor:
     return torch.diag_embed(y) - torch.einsum("...i,...j->...ij", y, y)
 
 
-def attention_with_map(
-    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, kept: Tensor
-) -> Tensor:
+def attention_with_map(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, kept: Tensor) -> Tensor:
     """A function whose autograd is attention's, had the softmax output been ``kept``: linear around that map."""
     scores = torch.einsum("...nd,...sd->...ns", q, k) * scale
     if bias is not None:
@@ -111,8 +109,8 @@ def average_channels(x: Tensor, reduction: int) -> Tensor:
     return x @ matrix
 
 
-def side_branch(branch: nn.Module, inputs: list[Tensor], prefix: int) -> Tensor:
-    """Equation 6 over tokens ``(B, P + H * W, C)`` of one resolution, position by position; the mean of the last output.
+def side_branch(branch: Any, inputs: list[Tensor], prefix: int) -> Tensor:
+    """Equation 6 over tokens ``(B, P + H * W, C)`` of one resolution; the mean of the last output.
 
     Args:
         branch: Whose weights are used.

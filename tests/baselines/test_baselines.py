@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable
+from typing import Any
 
 import oracles
 import pytest
@@ -18,12 +19,12 @@ from s2a_baselines.lora import LoRA, LoRAConfig, merge
 from torch import nn
 
 
-def attached(name: str, method: str, **options: object) -> s2a.Adapted:
+def attached(name: str, method: str, **options: Any) -> Any:
     make_model, size = tiny.MODELS[name]
     return s2a.attach(make_model(), s2a.method_config(method, **options), tiny.CLASSES, image_size=size)
 
 
-def randomised(adapted: s2a.Adapted) -> s2a.Adapted:
+def randomised(adapted: Any) -> Any:
     """Everything trainable away from its start."""
     with torch.no_grad():
         for parameter in s2a.trainable_parameters(adapted).values():
@@ -134,8 +135,8 @@ def test_lora_is_a_sum_of_weights(name: str, alpha: float | None) -> None:
     adapted = randomised(s2a.attach(copy.deepcopy(dense), config, 7, image_size=size))
     logits, before = adapted(images), snapshot(adapted)
     method = adapted.method
-    assert isinstance(method, LoRA)
-    for path, update in zip(method.names, method.updates, strict=True):
+    assert type(method) is LoRA
+    for path, update in zip(adapted.method.names, adapted.method.updates, strict=True):
         weight = dense.get_submodule(path).weight
         a, b = update.a.weight.flatten(1), update.b.weight.flatten(1)
         assert (a.shape[0], b.shape[1]) == (3, 3)
@@ -144,7 +145,7 @@ def test_lora_is_a_sum_of_weights(name: str, alpha: float | None) -> None:
     assert len(set(method.names)) == len(TARGETS[name]) * len(describe(dense, size).blocks)
     features = dense.forward_head(dense.forward_features(images), pre_logits=True)
     torch.testing.assert_close(logits, features @ adapted.head.weight.T + adapted.head.bias, rtol=1e-4, atol=1e-5)
-    merged = merge(adapted)
+    merged: Any = merge(adapted)
     torch.testing.assert_close(merged(images), logits, rtol=1e-4, atol=1e-5)
     assert type(merged) is type(dense)
     assert merged.state_dict().keys() == dense.state_dict().keys()
@@ -175,7 +176,7 @@ def test_lora_gradients_are_those_of_the_sum(name: str) -> None:
 
 
 def test_lora_has_the_papers_sizes() -> None:
-    """r = C / 16 on the fused projection: 4 C r values in every block."""
+    """On the fused projection, r = C / 16: 4 C r values in every block."""
     adapted = attached("vit", "lora")
     for update in adapted.method.updates:
         assert update.a.weight.shape == (4, 64)
@@ -216,7 +217,7 @@ def test_lora_dropout_acts_in_training_alone() -> None:
         ("convnext_conv", {"targets": ("fc2",), "rank": 5}),
     ],
 )
-def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, object]) -> None:
+def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, Any]) -> None:
     make_model, size = tiny.MODELS[name]
     check_method(LoRAConfig(**options), make_model, tiny.CLASSES, image_size=size)
 
@@ -224,7 +225,7 @@ def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, object]
 @pytest.mark.parametrize("mode", [True, False])
 def test_merging_keeps_the_mode_and_the_class_count(mode: bool) -> None:
     adapted = attached("swin", "lora").train(mode)
-    merged = merge(adapted)
+    merged: Any = merge(adapted)
     assert merged.training is mode
     assert (merged.num_classes, merged.get_classifier().out_features) == (tiny.CLASSES, tiny.CLASSES)
 
@@ -252,14 +253,14 @@ def test_a_merged_model_can_be_adapted_again() -> None:
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],
 )
-def test_bad_lora_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_bad_lora_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(s2a.S2AError, match=message):
         LoRAConfig(**options)
 
 
 def test_targets_may_be_a_list_or_one_name() -> None:
-    assert LoRAConfig(targets=["qkv", "fc1"]) == LoRAConfig(targets=("qkv", "fc1"))
-    assert LoRAConfig(targets="proj").targets == ("proj",)
+    assert s2a.method_config("lora", targets=["qkv", "fc1"]) == LoRAConfig(targets=("qkv", "fc1"))
+    assert s2a.method_config("lora", targets="proj").targets == ("proj",)
 
 
 def _spatial() -> nn.Module:
@@ -271,7 +272,12 @@ def _spatial() -> nn.Module:
 @pytest.mark.parametrize(
     ("make_model", "size", "options", "message"),
     [
-        (tiny.vit, 32, {"rank": 65}, "rank=65 is larger than the smaller side of blocks.0.attn.qkv, 64; choose 1 to 64"),
+        (
+            tiny.vit,
+            32,
+            {"rank": 65},
+            "rank=65 is larger than the smaller side of blocks.0.attn.qkv, 64; choose 1 to 64",
+        ),
         (tiny.vit, 32, {"reduction": 7}, "reduction=7 does not divide the 64 channels in front of blocks.0.attn.qkv"),
         (tiny.swin, 64, {"rank": 33}, "choose 1 to 32"),
         (tiny.resnet, 64, {}, "this resnet has no 'qkv'; it has no linear layer that LoRA could update"),
@@ -281,7 +287,7 @@ def _spatial() -> nn.Module:
     ],
 )
 def test_lora_that_does_not_fit_leaves_the_model_alone(
-    make_model: Callable[[], nn.Module], size: int, options: dict[str, object], message: str
+    make_model: Callable[[], Any], size: int, options: dict[str, Any], message: str
 ) -> None:
     model = make_model()
     before = snapshot(model)
@@ -291,6 +297,6 @@ def test_lora_that_does_not_fit_leaves_the_model_alone(
 
 
 @pytest.mark.parametrize("make", [tiny.vit, lambda: attached("vit", "bias")])
-def test_only_lora_can_be_merged(make: Callable[[], nn.Module]) -> None:
-    with pytest.raises(s2a.S2AError, match="under 'lora', not '(VisionTransformer|bias)'"):
+def test_only_lora_can_be_merged(make: Callable[[], Any]) -> None:
+    with pytest.raises(s2a.S2AError, match=r"under 'lora', not '(VisionTransformer|bias)'"):
         merge(make())

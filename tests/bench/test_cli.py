@@ -51,7 +51,7 @@ def refused(capsys, *arguments):
         (["--datasets", "digts"], ["dataset", "digts", "digits"]),
         (["--set", "method.lrp_rnk=2"], ["method.lrp_rnk", "method.lrp_rank"]),
         (["--set", "train.learning_rate=2"], ["train.learning_rate"]),
-        (["--methods", "lora", "--set", "method.rank=0"], ["rank", "0"]),
+        (["--methods", "lora", "--set", "method.rank=-1"], ["rank=-1"]),
         (["--methods", "s2a:lrp_rank=5000"], ["lrp_rank=5000", "min(N, C)"]),
         (["--methods", "s2a:lsb_reduction=7"], ["7"]),
         (["--random-weights", "--weights", "x.pth"], ["--weights", "--random-weights"]),
@@ -131,6 +131,7 @@ def fake(monkeypatch):
     def opened(uri, output):
         state.opened += 1
         Path(output, "mlflow.db").touch()
+        return object()
 
     monkeypatch.setattr(run, "identify", lambda cell: f"{cell.seed:016}")
     monkeypatch.setattr(run, "run", play)

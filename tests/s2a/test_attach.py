@@ -11,7 +11,7 @@ import pytest
 import s2a
 import tiny
 import torch
-from s2a import registry
+from s2a import registry, testing
 from s2a.surgery import Edits
 from s2a.testing import differences, snapshot
 from torch import Tensor, nn
@@ -25,7 +25,9 @@ def test_only_the_method_and_the_head_train(name: str) -> None:
     outside = {n for n in trainable if not n.startswith(("method.", "head."))}
     assert outside
     assert all(n.rpartition(".")[2] in ("bias", "q_bias", "v_bias") for n in outside)
-    assert {n for n, _ in adapted.named_parameters() if n.startswith(("method.", "head."))} == trainable.keys() - outside
+    assert {
+        n for n, _ in adapted.named_parameters() if n.startswith(("method.", "head."))
+    } == trainable.keys() - outside
     assert adapted(torch.randn(2, 3, size, size)).shape == (2, 7)
 
 
@@ -116,7 +118,10 @@ def _detach_twice() -> None:
     ("call", "message"),
     [
         (_twice, "already adapted by 's2a'; call s2a.detach"),
-        (lambda: s2a.attach(s2a.attach(tiny.vit(), s2a.S2AConfig(), 5), s2a.S2AConfig(), 5), "already adapted by 's2a'"),
+        (
+            lambda: s2a.attach(s2a.attach(tiny.vit(), s2a.S2AConfig(), 5), s2a.S2AConfig(), 5),
+            "already adapted by 's2a'",
+        ),
         (_detach_twice, "detached already"),
         (lambda: s2a.detach(tiny.vit()), "detach takes what s2a.attach returned, not VisionTransformer"),
         (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 is too small"),
@@ -178,7 +183,7 @@ def test_a_method_is_one_class(methods: dict[str, registry.Entry]) -> None:
     assert "scale" in s2a.list_methods()
     adapted = s2a.attach(tiny.vit(), s2a.method_config("scale", start=0.5), 5)
     assert s2a.trainable_parameters(adapted).keys() == {"method.scale", "head.weight", "head.bias"}
-    s2a.testing.check_method(ScaleConfig(), tiny.vit)
+    testing.check_method(ScaleConfig(), tiny.vit)
 
 
 def test_names_and_configs_are_taken_once(methods: dict[str, registry.Entry]) -> None:
@@ -205,7 +210,7 @@ def test_a_broken_package_is_named_every_time(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_edits_are_undone_last_one_first() -> None:
-    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model: Any = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
     before = snapshot(model)
     edits = Edits()
     edits.replace(model, "1", nn.Tanh())

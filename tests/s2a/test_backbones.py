@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import s2a
@@ -55,13 +57,17 @@ def test_shapes_are_those_of_a_real_pass(name: str) -> None:
     make_model, size = tiny.MODELS[name]
     model = make_model().eval()
     view = describe(model, size)
-    seen = {}
+    seen: dict[str, Any] = {}
+
+    def record(path: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            seen[path] = args[0]
+
+        return hook
+
     for block in view.blocks:
-        module = view.module(block.name)
-        module.register_forward_pre_hook(lambda _, args, key=block.name: seen.update({key: args[0]}))
-    for block in view.blocks:
-        for path in block.linears.values():
-            view.module(path).register_forward_hook(lambda m, args, out, key=path: seen.update({key: out}))
+        for path in (block.name, *block.linears.values()):
+            view.module(path).register_forward_pre_hook(record(path))
     images = torch.randn(2, 3, size, size)
     assert pooled_features(model, images).shape == (2, view.features)
     order = [key for key in seen if key in {b.name for b in view.blocks}]
@@ -79,6 +85,7 @@ def test_tokens_are_split_without_loss() -> None:
     block = describe(tiny.vit_registers()).blocks[0]
     x = torch.randn(2, block.tokens, block.channels)
     prefix, grid = split_tokens(x, block)
+    assert prefix is not None
     assert torch.equal(torch.cat([prefix, grid.flatten(2).transpose(1, 2)], 1), x)
 
 
@@ -132,7 +139,7 @@ def test_meta_models_are_described() -> None:
 
 
 @pytest.mark.parametrize("size", [32, (32, 32), [32, 32]])
-def test_sizes_may_be_sides_or_pairs(size: object) -> None:
+def test_sizes_may_be_sides_or_pairs(size: Any) -> None:
     assert describe(tiny.resnet(), size).image_size == (32, 32)
 
 
@@ -145,7 +152,11 @@ def test_rectangular_images() -> None:
 @pytest.mark.parametrize(
     ("model", "size", "message"),
     [
-        (nn.Sequential(nn.Linear(3, 3)), None, r"Sequential is no supported .*VisionTransformer \(vit\).*First module met: 0"),
+        (
+            nn.Sequential(nn.Linear(3, 3)),
+            None,
+            r"Sequential is no supported .*VisionTransformer \(vit\).*First module met: 0",
+        ),
         (nn.Linear(3, 3), None, "no submodule"),
         (timm.create_model("test_efficientnet"), None, r"EfficientNet is no supported .*conv_stem \(Conv2d\)"),
         (tiny.vit(), 48, r"cannot take an image of 48 x 48 pixels .*image_size"),

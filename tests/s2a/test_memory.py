@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import gc
 import weakref
+from typing import Any
 
 import pytest
 import s2a
@@ -12,6 +13,7 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
+from s2a import testing
 from torch import Tensor, nn
 
 # Measured
@@ -70,9 +72,9 @@ def test_the_loss_has_its_own_line() -> None:
 
 def test_measuring_changes_nothing() -> None:
     adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
-    before = s2a.testing.snapshot(adapted)
+    before = testing.snapshot(adapted)
     first = s2a.saved_bytes(adapted, torch.randn(2, 3, 32, 32))
-    assert not s2a.testing.differences(before, s2a.testing.snapshot(adapted))
+    assert not testing.differences(before, testing.snapshot(adapted))
     assert s2a.saved_bytes(adapted, torch.randn(2, 3, 32, 32)) == first
     assert not nn.modules.module._global_forward_hooks
     assert not nn.modules.module._global_forward_pre_hooks
@@ -141,7 +143,6 @@ PAPER = [
 ]
 
 
-
 def s2a_total(biases: int, stages: list[tuple[int, int, int]]) -> int:
     """S2A's parameters: biases, prompts of rank 30, side blocks of width c = C / 8, and a head of 100 classes.
 
@@ -183,7 +184,7 @@ def big(backbone: str) -> nn.Module:
 
 
 @functools.cache
-def figures(backbone: str, method: str, options: tuple[tuple[str, object], ...] = ()) -> tuple[int, float, float]:
+def figures(backbone: str, method: str, options: tuple[tuple[str, Any], ...] = ()) -> tuple[int, float, float]:
     """Trainable values, their percentage, and theoretical MB; batch 32, head of 100 classes."""
     adapted = s2a.attach(big(backbone), s2a.method_config(method, **dict(options)), 100)
     try:
@@ -201,7 +202,7 @@ def test_trainable_parameters_are_counted_by_formula(backbone: str, method: str)
 
 @pytest.mark.parametrize(("backbone", "method", "options", "percent", "megabytes"), PAPER)
 def test_theory_is_within_three_percent_of_the_paper(
-    backbone: str, method: str, options: dict[str, object], percent: float, megabytes: float
+    backbone: str, method: str, options: dict[str, Any], percent: float, megabytes: float
 ) -> None:
     _, found, total = figures(backbone, method, tuple(options.items()))
     assert abs(total / megabytes - 1) < 0.03
@@ -228,7 +229,7 @@ def test_theory_follows_its_rules() -> None:
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
 def test_theory_scales_with_bits(bits: int) -> None:
-    off = {"lsb_reduction": 0, "lrp_rank": 0}
+    off: dict[str, Any] = {"lsb_reduction": 0, "lrp_rank": 0}
     exact = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.S2AConfig(activations="exact", **off), 5), 8)
     coded = s2a.theoretical_memory(s2a.attach(tiny.vit(), s2a.S2AConfig(bits=bits, **off), 5), 8)
     for rule in ("R2", "R3"):
@@ -236,11 +237,11 @@ def test_theory_scales_with_bits(bits: int) -> None:
 
 
 def test_theory_changes_nothing() -> None:
-    adapted = s2a.attach(tiny.resnet(), s2a.S2AConfig(), 5, image_size=64).train()
+    adapted: Any = s2a.attach(tiny.resnet(), s2a.S2AConfig(), 5, image_size=64).train()
     adapted.backbone.bn1.eval()
-    before = s2a.testing.snapshot(adapted)
+    before = testing.snapshot(adapted)
     s2a.theoretical_memory(adapted)
-    assert not s2a.testing.differences(before, s2a.testing.snapshot(adapted))
+    assert not testing.differences(before, testing.snapshot(adapted))
 
 
 def test_theory_is_below_what_is_measured() -> None:

@@ -6,11 +6,13 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s2a
 import tiny
 import torch
+from s2a import state
 from s2a.state import backbone_id
 from s2a.testing import differences, snapshot
 from safetensors import safe_open
@@ -18,7 +20,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 
-def trained(model: nn.Module, config: object, size: int = 32) -> s2a.Adapted:
+def trained(model: nn.Module, config: Any, size: int = 32) -> s2a.Adapted:
     """The model under a method, two steps on noise later, in evaluation mode."""
     adapted = s2a.attach(model, config, 5, image_size=size).train()
     optimizer = torch.optim.SGD(s2a.trainable_parameters(adapted).values(), lr=0.1)
@@ -30,7 +32,7 @@ def trained(model: nn.Module, config: object, size: int = 32) -> s2a.Adapted:
 
 
 @pytest.fixture
-def saved(tmp_path: Path) -> tuple[nn.Module, s2a.Adapted, Path]:
+def saved(tmp_path: Path) -> tuple[Any, Any, Path]:
     """An untouched backbone, an adapted and trained copy of it, and the file of its state."""
     model = tiny.vit()
     adapted = trained(copy.deepcopy(model), s2a.S2AConfig(lrp_rank=4))
@@ -38,7 +40,7 @@ def saved(tmp_path: Path) -> tuple[nn.Module, s2a.Adapted, Path]:
     return model, adapted, tmp_path / "state.safetensors"
 
 
-def test_only_what_trains_is_written(saved: tuple[nn.Module, s2a.Adapted, Path]) -> None:
+def test_only_what_trains_is_written(saved: tuple[Any, Any, Path]) -> None:
     _, adapted, path = saved
     with safe_open(path, framework="pt") as file:
         header, names = file.metadata(), set(file.keys())
@@ -62,14 +64,14 @@ def test_configs_with_tuples_come_back(tmp_path: Path) -> None:
         assert torch.equal(loaded.eval()(images), adapted(images))
 
 
-def test_another_classifier_does_not_matter(saved: tuple[nn.Module, s2a.Adapted, Path]) -> None:
+def test_another_classifier_does_not_matter(saved: tuple[Any, Any, Path]) -> None:
     model, adapted, path = saved
     images = torch.randn(2, 3, 32, 32)
     model.reset_classifier(11)
     assert torch.equal(s2a.load(model, path).eval()(images), adapted(images))
 
 
-def test_saving_does_not_disturb_training(saved: tuple[nn.Module, s2a.Adapted, Path]) -> None:
+def test_saving_does_not_disturb_training(saved: tuple[Any, Any, Path]) -> None:
     _, adapted, path = saved
     before = snapshot(adapted)
     s2a.save(adapted, path)
@@ -128,7 +130,7 @@ def _foreign(path: Path) -> None:
     ],
 )
 def test_bad_files_leave_the_model_alone(
-    saved: tuple[nn.Module, s2a.Adapted, Path], spoil: Callable[[Path], object], message: str
+    saved: tuple[Any, Any, Path], spoil: Callable[[Path], object], message: str
 ) -> None:
     model, _, path = saved
     before = snapshot(model)
@@ -138,34 +140,32 @@ def test_bad_files_leave_the_model_alone(
     assert not differences(before, snapshot(model))
 
 
-def test_folders_are_no_files(saved: tuple[nn.Module, s2a.Adapted, Path], tmp_path: Path) -> None:
+def test_folders_are_no_files(saved: tuple[Any, Any, Path], tmp_path: Path) -> None:
     model, adapted, _ = saved
     with pytest.raises(s2a.S2AError, match="cannot be read"):
         s2a.load(model, tmp_path)
     with pytest.raises(s2a.S2AError, match="is no folder"):
         s2a.save(adapted, tmp_path / "missing" / "state")
-    with pytest.raises(s2a.S2AError, match="save takes what s2a.attach returned"):
+    with pytest.raises(s2a.S2AError, match="save takes what"):
         s2a.save(model, tmp_path / "state")
 
 
-def test_a_failed_save_leaves_no_trace(
-    saved: tuple[nn.Module, s2a.Adapted, Path], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_failed_save_leaves_no_trace(saved: tuple[Any, Any, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     _, adapted, path = saved
     old = path.read_bytes()
 
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(s2a.state, "save_file", fail)
+    monkeypatch.setattr(state, "save_file", fail)
     with pytest.raises(OSError, match="No space"):
         s2a.save(adapted, path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]
     assert path.read_bytes() == old
 
 
-def test_another_backbone_is_refused(saved: tuple[nn.Module, s2a.Adapted, Path]) -> None:
-    model, adapted, path = saved
+def test_another_backbone_is_refused(saved: tuple[Any, Any, Path]) -> None:
+    _, adapted, path = saved
     for other, message in (
         (tiny.swin(), "belongs to vit_tiny_patch16_224, not to swin"),
         (tiny.vit(), "create the model with the checkpoint it was trained from"),
@@ -183,7 +183,7 @@ def test_another_backbone_is_refused(saved: tuple[nn.Module, s2a.Adapted, Path])
 def _rewritten(path: Path, drop: str = "", add: str = "", **header: str) -> None:
     with safe_open(path, framework="pt") as file:
         metadata = {**file.metadata(), **header}
-        tensors = {n: file.get_tensor(n) for n in file.keys() if n != drop}  # noqa: SIM118
+        tensors = {n: file.get_tensor(n) for n in file.keys() if n != drop}
     if add:
         tensors[add] = torch.zeros(1)
     save_file(tensors, path, metadata=metadata)
@@ -200,9 +200,7 @@ def _rewritten(path: Path, drop: str = "", add: str = "", **header: str) -> None
         ({"num_classes": "6"}, r"another shape \['head.bias', 'head.weight'\]"),
     ],
 )
-def test_edited_files_leave_the_model_alone(
-    saved: tuple[nn.Module, s2a.Adapted, Path], change: dict[str, str], message: str
-) -> None:
+def test_edited_files_leave_the_model_alone(saved: tuple[Any, Any, Path], change: dict[str, str], message: str) -> None:
     model, _, path = saved
     before = snapshot(model)
     _rewritten(path, **change)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from typing import Any
 
 import oracles
 import pytest
@@ -12,6 +13,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from s2a import testing
 from s2a.backbones import Block, describe, pooled_features
 from s2a.structure.bias import additive_biases
 from s2a.structure.lrp import LowRankPrompt, max_rank
@@ -20,7 +22,7 @@ from torch import Tensor, nn
 
 
 def block(
-    channels: int = 8, grid: tuple[int, int] = (4, 6), prefix: int = 0, layout: str = "NLC", stage: int = 0
+    channels: int = 8, grid: tuple[int, int] = (4, 6), prefix: int = 0, layout: Any = "NLC", stage: int = 0
 ) -> Block:
     return Block("block", stage, channels, grid, prefix, layout, 0, {})
 
@@ -75,9 +77,9 @@ def test_prompt_is_the_dense_sum(layout: str, window: int) -> None:
     prompt = LowRankPrompt(of, 3, window=window)
     nn.init.normal_(prompt.a)
     x = block_input(of)
-    dense = sum(torch.outer(prompt.a[:, i], prompt.b[i]) for i in range(3))
+    dense = torch.stack([torch.outer(prompt.a[:, i], prompt.b[i]) for i in range(3)]).sum(0)
     expected = x.clone()
-    height, width = of.grid
+    width = of.grid[1]
     for n in range(of.tokens):
         if of.layout == "NLC":
             expected[:, n] += dense[n]
@@ -135,7 +137,9 @@ def test_largest_rank_is_that_of_the_product() -> None:
     layout=st.sampled_from(["last", "first"]),
 )
 def test_pooling_is_a_dense_average(groups: int, reduction: int, batch: int, layout: str) -> None:
-    x = torch.randn(batch, 3, 2, groups * reduction, generator=torch.Generator().manual_seed(groups), dtype=torch.float64)
+    x = torch.randn(
+        batch, 3, 2, groups * reduction, generator=torch.Generator().manual_seed(groups), dtype=torch.float64
+    )
     expected = oracles.average_channels(x, reduction)
     if layout == "last":
         torch.testing.assert_close(channel_average_pool(x, reduction, -1), expected)
@@ -171,7 +175,7 @@ def test_branch_reads_the_blocks_own_inputs(name: str) -> None:
     """In a whole model the taps are the inputs of the blocks before the prompt is added."""
     make_model, size = tiny.MODELS[name]
     model, images = make_model().eval(), torch.randn(2, 3, size, size)
-    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4), 5, image_size=size).eval()
+    adapted: Any = s2a.attach(model, s2a.S2AConfig(lrp_rank=4), 5, image_size=size).eval()
     branch = adapted.method.branch
     for prompt in adapted.method.prompts:
         nn.init.normal_(prompt.a)
@@ -192,7 +196,8 @@ def test_branch_reads_the_blocks_own_inputs(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("before", "after"), [((8, 8), (4, 4)), ((9, 9), (4, 4)), ((9, 9), (5, 5)), ((5, 7), (3, 4)), ((3, 3), (2, 2)), ((4, 4), (1, 1))]
+    ("before", "after"),
+    [((8, 8), (4, 4)), ((9, 9), (4, 4)), ((9, 9), (5, 5)), ((5, 7), (3, 4)), ((3, 3), (2, 2)), ((4, 4), (1, 1))],
 )
 def test_transitions_reach_the_next_grid(before: tuple[int, int], after: tuple[int, int]) -> None:
     transition = Transition(6, 10, before, after)
@@ -207,7 +212,9 @@ def test_transition_is_layer_norm_and_a_convolution() -> None:
     for i in range(2):
         for j in range(2):
             patch = normed[:, :, 2 * i : 2 * i + 2, 2 * j : 2 * j + 2]
-            expected[:, :, i, j] = torch.einsum("bcij,ocij->bo", patch, transition.conv.weight) + transition.conv.bias
+            expected[:, :, i, j] = torch.einsum("bcij,ocij->bo", patch, transition.conv.weight)
+    assert transition.conv.bias is not None
+    expected += transition.conv.bias[:, None, None]
     torch.testing.assert_close(transition(x), expected)
 
 
@@ -287,7 +294,7 @@ def test_a_block_that_does_not_run_is_named() -> None:
         ({"lrp_std": 0.0}, "lrp_std=0.0"),
     ],
 )
-def test_bad_options_are_refused(options: dict[str, object], message: str) -> None:
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(s2a.S2AError, match=message):
         s2a.S2AConfig(**options)
 
@@ -302,13 +309,13 @@ def test_bad_options_are_refused(options: dict[str, object], message: str) -> No
         ({"lrp_shape": "window"}, "needs windowed attention, which vit lacks"),
     ],
 )
-def test_options_that_do_not_fit_leave_the_model_alone(options: dict[str, object], message: str) -> None:
+def test_options_that_do_not_fit_leave_the_model_alone(options: dict[str, Any], message: str) -> None:
     model = tiny.vit()
-    before = s2a.testing.snapshot(model)
+    before = testing.snapshot(model)
     with pytest.raises(s2a.S2AError, match=message):
         s2a.attach(model, s2a.S2AConfig(**options), 5)
-    assert not s2a.testing.differences(before, s2a.testing.snapshot(model))
-    s2a.attach(model, s2a.S2AConfig(lrp_rank=64, sites=[0]), 5)
+    assert not testing.differences(before, testing.snapshot(model))
+    s2a.attach(model, s2a.method_config("s2a", lrp_rank=64, sites=[0]), 5)
 
 
 @pytest.mark.parametrize("bias", [True, False])
@@ -340,9 +347,9 @@ def test_modes_keep_the_same_function() -> None:
 
 
 def test_sites_of_the_paper() -> None:
-    plain = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    plain: Any = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
     assert [b.name for b in plain.method.branch.blocks] == ["blocks.0", "blocks.1"]
-    staged = s2a.attach(tiny.swin(), s2a.S2AConfig(), 5)
+    staged: Any = s2a.attach(tiny.swin(), s2a.S2AConfig(), 5)
     assert {b.stage for b in staged.method.branch.blocks} == {1, 2}
-    every = s2a.attach(tiny.swin(), s2a.S2AConfig(sites="all"), 5)
+    every: Any = s2a.attach(tiny.swin(), s2a.S2AConfig(sites="all"), 5)
     assert len(every.method.branch.blocks) == 5

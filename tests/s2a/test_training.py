@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import s2a
@@ -21,7 +22,7 @@ def gradients(adapted: nn.Module, images: Tensor, call: Callable[[Tensor], Tenso
     return {n: p.grad.clone() for n, p in s2a.trainable_parameters(adapted).items() if p.grad is not None}
 
 
-def adapted_model(name: str, config: object, dtype: torch.dtype = torch.float32) -> tuple[s2a.Adapted, Tensor]:
+def adapted_model(name: str, config: Any, dtype: torch.dtype = torch.float32) -> tuple[s2a.Adapted, Tensor]:
     """A tiny model under a method whose zero-initialised parts are switched on, and a batch for it."""
     make_model, size = tiny.MODELS[name]
     adapted = s2a.attach(make_model(), config, tiny.CLASSES, image_size=size).to(dtype)
@@ -38,7 +39,6 @@ CONFIGS = {
 }
 
 
-@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("mode", ["paper", "exact"])
 def test_a_compiled_model_has_the_same_gradients(mode: str) -> None:
@@ -56,7 +56,7 @@ def test_a_compiled_model_has_the_same_gradients(mode: str) -> None:
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet"])
 def test_checkpointing_gives_the_same_gradients(name: str, mode: str) -> None:
     adapted, images = adapted_model(name, CONFIGS[mode])
-    other = copy.deepcopy(adapted)
+    other: Any = copy.deepcopy(adapted)
     other.backbone.set_grad_checkpointing(True)
     torch.manual_seed(1)  # Swin drops paths in training.
     expected = gradients(adapted, images)

@@ -6,11 +6,10 @@ import dataclasses
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from s2a.backbones import Backbone
 from s2a.registry import Method, register_method
 from s2a.surgery import Edits
+from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)

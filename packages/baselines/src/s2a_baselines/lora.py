@@ -8,14 +8,13 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-
 from s2a.activations import release_frozen_inputs
 from s2a.attach import Adapted, detach
 from s2a.backbones import Backbone
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.registry import Method, register_method
 from s2a.surgery import Edits
+from torch import Tensor, nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2")
 """Linear layers of a block that can be updated; a family may lack some."""
@@ -88,7 +87,7 @@ class Update(nn.Module):
         return output + self(args[0])
 
     def delta(self) -> Tensor:
-        """scale * B A, ``(out, in)``: what merging adds to the layer's weight."""
+        """The product scale * B A, ``(out, in)``: what merging adds to the layer's weight."""
         return self.scale * (self.b.weight.flatten(1) @ self.a.weight.flatten(1))  # type: ignore[operator]
 
 
@@ -126,7 +125,7 @@ class LoRA(Method):
 
 
 def _rank(config: LoRAConfig, channels: int, name: str, layer: nn.Module) -> int:
-    """r of one layer, checked against it."""
+    """The rank r of one layer, checked against it."""
     if not config.rank and channels % config.reduction:
         raise S2AError(
             f"reduction={config.reduction} does not divide the {channels} channels in front of {name}; "

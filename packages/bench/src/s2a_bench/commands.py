@@ -17,7 +17,7 @@ from rich.table import Table
 from s2a_bench import grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
-from s2a_bench.errors import InputError
+from s2a_bench.errors import InputError, unknown
 from s2a_bench.record import Record
 from s2a_bench.track import TrackingError
 from s2a_bench.tracker import Tracker
@@ -315,8 +315,11 @@ def pretrain(config: Any, data: Path, out: Path, console: Console) -> int:
     Raises:
         InputError: Unknown backbone, or no images.
     """
+    from s2a_bench.backbones import MINI_BACKBONES
     from s2a_bench.pretrain import pretrain as epochs
 
+    if config.backbone not in MINI_BACKBONES:
+        raise unknown("mini backbone", config.backbone, MINI_BACKBONES)
     try:
         for row in epochs(config, data, out):
             console.print(

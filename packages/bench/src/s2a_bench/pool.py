@@ -181,7 +181,7 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
 def _start(workers: Workers, folder: str) -> None:
     import ray
 
-    for last in (False, True):
+    for last in (False, False, True):
         try:
             ray.init(
                 address="local",
@@ -194,7 +194,7 @@ def _start(workers: Workers, folder: str) -> None:
                 _temp_dir=folder,
             )
             return
-        except Exception as error:  # Ray gives a busy machine 30 seconds and raises a plain Exception
+        except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
             ray.shutdown()
             if last:
                 raise PoolError(f"Ray could not be started ({' '.join(str(error).split())[:200]})") from error

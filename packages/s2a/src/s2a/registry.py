@@ -91,7 +91,9 @@ def _load() -> None:
                 point.load()
             except Exception as error:
                 _loaded = False
-                raise S2AError(f"The methods of {point.value!r} cannot be imported ({error}); repair or uninstall it.") from error
+                raise S2AError(
+                    f"The methods of {point.value!r} cannot be imported ({error}); repair or uninstall it."
+                ) from error
 
 
 def list_methods() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import io
+import pickle
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -109,12 +110,15 @@ def _require(promise: str, broken: Sequence[str] | bool) -> None:
 def check_output(case: Case) -> None:
     """Logits have the shape (B, K), are finite, and the same for the same images."""
     adapted = case.attached()
+    with torch.no_grad():
+        width = adapted.method(adapted.backbone, case.images).shape[1]
+    _require(
+        f"features are {width} wide, feature_dim is {adapted.method.feature_dim}", width != adapted.method.feature_dim
+    )
     logits = case.logits(adapted)
     _require(f"logits have shape {tuple(logits.shape)}", logits.shape != (len(case.images), case.num_classes))
     _require("logits are not finite", not bool(logits.isfinite().all()))
     _require("two forward passes in evaluation mode differ", not torch.equal(logits, case.logits(adapted)))
-    width = adapted.method(adapted.backbone, case.images).shape[1]
-    _require(f"features are {width} wide, not feature_dim", width != adapted.method.feature_dim)
 
 
 def check_identity(case: Case) -> None:
@@ -176,7 +180,10 @@ def check_state(case: Case) -> None:
         loaded = load(copy.deepcopy(case.model), path)
     _require("save and load change the logits", not torch.equal(logits, case.logits(loaded)))
     stream = io.BytesIO()
-    torch.save(adapted, stream)
+    try:
+        torch.save(adapted, stream)
+    except (AttributeError, TypeError, pickle.PicklingError) as error:
+        raise AssertionError(f"the adapted model cannot be pickled: {error}") from error
     stream.seek(0)
     pickled = torch.load(stream, weights_only=False)
     _require("pickling changes the logits", not torch.equal(logits, case.logits(pickled)))
@@ -191,7 +198,9 @@ def check_copy(case: Case) -> None:
     logits = case.logits(adapted)
     copied = copy.deepcopy(adapted)
     _require("a deep copy has other logits", not torch.equal(logits, case.logits(copied)))
-    _require("a deep copy gets no gradient somewhere", sorted(trainable_parameters(copied).keys() - case.trained(copied)))
+    _require(
+        "a deep copy gets no gradient somewhere", sorted(trainable_parameters(copied).keys() - case.trained(copied))
+    )
     detach(copied)
     _require("training and detaching a deep copy changed the original", not torch.equal(logits, case.logits(adapted)))
 

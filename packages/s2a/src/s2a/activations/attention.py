@@ -84,8 +84,9 @@ class _QuantizedSoftmax(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
-        y = dequantize_rows(*ctx.saved_tensors, ctx.shape, ctx.bits, grad.dtype)
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+        data, low, unit = ctx.saved_tensors
+        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype)
         return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None
 
 
@@ -110,7 +111,7 @@ class _QuantizedAttention(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, data, low, unit = ctx.saved_tensors
         y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype)
         grad_v = y.transpose(-2, -1) @ grad

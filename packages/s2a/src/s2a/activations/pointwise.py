@@ -28,7 +28,8 @@ class Code:
 
     Attributes:
         bits: Width of a code.
-        borders: ``2 ** bits - 1`` ascending cell borders; a border belongs to the cell on its left, on a uniform grid to the even code.
+        borders: ``2 ** bits - 1`` ascending cell borders; a border belongs to the cell on its left, on a uniform grid
+            to the even code.
         values: ``2 ** bits`` values of the derivative.
         uniform: ``(low, high)`` of a uniform grid with levels at both ends: arithmetic instead of a border search.
         labels: Code of every cell, where several cells share one; ``None``: the cell's index.
@@ -134,7 +135,7 @@ class _Coded(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (data,) = ctx.saved_tensors
         out = torch.empty_like(grad, memory_format=torch.contiguous_format)
         flat, given, code = out.view(-1), grad.contiguous().view(-1), ctx.code

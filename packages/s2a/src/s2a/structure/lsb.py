@@ -135,7 +135,7 @@ class LiteSideBranch(nn.Module):
             if grid_state is not None:
                 if str(i) in self.transitions:
                     grid_state, prefix_state = self.transitions[str(i)](grid_state), None
-                grid = grid + grid_state
+                grid = grid + grid_state  # type: ignore[operator]
                 prefix = prefix + prefix_state if prefix is not None and prefix_state is not None else prefix
             grid_state, prefix_state = site(grid, prefix)
         assert grid_state is not None
