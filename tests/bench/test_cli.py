@@ -230,6 +230,7 @@ def test_a_real_cell_goes_all_the_way(capsys):
     assert f"{found.accuracy:.1f} %" in out
     store = track_store.open_store(None, Path("results"))
     experiment = store.client.get_experiment_by_name("mini")
+    assert experiment is not None
     runs = store.client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")
     assert [r.data.tags["cell_id"] for r in runs] == [found.cell_id]
     assert main(["report"]) == 0

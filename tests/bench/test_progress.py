@@ -33,6 +33,12 @@ def text_console(**kwargs):
     return Console(file=io.StringIO(), width=200, **kwargs)
 
 
+def written(console: Console) -> str:
+    """What a text console was told."""
+    assert isinstance(console.file, io.StringIO)
+    return console.file.getvalue()
+
+
 def test_the_estimate_is_proportional_to_the_epochs_left():
     clock = Clock()
     tally = Tally(CELLS, clock)
@@ -73,7 +79,7 @@ def test_lines_name_starts_ends_and_causes_and_now_and_then_show_life():
     lines.started("b")
     error = {"type": "Diverged", "message": "The loss is\nnan", "traceback": ""}
     lines.finished(make_record(cell_id="b", status="failed", accuracy=None, error=error))
-    found = console.file.getvalue().splitlines()
+    found = written(console).splitlines()
     assert found[0] == "[0/2] started s2a on digits, mini_vit, seed 0"
     assert found[1].startswith("[0/2] epoch 2/2 of s2a on digits")
     assert found[2].startswith("[1/2] done s2a on digits, mini_vit, seed 0: 87.7 % in 1:01")
@@ -89,7 +95,7 @@ def test_bars_are_for_terminals_and_leave_the_results_behind():
         bars.epoch("a", {"epoch": 1, "loss": 1.5})
         bars.finished(make_record(cell_id="a", accuracy=87.65))
         bars.finished(make_record(cell_id="b", status="failed", accuracy=None, error=None))
-    shown = console.file.getvalue()
+    shown = written(console)
     assert "done s2a on digits, mini_vit, seed 0: 87.7 %" in shown
     assert "FAILED s2a on count" in shown
     with progress.shown(CELLS, text_console()) as lines:

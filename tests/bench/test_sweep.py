@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 
 import pytest
 from bench.factories import make_record
@@ -17,6 +18,7 @@ from s2a_bench import grid, record, run
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.pool import run_with_ray
+from s2a_bench.record import Record
 from s2a_bench.sweep import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
 
 
@@ -30,12 +32,12 @@ class Heard:
     def started(self, cell_id: str) -> None:
         self.events.append(("started", cell_id))
 
-    def epoch(self, cell_id: str, metrics: dict[str, float]) -> None:
+    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         self.events.append((f"epoch {metrics['epoch']}", cell_id))
 
-    def finished(self, done: record.Record) -> None:
-        self.events.append((done.status, done.cell_id))
-        self.records[done.cell_id] = done
+    def finished(self, record: Record) -> None:
+        self.events.append((record.status, record.cell_id))
+        self.records[record.cell_id] = record
 
 
 def cells(*names: str) -> dict[str, CellConfig]:
@@ -165,7 +167,7 @@ class Killer(Heard):
         super().__init__()
         self.victim = victim
 
-    def epoch(self, cell_id: str, metrics: dict[str, float]) -> None:
+    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         super().epoch(cell_id, metrics)
         if cell_id == self.victim:
             os.kill(int(metrics["pid"]), signal.SIGKILL)

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import timm
-import timm.data
 import torch
+from timm.data.config import resolve_model_data_config
 from torch import nn
 
 from s2a_bench._paths import data_file
@@ -136,7 +136,7 @@ def _hub_file(name: str) -> Path:
     if config is None or not repository:
         raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
     if repository.endswith("/"):
-        repository += config.architecture + (f".{config.tag}" if config.tag else "")
+        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
     try:
         return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -212,7 +212,7 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
             )
         except Exception as error:
             raise InputError(f"{path} does not hold weights of {config.name} ({_first_line(error)}).") from error
-    resolved = timm.data.resolve_model_data_config(model)
+    resolved = resolve_model_data_config(model)
     size = config.image_size or int(resolved["input_size"][-1])
     mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
     return model, DataFormat(size, mean, std, str(resolved["interpolation"]))

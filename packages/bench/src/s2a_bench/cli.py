@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 
 from s2a_bench.errors import InputError
 
-BAD_INPUT = 2
+BAD_INPUT, INTERRUPTED = 2, 130
 
 _Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
 _Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
@@ -221,7 +222,7 @@ def _commands(argv: Sequence[str]) -> Any:
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),
         named(Track, "track"),
-        named(_pretrain() if argv[:1] == ["pretrain"] else _Pretrain, "pretrain"),
+        named(_pretrain() if [*argv][:1] == ["pretrain"] else _Pretrain, "pretrain"),
     ]
 
 
@@ -270,10 +271,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         The exit code.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    if argv is None:  # the process is ours: being told to end is like Ctrl-C
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        argv = sys.argv[1:]
     command = tyro.cli(
         _commands(argv),
-        args=argv,
+        args=list(argv),
         prog="s2a-bench",
         description="Fine-tuning methods for vision backbones, compared in accuracy and memory.",
         config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
@@ -290,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return BAD_INPUT
     except KeyboardInterrupt:
         print("s2a-bench: interrupted", file=sys.stderr)
-        return 130
+        return INTERRUPTED
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import s2a
 import torch
 from torch import Tensor
 
-import s2a
 from s2a_bench.backbones import create
 from s2a_bench.config import BackboneConfig
 

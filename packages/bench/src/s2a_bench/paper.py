@@ -1,7 +1,7 @@
 """The paper's printed figures, and our figures for the same rows.
 
-Source: Structure-Activation Synergy, arXiv:2503.08154, Tables 1 and 2. Memory is the paper's *theoretical* figure, MB of
-1e6 bytes, fp32, batch 32, 224 x 224. All percentages belong to a 100-class head.
+Source: Structure-Activation Synergy, arXiv:2503.08154, Tables 1 and 2. Memory is the paper's *theoretical* figure, MB
+of 1e6 bytes, fp32, batch 32, 224 x 224. All percentages belong to a 100-class head.
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import s2a
 import torch
 
-import s2a
 from s2a_bench.backbones import create
 from s2a_bench.config import BackboneConfig
 from s2a_bench.measure import MB, memory

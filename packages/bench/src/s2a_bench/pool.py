@@ -15,7 +15,9 @@ import os
 import pickle
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -181,6 +183,7 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
 def _start(workers: Workers, folder: str) -> None:
     import ray
 
+    on_terminate = signal.getsignal(signal.SIGTERM)
     for last in (False, False, True):
         try:
             ray.init(
@@ -193,6 +196,8 @@ def _start(workers: Workers, folder: str) -> None:
                 object_store_memory=100_000_000,
                 _temp_dir=folder,
             )
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process at once and cleans nothing up
             return
         except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
             ray.shutdown()

@@ -126,7 +126,9 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> Iterator[dict[str
 
     torch.manual_seed(config.seed)
     generator = torch.Generator().manual_seed(config.seed)
-    model = build_mini(config.backbone, len(classes), **({"patch_drop_rate": config.patch_drop} if spec.drops_patches else {}))
+    model = build_mini(
+        config.backbone, len(classes), **({"patch_drop_rate": config.patch_drop} if spec.drops_patches else {})
+    )
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in (spec.mean, spec.std))
 
     def normalise(x: Tensor) -> Tensor:
@@ -144,7 +146,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> Iterator[dict[str
     for epoch in range(config.epochs):
         model.train()
         if spec.drops_patches:
-            model.patch_drop.prob = config.patch_drop if epoch < config.epochs - config.full_epochs else 0.0
+            hidden = config.patch_drop if epoch < config.epochs - config.full_epochs else 0.0
+            model.get_submodule("patch_drop").prob = hidden  # type: ignore
         order = torch.randperm(len(labels), generator=generator)[: steps * config.batch_size]
         loss_sum = 0.0
         for batch in order.split(config.batch_size):

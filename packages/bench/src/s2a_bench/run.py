@@ -16,9 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import s2a
 import torch
 
-import s2a
 from s2a_bench import backbones, data, measure
 from s2a_bench.backbones import DataFormat
 from s2a_bench.config import BackboneConfig, CellConfig, from_dict

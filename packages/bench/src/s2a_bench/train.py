@@ -21,7 +21,9 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> Tensor: ...
+    def batch(self, indices: Tensor) -> Tensor:
+        """Normalised images of some indices, ``(B, 3, H, W)``."""
+        ...
 
 
 class Diverged(RuntimeError):

@@ -82,7 +82,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
     try:
         save_file(tensors, temporary, metadata=header)
         Path(temporary).chmod(0o644)  # Both mkstemp and safetensors write for the owner alone.
-        os.replace(temporary, target)
+        Path(temporary).replace(target)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
@@ -105,7 +105,7 @@ def load(model: nn.Module, path: str | os.PathLike[str]) -> Adapted:
     try:
         with safe_open(path, framework="pt") as file:
             header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (OSError, SafetensorError) as error:
         raise S2AError(f"{path} cannot be read as a saved method ({error}).") from error
     if header.get("format") != FORMAT:

@@ -59,7 +59,9 @@ def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     return data, low, scale
 
 
-def dequantize_rows(data: Tensor, low: Tensor, scale: Tensor, shape: torch.Size, bits: int, dtype: torch.dtype) -> Tensor:
+def dequantize_rows(
+    data: Tensor, low: Tensor, scale: Tensor, shape: torch.Size, bits: int, dtype: torch.dtype
+) -> Tensor:
     """The map that ``quantize_rows`` kept (equation 9), in ``shape`` and ``dtype``."""
     rows, width = low.shape[0], shape[-1]
     out = torch.empty(rows, width, dtype=dtype, device=data.device)
@@ -175,7 +177,7 @@ def attention(
 
 
 class QuantizedAttentionMode(TorchFunctionMode):
-    """Inside it, ``scaled_dot_product_attention`` is ``attention`` with ``bits``: one rule for every attention module."""
+    """Inside it, ``scaled_dot_product_attention`` is ``attention`` in ``bits`` bits: one rule for every module."""
 
     def __init__(self, bits: int) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ asymptotically optimal density of cells, proportional to the cube root of weight
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable
 
@@ -73,7 +74,7 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     cuts = _segment(d, w, 1 << bits) if bits <= 4 else _compand(x, d, w, 1 << bits)
     edges = [0, *cuts, _GRID]
     values = []
-    for a, b in zip(edges[:-1], edges[1:], strict=True):
+    for a, b in itertools.pairwise(edges):
         values.append(float((w[a:b] * d[a:b]).sum() / w[a:b].sum()))
     return tuple(float(x[c]) for c in cuts), tuple(values)
 

@@ -78,7 +78,11 @@ def uniform_code(derivative: Callable[[float], float], low: float, high: float, 
     return Code(bits, borders, tuple(derivative(low + i * step) for i in range(top + 1)), (low, high))
 
 
-_SINES = {"gelu": (gelu_derivative_sine, 2.0), "quick_gelu": (gelu_derivative_sine, 2.0), "silu": (silu_derivative_sine, 2.0 * 1.702)}
+_SINES = {
+    "gelu": (gelu_derivative_sine, 2.0),
+    "quick_gelu": (gelu_derivative_sine, 2.0),
+    "silu": (silu_derivative_sine, 2.0 * 1.702),
+}
 
 LEVEL_KINDS = ("paper", "derivative")
 """``"paper"``: equation 12 on a uniform grid. ``"derivative"``: cells fitted to the derivative (``levels.py``)."""
@@ -110,7 +114,9 @@ def activation_code(function: str, bits: int = 4, levels: str = "paper", slope: 
     if levels not in LEVEL_KINDS:
         raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
     if function not in DERIVATIVES:
-        raise S2AError(f"No code for the activation {function!r}; known: relu, relu6, leaky_relu, {', '.join(DERIVATIVES)}.")
+        raise S2AError(
+            f"No code for the activation {function!r}; known: relu, relu6, leaky_relu, {', '.join(DERIVATIVES)}."
+        )
     if levels == "paper" and function in _SINES:
         derivative, edge = _SINES[function]
         return uniform_code(derivative, -edge, edge, bits)

@@ -82,7 +82,7 @@ def quantize_activations(
     Args:
         model: Any module; what trains in it does not matter.
         bits: 1, 2, 3, 4 or 8. ReLU, ReLU6 and LeakyReLU take 1 bit and stay exact.
-        levels: ``"paper"``: equation 12 on a uniform grid over [-2, 2]. ``"derivative"``: cells fitted to the derivative.
+        levels: ``"paper"``: equation 12 on a uniform grid over [-2, 2]. ``"derivative"``: cells fitted to it.
         softmax: Also attention maps and ``nn.Softmax``; per-row minimum and scale.
         edits: Log to add the edits to; ``None`` starts one.
 

@@ -34,9 +34,7 @@ def _zeros_cross_entropy(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
 
-def saved_bytes(
-    adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], Tensor] | None = None
-) -> SavedBytes:
+def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], Tensor] | None = None) -> SavedBytes:
     """Bytes that autograd holds between forward and backward pass, by module.
 
     Every storage counts once and whole, wherever views of it are saved; parameters and buffers do not count. What is

@@ -159,4 +159,3 @@ class Tap(nn.Module):
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook of a block."""
         self._branch[0].tap(self.index, args[0])
-
