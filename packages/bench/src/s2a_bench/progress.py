@@ -37,7 +37,7 @@ class Tally:
         self.running: dict[str, int] = {}
         self._epochs = 0
         self._clock = clock
-        self._start = clock()
+        self._first: tuple[float, float] | None = None
 
     def begin(self, cell_id: str) -> None:
         """A cell started."""
@@ -46,6 +46,7 @@ class Tally:
     def advance(self, cell_id: str, epoch: int) -> None:
         """A cell ended epoch number ``epoch``, counted from 1."""
         self.running[cell_id] = epoch
+        self._first = self._first or (self._clock(), self.fraction)
 
     def end(self, record: Record) -> None:
         """A cell ended, well or not."""
@@ -55,11 +56,6 @@ class Tally:
         self.failed += record.status == "failed"
 
     @property
-    def elapsed(self) -> float:
-        """Seconds since the sweep started."""
-        return self._clock() - self._start
-
-    @property
     def fraction(self) -> float:
         """Share of all epochs that are done; a cell that failed has none left."""
         total = sum(cell.train.epochs for cell in self.cells.values())
@@ -67,8 +63,13 @@ class Tally:
 
     @property
     def remaining(self) -> float | None:
-        """Estimated seconds to go; ``None`` before the first epoch's end."""
-        return self.elapsed * (1 - self.fraction) / self.fraction if self.fraction else None
+        """Estimated seconds to go at the speed since the first epoch's end; ``None`` before the second's.
+
+        What comes before (processes that start, imports) comes once and says nothing about the rest.
+        """
+        if self._first is None or self.fraction <= self._first[1]:
+            return None
+        return (self._clock() - self._first[0]) * (1 - self.fraction) / (self.fraction - self._first[1])
 
     def eta(self) -> str:
         """``about 3:20 left`` or ``starting``."""
