@@ -65,8 +65,8 @@ MINI_BACKBONES: dict[str, MiniBackbone] = {
     ),
     "mini_convnext": MiniBackbone(
         "convnext_atto",
-        {"depths": (2, 2, 4, 2), "dims": (24, 48, 96, 128), "patch_size": 1, "conv_mlp": False},
-        "A ConvNeXt of widths 24, 48, 96, 128, depths 2, 2, 4, 2, 1-pixel stem.",
+        {"depths": (2, 2, 4, 1), "dims": (32, 64, 96, 128), "patch_size": 2, "ls_init_value": 0.1},
+        "A ConvNeXt of widths 32, 64, 96, 128, depths 2, 2, 4, 1, 2-pixel stem.",
     ),
 }
 

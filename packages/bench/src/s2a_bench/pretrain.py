@@ -36,6 +36,8 @@ class PretrainConfig:
         lr: Peak learning rate of AdamW.
         weight_decay: Decoupled weight decay of AdamW.
         label_smoothing: Of the cross-entropy.
+        bf16: Forward under bfloat16 autocast (weights stay fp32); about half the time where the CPU has the
+            instructions.
         seed: Of weights, order and augmentation.
     """
 
@@ -47,6 +49,7 @@ class PretrainConfig:
     lr: float = 1.5e-3
     weight_decay: float = 0.05
     label_smoothing: float = 0.1
+    bf16: bool = False
     seed: int = 0
 
 
@@ -154,7 +157,8 @@ def pretrain(config: PretrainConfig, data: Path, out: Path) -> Iterator[dict[str
             for group in optimiser.param_groups:
                 group["lr"] = _learning_rate(step, total, config)
             x = normalise(augment(images[batch].float() / 255, generator))
-            loss = F.cross_entropy(model(x), labels[batch], label_smoothing=config.label_smoothing)
+            with torch.autocast("cpu", torch.bfloat16, enabled=config.bf16):
+                loss = F.cross_entropy(model(x), labels[batch], label_smoothing=config.label_smoothing)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -181,7 +185,7 @@ def _write(
     path.chmod(0o644)  # safetensors writes for its owner alone
     parameters = sum(p.numel() for p in model.parameters())
     flags = " ".join(
-        f"--{f.name.replace('_', '-')} {getattr(config, f.name)}"
+        f"--{f.name.replace('_', '-')}" + ("" if f.default is False else f" {getattr(config, f.name)}")
         for f in dataclasses.fields(config)
         if f.name != "backbone" and getattr(config, f.name) != f.default
     )

@@ -18,8 +18,10 @@ import torch
 from torch import Tensor
 
 _WIDTHS = (0.5, 1.0, 1.7, 3.0)
-_GRID = 1536
 _EDGE = 6.0
+CELLS_PER_UNIT = 128
+"""Borders lie on multiples of 1 / 128: a power of two, so that a look-up by cell of the grid is exact."""
+_GRID = int(2 * _EDGE * CELLS_PER_UNIT)
 
 
 def gelu_derivative(x: Tensor) -> Tensor:
@@ -76,7 +78,7 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     values = []
     for a, b in itertools.pairwise(edges):
         values.append(float((w[a:b] * d[a:b]).sum() / w[a:b].sum()))
-    return tuple(float(x[c]) for c in cuts), tuple(values)
+    return tuple(c / CELLS_PER_UNIT - _EDGE for c in cuts), tuple(values)
 
 
 def _segment(d: Tensor, w: Tensor, cells: int) -> list[int]:

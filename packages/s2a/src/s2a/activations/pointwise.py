@@ -6,6 +6,7 @@ to one value of the derivative; the backward pass is a table look-up and a produ
 
 from __future__ import annotations
 
+import bisect
 import dataclasses
 import functools
 import math
@@ -17,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.activations.levels import DERIVATIVES, fitted_levels
+from s2a.activations.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
 from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, unpack
 from s2a.errors import S2AError
 
@@ -41,23 +42,56 @@ class Code:
     uniform: tuple[float, float] | None = None
     labels: tuple[int, ...] | None = None
 
+    def encoder(self, device: torch.device) -> Callable[[Tensor], Tensor]:
+        """The map from inputs to codes, its tables made once: ``(n,)`` to ``(n,)`` uint8. NaN gets a valid code."""
+        if self.uniform is not None:
+            low, high = self.uniform
+            return functools.partial(_round_to_grid, low=low, high=high, top=(1 << self.bits) - 1)
+        if len(self.borders) <= 3:
+            labels = None if self.labels is None else torch.tensor(self.labels, dtype=torch.uint8, device=device)
+            return functools.partial(_count_borders, borders=self.borders, labels=labels)
+        table, first = _cells(self.borders)
+        return functools.partial(_look_up, table=torch.tensor(table, dtype=torch.uint8, device=device), first=first)
+
     def encode(self, x: Tensor) -> Tensor:
-        """Codes of ``x``, uint8, same shape. NaN gets a valid code."""
-        if self.uniform is None:
-            borders = torch.tensor(self.borders, dtype=torch.float32, device=x.device)
-            cells = torch.bucketize(x.float(), borders, out_int32=True)
-            if self.labels is not None:
-                return torch.tensor(self.labels, dtype=torch.uint8, device=x.device)[cells]
-            return cells.to(torch.uint8)
-        low, high = self.uniform
-        top = (1 << self.bits) - 1
-        steps = (x.float().clamp(low, high) - low) * (top / (high - low))
-        return steps.round_().nan_to_num_(0.0).to(torch.uint8)
+        """Codes of ``x``, uint8, same shape."""
+        return self.encoder(x.device)(x.reshape(-1)).view(x.shape)
+
+    def table(self, dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The derivative by code, ``(2 ** bits,)``."""
+        return torch.tensor(self.values, dtype=dtype, device=device)
 
     def decode(self, codes: Tensor, dtype: torch.dtype) -> Tensor:
-        """The derivative of every code."""
-        table = torch.tensor(self.values, dtype=dtype, device=codes.device)
-        return table[codes.to(torch.int32)]
+        """The derivative of every code, same shape."""
+        table = self.table(dtype, codes.device)
+        return table.index_select(0, codes.reshape(-1).to(torch.int32)).view(codes.shape)
+
+
+def _round_to_grid(x: Tensor, low: float, high: float, top: int) -> Tensor:
+    steps = (x.float().clamp(low, high) - low) * (top / (high - low))
+    return steps.round_().nan_to_num_(0.0).to(torch.uint8)
+
+
+def _count_borders(x: Tensor, borders: tuple[float, ...], labels: Tensor | None) -> Tensor:
+    x = x.float()
+    cells = (x > borders[0]).to(torch.uint8)
+    for border in borders[1:]:
+        cells += x > border
+    return cells if labels is None else labels.index_select(0, cells.to(torch.int32))
+
+
+@functools.cache
+def _cells(borders: tuple[float, ...]) -> tuple[tuple[int, ...], int]:
+    """Code of every fine grid cell from just below the first border to just above the last, and the first's index."""
+    marks = [round(border * CELLS_PER_UNIT) for border in borders]
+    first, last = marks[0], marks[-1] + 1
+    return tuple(bisect.bisect_left(marks, cell) for cell in range(first, last + 1)), first
+
+
+def _look_up(x: Tensor, table: Tensor, first: int) -> Tensor:
+    # Cell k of the fine grid is ((k - 1) / 128, k / 128]: scaling by a power of two and rounding up are exact.
+    cells = (x.float() * CELLS_PER_UNIT).ceil_().sub_(first).clamp_(0, len(table) - 1).nan_to_num_(0.0)
+    return table.index_select(0, cells.to(torch.int32))
 
 
 def gelu_derivative_sine(x: float) -> float:
@@ -134,8 +168,9 @@ class _Coded(torch.autograd.Function):
         whole, rest = divmod(flat.numel(), ctx.chunk)
         size = whole * packed_bytes(ctx.chunk, code.bits) + packed_bytes(rest, code.bits)
         data = torch.empty(size, dtype=torch.uint8, device=x.device)
+        encode = code.encoder(x.device)
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
-            data[place] = pack(code.encode(flat[elements]), code.bits)
+            data[place] = pack(encode(flat[elements]), code.bits)
         ctx.save_for_backward(data)
         return function(x)
 
@@ -145,9 +180,10 @@ class _Coded(torch.autograd.Function):
         (data,) = ctx.saved_tensors
         out = torch.empty_like(grad, memory_format=torch.contiguous_format)
         flat, given, code = out.view(-1), grad.contiguous().view(-1), ctx.code
+        table = code.table(grad.dtype, grad.device)
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
             codes = unpack(data[place], elements.stop - elements.start, code.bits)
-            torch.mul(given[elements], code.decode(codes, grad.dtype), out=flat[elements])
+            torch.mul(given[elements], table.index_select(0, codes.to(torch.int32)), out=flat[elements])
         return out, None, None
 
 
