@@ -66,7 +66,9 @@ MINI_BACKBONES: dict[str, MiniBackbone] = {
     "mini_convnext": MiniBackbone(
         "convnext_atto",
         {"depths": (2, 2, 4, 1), "dims": (32, 64, 96, 128), "patch_size": 2, "ls_init_value": 0.1},
-        "A ConvNeXt of widths 32, 64, 96, 128, depths 2, 2, 4, 1, 2-pixel stem.",
+        # timm's ConvNeXt reaches stride 4 in its first stage whatever the stem: 32 pixels would leave 4 x 4 sites.
+        "A ConvNeXt of widths 32, 64, 96, 128, depths 2, 2, 4, 1, at 48 pixels (12, 6, 3 and 1 positions a side).",
+        image_size=48,
     ),
 }
 
