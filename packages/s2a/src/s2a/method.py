@@ -34,7 +34,8 @@ class S2AConfig:
         activations: What the backward pass keeps. ``"exact"``: full precision. ``"paper"``: softmax outputs and
             activation inputs in ``bits`` bits (section 3.2).
         bits: 1, 2, 3, 4 or 8.
-        levels: ``"paper"``: equation 12's sine on a uniform grid; ``"derivative"``: cells fitted to the derivative.
+        levels: ``"derivative"``: cells fitted to the derivative; ``"paper"``: equation 12's sine on a uniform grid.
+            The same bytes; the default's gradients measure closer to the exact ones (docs/memory.md).
         sites: Blocks that get a prompt and a tap: ``"preset"`` (what reproduces the paper's counts; see
             ``preset_sites``), ``"all"``, or indices over all blocks.
         lrp_shape: Positions with an own prompt: ``"preset"`` (windows where attention has windows, else the map),
@@ -49,7 +50,7 @@ class S2AConfig:
     train_bias: bool = True
     activations: Activations = "paper"
     bits: int = 4
-    levels: Literal["paper", "derivative"] = "paper"
+    levels: Literal["paper", "derivative"] = "derivative"
     sites: str | tuple[int, ...] = "preset"
     lrp_shape: Literal["preset", "map", "window"] = "preset"
     lrp_std: float = 0.02

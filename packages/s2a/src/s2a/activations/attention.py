@@ -26,12 +26,16 @@ def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
     return max(8, CPU_CHUNK // max(width, 1) // 8 * 8)
 
 
-def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
+def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor, Tensor]:
     """Asymmetric quantisation of every row (equation 8).
+
+    A probability enters the softmax's derivative as a factor, so small ones want fine steps: ``"derivative"`` levels
+    lie at the squares of a uniform grid, which is equation 8 on the root of the row's share of its range.
 
     Args:
         y: ``(..., n)`` in [0, 1].
         bits: Width of a code.
+        levels: ``"paper"`` (uniform) or ``"derivative"`` (squares of a uniform grid).
 
     Returns:
         Packed codes (uint8), minima and scales ``(rows, 1)`` float16. Codes refer to the *rounded* minimum and scale.
@@ -39,6 +43,7 @@ def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
     rows, width = math.prod(y.shape[:-1]), y.shape[-1]
     flat = y.reshape(rows, width)
     top = (1 << bits) - 1
+    steps = top if levels == "paper" else top * top
     low = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
     scale = torch.empty_like(low)
     step = _rows_per_chunk(rows, width, y.device)
@@ -50,17 +55,25 @@ def quantize_rows(y: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
         least, most = part.aminmax(dim=1, keepdim=True)
         low[start : start + step] = least
         base = low[start : start + step].float()
-        scale[start : start + step] = (most - base) / top
+        scale[start : start + step] = (most - base) / steps
         unit = scale[start : start + step].float()
-        inverse = torch.where(unit > 0, 1 / unit, 0.0)
-        codes = ((part - base) * inverse).round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
+        shares = (part - base).mul_(torch.where(unit > 0, 1 / unit, 0.0))
+        if levels == "derivative":
+            shares.clamp_(min=0).sqrt_()
+        codes = shares.round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
         packed = pack(codes.reshape(-1), bits)
         data[i * size : i * size + packed.numel()] = packed
     return data, low, scale
 
 
 def dequantize_rows(
-    data: Tensor, low: Tensor, scale: Tensor, shape: torch.Size, bits: int, dtype: torch.dtype
+    data: Tensor,
+    low: Tensor,
+    scale: Tensor,
+    shape: torch.Size,
+    bits: int,
+    dtype: torch.dtype,
+    levels: str = "paper",
 ) -> Tensor:
     """The map that ``quantize_rows`` kept (equation 9), in ``shape`` and ``dtype``."""
     rows, width = low.shape[0], shape[-1]
@@ -71,25 +84,28 @@ def dequantize_rows(
         part = out[start : start + step]
         codes = unpack(data[i * size : i * size + packed_bytes(part.numel(), bits)], part.numel(), bits)
         base, unit = low[start : start + step].to(dtype), scale[start : start + step].to(dtype)
-        torch.addcmul(base, codes.view(part.shape).to(dtype), unit, out=part)
+        multiples = codes.view(part.shape).to(dtype)
+        if levels == "derivative":
+            multiples.square_()
+        torch.addcmul(base, multiples, unit, out=part)
     return out.view(shape)
 
 
 class _QuantizedSoftmax(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: int, dim: int) -> Tensor:
+    def forward(ctx: Any, x: Tensor, bits: int, dim: int, levels: str) -> Tensor:
         y = x.softmax(dim)
         rows = y.movedim(dim, -1)
-        ctx.bits, ctx.dim, ctx.shape = bits, dim, rows.shape
-        ctx.save_for_backward(*quantize_rows(rows, bits))
+        ctx.bits, ctx.dim, ctx.shape, ctx.levels = bits, dim, rows.shape, levels
+        ctx.save_for_backward(*quantize_rows(rows, bits, levels))
         return y
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         data, low, unit = ctx.saved_tensors
-        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype)
-        return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None
+        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
+        return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None, None
 
 
 def _softmax_backward(grad: Tensor, y: Tensor, dim: int = -1) -> Tensor:
@@ -101,21 +117,23 @@ class _QuantizedAttention(torch.autograd.Function):
     """Saves q, k, v (views of one projection where they are) and the codes of the attention map."""
 
     @staticmethod
-    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, bits: int) -> Tensor:
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, bits: int, levels: str
+    ) -> Tensor:
         scores = (q * scale) @ k.transpose(-2, -1)
         if bias is not None:
             scores = scores + bias
         y = scores.softmax(-1)
-        ctx.bits, ctx.scale, ctx.shape = bits, scale, y.shape
+        ctx.bits, ctx.scale, ctx.shape, ctx.levels = bits, scale, y.shape, levels
         ctx.bias = None if bias is None else (bias.shape, bias.dtype)
-        ctx.save_for_backward(q, k, v, *quantize_rows(y, bits))
+        ctx.save_for_backward(q, k, v, *quantize_rows(y, bits, levels))
         return y @ v
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, data, low, unit = ctx.saved_tensors
-        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype)
+        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         grad_v = y.transpose(-2, -1) @ grad
         scores = _softmax_backward(grad @ v.transpose(-2, -1), y)
         grad_q = (scores @ k) * ctx.scale
@@ -123,14 +141,14 @@ class _QuantizedAttention(torch.autograd.Function):
         grad_bias = None
         if ctx.bias is not None and ctx.needs_input_grad[3]:
             grad_bias = scores.sum_to_size(ctx.bias[0]).to(ctx.bias[1])
-        return grad_q, grad_k, grad_v, grad_bias, None, None
+        return grad_q, grad_k, grad_v, grad_bias, None, None, None
 
 
-def quantized_softmax(x: Tensor, bits: int = 4, dim: int = -1) -> Tensor:
+def quantized_softmax(x: Tensor, bits: int = 4, dim: int = -1, levels: str = "paper") -> Tensor:
     """Softmax over axis ``dim`` that keeps its output in ``bits`` bits."""
     if not (torch.is_grad_enabled() and x.requires_grad) or x.dim() == 0:
         return x.softmax(dim)
-    return _QuantizedSoftmax.apply(x, bits, dim)  # type: ignore[no-any-return]
+    return _QuantizedSoftmax.apply(x, bits, dim, levels)  # type: ignore[no-any-return]
 
 
 def attention(
@@ -144,6 +162,7 @@ def attention(
     enable_gqa: bool = False,
     *,
     bits: int = 4,
+    levels: str = "paper",
 ) -> Tensor:
     """``torch.nn.functional.scaled_dot_product_attention`` with a quantised map.
 
@@ -157,6 +176,7 @@ def attention(
         scale: Of the scores; ``None``: ``d ** -0.5``.
         enable_gqa: Repeats the heads of k and v to those of q.
         bits: Width of the map's codes.
+        levels: As in ``quantize_rows``.
     """
     if enable_gqa:
         repeats = q.shape[-3] // k.shape[-3]
@@ -172,19 +192,20 @@ def attention(
     if dropout_p > 0 or not needs_grad:
         scores = (q * factor) @ k.transpose(-2, -1)
         scores = scores if bias is None else scores + bias
-        return F.dropout(quantized_softmax(scores, bits), dropout_p) @ v
-    return _QuantizedAttention.apply(q, k, v, bias, factor, bits)  # type: ignore[no-any-return]
+        return F.dropout(quantized_softmax(scores, bits, levels=levels), dropout_p) @ v
+    return _QuantizedAttention.apply(q, k, v, bias, factor, bits, levels)  # type: ignore[no-any-return]
 
 
 class QuantizedAttentionMode(TorchFunctionMode):
     """Inside it, ``scaled_dot_product_attention`` is ``attention`` in ``bits`` bits: one rule for every module."""
 
-    def __init__(self, bits: int) -> None:
+    def __init__(self, bits: int, levels: str = "paper") -> None:
         super().__init__()
         self.bits = bits
+        self.levels = levels
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Swaps the one function, passes the rest on."""
         if func is F.scaled_dot_product_attention:
-            return attention(*args, **(kwargs or {}), bits=self.bits)
+            return attention(*args, **(kwargs or {}), bits=self.bits, levels=self.levels)
         return func(*args, **(kwargs or {}))

@@ -40,13 +40,13 @@ def _activation_forward(self: Any, x: Tensor) -> Tensor:
 
 
 def _attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
-    with QuantizedAttentionMode(self.s2a_bits):
+    with QuantizedAttentionMode(self.s2a_bits, self.s2a_levels):
         return type(self).forward(self, *args, **kwargs)
 
 
 def _softmax_forward(self: Any, x: Tensor) -> Tensor:
     implicit = 0 if x.dim() in (0, 1, 3) else 1  # PyTorch's own choice for ``nn.Softmax()``.
-    return quantized_softmax(x, self.s2a_bits, implicit if self.dim is None else self.dim)
+    return quantized_softmax(x, self.s2a_bits, implicit if self.dim is None else self.dim, self.s2a_levels)
 
 
 def _conv_forward(self: Any, x: Tensor) -> Tensor:
@@ -73,7 +73,7 @@ def release_frozen_inputs(model: nn.Module, edits: Edits) -> None:
 
 
 def quantize_activations(
-    model: nn.Module, bits: int = 4, levels: str = "paper", *, softmax: bool = True, edits: Edits | None = None
+    model: nn.Module, bits: int = 4, levels: str = "derivative", *, softmax: bool = True, edits: Edits | None = None
 ) -> Edits:
     """Keeps activation inputs and attention maps of ``model`` in ``bits`` bits (paper section 3.2), in place.
 
@@ -82,7 +82,8 @@ def quantize_activations(
     Args:
         model: Any module; what trains in it does not matter.
         bits: 1, 2, 3, 4 or 8. ReLU, ReLU6 and LeakyReLU take 1 bit and stay exact.
-        levels: ``"paper"``: equation 12 on a uniform grid over [-2, 2]. ``"derivative"``: cells fitted to it.
+        levels: ``"derivative"``: cells fitted to the activation's derivative, and attention levels at the squares of a
+            uniform grid. ``"paper"``: equation 12 on a uniform grid over [-2, 2], and uniform attention levels.
         softmax: Also attention maps and ``nn.Softmax``; per-row minimum and scale.
         edits: Log to add the edits to; ``None`` starts one.
 
@@ -109,9 +110,11 @@ def quantize_activations(
             edits.override(module, "forward", _activation_forward)
         elif softmax and "fused_attn" in module.__dict__:
             edits.override(module, "s2a_bits", bits)
+            edits.override(module, "s2a_levels", levels)
             edits.override(module, "fused_attn", True)
             edits.override(module, "forward", _attention_forward)
         elif softmax and kind is nn.Softmax:
             edits.override(module, "s2a_bits", bits)
+            edits.override(module, "s2a_levels", levels)
             edits.override(module, "forward", _softmax_forward)
     return edits
