@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import oracles
@@ -260,3 +261,32 @@ def test_other_functions_pass_the_mode() -> None:
     with QuantizedAttentionMode(4):
         assert torch.equal(F.softmax(x, -1), x.softmax(-1))
         assert torch.equal(F.linear(x, torch.eye(3)), x)
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_derivative_levels_of_a_row_lie_at_the_squares_of_a_uniform_grid(bits: int) -> None:
+    y = (torch.randn(7, 33, dtype=torch.float64) * 2).softmax(-1).float()
+    data, low, scale = quantize_rows(y, bits, "derivative")
+    found = dequantize_rows(data, low, scale, y.shape, bits, torch.float32, "derivative")
+    top = 2**bits - 1
+    levels = low.float() + scale.float() * torch.arange(top + 1) ** 2
+    roots = ((y - low.float()).clamp(min=0) / scale.float()).sqrt()
+    chosen = (levels.unsqueeze(1) - found.unsqueeze(2)).abs().argmin(2)
+    torch.testing.assert_close(found, levels.gather(1, chosen))
+    assert ((chosen - roots.clamp(max=top)).abs() <= 0.5 + 1e-3).all()
+
+
+@pytest.mark.parametrize("spread", [0.5, 1.0, 2.0, 4.0])
+def test_derivative_levels_give_closer_softmax_gradients_than_uniform_ones(spread: float) -> None:
+    x, g = torch.randn(64, 197) * spread, torch.randn(64, 197)
+
+    def gradient(step: Callable[[Tensor], Tensor]) -> Tensor:
+        leaf = x.clone().requires_grad_()
+        step(leaf).backward(g)
+        assert leaf.grad is not None
+        return leaf.grad.flatten()
+
+    exact = gradient(lambda t: t.softmax(-1))
+    found = {k: gradient(lambda t, k=k: quantized_softmax(t, 4, levels=k)) for k in ("paper", "derivative")}
+    errors = {k: 1 - F.cosine_similarity(exact, v, 0).item() for k, v in found.items()}
+    assert errors["derivative"] < min(errors["paper"], 0.005)

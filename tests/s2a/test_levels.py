@@ -90,3 +90,14 @@ def test_more_bits_are_better(function: str) -> None:
 @pytest.mark.parametrize("function", ["gelu", "silu", "quick_gelu"])
 def test_fitted_cells_beat_the_papers_sine(function: str, bits: int) -> None:
     assert _error(function, bits, "derivative") < _error(function, bits, "paper")
+
+
+@pytest.mark.parametrize("function", ["gelu", "silu", "quick_gelu", "hardswish"])
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+def test_the_look_up_finds_the_cell_that_a_border_search_finds(function: str, bits: int) -> None:
+    code = activation_code(function, bits, "derivative")
+    borders = torch.tensor(code.borders)
+    edges = [borders, borders.nextafter(torch.tensor(99.0)), borders.nextafter(torch.tensor(-99.0))]
+    special = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1e-9, -1e-9])
+    x = torch.cat([torch.randn(20_000) * 3, *edges, special])
+    assert torch.equal(code.encode(x).long(), torch.bucketize(x, borders))

@@ -50,6 +50,9 @@ class Code:
         if len(self.borders) <= 3:
             labels = None if self.labels is None else torch.tensor(self.labels, dtype=torch.uint8, device=device)
             return functools.partial(_count_borders, borders=self.borders, labels=labels)
+        if torch.compiler.is_compiling():  # A compiler fuses the search; eager kernels of it are slow.
+            borders = torch.tensor(self.borders, dtype=torch.float32, device=device)
+            return lambda x: torch.bucketize(x.float(), borders, out_int32=True).to(torch.uint8)
         table, first = _cells(self.borders)
         return functools.partial(_look_up, table=torch.tensor(table, dtype=torch.uint8, device=device), first=first)
 
