@@ -25,3 +25,20 @@ def test_training_step(benchmark, method):
         optimiser.step()
 
     benchmark(step)
+
+
+@pytest.mark.benchmark(group="codes", warmup=False, min_rounds=3)
+@pytest.mark.parametrize("activations", ["exact", "paper"])
+@pytest.mark.parametrize("name", ["vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base"])
+def test_step_of_a_base_model(benchmark, name, activations):
+    torch.manual_seed(0)
+    model, expected = create(BackboneConfig(name, random_weights=True))
+    adapted = s2a.attach(model, s2a.S2AConfig(activations=activations), 100, image_size=expected.size).train()
+    images, labels = torch.randn(4, 3, expected.size, expected.size), torch.arange(4)
+    benchmark.extra_info["saved_bytes"] = s2a.saved_bytes(adapted, images).total
+
+    def step() -> None:
+        F.cross_entropy(adapted(images), labels).backward()
+        adapted.zero_grad(set_to_none=True)
+
+    benchmark(step)
