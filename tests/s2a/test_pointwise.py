@@ -16,9 +16,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from s2a.activations import pack, pointwise
 from s2a.activations.levels import fitted_levels
-from s2a.activations.pack import BITS, packed_bytes
-from s2a.activations.pointwise import activation_code, coded
+from s2a.activations.pack import BITS, CPU_CHUNK, packed_bytes
+from s2a.activations.pointwise import activation_code, coded, gelu
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Function = Callable[[Tensor], Tensor]
 
@@ -224,3 +225,32 @@ def test_both_forms_of_gelu_have_their_own_forward(approximate: str) -> None:
 def test_bad_codes_are_refused(arguments: tuple[Any, ...], message: str) -> None:
     with pytest.raises(s2a.S2AError, match=message):
         activation_code(*arguments)
+
+
+class _Sizes(TorchDispatchMode):
+    """Bytes of every tensor that an operator makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        given = {t.untyped_storage().data_ptr() for t in (*args, *(kwargs or {}).values()) if isinstance(t, Tensor)}
+        if isinstance(out, Tensor) and out.untyped_storage().data_ptr() not in given:
+            self.sizes.append(out.untyped_storage().nbytes())
+        return out
+
+
+@pytest.mark.parametrize("levels", ["paper", "derivative"])
+def test_no_temporary_of_the_tensors_own_size(levels: str) -> None:
+    n = 16 * CPU_CHUNK
+    x = torch.randn(n, requires_grad=True)
+    with _Sizes() as forward:
+        y = gelu(x, levels=levels)
+    with _Sizes() as backward:
+        y.backward(torch.ones(n))
+    temporary = 4 * CPU_CHUNK  # one chunk in float32
+    assert sorted(size for size in forward.sizes if size > temporary) == [n // 2, 4 * n]  # the codes, the output
+    assert all(size == 4 * n for size in backward.sizes if size > temporary)
+    assert sum(size > temporary for size in backward.sizes) <= 2  # the incoming ones and the gradient
