@@ -55,7 +55,7 @@ def adapted(name: str, activations: str) -> tuple[nn.Module, Tensor]:
     model = timm.create_model(name, **ZOO[name])
     for module in model.modules():
         if "fused_attn" in module.__dict__:
-            module.fused_attn = False
+            module.__dict__["fused_attn"] = False
     size = ZOO[name].get("img_size", 64)
     config = s2a.S2AConfig(lrp_rank=2, lsb_reduction=4, activations=activations)  # type: ignore[arg-type]
     out = s2a.attach(model, config, 5, image_size=size)
