@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 import s2a
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
+from s2a.activations.pointwise import LEVEL_KINDS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 
-def _model() -> nn.Module:
+def _model(levels: Any) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3)
-    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4), 3, image_size=32)
+    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4, levels=levels), 3, image_size=32)
     with torch.no_grad():
         for parameter in s2a.trainable_parameters(adapted).values():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
@@ -30,26 +34,49 @@ def _batch() -> tuple[Tensor, Tensor]:
     return torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 1])
 
 
+def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
+    """Those of two steps of gradient descent: a second forward pass shows that the first step was complete."""
+    adapted = model.module if isinstance(model, DistributedDataParallel) else model
+    trainable = s2a.trainable_parameters(adapted)
+    optimizer, found = torch.optim.SGD(trainable.values(), lr=0.1), []
+    for _ in range(2):
+        optimizer.zero_grad()
+        F.cross_entropy(model(images), labels).backward()
+        found.append({n: p.grad.clone() for n, p in trainable.items() if p.grad is not None})
+        optimizer.step()
+    assert all(step.keys() == trainable.keys() for step in found)
+    return found
+
+
 def _worker(rank: int, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    limit = timedelta(seconds=60)  # A process whose partner died ends by itself.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
     try:
-        model = DistributedDataParallel(_model())
-        images, labels = (t[2 * rank : 2 * rank + 2] for t in _batch())
-        F.cross_entropy(model(images), labels).backward()
-        found = {n: p.grad for n, p in s2a.trainable_parameters(model.module).items()}
-        torch.save(found, f"{folder}/{rank}.pt")
+        for levels in LEVEL_KINDS:
+            model = DistributedDataParallel(_model(levels), find_unused_parameters=False)
+            found = _gradients(model, *(t[2 * rank : 2 * rank + 2] for t in _batch()))
+            torch.save(found, f"{folder}/{levels}.{rank}.pt")
     finally:
         dist.destroy_process_group()
 
 
 @pytest.mark.timeout(180)
 def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> None:
-    mp.spawn(_worker, args=(str(tmp_path),), nprocs=2)  # type: ignore[attr-defined]
-    model = _model()
-    images, labels = _batch()
-    F.cross_entropy(model(images), labels).backward()
-    for rank in range(2):
-        found = torch.load(tmp_path / f"{rank}.pt")
-        for name, parameter in s2a.trainable_parameters(model).items():
-            torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=1e-6)
+    processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]
+    try:
+        assert [process.wait(timeout=150) for process in processes] == [0, 0]
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    for levels in LEVEL_KINDS:
+        expected = _gradients(_model(levels), *_batch())
+        for rank in range(2):
+            for found, own in zip(torch.load(tmp_path / f"{levels}.{rank}.pt"), expected, strict=True):
+                for name, grad in own.items():
+                    torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
+
+
+if __name__ == "__main__":  # This file is also the program of a worker: spawned ones would have to import the tests.
+    _worker(int(sys.argv[1]), sys.argv[2])

@@ -130,14 +130,17 @@ PAPER = [
     (VIT, "full", {}, 100, 4099),
     (VIT, "linear", {}, 0.09, 344),
     (VIT, "lora", {}, 2.15, 2242),
+    (VIT, "adapter", {}, 4.24, 2583),
     (VIT, "s2a", {}, 0.90, 640),
     (VIT, "s2a", {"activations": "exact"}, 0.90, 2097),
     (SWIN, "full", {}, 100, 6390),
     (SWIN, "linear", {}, 0.12, 353),
+    (SWIN, "adapter", {}, 2.15, 3228),
     (SWIN, "s2a", {}, 1.03, 745),
     (SWIN, "s2a", {"activations": "exact"}, 1.03, 2672),
     (CONVNEXT, "full", {}, 100, 7171),
     (CONVNEXT, "linear", {}, 0.11, 350),
+    (CONVNEXT, "adapter", {}, 2.0, 3743),
     (CONVNEXT, "s2a", {}, 0.98, 741),
     (CONVNEXT, "s2a", {"activations": "exact"}, 0.98, 2832),
 ]
@@ -161,12 +164,31 @@ def s2a_total(biases: int, stages: list[tuple[int, int, int]]) -> int:
     return total + 100 * (last + last // 8) + 100
 
 
+def adapter_total(stages: list[tuple[int, int]], reduction: int, positions: int) -> int:
+    """Two bottlenecks of width w = C / ``reduction`` in every block, and a head of 100 classes.
+
+    Args:
+        stages: C and number of blocks of every stage that has adapters.
+        reduction: Divisor of C.
+        positions: 1: w rows of C weights; else every channel is read once, at this many positions.
+    """
+    total = 0
+    for channels, blocks in stages:
+        width = channels // reduction
+        down = channels * (width if positions == 1 else positions)
+        total += 2 * blocks * (down + width + width * channels + channels)
+    return total + 100 * stages[-1][0] + 100
+
+
 # Trainable values with a head of 100 classes, by the formulas of the methods' papers.
 TOTALS = {
     (VIT, "linear"): 76_900,
     (SWIN, "linear"): 102_500,
     (CONVNEXT, "linear"): 102_500,
     (VIT, "lora"): 12 * 4 * 768 * 48 + 76_900,
+    (VIT, "adapter"): adapter_total([(768, 12)], 8, 1),
+    (SWIN, "adapter"): adapter_total([(256, 2), (512, 18), (1024, 2)], 16, 1),
+    (CONVNEXT, "adapter"): adapter_total([(256, 3), (512, 27), (1024, 3)], 16, 9),  # 3 x 3, w groups of C / w channels.
     (VIT, "bias"): 102_912 + 76_900,
     (SWIN, "bias"): 137_216 + 102_500,
     (CONVNEXT, "bias"): 130_304 + 102_500,

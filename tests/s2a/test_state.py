@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import s2a
+import timm
 import tiny
 import torch
 from s2a import state
@@ -207,3 +208,36 @@ def test_edited_files_leave_the_model_alone(saved: tuple[Any, Any, Path], change
     with pytest.raises(s2a.S2AError, match=message):
         s2a.load(model, path)
     assert not differences(before, snapshot(model))
+
+
+def test_what_was_frozen_after_training_is_written(saved: tuple[Any, Any, Path]) -> None:
+    model, adapted, path = saved
+    images = torch.randn(2, 3, 32, 32)
+    names = s2a.trainable_parameters(adapted).keys()
+    adapted.requires_grad_(False)
+    s2a.save(adapted, path)
+    with safe_open(path, framework="pt") as file:
+        assert set(file.keys()) == names
+    assert torch.equal(s2a.load(model, path).eval()(images), adapted(images))
+
+
+def test_a_real_backbones_state_is_its_trained_values(tmp_path: Path) -> None:
+    """ViT-B/16 under S2A and 100 classes: 771,820 values by the paper's formulas, 3.1 MB, and the same logits."""
+    biases, prompts, head = 102_912, 12 * 30 * (197 + 768), 100 * (768 + 96) + 100
+    branch = 12 * (2 * (96 * 96 + 96) + 10 * 96)
+    model = timm.create_model("vit_base_patch16_224")
+    adapted = s2a.attach(copy.deepcopy(model), s2a.S2AConfig(), 100).eval()
+    for parameter in s2a.trainable_parameters(adapted).values():
+        nn.init.normal_(parameter, std=0.02)
+    s2a.save(adapted, tmp_path / "state")
+    with safe_open(tmp_path / "state", framework="pt") as file:
+        tensors = len(file.keys())
+    content = 4 * (biases + prompts + branch + head)
+    header = (tmp_path / "state").stat().st_size - content
+    assert 0 < header < 200 * tensors  # Names, shapes and offsets; 3.1 MB in all.
+    with torch.no_grad():
+        images = torch.randn(1, 3, 224, 224)
+        assert torch.equal(s2a.load(model, tmp_path / "state").eval()(images), adapted(images))
+    other = timm.create_model("vit_small_patch16_224")
+    with pytest.raises(s2a.StateMismatch, match="belongs to vit_base_patch16_224, not to vit_small_patch16_224"):
+        s2a.load(other, tmp_path / "state")

@@ -177,9 +177,7 @@ def memory(
     if parsed["train"]:
         raise InputError(f"memory trains nothing: train.{next(iter(parsed['train']))} has no place here.")
     method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
-    _print_rows(
-        [measure.memory_row(backbone, method.name, dict(method.options), batch_size)], as_json, console, single=True
-    )
+    _print_row(measure.memory_row(backbone, method.name, dict(method.options), batch_size), as_json, console)
     return DONE
 
 
@@ -187,23 +185,41 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
     """Prints every row of the paper's Tables 1 and 2 with what is measured here next to it."""
     from s2a_bench import paper
 
-    _print_rows(list(paper.paper_rows(batch_size)), as_json, console)
+    rows = list(paper.paper_rows(batch_size))
+    if as_json:
+        print(json.dumps(rows, indent=1), file=console.file)
+    else:
+        console.print(_paper_table(rows))
     return DONE
 
 
-def _print_rows(rows: list[dict[str, Any]], as_json: bool, console: Console, *, single: bool = False) -> None:
+def _paper_table(rows: list[dict[str, Any]]) -> Table:
+    """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
+    table = Table("", "backbone", "row", title="trainable % and MB of one step, ours and the paper's")
+    for column in ("%", "paper", "theory", "paper", "measured"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        printed = row["paper_params_percent"]
+        table.add_row(
+            f"T{row['table']}",
+            row["backbone"].split("_")[0],
+            row["row"],
+            f"{row['params_percent']:.3f}",
+            "" if printed is None else f"{printed:g}",
+            f"{row['theoretical_mb']:,.0f}",
+            f"{row['paper_mb']:,.0f}",
+            f"{row['measured_mb']:,.0f}",
+        )
+    return table
+
+
+def _print_row(row: dict[str, Any], as_json: bool, console: Console) -> None:
     if as_json:
-        print(json.dumps(rows[0] if single else rows, indent=1), file=console.file)
+        print(json.dumps(row, indent=1), file=console.file)
         return
-    if single:
-        table = Table(show_header=False)
-        for key, value in rows[0].items():
-            table.add_row(key, _number(value))
-    else:
-        keys = [key for key in rows[0] if key not in ("params_backbone", "weights_mb", "saved_mb")]
-        table = Table(*keys)
-        for row in rows:
-            table.add_row(*(_number(row[key]) for key in keys))
+    table = Table(show_header=False)
+    for key, value in row.items():
+        table.add_row(key, _number(value))
     console.print(table)
 
 

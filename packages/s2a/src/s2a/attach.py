@@ -34,6 +34,8 @@ class Adapted(nn.Module):
         self.config = config
         self.image_size = view.image_size
         self._edits = edits
+        # An average of the weights is often frozen before it is saved: what trains is noted here.
+        self._trained = tuple(trainable_parameters(self))
         self._dtype = next(view.model.parameters()).dtype
 
     def forward(self, images: Tensor) -> Tensor:

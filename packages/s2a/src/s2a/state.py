@@ -43,8 +43,9 @@ def backbone_id(model: nn.Module, edits: Any = None) -> str:
 
 
 def trained_state(adapted: Adapted) -> dict[str, Tensor]:
-    """Name -> tensor of all that trains, and of the persistent buffers that training changed."""
-    state = {name: p.detach() for name, p in adapted.named_parameters() if p.requires_grad}
+    """Name -> tensor of all that trained since ``attach``, and of the persistent buffers that training changed."""
+    trained = set(adapted._trained)
+    state = {name: p.detach() for name, p in adapted.named_parameters() if name in trained or p.requires_grad}
     persistent = adapted.state_dict(keep_vars=True)
     for name, buffer in adapted.named_buffers():
         if name in persistent and not torch.equal(buffer, adapted._edits.original(buffer).to(buffer)):

@@ -1,0 +1,148 @@
+"""Adapters: bottlenecks behind both branches of a block (Houlsby et al., ICML 2019; google-research/adapter-bert).
+
+Widths, sites and the convolution on feature maps are those that reproduce the S2A paper's Adapter rows, parameters and
+memory. They were fitted: the paper's text, 8 times fewer channels in every block, gives twice Swin's count.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from s2a.activations import release_frozen_inputs
+from s2a.backbones import Backbone, Block
+from s2a.errors import S2AError, UnsupportedModel
+from s2a.registry import Method, register_method
+from s2a.surgery import Edits
+from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class AdapterConfig:
+    """How wide the adapters are and where they sit; the defaults are those of the S2A paper's Adapter rows.
+
+    Attributes:
+        width: Channels w of the bottleneck; 0: the block's width C over ``reduction``.
+        reduction: Divisor of C that gives w when ``width`` is 0; 0: 8 where all blocks have one width (ViT), 16 where
+            stages have widths of their own (Swin, ConvNeXt).
+        sites: ``"preset"`` (all blocks of a plain ViT, all but the first stage's elsewhere) or ``"all"``.
+        std: Standard deviation of both weights at the start; the normal distribution is cut at two of them.
+    """
+
+    width: int = 0
+    reduction: int = 0
+    sites: Literal["preset", "all"] = "preset"
+    std: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("width", "reduction"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+                raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 for the preset.")
+        if self.width and self.reduction:
+            raise S2AError(f"width={self.width} and reduction={self.reduction} both set the width; give one of them.")
+        if self.sites not in ("preset", "all"):
+            raise S2AError(f"sites={self.sites!r} is unknown; choose 'preset' or 'all'.")
+        if not 0 < self.std < math.inf:
+            raise S2AError(f"std={self.std} must be above 0: with both weights zero, neither could ever learn.")
+
+
+class Bottleneck(nn.Module):
+    """h + W_up GELU(W_down h + b_down) + b_up on the output of a frozen layer; h at the start, but for ``std``.
+
+    Args:
+        channels: C of h.
+        width: w, at least 1; for maps a divisor of C.
+        std: Of both weights; the biases start at zero.
+        spatial: ``down`` is a 3 x 3 convolution in w groups, ``up`` a 1 x 1 convolution, on maps ``(B, C, H, W)``;
+            otherwise both are linear, on tokens ``(..., C)``.
+        channels_last: The maps come as ``(B, H, W, C)``.
+    """
+
+    def __init__(self, channels: int, width: int, std: float, spatial: bool, channels_last: bool) -> None:
+        super().__init__()
+        if spatial:
+            self.down: nn.Module = nn.Conv2d(channels, width, 3, padding=1, groups=width)
+            self.up: nn.Module = nn.Conv2d(width, channels, 1)
+        else:
+            self.down, self.up = nn.Linear(channels, width), nn.Linear(width, channels)
+        self.act = nn.GELU()
+        self.permuted = spatial and channels_last
+        for layer in (self.down, self.up):
+            nn.init.trunc_normal_(layer.weight, std=std, a=-2 * std, b=2 * std)  # type: ignore[arg-type]
+            nn.init.zeros_(layer.bias)  # type: ignore[arg-type]
+
+    def forward(self, h: Tensor) -> Tensor:
+        """The adapted output, of the shape of ``h``."""
+        x = h.permute(0, 3, 1, 2) if self.permuted else h
+        x = self.up(self.act(self.down(x)))
+        return h + (x.permute(0, 2, 3, 1) if self.permuted else x)
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of the frozen layer."""
+        return self(output)
+
+
+@register_method("adapter", AdapterConfig)
+class Adapter(Method):
+    """Two bottlenecks in a block: behind what mixes positions, and behind the MLP, both in front of the residual sum.
+
+    Raises:
+        UnsupportedModel: A family whose blocks lack either.
+        S2AError: A width or reduction that does not fit it.
+    """
+
+    def __init__(self, config: AdapterConfig, backbone: Backbone, edits: Edits) -> None:
+        super().__init__(config, backbone, edits)
+        stages = {block.stage for block in backbone.blocks}
+        skipped = min(stages) if config.sites == "preset" and len(stages) > 1 else None
+        reduction = config.reduction or (16 if len(stages) > 1 else 8)
+        self.names: list[str] = []
+        self.adapters = nn.ModuleList()
+        for block in backbone.blocks:
+            if block.stage == skipped:
+                continue
+            spatial = block.layout == "NCHW"
+            for name in _outputs(backbone, block):
+                layer = backbone.module(name)
+                width = _width(config.width, reduction, block.channels, name, spatial)
+                adapter = Bottleneck(block.channels, width, config.std, spatial, isinstance(layer, nn.Linear))
+                edits.after(layer, adapter.after)
+                self.names.append(name)
+                self.adapters.append(adapter)
+        release_frozen_inputs(backbone.model, edits)
+
+
+def _outputs(backbone: Backbone, block: Block) -> tuple[str, str]:
+    """Paths of the last layers of a block's two branches: attention or depthwise convolution, and MLP."""
+    mixer = block.linears.get("proj")
+    if mixer is None:
+        for name, module in backbone.module(block.name).named_modules():
+            if isinstance(module, nn.Conv2d) and module.groups == module.out_channels == block.channels:
+                mixer = f"{block.name}.{name}"
+                break
+    if mixer is None or "fc2" not in block.linears:
+        raise UnsupportedModel(
+            f"Block {block.name} of this {backbone.family} has no attention or depthwise convolution followed by an "
+            "MLP, whose outputs adapters could take; use a transformer or a ConvNeXt."
+        )
+    return mixer, block.linears["fc2"]
+
+
+def _width(width: int, reduction: int, channels: int, name: str, spatial: bool) -> int:
+    """The width w of one adapter, checked against the channels it gets."""
+    if not width and channels % reduction:
+        raise S2AError(
+            f"reduction={reduction} does not divide the {channels} channels of {name}; "
+            f"choose a divisor of {channels}, or give width itself."
+        )
+    width = width or channels // reduction
+    if width > channels:
+        raise S2AError(f"width={width} is no bottleneck for the {channels} channels of {name}; choose 1 to {channels}.")
+    if spatial and channels % width:
+        raise S2AError(
+            f"width={width} does not divide the {channels} channels of {name}; "
+            "a convolution in groups needs a width that divides those of every stage."
+        )
+    return width
