@@ -138,11 +138,23 @@ def family_of(model: nn.Module) -> Family:
         if isinstance(model, family.cls):
             return family
     names = ", ".join(f"{f.cls.__name__} ({f.name})" for f in FAMILIES)
-    first = next((f"{n} ({type(m).__name__})" for n, m in model.named_modules() if n), "no submodule")
     raise UnsupportedModel(
         f"{type(model).__name__} is no supported backbone; supported timm classes: {names}. "
-        f"First module met: {first}. To add a family, add an entry to s2a.backbones.FAMILIES."
+        f"First module that does not fit: {_first_misfit(model)}. "
+        "To add a family, add an entry to s2a.backbones.FAMILIES."
     )
+
+
+def _first_misfit(model: nn.Module) -> str:
+    """Path and class of the first module, in definition order, that is no layer and no part of a supported model."""
+    supported = {family.cls.__module__ for family in FAMILIES}
+
+    def fits(cls: type) -> bool:
+        return cls.__module__ in supported or cls.__module__.startswith(("torch.", "timm.layers."))
+
+    found = ((name, type(m)) for name, m in model.named_modules() if name and not fits(type(m)))
+    name, cls = next(found, ("the model itself", type(model)))
+    return f"{name} ({cls.__name__})"
 
 
 def input_size(model: Any) -> tuple[int, int]:
