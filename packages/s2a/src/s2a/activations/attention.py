@@ -26,68 +26,97 @@ def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
     return max(8, CPU_CHUNK // max(width, 1) // 8 * 8)
 
 
-def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor, Tensor]:
-    """Asymmetric quantisation of every row (equation 8).
+def _even_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (float) of equation 8, and every row's minimum and step in float16, to which the codes refer."""
+    least, most = y.aminmax(dim=1, keepdim=True)
+    low = least.half()
+    scale = ((most - low.float()) / top).half()
+    unit = scale.float()
+    codes = (y - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
+    return codes.round_().clamp_(0, top), low, scale
 
-    A probability enters the softmax's derivative as a factor, so small ones want fine steps: ``"derivative"`` levels
-    lie at the squares of a uniform grid, which is equation 8 on the root of the row's share of its range.
+
+def _even_values(codes: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+    """Equation 9."""
+    return torch.addcmul(low, codes, scale)
+
+
+def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes (float) whose last one marks a row's largest value, that value, and the sum of all others."""
+    peak = y.amax(dim=1, keepdim=True)
+    is_peak = y == peak
+    others = y.masked_fill(is_peak, 0.0)
+    most, total = others.amax(dim=1, keepdim=True), others.sum(dim=1, keepdim=True)
+    codes = others.mul_(torch.where(most > 0, 1 / most, 0.0)).sqrt_().mul_(top - 1)
+    return codes.round_().masked_fill_(is_peak, top), peak.half(), total.half()
+
+
+def _peak_values(codes: Tensor, top: int, peak: Tensor, total: Tensor) -> Tensor:
+    is_peak = codes == top
+    squares = codes.masked_fill(is_peak, 0.0) if top > 1 else 1 - codes
+    squares.square_()
+    sums = squares.sum(dim=1, keepdim=True)
+    squares.mul_(total / sums.clamp_min(1.0))  # A sum is 0 or at least 1.
+    return squares.addcmul_(is_peak.to(peak.dtype), peak)
+
+
+def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor, Tensor]:
+    """Codes of a softmax's rows, and two numbers for each row.
+
+    ``"paper"``: equation 8, row by row. ``"derivative"``: the last code marks the row's largest value, which is kept;
+    the others lie at squares of a uniform grid, scaled so that they have the sum they had. A softmax's derivative is
+    made of products y_i (1_ij - y_j): small values want fine steps, and a peaked row hangs on 1 - y, the others' sum.
 
     Args:
-        y: ``(..., n)`` in [0, 1].
+        y: ``(..., n)`` in [0, 1], with rows that sum to 1.
         bits: Width of a code.
-        levels: ``"paper"`` (uniform) or ``"derivative"`` (squares of a uniform grid).
+        levels: ``"paper"`` or ``"derivative"``.
 
     Returns:
-        Packed codes (uint8), minima and scales ``(rows, 1)`` float16. Codes refer to the *rounded* minimum and scale.
+        Packed codes (uint8), and two ``(rows, 1)`` float16: minimum and step (``"paper"``, the codes refer to the
+        *rounded* ones), or largest value and the others' sum (``"derivative"``).
     """
     rows, width = math.prod(y.shape[:-1]), y.shape[-1]
     flat = y.reshape(rows, width)
-    top = (1 << bits) - 1
-    steps = top if levels == "paper" else top * top
-    low = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
-    scale = torch.empty_like(low)
+    encode = _even_codes if levels == "paper" else _peak_codes
+    first = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
+    second = torch.empty_like(first)
     step = _rows_per_chunk(rows, width, y.device)
     size = packed_bytes(step * width, bits)
     whole, rest = divmod(rows, step)
     data = torch.empty(whole * size + packed_bytes(rest * width, bits), dtype=torch.uint8, device=y.device)
     for i, start in enumerate(range(0, rows if width else 0, step)):
-        part = flat[start : start + step].float()
-        least, most = part.aminmax(dim=1, keepdim=True)
-        low[start : start + step] = least
-        base = low[start : start + step].float()
-        scale[start : start + step] = (most - base) / steps
-        unit = scale[start : start + step].float()
-        shares = (part - base).mul_(torch.where(unit > 0, 1 / unit, 0.0))
-        if levels == "derivative":
-            shares.clamp_(min=0).sqrt_()
-        codes = shares.round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
-        packed = pack(codes.reshape(-1), bits)
+        part = slice(start, start + step)
+        codes, first[part], second[part] = encode(flat[part].float(), (1 << bits) - 1)
+        packed = pack(codes.nan_to_num_(0.0).to(torch.uint8).reshape(-1), bits)
         data[i * size : i * size + packed.numel()] = packed
-    return data, low, scale
+    return data, first, second
 
 
 def dequantize_rows(
     data: Tensor,
-    low: Tensor,
-    scale: Tensor,
+    first: Tensor,
+    second: Tensor,
     shape: torch.Size,
     bits: int,
     dtype: torch.dtype,
     levels: str = "paper",
 ) -> Tensor:
-    """The map that ``quantize_rows`` kept (equation 9), in ``shape`` and ``dtype``."""
-    rows, width = low.shape[0], shape[-1]
+    """The map that ``quantize_rows`` kept (equation 9 for ``"paper"``), in ``shape`` and ``dtype``."""
+    rows, width = first.shape[0], shape[-1]
     out = torch.empty(rows, width, dtype=dtype, device=data.device)
     step = _rows_per_chunk(rows, width, data.device)
     size = packed_bytes(step * width, bits)
+    work = torch.promote_types(dtype, torch.float32)  # Sums of squares are too large for float16.
     for i, start in enumerate(range(0, rows if width else 0, step)):
         part = out[start : start + step]
         codes = unpack(data[i * size : i * size + packed_bytes(part.numel(), bits)], part.numel(), bits)
-        base, unit = low[start : start + step].to(dtype), scale[start : start + step].to(dtype)
-        multiples = codes.view(part.shape).to(dtype)
-        if levels == "derivative":
-            multiples.square_()
-        torch.addcmul(base, multiples, unit, out=part)
+        codes = codes.view(part.shape).to(work)
+        numbers = (first[start : start + step].to(work), second[start : start + step].to(work))
+        if levels == "paper":
+            part.copy_(_even_values(codes, *numbers))
+        else:
+            part.copy_(_peak_values(codes, (1 << bits) - 1, *numbers))
     return out.view(shape)
 
 
@@ -103,8 +132,8 @@ class _QuantizedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        data, low, unit = ctx.saved_tensors
-        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
+        data, first, second = ctx.saved_tensors
+        y = dequantize_rows(data, first, second, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None, None
 
 
@@ -132,8 +161,8 @@ class _QuantizedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, data, low, unit = ctx.saved_tensors
-        y = dequantize_rows(data, low, unit, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
+        q, k, v, data, first, second = ctx.saved_tensors
+        y = dequantize_rows(data, first, second, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         grad_v = y.transpose(-2, -1) @ grad
         scores = _softmax_backward(grad @ v.transpose(-2, -1), y)
         grad_q = (scores @ k) * ctx.scale
