@@ -1,7 +1,7 @@
 """Scaled dot-product attention that keeps its softmax output in a few bits (paper equations 7 to 9).
 
 The quantised map also serves the product with V in the backward pass, so no full-precision map outlives the forward.
-Every row has its own minimum and scale: with one scale for the whole tensor, a single peaked row flattens all diffuse
+Every row has its own two numbers: with one scale for the whole tensor, a single peaked row flattens all diffuse
 ones to zero.
 """
 
@@ -28,9 +28,8 @@ def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
 
 def _even_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (float) of equation 8, and every row's minimum and step in float16, to which the codes refer."""
-    least, most = y.aminmax(dim=1, keepdim=True)
-    low = least.half()
-    scale = ((most - low.float()) / top).half()
+    low = y.amin(dim=1, keepdim=True).half()
+    scale = ((y.amax(dim=1, keepdim=True) - low.float()) / top).half()
     unit = scale.float()
     codes = (y - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
     return codes.round_().clamp_(0, top), low, scale
@@ -43,21 +42,21 @@ def _even_values(codes: Tensor, low: Tensor, scale: Tensor) -> Tensor:
 
 def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
     """Codes (float) whose last one marks a row's largest value, that value, and the sum of all others."""
-    peak = y.amax(dim=1, keepdim=True)
-    is_peak = y == peak
-    others = y.masked_fill(is_peak, 0.0)
+    peak, place = y.max(dim=1, keepdim=True)
+    # Masked scores leave subnormal numbers, on which a CPU is many times slower; 1e-30 is as good as 0.
+    others = y.scatter(1, place, 0.0).clamp_min_(1e-30)
     most, total = others.amax(dim=1, keepdim=True), others.sum(dim=1, keepdim=True)
-    codes = others.mul_(torch.where(most > 0, 1 / most, 0.0)).sqrt_().mul_(top - 1)
-    return codes.round_().masked_fill_(is_peak, top), peak.half(), total.half()
+    codes = others.mul_((top - 1) ** 2 / most).sqrt_()
+    return codes.round_().scatter_(1, place, float(top)), peak.half(), total.half()
 
 
 def _peak_values(codes: Tensor, top: int, peak: Tensor, total: Tensor) -> Tensor:
-    is_peak = codes == top
-    squares = codes.masked_fill(is_peak, 0.0) if top > 1 else 1 - codes
-    squares.square_()
+    # Arithmetic on codes: comparisons and masks take several times as long on a CPU.
+    is_peak = (codes - (top - 1)).clamp_min_(0)
+    squares = codes.sub_(is_peak, alpha=top).square_() if top > 1 else codes.neg_().add_(1)
     sums = squares.sum(dim=1, keepdim=True)
     squares.mul_(total / sums.clamp_min(1.0))  # A sum is 0 or at least 1.
-    return squares.addcmul_(is_peak.to(peak.dtype), peak)
+    return squares.addcmul_(is_peak, peak)
 
 
 def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor, Tensor]:
@@ -138,8 +137,8 @@ class _QuantizedSoftmax(torch.autograd.Function):
 
 
 def _softmax_backward(grad: Tensor, y: Tensor, dim: int = -1) -> Tensor:
-    """Equation 7: y * (grad - sum(grad * y))."""
-    return y * (grad - (grad * y).sum(dim, keepdim=True))
+    """Equation 7: y * (grad - sum(grad * y)), in one pass of the operator that autograd uses."""
+    return torch.ops.aten._softmax_backward_data(grad, y, dim, y.dtype)  # type: ignore[no-any-return]
 
 
 class _QuantizedAttention(torch.autograd.Function):

@@ -82,9 +82,10 @@ def quantize_activations(
     Args:
         model: Any module; what trains in it does not matter.
         bits: 1, 2, 3, 4 or 8. ReLU, ReLU6 and LeakyReLU take 1 bit and stay exact.
-        levels: ``"derivative"``: cells fitted to the activation's derivative, and attention levels at the squares of a
-            uniform grid. ``"paper"``: equation 12 on a uniform grid over [-2, 2], and uniform attention levels.
-        softmax: Also attention maps and ``nn.Softmax``; per-row minimum and scale.
+        levels: ``"derivative"``: cells fitted to the activation's derivative; of attention rows the largest value, the
+            others at squares of a uniform grid. ``"paper"``: equation 12 on a uniform grid over [-2, 2], and uniform
+            attention levels.
+        softmax: Also attention maps and ``nn.Softmax``; codes and two numbers for each row.
         edits: Log to add the edits to; ``None`` starts one.
 
     Returns:
