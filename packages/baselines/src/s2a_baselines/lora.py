@@ -32,6 +32,8 @@ class LoRAConfig:
             projection: A ``(r, C)`` and B ``(3C, r)``.
         alpha: The update is scaled by alpha / r; ``None``: alpha = r, scale 1.
         dropout: Probability of dropping an element of the update's input in training, in [0, 1).
+        train_a: False freezes A as it was drawn (LoRA-FA, Zhang et al., 2023): the backward pass then keeps A x,
+            ``(..., r)``, instead of x, ``(..., C)``.
     """
 
     rank: int = 0
@@ -39,6 +41,7 @@ class LoRAConfig:
     targets: tuple[str, ...] = ("qkv",)
     alpha: float | None = None
     dropout: float = 0.0
+    train_a: bool = True
 
     def __post_init__(self) -> None:
         for name, least in (("rank", 0), ("reduction", 1)):
@@ -53,6 +56,8 @@ class LoRAConfig:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")
         if not 0 <= self.dropout < 1:
             raise S2AError(f"dropout={self.dropout} is out of range; give a probability in [0, 1).")
+        if not isinstance(self.train_a, bool):
+            raise S2AError(f"train_a={self.train_a!r} is no switch; give True or False.")
 
 
 class Update(nn.Module):
@@ -118,10 +123,12 @@ class LoRA(Method):
                 rank = _rank(config, block.channels, name, layer)
                 scale = 1.0 if config.alpha is None else config.alpha / rank
                 update = Update(layer, rank, scale, config.dropout)  # type: ignore[arg-type]
+                update.a.requires_grad_(config.train_a)
                 edits.after(layer, update.after)
                 self.names.append(name)
                 self.updates.append(update)
-        release_frozen_inputs(backbone.model, edits)
+        for part in (backbone.model, self.updates):
+            release_frozen_inputs(part, edits)
 
 
 def _rank(config: LoRAConfig, channels: int, name: str, layer: nn.Module) -> int:

@@ -94,7 +94,7 @@ class Memory:
         backbone: timm name, mini_vit, ...
         method: A method, with options if need be: "s2a:activations=exact".
         batch_size: Images of the step.
-        set: method.KEY=VALUE; values as in JSON or Python.
+        set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true; values as in JSON or Python.
         paper: Every row of the paper's Tables 1 and 2 instead, next to what is printed there.
         json: Print JSON.
     """

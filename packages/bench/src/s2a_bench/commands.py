@@ -17,6 +17,7 @@ from rich.table import Table
 from s2a_bench import grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
+from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError, unknown
 from s2a_bench.record import Record
 from s2a_bench.track import TrackingError
@@ -174,10 +175,16 @@ def memory(
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
     parsed = grid.parse_settings(settings)
-    if parsed["train"]:
-        raise InputError(f"memory trains nothing: train.{next(iter(parsed['train']))} has no place here.")
+    useless = parsed["train"].keys() - {"precision", "checkpointing"}
+    if useless:
+        raise InputError(
+            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and train.checkpointing do."
+        )
     method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
-    _print_row(measure.memory_row(backbone, method.name, dict(method.options), batch_size), as_json, console)
+    step = grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"])
+    _print_row(
+        measure.memory_row(backbone, method.name, dict(method.options), TrainConfig(**step)), as_json, console
+    )
     return DONE
 
 

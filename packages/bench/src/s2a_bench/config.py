@@ -68,6 +68,8 @@ class TrainConfig:
         label_smoothing: Of the cross-entropy.
         clip_norm: Largest gradient norm; 0 switches clipping off.
         drop_path: Stochastic depth rate of the backbone while training.
+        precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
+        checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
     """
 
     epochs: int = 80
@@ -79,6 +81,8 @@ class TrainConfig:
     label_smoothing: float = 0.0
     clip_norm: float = 0.0
     drop_path: float = 0.0
+    precision: Literal["fp32", "bf16"] = "fp32"
+    checkpointing: bool = False
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -97,6 +101,10 @@ class TrainConfig:
         for name in ("label_smoothing", "drop_path"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"train.{name}={getattr(self, name)} is out of range; it must be in [0, 1).")
+        if self.precision not in ("fp32", "bf16"):
+            raise InputError(f"train.precision={self.precision!r} is unknown; choose fp32 or bf16.")
+        if not isinstance(self.checkpointing, bool):
+            raise InputError(f"train.checkpointing={self.checkpointing!r} is no switch; give true or false.")
 
 
 @dataclasses.dataclass(frozen=True)

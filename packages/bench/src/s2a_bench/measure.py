@@ -16,24 +16,33 @@ import torch
 from torch import Tensor
 
 from s2a_bench.backbones import create
-from s2a_bench.config import BackboneConfig
+from s2a_bench.config import BackboneConfig, TrainConfig
+from s2a_bench.train import precision, set_checkpointing
 
 MB = 1e6
 """One MB, as in the paper: 1e6 bytes."""
 
 
-def memory(adapted: s2a.Adapted, images: Tensor) -> dict[str, float]:
+def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = None) -> dict[str, float]:
     """Parameters and memory of one training step on ``images`` ``(B, 3, H, W)``.
+
+    Args:
+        adapted: What ``s2a.attach`` returned; afterwards checkpointing is as the recipe says.
+        images: One batch.
+        train: The recipe, of which precision and checkpointing matter to what is measured; ``None``: the default.
 
     Returns:
         ``params_total`` (everything the model holds), ``params_backbone`` (without any head), ``params_trainable``,
         ``params_percent`` (trainable over backbone: the paper's definition), ``weights_mb``, ``theoretical_mb``,
         ``saved_mb``, ``measured_mb`` = weights + saved.
     """
+    train = train or TrainConfig()
+    set_checkpointing(adapted.backbone, train)
     training = adapted.training
     adapted.train()
     try:
-        saved = s2a.saved_bytes(adapted, images).total
+        with precision(train, images.device):
+            saved = s2a.saved_bytes(adapted, images).total
     finally:
         adapted.train(training)
     total = sum(p.numel() for p in adapted.parameters())
@@ -53,7 +62,11 @@ def memory(adapted: s2a.Adapted, images: Tensor) -> dict[str, float]:
 
 
 def memory_row(
-    backbone: str, method: str, options: dict[str, Any] | None = None, batch_size: int = 32, num_classes: int = 100
+    backbone: str,
+    method: str,
+    options: dict[str, Any] | None = None,
+    train: TrainConfig | None = None,
+    num_classes: int = 100,
 ) -> dict[str, Any]:
     """One row of ``s2a-bench memory``: random weights and noise, no data.
 
@@ -61,14 +74,15 @@ def memory_row(
         backbone: Mini backbone or timm model.
         method: Registered name.
         options: Of the method's config.
-        batch_size: Images of the step.
+        train: Batch size, precision and checkpointing of the step; ``None``: the default recipe's.
         num_classes: Of the head; the paper's percentages belong to 100.
     """
     config = s2a.method_config(method, **(options or {}))
     model, expected = create(BackboneConfig(backbone, random_weights=True))
     adapted = s2a.attach(model, config, num_classes, image_size=expected.size)
-    images = torch.randn(batch_size, 3, expected.size, expected.size)
-    return {"backbone": backbone, "method": method, "batch_size": batch_size, **memory(adapted, images)}
+    train = train or TrainConfig()
+    images = torch.randn(train.batch_size, 3, expected.size, expected.size)
+    return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
 
 
 @contextlib.contextmanager

@@ -157,7 +157,7 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     config = s2a.method_config(cell.method.name, **cell.method.options)
     adapted = s2a.attach(model, config, loaded.classes, image_size=expected.size).to(cell.device)
     first = loaded.train.batch(torch.arange(min(cell.train.batch_size, len(loaded.train)))).to(cell.device)
-    for name, value in measure.memory(adapted, first).items():
+    for name, value in measure.memory(adapted, first, cell.train).items():
         setattr(record, name, value)
     del first
 
@@ -170,7 +170,7 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     # The first epoch pays for warm caches; a single epoch has nothing better to offer.
     steady = record.curve[1:] or record.curve
     record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
-    record.accuracy = accuracy(adapted, loaded.scored)
+    record.accuracy = accuracy(adapted, loaded.scored, cell.train)
 
 
 def main(arguments: list[str]) -> int:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,6 +29,18 @@ class Images(Protocol):
 
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
+
+
+@contextlib.contextmanager
+def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
+    """The recipe's number format for forward pass and loss."""
+    with torch.autocast(device.type, torch.bfloat16, enabled=config.precision == "bf16"):
+        yield
+
+
+def set_checkpointing(backbone: Any, config: TrainConfig) -> None:
+    """Switches the recipe's gradient checkpointing of a timm model on or off, block by block."""
+    backbone.set_grad_checkpointing(config.checkpointing)
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
@@ -80,8 +93,9 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
                 group["lr"] = group["peak_lr"] * factor
             lr = config.lr * factor
             labels = images.labels[indices].to(device)
-            logits = model(images.batch(indices).to(device))
-            loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+            with precision(config, device):
+                logits = model(images.batch(indices).to(device))
+                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             value = loss.item()
             if not math.isfinite(value):
                 raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
@@ -102,12 +116,12 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
         }
 
 
-def accuracy(model: nn.Module, images: Images, batch_size: int = 128) -> float:
-    """Top-1 accuracy in percent, one pass, in evaluation mode."""
+def accuracy(model: nn.Module, images: Images, config: TrainConfig, batch_size: int = 128) -> float:
+    """Top-1 accuracy in percent, one pass, in evaluation mode and the recipe's precision."""
     device = next(model.parameters()).device
     model.eval()
     hits = 0
-    with torch.inference_mode():
+    with torch.inference_mode(), precision(config, device):
         for indices in torch.arange(len(images)).split(batch_size):
             predicted = model(images.batch(indices).to(device)).argmax(1).cpu()
             hits += int((predicted == images.labels[indices]).sum())

@@ -43,12 +43,22 @@ def backbone_id(model: nn.Module, edits: Any = None) -> str:
 
 
 def trained_state(adapted: Adapted) -> dict[str, Tensor]:
-    """Name -> tensor of all that trained since ``attach``, and of the persistent buffers that training changed."""
+    """Name -> tensor of all that the backbone alone does not give back.
+
+    What trained since ``attach``, everything that the method added, frozen or not (LoRA-FA's A is drawn at random),
+    and the persistent buffers that training changed.
+    """
     trained = set(adapted._trained)
-    state = {name: p.detach() for name, p in adapted.named_parameters() if name in trained or p.requires_grad}
+    added = {f"method.{name}" for name in adapted.method.state_dict(keep_vars=True)}
+    state = {
+        name: p.detach()
+        for name, p in adapted.named_parameters()
+        if name in trained or name in added or p.requires_grad
+    }
     persistent = adapted.state_dict(keep_vars=True)
     for name, buffer in adapted.named_buffers():
-        if name in persistent and not torch.equal(buffer, adapted._edits.original(buffer).to(buffer)):
+        changed = name in persistent and not torch.equal(buffer, adapted._edits.original(buffer).to(buffer))
+        if changed or name in added:
             state[name] = buffer
     return state
 
