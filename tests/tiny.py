@@ -16,8 +16,8 @@ def vit(**kwargs: Any) -> Any:
 
 
 def vit_registers() -> Any:
-    """The same with four register tokens and layer scale (DINOv2)."""
-    return timm.create_model("vit_base_patch14_reg4_dinov2", **_VIT)
+    """The same with four register tokens and layer scale (DINOv2); as after pretraining, its scales are not near 0."""
+    return timm.create_model("vit_base_patch14_reg4_dinov2", **_VIT, init_values=0.5)
 
 
 def eva() -> Any:

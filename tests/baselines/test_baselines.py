@@ -15,7 +15,7 @@ import torch
 from s2a.backbones import describe
 from s2a.structure.bias import additive_biases
 from s2a.testing import check_method, differences, snapshot
-from s2a_baselines.lora import LoRA, LoRAConfig, merge
+from s2a_baselines.lora import LoRA, LoRAConfig
 from torch import nn
 
 
@@ -122,7 +122,7 @@ def test_bias_keeps_no_input_of_a_convolution(name: str) -> None:
 # LoRA
 
 TARGETS = {"vit": ("qkv", "proj", "fc1", "fc2"), "swin": ("qkv", "fc2"), "convnext": ("fc1", "fc2"), "eva": ("proj",)}
-TARGETS["convnext_conv"] = TARGETS["convnext"]
+TARGETS |= {"convnext_conv": TARGETS["convnext"], "resnet": ("conv2",)}
 
 
 @pytest.mark.parametrize("name", TARGETS)
@@ -145,7 +145,7 @@ def test_lora_is_a_sum_of_weights(name: str, alpha: float | None) -> None:
     assert len(set(method.names)) == len(TARGETS[name]) * len(describe(dense, size).blocks)
     features = dense.forward_head(dense.forward_features(images), pre_logits=True)
     torch.testing.assert_close(logits, features @ adapted.head.weight.T + adapted.head.bias, rtol=1e-4, atol=1e-5)
-    merged: Any = merge(adapted)
+    merged: Any = s2a.merge(adapted)
     torch.testing.assert_close(merged(images), logits, rtol=1e-4, atol=1e-5)
     assert type(merged) is type(dense)
     assert merged.state_dict().keys() == dense.state_dict().keys()
@@ -225,7 +225,7 @@ def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, Any]) -
 @pytest.mark.parametrize("mode", [True, False])
 def test_merging_keeps_the_mode_and_the_class_count(mode: bool) -> None:
     adapted = attached("swin", "lora").train(mode)
-    merged: Any = merge(adapted)
+    merged: Any = s2a.merge(adapted)
     assert merged.training is mode
     assert (merged.num_classes, merged.get_classifier().out_features) == (tiny.CLASSES, tiny.CLASSES)
 
@@ -233,7 +233,7 @@ def test_merging_keeps_the_mode_and_the_class_count(mode: bool) -> None:
 def test_a_merged_model_can_be_adapted_again() -> None:
     adapted = randomised(attached("vit", "lora")).eval()
     images = torch.randn(2, 3, 32, 32)
-    again = s2a.attach(merge(adapted), s2a.method_config("lora")).eval()
+    again = s2a.attach(s2a.merge(adapted), s2a.method_config("lora")).eval()
     torch.testing.assert_close(again(images), adapted(images), rtol=1e-4, atol=1e-5)
 
 
@@ -263,9 +263,9 @@ def test_targets_may_be_a_list_or_one_name() -> None:
     assert s2a.method_config("lora", targets="proj").targets == ("proj",)
 
 
-def _spatial() -> nn.Module:
+def _grouped() -> nn.Module:
     model = tiny.convnext_conv()
-    model.stages[0].blocks[0].mlp.fc1 = nn.Conv2d(32, 128, 3, padding=1)
+    model.stages[0].blocks[0].mlp.fc1 = nn.Conv2d(32, 128, 1, groups=2)
     return model
 
 
@@ -280,10 +280,15 @@ def _spatial() -> nn.Module:
         ),
         (tiny.vit, 32, {"reduction": 7}, "reduction=7 does not divide the 64 channels in front of blocks.0.attn.qkv"),
         (tiny.swin, 64, {"rank": 33}, "choose 1 to 32"),
-        (tiny.resnet, 64, {}, "this resnet has no 'qkv'; it has no linear layer that LoRA could update"),
-        (tiny.convnext, 64, {}, "this convnext has no 'qkv'; it has fc1, fc2"),
+        (tiny.resnet, 64, {"targets": ("fc1",)}, "this resnet has no 'fc1'; it has conv1, conv2"),
+        (tiny.convnext, 64, {"targets": ("qkv",)}, "this convnext has no 'qkv'; it has fc1, fc2"),
         (tiny.eva, 32, {}, "this vit has no 'qkv'; it has proj, fc1, fc2"),
-        (_spatial, 64, {"targets": ("fc1",)}, "fc1 is Conv2d; LoRA updates linear layers and 1 x 1 convolutions"),
+        (
+            _grouped,
+            64,
+            {"targets": ("fc1",)},
+            "fc1 is Conv2d; LoRA updates linear layers and convolu",
+        ),
     ],
 )
 def test_lora_that_does_not_fit_leaves_the_model_alone(
@@ -296,7 +301,23 @@ def test_lora_that_does_not_fit_leaves_the_model_alone(
     assert not differences(before, snapshot(model))
 
 
-@pytest.mark.parametrize("make", [tiny.vit, lambda: attached("vit", "bias")])
-def test_only_lora_can_be_merged(make: Callable[[], Any]) -> None:
-    with pytest.raises(s2a.S2AError, match=r"under 'lora', not '(VisionTransformer|bias)'"):
-        merge(make())
+@pytest.mark.parametrize("method", ["full", "linear", "bias"])
+def test_what_adds_nothing_merges_into_the_plain_model(family: str, method: str) -> None:
+    make_model, size = tiny.MODELS[family]
+    plain, images = make_model(), torch.randn(2, 3, size, size)
+    adapted = randomised(s2a.attach(copy.deepcopy(plain), s2a.method_config(method), 7, image_size=size)).eval()
+    before = snapshot(adapted)
+    merged: Any = s2a.merge(adapted)
+    assert torch.equal(merged(images), adapted(images))
+    assert type(merged) is type(plain) and merged.state_dict().keys() == plain.state_dict().keys()
+    assert not differences(before, snapshot(adapted))
+
+
+def test_what_the_backbone_cannot_compute_is_not_merged() -> None:
+    adapted = attached("vit", "adapter")
+    before = snapshot(adapted)
+    with pytest.raises(s2a.S2AError, match="Adapter cannot be merged"):
+        s2a.merge(adapted)
+    assert not differences(before, snapshot(adapted))
+    with pytest.raises(s2a.S2AError, match=r"merge takes what s2a\.attach returned, not VisionTransformer"):
+        s2a.merge(tiny.vit())

@@ -7,6 +7,7 @@ import shlex
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
@@ -220,6 +221,7 @@ def test_a_dry_run_shows_the_cells_and_writes_nothing(capsys, fake, tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")  # MLflow's own, about its dependencies
+@pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed")
 def test_a_real_cell_goes_all_the_way(capsys):
     command = ["sweep", "--serial", "--random-weights", *SMALL]
     assert main(command) == 0
@@ -236,6 +238,18 @@ def test_a_real_cell_goes_all_the_way(capsys):
     assert main(["report"]) == 0
     assert main(["track"]) == 0
     assert len(store.client.search_runs([experiment.experiment_id], "tags.kind = 'cell'")) == 1
+
+
+def test_without_mlflow_a_sweep_runs_untracked_and_says_so_once(capsys, monkeypatch):
+    monkeypatch.setattr(track_store, "find_spec", lambda name: None)
+    sweep = ["sweep", "--serial", "--random-weights", *SMALL]
+    assert "MLflow is not installed" in refused(capsys, *sweep, "--tracking-uri", "sqlite:///mine.db")
+    assert main(sweep) == 0
+    out = capsys.readouterr().out
+    assert out.count("MLflow is not installed") == 1 and "mlflow server" not in out
+    assert len([*Path("results/records").glob("*.json")]) == 1 and not Path("results/mlflow.db").exists()
+    assert main(["track"]) == 2
+    assert capsys.readouterr().err.count("MLflow is not installed") == 1
 
 
 def test_memory_prints_what_scripts_rely_on(capsys):

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib.util import find_spec
 
 import pytest
 from bench.factories import make_record
@@ -174,6 +175,7 @@ class Killer(Heard):
 
 
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tmp_path):
     request = grid.Request(

@@ -9,6 +9,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 from bench.factories import make_grid, make_record
@@ -19,11 +20,14 @@ from s2a_bench.track import TrackingError
 
 # MLflow's own imports and SQL warn of what is deprecated in its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
+needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed")
 
 
 @pytest.fixture(scope="session")
 def fresh_database(tmp_path_factory):
     """A migrated, empty database: making one takes seconds, copying it none."""
+    if find_spec("mlflow") is None:
+        pytest.skip("MLflow is not installed")
     output = tmp_path_factory.mktemp("template")
     track.open_store(None, output)
     return output / "mlflow.db"
@@ -262,6 +266,7 @@ def test_bad_uris_are_bad_input(tmp_path, uri):
     assert not list(tmp_path.iterdir())
 
 
+@needs_mlflow
 def test_a_file_that_is_no_database_is_bad_input(tmp_path):
     (tmp_path / "notes.db").write_text("these are my notes, do not touch")
     with pytest.raises(InputError, match="no SQLite database"):
@@ -272,6 +277,7 @@ def test_a_file_that_is_no_database_is_bad_input(tmp_path):
     assert (tmp_path / "notes.db").read_text() == "these are my notes, do not touch"
 
 
+@needs_mlflow
 def test_a_server_that_never_answers_is_bad_input(tmp_path):
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
@@ -279,6 +285,7 @@ def test_a_server_that_never_answers_is_bad_input(tmp_path):
             track.open_store(f"http://127.0.0.1:{port}", tmp_path)
 
 
+@needs_mlflow
 def test_a_database_is_made_whole_or_not_at_all(tmp_path, monkeypatch):
     from mlflow.store.tracking import sqlalchemy_store
 

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 def block(
     channels: int = 8, grid: tuple[int, int] = (4, 6), prefix: int = 0, layout: Any = "NLC", stage: int = 0
 ) -> Block:
-    return Block("block", stage, channels, grid, prefix, layout, 0, {})
+    return Block("block", stage, channels, grid, grid, prefix, layout, 0, 0, {}, {})
 
 
 def block_input(of: Block, batch: int = 2) -> Tensor:

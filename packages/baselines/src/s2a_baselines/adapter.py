@@ -13,7 +13,7 @@ from typing import Any, Literal
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, Block
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
 
@@ -93,6 +93,20 @@ class Adapter(Method):
         S2AError: A width or reduction that does not fit it.
     """
 
+    card = Card(
+        title="Adapter",
+        trains="The head and two bottlenecks per block.",
+        place="On the output of attention's projection (ConvNeXt: of the depthwise convolution) and of the MLP, in "
+        "front of the residual sum; stages 2 to 4 of Swin and ConvNeXt.",
+        count="2 C w + w + C per adapter on tokens, w = C / 8 (ViT) or C / 16 (Swin); 10 C + w + C w on maps.",
+        keeps="h, (N, C), and two tensors (N, w) per adapter.",
+        inference="Two thin products per adapter; it cannot be merged, as the bottleneck is not linear.",
+        source="Houlsby et al., ICML 2019 (google-research/adapter-bert).",
+        standing="Fitted: widths, sites and ConvNeXt's grouped 3 x 3 convolution reproduce the S2A paper's counts and "
+        "memory; its text (8 times fewer channels, every block) gives twice Swin's count.",
+        deviations="Norms stay frozen (the source trains them; the paper tunes only introduced modules).",
+    )
+
     def __init__(self, config: AdapterConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
         stages = {block.stage for block in backbone.blocks}
@@ -100,6 +114,7 @@ class Adapter(Method):
         reduction = config.reduction or (16 if len(stages) > 1 else 8)
         self.names: list[str] = []
         self.adapters = nn.ModuleList()
+        self._kept: dict[str, int] = {}
         for block in backbone.blocks:
             if block.stage == skipped:
                 continue
@@ -109,9 +124,16 @@ class Adapter(Method):
                 width = _width(config.width, reduction, block.channels, name, spatial)
                 adapter = Bottleneck(block.channels, width, config.std, spatial, isinstance(layer, nn.Linear))
                 edits.after(layer, adapter.after)
+                path, positions = f"adapters.{len(self.adapters)}", math.prod(block.grid_out) + block.prefix
+                self._kept |= {f"{path}.down": positions * block.channels}
+                self._kept |= dict.fromkeys((f"{path}.act", f"{path}.up"), positions * width)
                 self.names.append(name)
                 self.adapters.append(adapter)
         release_frozen_inputs(backbone.model, edits)
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        """The adapter's input, and twice its hidden width."""
+        return {name: 4 * batch_size * elements for name, elements in self._kept.items()}
 
 
 def _outputs(backbone: Backbone, block: Block) -> tuple[str, str]:

@@ -10,9 +10,10 @@ import dataclasses
 
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.surgery import Edits
+from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,9 +26,24 @@ class Bias(Method):
     """Every bias of a linear, convolution or normalisation layer trains."""
 
     identity_at_start = True
+    card = Card(
+        title="BitFit",
+        trains="The head and every additive bias.",
+        place="The biases of all linear, convolution and normalisation layers; nothing is added.",
+        count="102,912 on ViT-B/16, 137,216 on Swin-B, 130,304 on ConvNeXt-B.",
+        keeps="Nothing of its own; the backbone keeps what passing a gradient through frozen layers takes: inputs of "
+        "norms, activations and softmax, q, k, v.",
+        inference="Nothing; s2a.merge gives the plain model.",
+        source="Ben Zaken et al., BitFit, ACL 2022 (benzakenelad/BitFit).",
+        deviations="Swin's relative_position_bias_table, which the source's search by name would find, stays frozen: "
+        "the S2A paper's counts leave it out.",
+    )
 
     def __init__(self, config: BiasConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
         for bias in additive_biases(backbone.model).values():
             edits.train(bias)
         release_frozen_inputs(backbone.model, edits)
+
+    def fold(self, model: nn.Module) -> None:
+        """Nothing was added."""

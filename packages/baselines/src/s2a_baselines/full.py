@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 
 from s2a.backbones import Backbone
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
+from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -19,8 +20,20 @@ class Full(Method):
     """Every parameter of the backbone trains."""
 
     identity_at_start = True
+    card = Card(
+        title="Full fine-tuning",
+        trains="Every parameter.",
+        place="Everywhere; nothing is added.",
+        count="All of the backbone's.",
+        keeps="The input of every layer, everything attention and activations need, norm statistics.",
+        inference="Nothing; s2a.merge gives the plain model.",
+        source="The usual practice.",
+    )
 
     def __init__(self, config: FullConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
         for parameter in backbone.model.parameters():
             edits.train(parameter)
+
+    def fold(self, model: nn.Module) -> None:
+        """Nothing was added."""

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
-import torch
 from s2a.backbones import Backbone
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
+
+from s2a_baselines._frozen import keep_in_evaluation, run_frozen
 
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
     """Linear probing has nothing to choose."""
-
-
-def _stay_in_evaluation(self: Any, mode: bool = True) -> Any:
-    return nn.Module.train(self, False)
 
 
 @register_method("linear", LinearConfig)
@@ -31,14 +27,23 @@ class Linear(Method):
 
     identity_at_start = True
     trains_backbone = False
+    card = Card(
+        title="Linear probing",
+        trains="The head.",
+        place="Behind the backbone, which runs without gradient and in evaluation mode.",
+        count="0.",
+        keeps="Nothing but the head's input, (C,) per image.",
+        inference="Nothing; s2a.merge gives the plain model.",
+        source="The usual practice.",
+    )
 
     def __init__(self, config: LinearConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
-        for module in backbone.model.modules():
-            edits.override(module, "training", False)
-        edits.override(backbone.model, "train", _stay_in_evaluation)
+        keep_in_evaluation(backbone.model, edits)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Features of the frozen backbone, without gradient, ``(B, C)``."""
-        with torch.no_grad():
-            return super().forward(model, images)
+        return run_frozen(model, images)[0]
+
+    def fold(self, model: nn.Module) -> None:
+        """Nothing was added."""

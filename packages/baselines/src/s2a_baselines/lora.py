@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import math
 from typing import Any
 
-import torch
 from s2a.activations import release_frozen_inputs
-from s2a.attach import Adapted, detach
-from s2a.backbones import Backbone
+from s2a.backbones import Backbone, Block, called
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
 
-ROLES = ("qkv", "proj", "fc1", "fc2")
-"""Linear layers of a block that can be updated; a family may lack some."""
+ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
+"""Layers of a block that can be updated; a family has some of them."""
+
+PRESETS = (("qkv",), ("fc1", "fc2"), ("conv2",))
+"""What ``targets="preset"`` updates: the first where there is attention, else the first that a block has."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,8 +28,9 @@ class LoRAConfig:
         rank: r of the update B A; 0: the block's width over ``reduction`` (48 for ViT-B). At most the smaller side
             of every target.
         reduction: Divisor of the block's width C that gives the rank when ``rank`` is 0.
-        targets: Roles of the updated layers in every block, from ``ROLES``. ``qkv`` is one update of the fused
-            projection: A ``(r, C)`` and B ``(3C, r)``.
+        targets: Roles of the updated layers in every block, from ``ROLES``, or ``"preset"``: ``qkv`` where there is
+            attention, one update of the fused projection, A ``(r, C)`` and B ``(3C, r)``; both layers of the MLP in
+            ConvNeXt; the 3 x 3 convolutions in ResNet. The paper has a row for ViT only.
         alpha: The update is scaled by alpha / r; ``None``: alpha = r, scale 1.
         dropout: Probability of dropping an element of the update's input in training, in [0, 1).
         train_a: False freezes A as it was drawn (LoRA-FA, Zhang et al., 2023): the backward pass then keeps A x,
@@ -38,7 +39,7 @@ class LoRAConfig:
 
     rank: int = 0
     reduction: int = 16
-    targets: tuple[str, ...] = ("qkv",)
+    targets: str | tuple[str, ...] = "preset"
     alpha: float | None = None
     dropout: float = 0.0
     train_a: bool = True
@@ -48,10 +49,13 @@ class LoRAConfig:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of at least {least}.")
-        targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
-        object.__setattr__(self, "targets", targets)
-        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(ROLES):
-            raise S2AError(f"targets={targets} must name each of its layers once; choose from {', '.join(ROLES)}.")
+        if self.targets != "preset":
+            targets = (self.targets,) if isinstance(self.targets, str) else tuple(self.targets)
+            object.__setattr__(self, "targets", targets)
+            if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(ROLES):
+                raise S2AError(
+                    f"targets={targets} must name each of its layers once; choose from {', '.join(ROLES)}, or 'preset'."
+                )
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")
         if not 0 <= self.dropout < 1:
@@ -63,8 +67,10 @@ class LoRAConfig:
 class Update(nn.Module):
     """alpha / r * B A dropout(x), added to the output of a frozen layer. Starts at zero: B is zero.
 
+    A convolution is updated as in LyCORIS and peft: A is one of the same kernel and stride to r channels, B is 1 x 1.
+
     Args:
-        layer: A linear layer, or a 1 x 1 convolution.
+        layer: A linear layer or an ungrouped convolution.
         rank: r.
         scale: alpha / r.
         dropout: Of x.
@@ -76,7 +82,8 @@ class Update(nn.Module):
             self.a: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
             self.b: nn.Module = nn.Linear(rank, layer.out_features, bias=False)
         else:
-            self.a = nn.Conv2d(layer.in_channels, rank, 1, bias=False)
+            geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            self.a = nn.Conv2d(layer.in_channels, rank, *geometry, bias=False)  # type: ignore[arg-type]
             self.b = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
         nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))  # type: ignore[arg-type]
         nn.init.zeros_(self.b.weight)  # type: ignore[arg-type]
@@ -92,7 +99,7 @@ class Update(nn.Module):
         return output + self(args[0])
 
     def delta(self) -> Tensor:
-        """The product scale * B A, ``(out, in)``: what merging adds to the layer's weight."""
+        """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""
         return self.scale * (self.b.weight.flatten(1) @ self.a.weight.flatten(1))  # type: ignore[operator]
 
 
@@ -106,29 +113,72 @@ class LoRA(Method):
     """
 
     identity_at_start = True
+    card = Card(
+        title="LoRA",
+        trains="The head, A and B of every update; with train_a=False (LoRA-FA) the head and B.",
+        place="Beside frozen layers of every block: y = W x + b + alpha / r B A x. The fused qkv projection of "
+        "attention, both MLP layers of ConvNeXt, the 3 x 3 convolutions of ResNet.",
+        count="4 C r per block for qkv, r = C / 16; r (in + out) for any other layer.",
+        keeps="The updated layer's input x, (N, C), and A x, (N, r), per update; LoRA-FA only A x.",
+        inference="Nothing after s2a.merge, exactly W + alpha / r B A; before, two thin products per update.",
+        source="Hu et al., LoRA, ICLR 2022 (microsoft/LoRA); convolutions as in LyCORIS and peft; frozen A: Zhang et "
+        "al., LoRA-FA, 2023.",
+        standing="ViT fitted: r = C / 16 on qkv reproduces the S2A paper's count and memory, its text says 8 times "
+        "fewer channels. The paper has no row for the other families: their targets are the nearest published form.",
+        deviations="alpha = r (scale 1) unless given. LoRA-FA without peft's preconditioning of B's gradient.",
+    )
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
         self.names: list[str] = []
         self.updates = nn.ModuleList()
-        for block in backbone.blocks:
-            for role in config.targets:
-                if role not in block.linears:
-                    raise UnsupportedModel(
-                        f"targets={config.targets}: block {block.name} of this {backbone.family} has no {role!r}; "
-                        f"it has {', '.join(block.linears) or 'no linear layer that LoRA could update'}."
-                    )
-                name = block.linears[role]
-                layer = backbone.module(name)
-                rank = _rank(config, block.channels, name, layer)
-                scale = 1.0 if config.alpha is None else config.alpha / rank
-                update = Update(layer, rank, scale, config.dropout)  # type: ignore[arg-type]
-                update.a.requires_grad_(config.train_a)
-                edits.after(layer, update.after)
-                self.names.append(name)
-                self.updates.append(update)
+        self._kept: dict[str, int] = {}
+        targets = [(block, role) for block in backbone.blocks for role in _targets(config, block)]
+        known = [block.linears[role] for block, role in targets if role in block.linears]
+        sizes = called(backbone.model, known, backbone.image_size)
+        for block, role in targets:
+            if role not in block.linears:
+                raise UnsupportedModel(
+                    f"targets={config.targets}: block {block.name} of this {backbone.family} has no {role!r}; "
+                    f"it has {', '.join(block.linears) or 'no layer that LoRA could update'}."
+                )
+            name = block.linears[role]
+            layer = backbone.module(name)
+            rank = _rank(config, block.channels, name, layer)
+            scale = 1.0 if config.alpha is None else config.alpha / rank
+            update = Update(layer, rank, scale, config.dropout)  # type: ignore[arg-type]
+            update.a.requires_grad_(config.train_a)
+            edits.after(layer, update.after)
+            self._note(name, update, sizes[name])
+            self.names.append(name)
+            self.updates.append(update)
         for part in (backbone.model, self.updates):
             release_frozen_inputs(part, edits)
+
+    def _note(self, name: str, update: Update, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
+        """Elements that one update keeps for one image: its input, unless A is frozen, and A's output."""
+        path, (x, y) = f"updates.{len(self.updates)}", shapes
+        if update.a.weight.requires_grad:  # type: ignore[union-attr]
+            self._kept[f"{path}.a"] = math.prod(x)
+        self._kept[f"{path}.b"] = math.prod(y) // update.b.weight.shape[0] * update.a.weight.shape[0]  # type: ignore
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        """Input and hidden tensor of every update (without dropout, which keeps a mask more)."""
+        return {name: 4 * batch_size * elements for name, elements in self._kept.items()}
+
+    def fold(self, model: nn.Module) -> None:
+        """W + scale * B A in every updated layer."""
+        for name, update in zip(self.names, self.updates, strict=True):
+            weight: Any = model.get_submodule(name).weight
+            weight += update.delta().view_as(weight)  # type: ignore[operator]
+
+
+def _targets(config: LoRAConfig, block: Block) -> tuple[str, ...]:
+    if config.targets != "preset":
+        return tuple(config.targets)
+    if block.heads:
+        return PRESETS[0]
+    return next((roles for roles in PRESETS[1:] if set(roles) <= block.linears.keys()), PRESETS[0])
 
 
 def _rank(config: LoRAConfig, channels: int, name: str, layer: nn.Module) -> int:
@@ -141,39 +191,12 @@ def _rank(config: LoRAConfig, channels: int, name: str, layer: nn.Module) -> int
     rank = config.rank or channels // config.reduction
     if isinstance(layer, nn.Linear):
         limit = min(layer.in_features, layer.out_features)
-    elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) and layer.stride == (1, 1) and layer.groups == 1:
+    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
         limit = min(layer.in_channels, layer.out_channels)
     else:
-        raise UnsupportedModel(f"{name} is {type(layer).__name__}; LoRA updates linear layers and 1 x 1 convolutions.")
+        raise UnsupportedModel(
+            f"{name} is {type(layer).__name__}; LoRA updates linear layers and convolutions without groups."
+        )
     if rank > limit:
         raise S2AError(f"rank={rank} is larger than the smaller side of {name}, {limit}; choose 1 to {limit}.")
     return rank
-
-
-def merge(adapted: Adapted) -> nn.Module:
-    """Folds the updates into the weights: afterwards inference costs what the plain model costs.
-
-    Args:
-        adapted: A model under ``lora``; it does not change.
-
-    Returns:
-        A plain timm model with the trained classifier; its logits are those of ``adapted`` in evaluation mode.
-
-    Raises:
-        S2AError: A model under another method.
-    """
-    if not isinstance(adapted, Adapted) or not isinstance(adapted.method, LoRA):
-        given = adapted.name if isinstance(adapted, Adapted) else type(adapted).__name__
-        raise S2AError(f"merge takes a model that s2a.attach put under 'lora', not {given!r}.")
-    copied = copy.deepcopy(adapted)
-    method, head = copied.method, copied.head
-    assert isinstance(method, LoRA)
-    model: Any = detach(copied)
-    with torch.no_grad():
-        for name, update in zip(method.names, method.updates, strict=True):
-            weight = model.get_submodule(name).weight
-            weight += update.delta().view_as(weight)  # type: ignore[operator]
-    model.reset_classifier(head.out_features)
-    classifier = model.get_classifier().to(head.weight.device, head.weight.dtype)
-    classifier.load_state_dict(head.state_dict())
-    return model.train(adapted.training)

@@ -116,6 +116,25 @@ class Memory:
 
 
 @dataclasses.dataclass(frozen=True)
+class Methods:
+    """What each method trains, where it sits, what it keeps, what it costs, and where it comes from.
+
+    Attributes:
+        name: One method; all if left out.
+        markdown: Print the page docs/methods.md.
+    """
+
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    markdown: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands
+
+        return commands.methods(self.name, self.markdown, console)
+
+
+@dataclasses.dataclass(frozen=True)
 class DataList:
     """Lists every dataset, and what of it is on disk.
 
@@ -219,6 +238,7 @@ def _commands(argv: Sequence[str]) -> Any:
     return Union[  # noqa: UP007
         named(Sweep, "sweep"),
         named(Memory, "memory"),
+        named(Methods, "methods"),
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),
         named(Track, "track"),

@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import s2a
 from rich.console import Console
 from rich.table import Table
 
@@ -72,6 +73,8 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         tracker = Tracker(plan, request.suite, conduct.tracking_uri, output)
         for sentence in plan.broken:
             console.print(f"Running a cell again: {sentence}", style="yellow", **_VERBATIM)
+        if tracker.missing:
+            console.print(f"Nothing is tracked: {tracker.missing}", style="yellow", **_VERBATIM)
         console.print(_planned(plan), **_VERBATIM)
         try:
             if plan.todo:
@@ -92,7 +95,10 @@ def _run(
     plan: sweeping.Plan, output: Path, workers: sweeping.Workers | None, tracker: Tracker, console: Console
 ) -> None:
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
-        if workers is None or find_spec("ray") is None:
+        if workers is None:
+            sweeping.run_here(plan, output, [shown, tracker])
+        elif find_spec("ray") is None:
+            console.print("Ray is not installed; the cells run one after the other.", style="yellow", **_VERBATIM)
             sweeping.run_here(plan, output, [shown, tracker])
         else:
             try:
@@ -114,7 +120,8 @@ def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Cons
         line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
         console.print(line, style="red", **_VERBATIM)
     console.print(f"Report: {paths.html}", **_VERBATIM)
-    console.print(f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {tracker.uri}", **_VERBATIM)
+    if not tracker.missing:
+        console.print(f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {tracker.uri}", **_VERBATIM)
     done = len(found) - len(failures)
     if done == len(plan.cells):
         return DONE
@@ -178,13 +185,12 @@ def memory(
     useless = parsed["train"].keys() - {"precision", "checkpointing"}
     if useless:
         raise InputError(
-            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and train.checkpointing do."
+            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and "
+            "train.checkpointing do."
         )
     method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
     step = grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"])
-    _print_row(
-        measure.memory_row(backbone, method.name, dict(method.options), TrainConfig(**step)), as_json, console
-    )
+    _print_row(measure.memory_row(backbone, method.name, dict(method.options), TrainConfig(**step)), as_json, console)
     return DONE
 
 
@@ -203,7 +209,7 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
 def _paper_table(rows: list[dict[str, Any]]) -> Table:
     """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
     table = Table("", "backbone", "row", title="trainable % and MB of one step, ours and the paper's")
-    for column in ("%", "paper", "theory", "paper", "measured"):
+    for column in ("%", "paper", "theory", "paper", "honest", "measured"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
         printed = row["paper_params_percent"]
@@ -215,8 +221,10 @@ def _paper_table(rows: list[dict[str, Any]]) -> Table:
             "" if printed is None else f"{printed:g}",
             f"{row['theoretical_mb']:,.0f}",
             f"{row['paper_mb']:,.0f}",
+            "" if row["honest_mb"] == row["theoretical_mb"] else f"{row['honest_mb']:,.0f}",
             f"{row['measured_mb']:,.0f}",
         )
+    table.caption = "honest: without rule R9, the backbone's activation inputs under UniPT, which nothing reads"
     return table
 
 
@@ -232,6 +240,26 @@ def _print_row(row: dict[str, Any], as_json: bool, console: Console) -> None:
 
 def _number(value: Any) -> str:
     return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def methods(name: str | None, markdown: bool, console: Console) -> int:
+    """Prints the card of every registered method, or of one.
+
+    Raises:
+        S2AError: An unknown method.
+    """
+    from s2a_bench import cards
+
+    texts = [cards.card(found) for found in ([name] if name else s2a.list_methods())]
+    if markdown:
+        print(cards.page(texts), end="", file=console.file)
+        return DONE
+    for text in texts:
+        table = Table(title=f"{text.name}: {text.title}", show_header=False, title_justify="left", expand=False)
+        for key, value in text.rows:
+            table.add_row(key, value)
+        console.print(table, highlight=False, markup=False)
+    return DONE
 
 
 def data_list(root: Path | None, console: Console) -> int:

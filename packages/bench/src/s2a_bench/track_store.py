@@ -12,6 +12,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,10 @@ _SWITCHES = {
 }
 _PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 _USAGE = "give sqlite:///PATH/mlflow.db or http://HOST:PORT, or leave it out to use mlflow.db in the output folder"
+
+
+class NotInstalled(InputError):
+    """There is no MLflow here."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,9 +87,12 @@ def open_store(uri: str | None, output: Path) -> Store:
         output: The output folder; databases keep their artifacts under ``<output>/mlartifacts``.
 
     Raises:
+        NotInstalled: There is no MLflow here.
         InputError: It cannot be used.
     """
     uri = check_uri(uri, output)
+    if find_spec("mlflow") is None:
+        raise NotInstalled("MLflow is not installed; install it to track results: pip install 'mlflow>=3.10,<4'")
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))

@@ -25,19 +25,27 @@ class Tracker:
 
     Attributes:
         uri: The store's, absolute.
+        missing: Why nothing is tracked, where MLflow is not installed and nobody asked for a store of his own.
     """
 
     def __init__(self, plan: Plan, suite: str, uri: str | None, output: Path) -> None:
         """Opens the store, unless there is nothing to log.
 
         Raises:
-            InputError: It cannot be used.
+            InputError: It cannot be used, or MLflow is not installed and ``uri`` was given.
         """
+        self.missing = ""
         self.uri = track_store.check_uri(uri, output)
         self._plan, self._suite, self._given, self._output = plan, suite, uri, output
         self._store: Store | None = None
         if plan.todo or not self._stamped([record for record in results(plan, output).values() if record]):
-            self._store = track_store.open_store(uri, output)
+            try:
+                self._store = track_store.open_store(uri, output)
+            except track_store.NotInstalled as error:
+                if uri is not None:
+                    raise
+                self.missing = str(error)
+                return
             self._thread = ThreadPoolExecutor(1, "tracker")
             self._sweep = self._thread.submit(track.start_sweep, self._store, suite, plan.cells)
             self._broken = False

@@ -5,17 +5,18 @@
 """
 
 from s2a.activations import quantize_activations
-from s2a.attach import Adapted, attach, detach, trainable_parameters
+from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
 from s2a.memory import SavedBytes, Theory, saved_bytes, theoretical_memory
 from s2a.method import S2AConfig
-from s2a.registry import Method, list_methods, method_config, register_method
+from s2a.registry import Card, Method, list_methods, method_config, register_method
 from s2a.state import load, save
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Adapted",
+    "Card",
     "Method",
     "S2AConfig",
     "S2AError",
@@ -27,6 +28,7 @@ __all__ = [
     "detach",
     "list_methods",
     "load",
+    "merge",
     "method_config",
     "quantize_activations",
     "register_method",

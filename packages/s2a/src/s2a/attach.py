@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -139,6 +140,39 @@ def detach(adapted: Adapted) -> nn.Module:
     if reference.dtype != adapted._dtype:
         classifier.to(reference.dtype)
     return model
+
+
+def merge(adapted: Adapted) -> nn.Module:
+    """Writes what was trained into a plain model: afterwards inference costs what the backbone costs.
+
+    Args:
+        adapted: What ``s2a.attach`` returned; it does not change.
+
+    Returns:
+        A timm model with the trained classifier; its logits are those of ``adapted`` in evaluation mode, up to
+        rounding.
+
+    Raises:
+        S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
+    """
+    if not isinstance(adapted, Adapted):
+        raise S2AError(f"merge takes what s2a.attach returned, not {type(adapted).__name__}.")
+    if type(adapted.method).fold is Method.fold:
+        adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
+    copied = copy.deepcopy(adapted)
+    trained = {
+        n: v.detach().clone() for n, v in (*copied.backbone.named_parameters(), *copied.backbone.named_buffers())
+    }
+    model: Any = detach(copied)
+    with torch.no_grad():
+        for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+            if name in trained:  # All but the classifier, which was set aside.
+                tensor.copy_(trained[name])
+        copied.method.fold(model)
+    model.reset_classifier(adapted.head.out_features)
+    classifier = model.get_classifier().to(adapted.head.weight.device, adapted.head.weight.dtype)
+    classifier.load_state_dict(adapted.head.state_dict())
+    return model.train(adapted.training)
 
 
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:

@@ -34,6 +34,7 @@ class Family:
         stages: Model -> names of its residual blocks, stage by stage.
         layout: Of a block's input: ``NLC`` tokens, ``NHWC`` or ``NCHW`` maps.
         linears: Role -> path of the frozen linear inside a block; a block may lack some.
+        parts: Role (``attn``, ``mlp_norm``, ``mlp``) -> path of the module inside a block; a block may lack some.
         final_norm: Path of the last normalisation layer, in front of pooling or classifier; empty if there is none.
         windowed: Attention runs in windows of each block's ``window_size``.
     """
@@ -43,6 +44,7 @@ class Family:
     stages: Callable[[Any], list[list[str]]]
     layout: Layout
     linears: dict[str, str]
+    parts: dict[str, str]
     final_norm: str
     windowed: bool = False
 
@@ -56,20 +58,27 @@ class Block:
         stage: Index of its stage, from 0.
         channels: C.
         grid: Height and width in positions.
+        grid_out: Height and width of the block's output.
         prefix: Class and register tokens in front of the grid (NLC only).
         layout: See ``Family.layout``.
         window: Side of the attention windows; 0 where attention is global or absent.
-        linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``) -> dotted path in the model, of layers that are called.
+        heads: Attention heads; 0 where there are none.
+        linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``; ``conv1`` ... ``conv3``) -> dotted path in the model, of
+            linear and convolution layers that are called.
+        parts: Role (``attn``, ``mlp_norm``, ``mlp``) -> dotted path in the model, of modules that are called.
     """
 
     name: str
     stage: int
     channels: int
     grid: tuple[int, int]
+    grid_out: tuple[int, int]
     prefix: int
     layout: Layout
     window: int
+    heads: int
     linears: dict[str, str]
+    parts: dict[str, str]
 
     @property
     def tokens(self) -> int:
@@ -97,6 +106,11 @@ class Backbone:
     classifier: str
     image_size: tuple[int, int]
 
+    @property
+    def reads_class_token(self) -> bool:
+        """Whether the model's own head reads the class token alone, not a pool over the positions."""
+        return self.blocks[-1].layout == "NLC" and getattr(self.model, "global_pool", "") == "token"
+
     def module(self, name: str) -> nn.Module:
         """The submodule at a dotted path."""
         return self.model.get_submodule(name)
@@ -117,14 +131,18 @@ def _resnet_stages(model: Any) -> list[list[str]]:
     return [[f"layer{s}.{i}" for i in range(len(getattr(model, f"layer{s}")))] for s in range(1, 5)]
 
 
-_ATTENTION = {"qkv": "attn.qkv", "proj": "attn.proj", "fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_MLP = {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
+_LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", **_MLP}
+_PARTS = {"attn": "attn", "mlp_norm": "norm2", "mlp": "mlp"}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _ATTENTION, "norm"),
-    Family("vit", Eva, partial(_flat, "blocks"), "NLC", _ATTENTION, "norm"),
-    Family("swin", SwinTransformer, partial(_nested, "layers"), "NHWC", _ATTENTION, "norm", windowed=True),
-    Family("convnext", ConvNeXt, partial(_nested, "stages"), "NCHW", {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}, "head.norm"),
-    Family("resnet", ResNet, _resnet_stages, "NCHW", {}, ""),
+    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
+    Family("vit", Eva, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
+    Family("swin", SwinTransformer, partial(_nested, "layers"), "NHWC", _LINEARS, _PARTS, "norm", windowed=True),
+    Family(
+        "convnext", ConvNeXt, partial(_nested, "stages"), "NCHW", _MLP, {"mlp_norm": "norm", "mlp": "mlp"}, "head.norm"
+    ),
+    Family("resnet", ResNet, _resnet_stages, "NCHW", {f"conv{i}": f"conv{i}" for i in (1, 2, 3)}, {}, ""),
 )
 
 
@@ -184,23 +202,31 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
     else:
         size = (int(image_size[0]), int(image_size[1]))
     names = [name for stage in stages for name in stage]
-    linears = [f"{n}.{path}" for n in names for path in family.linears.values() if _has_linear(model, f"{n}.{path}")]
-    inputs = _module_inputs(model, [*names, *linears], size)
+    kinds = {
+        **dict.fromkeys(family.linears.values(), (nn.Linear, nn.Conv2d)),
+        **dict.fromkeys(family.parts.values(), ()),
+    }
+    inside = [f"{n}.{path}" for n in names for path, kind in kinds.items() if _has_module(model, f"{n}.{path}", kind)]
+    shapes = called(model, [*names, *inside], size)
     blocks = []
     for s, names in enumerate(stages):
         for name in names:
-            shape = inputs.get(name)
-            if shape is None or len(shape) != (3 if family.layout == "NLC" else 4):
+            shape, shape_out = shapes.get(name, (None, None))
+            if shape is None or shape_out is None or len(shape) != (3 if family.layout == "NLC" else 4):
                 raise UnsupportedModel(
                     f"{type(model).__name__}: block {name} gets input of shape {shape}, not {family.layout}; "
                     f"this {family.name} variant is not supported."
                 )
             channels, grid, prefix = _geometry(model, family.layout, shape, size)
-            block = model.get_submodule(name)
-            # Some blocks read a layer's weight without calling the layer (EVA): a hook there would never run.
-            called = {role: f"{name}.{path}" for role, path in family.linears.items() if f"{name}.{path}" in inputs}
+            grid_out = _geometry(model, family.layout, shape_out, size)[1]
+            block: Any = model.get_submodule(name)
             window = int(getattr(block, "window_size", (0,))[0]) if family.windowed else 0
-            blocks.append(Block(name, s, channels, grid, prefix, family.layout, window, called))
+            heads = int(getattr(getattr(block, "attn", None), "num_heads", 0))
+            # Some blocks read a layer's weight without calling the layer (EVA): a hook there would never run.
+            linears = {role: f"{name}.{path}" for role, path in family.linears.items() if f"{name}.{path}" in shapes}
+            parts = {role: f"{name}.{path}" for role, path in family.parts.items() if f"{name}.{path}" in shapes}
+            geometry = (channels, grid, grid_out, prefix, family.layout, window, heads)
+            blocks.append(Block(name, s, *geometry, linears=linears, parts=parts))
     classifier = classifier_name(model)
     return Backbone(model, family.name, tuple(blocks), int(model.head_hidden_size), classifier, size)  # type: ignore
 
@@ -218,19 +244,28 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _module_inputs(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {}
+Shape = tuple[int, ...]
 
-    def record(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        shapes[name] = tuple(args[0].shape)
 
-    handles = [model.get_submodule(n).register_forward_pre_hook(partial(record, n)) for n in names]
+def called(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dict[str, tuple[Shape, Shape]]:
+    """Input and output shape of those of the named modules that run on a blank image of ``size``.
+
+    Raises:
+        UnsupportedModel: The model cannot take such an image.
+    """
+    shapes: dict[str, tuple[Shape, Shape]] = {}
+
+    def record(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
+            shapes[name] = tuple(args[0].shape), tuple(output.shape)
+
+    handles = [model.get_submodule(n).register_forward_hook(partial(record, n)) for n in names]
     reference = next(model.parameters())
     try:
         with evaluating(model):
             channels = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
             blank = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
-            model.forward_features(blank)  # type: ignore[operator]
+            pooled_features(model, blank)  # Norms may sit behind the pooling.
     except (AssertionError, RuntimeError) as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot take an image of {size[0]} x {size[1]} pixels ({error}); "
@@ -261,11 +296,12 @@ def _geometry(
     return shape[2], grid, prefix
 
 
-def _has_linear(model: nn.Module, path: str) -> bool:
+def _has_module(model: nn.Module, path: str, kinds: tuple[type[nn.Module], ...]) -> bool:
     try:
-        return isinstance(model.get_submodule(path), nn.Linear | nn.Conv2d)
+        module = model.get_submodule(path)
     except AttributeError:
         return False
+    return isinstance(module, kinds or nn.Module) and not isinstance(module, nn.Identity)
 
 
 def classifier_name(model: Any) -> str:

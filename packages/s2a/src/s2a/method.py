@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.activations.pack import BITS
+from s2a.activations.pack import BITS, packed_bytes
 from s2a.activations.pointwise import LEVEL_KINDS
 from s2a.backbones import Backbone, Block, pooled_features
 from s2a.errors import S2AError
-from s2a.registry import Method, register_method
+from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.lrp import LowRankPrompt, max_rank
 from s2a.structure.lsb import LiteSideBranch, Tap
@@ -115,9 +115,24 @@ class S2A(Method):
     """Biases, Low-Rank Prompts and the Lite Side Branch on a backbone with quantised non-parametric layers."""
 
     identity_at_start = True
+    card = Card(
+        title="S2A",
+        trains="The head, every additive bias, Low-Rank Prompts, the Lite Side Branch.",
+        place="A prompt on the input of every site, a tap of the side branch in front of it; sites are all blocks of a "
+        "ViT, stages 2 to 4 of Swin, every third block of stage 3 and all of stages 2 and 4 in ConvNeXt.",
+        count="r (N + C) per prompt; 2 (c^2 + c) + 10 c per branch site, c = C / 8; the head reads C + c.",
+        keeps="Three tensors (N, c) per branch site; nothing for biases and prompts. Softmax outputs and activation "
+        "inputs of the backbone in 4 bits.",
+        inference="An addition per prompt and the side branch; it cannot be merged.",
+        source="Structure-Activation Synergy, arXiv:2503.08154, sections 3.1 and 3.2; no code is published.",
+        standing="ViT as published; Swin (weak) and ConvNeXt (strong) fitted to the paper's counts and memory.",
+        deviations='levels="derivative" instead of equation 12 by default: the same bytes, closer gradients. No '
+        "normalisation or activation in the branch, which the paper leaves open.",
+    )
 
     def __init__(self, config: S2AConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
+        self.bits = config.bits if config.activations == "paper" else None
         sites = _sites(config, backbone)
         if config.train_bias:
             for bias in additive_biases(backbone.model).values():
@@ -152,6 +167,14 @@ class S2A(Method):
             prompt = LowRankPrompt(block, min(config.lrp_rank, limit), config.lrp_std, window)
             self.prompts.append(prompt)
             edits.before(backbone.module(block.name), prompt.before)
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        """What the side branch holds; biases and prompts need no activation."""
+        if self.branch is None:
+            return {}
+        bits = self.bits
+        kept = self.branch.keeps(batch_size, lambda n: 4 * n if bits is None else packed_bytes(n, bits))
+        return {f"branch.{name}": size for name, size in kept.items()}
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Backbone features, and the side branch's behind them, ``(B, C + c)``."""

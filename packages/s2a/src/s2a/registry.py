@@ -21,6 +21,33 @@ class Config(Protocol):
     __dataclass_fields__: ClassVar[dict[str, Any]]
 
 
+@dataclasses.dataclass(frozen=True)
+class Card:
+    """What to know of a method before choosing it; a sentence or two each. ``s2a-bench methods`` prints it.
+
+    Attributes:
+        title: The method's name in the literature.
+        trains: What trains.
+        place: Where it sits in the backbone.
+        count: Trainable values without the head, as an equation in N, C, r and the like.
+        keeps: What the backward pass keeps for it.
+        inference: What it costs once trained, and whether it can be merged.
+        source: Publication and the code it follows.
+        standing: How sure the configuration is: as published, or *fitted* or *weak* against the S2A paper's tables.
+        deviations: What differs from the source, and why.
+    """
+
+    title: str
+    trains: str
+    place: str
+    count: str
+    keeps: str
+    inference: str
+    source: str
+    standing: str = "As published."
+    deviations: str = "None."
+
+
 class Method(nn.Module):
     """What a method adds to a backbone: its own parameters, and how features are made.
 
@@ -32,11 +59,17 @@ class Method(nn.Module):
         identity_at_start: True where the first ``backbone.features`` columns of ``forward``'s output are the backbone's
             own before any training.
         trains_backbone: False where the backbone runs under ``no_grad`` and keeps nothing for the backward pass.
+        card: What ``s2a-bench methods`` says about it.
+        paper_rules: Of the theoretical calculator's special rules, those that hold (``"R8"``, ``"R9"``).
+        appended_tokens: Tokens that the method adds to every sequence of a block (rule R8).
     """
 
     feature_dim: int
     identity_at_start: bool = False
     trains_backbone: bool = True
+    card: ClassVar[Card]
+    paper_rules: ClassVar[frozenset[str]] = frozenset()
+    appended_tokens: int = 0
 
     def __init__(self, config: Any, backbone: Backbone, edits: Edits) -> None:
         super().__init__()
@@ -45,6 +78,32 @@ class Method(nn.Module):
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Features of ``images`` ``(B, 3, H, W)`` for the head, ``(B, feature_dim)``."""
         return pooled_features(model, images)
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        """Bytes that the method's own modules hold for the backward pass of a training step in fp32.
+
+        The conformance suite compares this with what autograd really holds, module by module.
+
+        Args:
+            batch_size: Images of the step.
+
+        Returns:
+            Path of a module inside the method ("" is the method itself) -> bytes, those left out that keep nothing.
+        """
+        return {}
+
+    def fold(self, model: nn.Module) -> None:
+        """Writes what was learned into the weights of ``model``, a plain copy of the backbone, exactly.
+
+        What trained of the backbone's own parameters is in ``model`` already.
+
+        Raises:
+            S2AError: The method is no function that the backbone alone could compute.
+        """
+        raise S2AError(
+            f"{type(self).__name__} cannot be merged: what it adds is not of the backbone's form; "
+            "keep the adapted model, or save it with s2a.save."
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,9 +19,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2a.attach import Adapted, attach, detach, trainable_parameters
+from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
 from s2a.backbones import describe, pooled_features
+from s2a.errors import S2AError
 from s2a.memory import saved_bytes
+from s2a.registry import Method
 from s2a.state import load, save
 
 STEPS = 3
@@ -213,6 +215,132 @@ def check_inference(case: Case) -> None:
     _require("kept without gradient", sorted(kept))
 
 
+def check_keeps(case: Case) -> None:
+    """The method's own modules hold for the backward pass what the method declares, byte for byte."""
+    adapted = case.attached().train()
+    measured = saved_bytes(adapted, case.images).shared
+    own = {name.removeprefix("method").removeprefix("."): size for name, size in measured.items() if _is_own(name)}
+    declared = {name: size for name, size in adapted.method.keeps(len(case.images)).items() if size}
+    wrong = [
+        f"{name or 'the method itself'} keeps {own.get(name, 0)} bytes, declared {declared.get(name, 0)}"
+        for name in sorted(own.keys() | declared.keys())
+        if own.get(name, 0) != declared.get(name, 0)
+    ]
+    _require("not what keeps() declares", wrong)
+
+
+def _is_own(name: str) -> bool:
+    return name == "method" or name.startswith("method.")
+
+
+def check_merge(case: Case) -> None:
+    """A method that can be merged becomes a plain model of the same logits; one that cannot says so, undisturbed."""
+    adapted = case.attached()
+    case.trained(adapted)
+    logits = case.logits(adapted)
+    if type(adapted.method).fold is Method.fold:
+        try:
+            merge(adapted)
+        except S2AError:
+            _require("refusing to merge changed the logits", not torch.equal(logits, case.logits(adapted)))
+            return
+        raise AssertionError("fold is not written, yet merging went through.")
+    merged = merge(adapted).eval()
+    with torch.no_grad():
+        plain = merged(case.images)
+    scale = float(logits.abs().max())
+    _require("merging changes the logits", not torch.allclose(plain, logits, 1e-3, 1e-4 * scale))
+    _require("a merged model has other parts than the plain one", _layout(merged) != _layout(case.model))
+    _require("merging changed the adapted model", not torch.equal(logits, case.logits(adapted)))
+
+
+def _layout(model: nn.Module) -> list[tuple[str, type, int]]:
+    return [(n, type(m), len(m._forward_hooks) + len(m._forward_pre_hooks)) for n, m in model.named_modules()]
+
+
+def check_autocast(case: Case) -> None:
+    """Under bf16 autocast a training step gives finite gradients of the parameters' own type, near the exact ones."""
+    adapted = case.attached().train()
+    state = torch.random.get_rng_state()
+    exact = torch.autograd.grad(case.loss(adapted), list(trainable_parameters(adapted).values()), allow_unused=True)
+    torch.random.set_rng_state(state)  # The same dropout.
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = case.loss(adapted)
+    names, parameters = zip(*trainable_parameters(adapted).items(), strict=True)
+    grads = torch.autograd.grad(loss, parameters, allow_unused=True)
+    found = [(n, p, g) for n, p, g in zip(names, parameters, grads, strict=True) if g is not None]
+    _require("gradient of another type under autocast", [n for n, p, g in found if g.dtype != p.dtype])
+    _require("gradient not finite under autocast", [n for n, _, g in found if not bool(g.isfinite().all())])
+    near = torch.cat([g.flatten() for g in grads if g is not None])
+    far = torch.cat([g.flatten() for g in exact if g is not None])
+    cosine = float(F.cosine_similarity(near, far, dim=0))
+    _require(f"gradients under autocast have a cosine of {cosine:.3f} with the exact ones", cosine < 0.95)
+
+
+def check_checkpointing(case: Case) -> None:
+    """With timm's gradient checkpointing the gradients are the same."""
+    adapted = case.attached().train()
+    if not hasattr(adapted.backbone, "set_grad_checkpointing"):
+        return
+    gradients = []
+    for enable in (False, True):
+        adapted.backbone.set_grad_checkpointing(enable)  # type: ignore[operator]
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            loss = case.loss(adapted)
+            gradients.append(torch.autograd.grad(loss, list(trainable_parameters(adapted).values()), allow_unused=True))
+    adapted.backbone.set_grad_checkpointing(False)  # type: ignore[operator]
+    wrong = [
+        name
+        for name, one, other in zip(trainable_parameters(adapted), *gradients, strict=True)
+        if (one is None) != (other is None) or (one is not None and not torch.allclose(one, other, 1e-4, 1e-6))
+    ]
+    _require("gradients differ under checkpointing", wrong)
+
+
+def check_compile(case: Case) -> None:
+    """Under ``torch.compile`` the logits are the same (traced, without a backend's own code generation)."""
+    adapted = case.attached().eval()
+    with torch.no_grad():
+        logits = adapted(case.images)
+        torch._dynamo.reset()
+        compiled = torch.compile(adapted, backend="eager")(case.images)
+    torch._dynamo.reset()
+    scale = float(logits.abs().max())
+    _require("compiling changes the logits", not torch.allclose(logits, compiled, 1e-4, 1e-5 * scale))
+
+
+LEARNING_STEPS = 30
+
+
+def check_learning(case: Case) -> None:
+    """The loss on 32 real digits (scikit-learn's, 8 x 8 pixels enlarged) falls within 30 steps."""
+    images, labels = _digits(case.images)
+    size = (case.images.shape[-2], case.images.shape[-1])
+    adapted = attach(copy.deepcopy(case.model), case.config, 10, image_size=size).train()
+    optimizer = torch.optim.AdamW(trainable_parameters(adapted).values(), lr=3e-3, weight_decay=0.0)
+    losses = []
+    for _ in range(LEARNING_STEPS):
+        loss = F.cross_entropy(adapted(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss))
+    first, last = losses[0], sum(losses[-3:]) / 3
+    # A random backbone leaves a linear probe little to see: it is the direction that counts.
+    _require(f"the loss on digits goes from {first:.3f} to {last:.3f} in {LEARNING_STEPS} steps", last > 0.98 * first)
+
+
+def _digits(like: Tensor) -> tuple[Tensor, Tensor]:
+    try:
+        from sklearn.datasets import load_digits
+    except ImportError as error:
+        raise ImportError("check_learning trains on scikit-learn's digits: pip install scikit-learn.") from error
+    data = load_digits()
+    images = torch.as_tensor(data.images[:32], dtype=torch.float32).unsqueeze(1).expand(-1, 3, -1, -1) / 8 - 1
+    return F.interpolate(images, like.shape[-2:], mode="bilinear"), torch.as_tensor(data.target[:32]).long()
+
+
 CHECKS: tuple[Callable[[Case], None], ...] = (
     check_output,
     check_identity,
@@ -221,6 +349,12 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
     check_state,
     check_copy,
     check_inference,
+    check_keeps,
+    check_merge,
+    check_autocast,
+    check_checkpointing,
+    check_compile,
+    check_learning,
 )
 """Every check, in the order in which ``check_method`` runs them."""
 

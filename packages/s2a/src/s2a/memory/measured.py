@@ -13,7 +13,13 @@ from torch.autograd.graph import saved_tensors_hooks
 
 
 class SavedBytes(dict[str, int]):
-    """Module name -> bytes; the module is the innermost one that was running when the storage was first saved."""
+    """Module name -> bytes; the module is the innermost one that was running when the storage was first saved.
+
+    Attributes:
+        shared: Module name -> bytes, where a storage counts for every module that saves it, once for each.
+    """
+
+    shared: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -76,14 +82,20 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
         for handle in handles:
             handle.remove()
     found: dict[str, int] = {}
+    shared: dict[str, dict[int, int]] = {}
     seen = set(own)
     for name, reference in held:
         entry = reference()
         if entry is None:
             continue
         storage = entry.tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
+        place = storage.data_ptr()
+        if place not in own:
+            shared.setdefault(name, {})[place] = storage.nbytes()
+        if place not in seen:
+            seen.add(place)
             found[name] = found.get(name, 0) + storage.nbytes()
     del loss
-    return SavedBytes(sorted(found.items(), key=lambda item: -item[1]))
+    result = SavedBytes(sorted(found.items(), key=lambda item: -item[1]))
+    result.shared = {name: sum(sizes.values()) for name, sizes in shared.items()}
+    return result

@@ -8,6 +8,9 @@ R2   the input of every activation function.
 R3   the output of every softmax.
 R4   R2 and R3 in ``bits`` bits where they are quantised.
 R5   no gradient cut-off: R2 and R3 count in the whole backbone, unless it runs without gradient altogether.
+R8   tokens that a method appends (VPT) count in attention, not in the MLP.
+R9   UniPT's rows can only be reached by counting R2 in a backbone that runs without gradient, where nothing is kept.
+     It has a line of its own, so that the honest figure is the total without it.
 R10  the final norm belongs to the head: its input counts, at the positions that the head reads.
 
 Nothing is counted for biases, prompts, pooling, layer scale, q, k, v and frozen normalisation layers: that is the
@@ -49,6 +52,11 @@ class Theory:
         """Weights and kept activations."""
         return self.weights + sum(self.rules.values())
 
+    @property
+    def honest(self) -> int:
+        """The total without rule R9, which counts what no backward pass reads."""
+        return self.total - self.rules.get("R9", 0)
+
 
 def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
     """The paper's memory figure of an adapted model.
@@ -71,11 +79,16 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
             if module.weight is not None and module.weight.requires_grad:
                 kept["R1"] += 32 * size
         elif inside and not adapted.method.trains_backbone:
-            return
+            if type(module) in ACTIVATIONS and "R9" in adapted.method.paper_rules:
+                kept["R9"] += 32 * size
         else:
             bits = module.__dict__.get("s2a_bits", 32)
-            elements = size if type(module) in ACTIVATIONS else _attention_map(module, args[0])
-            rule = "R2" if type(module) in ACTIVATIONS else "R3"
+            if type(module) in ACTIVATIONS:
+                rule, elements = "R2", size
+                if inside and "R8" in adapted.method.paper_rules:
+                    elements -= adapted.method.appended_tokens * args[0].shape[-1]
+            else:
+                rule, elements = "R3", _attention_map(module, args[0])
             kept[rule if bits == 32 else f"{rule} in {bits} bits (R4)"] += bits * elements
 
     for module in adapted.modules():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch.nn.functional as F
@@ -49,7 +49,8 @@ class SideBlock(nn.Module):
         out = self.pw2(self.act(self.dw(self.pw1(grid))))
         if prefix is None:
             return out, None
-        hidden = F.linear(prefix, self.pw1.weight.flatten(1), self.pw1.bias)
+        # The prefix is a slice of all tokens, which a view of it would hold.
+        hidden = F.linear(prefix.contiguous(), self.pw1.weight.flatten(1), self.pw1.bias)
         return out, F.linear(self.act(hidden), self.pw2.weight.flatten(1), self.pw2.bias)
 
 
@@ -140,6 +141,32 @@ class LiteSideBranch(nn.Module):
             grid_state, prefix_state = site(grid, prefix)
         assert grid_state is not None
         return self.readout(grid_state, prefix_state)
+
+    def keeps(self, batch_size: int, activation_bytes: Callable[[int], int]) -> dict[str, int]:
+        """Bytes that the branch holds for the backward pass in fp32, by module.
+
+        Args:
+            batch_size: B.
+            activation_bytes: What an activation function keeps for an input of that many elements.
+        """
+        kept: dict[str, int] = {}
+        for i, block in enumerate(self.blocks):
+            c, positions = block.channels // self.reduction, block.grid[0] * block.grid[1]
+            grid, prefix = 4 * batch_size * positions * c, 4 * batch_size * block.prefix * c
+            # The first site reads views of the pooled map; later ones read sums, each a tensor of its own.
+            whole = grid + prefix if i == 0 else 0
+            kept |= {f"sites.{i}.pw1": whole or grid, f"sites.{i}.dw": grid, f"sites.{i}.pw2": grid}
+            if prefix:
+                kept[f"sites.{i}"] = 2 * prefix
+            if not isinstance(self.sites[i].act, nn.Identity):
+                kept[f"sites.{i}.act"] = activation_bytes(grid // 4) + activation_bytes(prefix // 4)
+            if str(i) in self.transitions:
+                before = self.blocks[i - 1].grid[0] * self.blocks[i - 1].grid[1]
+                padded = [a + b for a, b in zip(self.blocks[i - 1].grid, self.transitions[str(i)].missing, strict=True)]
+                width = self.blocks[i - 1].channels // self.reduction
+                kept[f"transitions.{i}.norm"] = 4 * batch_size * before * (width + 2)  # mean and deviation too
+                kept[f"transitions.{i}.conv"] = 4 * batch_size * padded[0] * padded[1] * width
+        return kept
 
     def readout(self, grid: Tensor, prefix: Tensor | None) -> Tensor:
         """Pooled output of the branch, ``(B, width)``."""
