@@ -22,7 +22,7 @@ _LEARNING_RATES: dict[str, dict[str, Any]] = {
     "linear": {"lr": 3e-2},
     "bias": {"lr": 1e-2},
     "lora": {"lr": 1e-2},
-    "adapter": {"lr": 1e-3},  # Not searched: docs/recipes.md.
+    "adapter": {"lr": 1e-2},
     "s2a": {"lr": 1e-2},
 }
 """Method -> its recipe; a method that is not named gets ``TrainConfig``'s defaults."""
