@@ -1,0 +1,105 @@
+"""Precision and gradient checkpointing: options of the recipe that combine with every method."""
+
+from __future__ import annotations
+
+import io
+import json
+from typing import Any
+
+import pytest
+import s2a
+import torch
+from rich.console import Console
+from s2a_bench import commands, measure
+from s2a_bench.backbones import create
+from s2a_bench.config import BackboneConfig, TrainConfig
+from s2a_bench.errors import InputError
+from s2a_bench.train import accuracy, train
+from torch import Tensor
+
+BATCH, SIDE = 8, 32
+BLOCK_INPUT = 4 * BATCH * 65 * 96  # mini_vit: 65 tokens of width 96
+
+
+class Noise:
+    """Images that the loop can take."""
+
+    def __init__(self, count: int) -> None:
+        generator = torch.Generator().manual_seed(0)
+        self.images = torch.randn(count, 3, SIDE, SIDE, generator=generator)
+        self.labels = torch.arange(count) % 4
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def batch(self, indices: Tensor) -> Tensor:
+        return self.images[indices]
+
+
+def adapted(method: str) -> s2a.Adapted:
+    torch.manual_seed(0)
+    model, expected = create(BackboneConfig("mini_vit"))
+    return s2a.attach(model, s2a.method_config(method), 4, image_size=expected.size)
+
+
+def losses(method: str, **options: Any) -> tuple[list[float], s2a.Adapted]:
+    config = TrainConfig(epochs=2, warmup_epochs=0, batch_size=BATCH, lr=1e-3, **options)
+    model, data = adapted(method), Noise(2 * BATCH)
+    measure.memory(model, data.images[:BATCH], config)  # as a cell does: it switches checkpointing
+    return [row["loss"] for row in train(model, data, config, seed=0)], model
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "s2a"])
+def test_checkpointing_trains_the_same(method: str) -> None:
+    plain, _ = losses(method)
+    again, _ = losses(method, checkpointing=True)
+    assert again == pytest.approx(plain, rel=1e-4)
+
+
+def test_bf16_trains_close_by_and_leaves_weights_in_fp32() -> None:
+    plain, _ = losses("s2a")
+    half, model = losses("s2a", precision="bf16")
+    assert half != plain
+    assert half == pytest.approx(plain, rel=0.02)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert 0 <= accuracy(model, Noise(BATCH), TrainConfig(precision="bf16")) <= 100
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_checkpointing_keeps_the_inputs_of_the_blocks(method: str) -> None:
+    model = adapted(method).train()
+    images = torch.randn(BATCH, 3, SIDE, SIDE)
+    model.backbone.set_grad_checkpointing(True)  # type: ignore[operator]
+    kept = s2a.saved_bytes(model, images)
+    assert not [name for name in kept if name.startswith(("backbone.blocks.", "method."))]
+    assert kept["method"] == 6 * BLOCK_INPUT  # The innermost module that runs: timm's loop over blocks is no module.
+    model.backbone.set_grad_checkpointing(False)  # type: ignore[operator]
+    assert kept.total < 0.2 * s2a.saved_bytes(model, images).total
+
+
+def test_memory_takes_the_options() -> None:
+    def saved(*settings: str) -> float:
+        stream = io.StringIO()
+        assert commands.memory("mini_vit", "full", BATCH, settings, True, Console(file=stream)) == 0
+        return json.loads(stream.getvalue())["saved_mb"]
+
+    plain = saved()
+    assert saved("train.checkpointing=true") < 0.2 * plain
+    assert saved("train.precision=bf16") < 0.8 * plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"precision": "fp16"}, "train.precision='fp16' is unknown; choose fp32 or bf16"),
+        ({"checkpointing": 1}, "train.checkpointing=1 is no switch; give true or false"),
+    ],
+)
+def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        TrainConfig(**options)
+
+
+def test_memory_refuses_what_only_training_reads() -> None:
+    with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision and train\.checkpointing do"):
+        commands.memory("mini_vit", "full", BATCH, ("train.lr=1e-3",), False, Console(quiet=True))
