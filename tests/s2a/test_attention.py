@@ -295,6 +295,44 @@ def test_derivative_levels_keep_the_sum_of_a_peaked_row(bits: int) -> None:
     left = 1 - y[0, 7]
     assert left < 1e-4
     torch.testing.assert_close(found[0].sum() - found[0, 7], left, rtol=5e-3, atol=0)
+    torch.testing.assert_close(1 - found[0, 7], left, rtol=5e-3, atol=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("gap", [6.0, 10.0, 14.0])
+def test_gradients_of_peaked_rows_are_close(gap: float, bits: int) -> None:
+    """Heads that look at one token: values with a common offset make 1 - y all that is left of the gradient."""
+    q, k = torch.randn(2, 40, 8, dtype=torch.float64), torch.randn(2, 40, 8, dtype=torch.float64)
+    v = torch.randn(2, 40, 8, dtype=torch.float64) + 5
+    bias = torch.zeros(40, 40, dtype=torch.float64)
+    bias[:, 3] = gap
+    given = torch.randn(2, 40, 8, dtype=torch.float64)
+
+    def gradient(quantised: bool) -> Tensor:
+        leaf = q.clone().requires_grad_()
+        if quantised:
+            out = attention(leaf, k, v, bias, bits=bits, levels="derivative")
+        else:
+            out = F.scaled_dot_product_attention(leaf, k, v, bias)
+        out.backward(given)
+        assert leaf.grad is not None
+        return leaf.grad
+
+    exact = gradient(False)
+    assert (gradient(True) - exact).norm() < (0.1 if bits == 4 else 0.01) * exact.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_autocast_with_inputs_in_fp32(dtype: torch.dtype) -> None:
+    """Some models leave q, k, v in fp32 under autocast; PyTorch's function casts them."""
+    q, k, v = (torch.randn(2, 5, 4, requires_grad=True) for _ in range(3))
+    with torch.autocast("cpu", dtype):
+        out = attention(q, k, v, levels="derivative")
+        expected = F.scaled_dot_product_attention(q, k, v)
+    assert out.dtype == expected.dtype == dtype
+    torch.testing.assert_close(out, expected, rtol=2e-2, atol=2e-2)
+    out.float().sum().backward()
+    assert all(t.grad is not None and t.grad.dtype == torch.float32 for t in (q, k, v))
 
 
 def test_rows_that_are_not_a_number_stay_so() -> None:

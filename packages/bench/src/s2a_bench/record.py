@@ -13,7 +13,7 @@ from typing import Any, Literal
 SCHEMA = 1
 """Version of the record's fields."""
 
-PROTOCOL = 1
+PROTOCOL = 2
 """Version of everything in code that decides a cell's result (rendering, order, schedule, scoring). Raise it when
 such code changes: old cells then count as missing, not as comparable."""
 

@@ -325,7 +325,7 @@ def check_learning(case: Case) -> None:
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
-        losses.append(float(loss))
+        losses.append(loss.item())
     first, last = losses[0], sum(losses[-3:]) / 3
     # A random backbone leaves a linear probe little to see: it is the direction that counts.
     _require(f"the loss on digits goes from {first:.3f} to {last:.3f} in {LEARNING_STEPS} steps", last > 0.98 * first)

@@ -1,8 +1,8 @@
 """Scaled dot-product attention that keeps its softmax output in a few bits (paper equations 7 to 9).
 
 The quantised map also serves the product with V in the backward pass, so no full-precision map outlives the forward.
-Every row has its own two numbers: with one scale for the whole tensor, a single peaked row flattens all diffuse
-ones to zero.
+Every row has numbers of its own: with one scale for the whole tensor, a single peaked row flattens all diffuse ones to
+zero.
 """
 
 from __future__ import annotations
@@ -26,45 +26,54 @@ def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
     return max(8, CPU_CHUNK // max(width, 1) // 8 * 8)
 
 
-def _even_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
+NUMBERS = {"paper": 2, "derivative": 1}
+"""Float16 numbers that a row keeps beside its codes, by levels."""
+
+
+def _even_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor]:
     """Codes (float) of equation 8, and every row's minimum and step in float16, to which the codes refer."""
     low = y.amin(dim=1, keepdim=True).half()
     scale = ((y.amax(dim=1, keepdim=True) - low.float()) / top).half()
     unit = scale.float()
     codes = (y - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
-    return codes.round_().clamp_(0, top), low, scale
+    return codes.round_().clamp_(0, top), torch.cat((low, scale), 1)
 
 
-def _even_values(codes: Tensor, low: Tensor, scale: Tensor) -> Tensor:
+def _even_values(codes: Tensor, top: int, numbers: Tensor) -> Tensor:
     """Equation 9."""
-    return torch.addcmul(low, codes, scale)
+    return torch.addcmul(numbers[:, :1], codes, numbers[:, 1:])
 
 
-def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes (float) whose last one marks a row's largest value, that value, and the sum of all others."""
-    peak, place = y.max(dim=1, keepdim=True)
+def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor]:
+    """Codes (float) whose last one marks a row's largest value, and the sum of all others in float16.
+
+    The largest value is 1 less that sum: stored itself, it would round near 1, where the sum is what counts.
+    """
+    place = y.argmax(dim=1, keepdim=True)
     # Masked scores leave subnormal numbers, on which a CPU is many times slower; 1e-30 is as good as 0.
     others = y.scatter(1, place, 0.0).clamp_min_(1e-30)
     most, total = others.amax(dim=1, keepdim=True), others.sum(dim=1, keepdim=True)
     codes = others.mul_((top - 1) ** 2 / most).sqrt_()
-    return codes.round_().scatter_(1, place, float(top)), peak.half(), total.half()
+    # No float(top): a compiler with dynamic shapes takes bits for a symbol and has no conversion of it.
+    return codes.round_().scatter_(1, place, top), total.half()
 
 
-def _peak_values(codes: Tensor, top: int, peak: Tensor, total: Tensor) -> Tensor:
+def _peak_values(codes: Tensor, top: int, total: Tensor) -> Tensor:
     # Arithmetic on codes: comparisons and masks take several times as long on a CPU.
     is_peak = (codes - (top - 1)).clamp_min_(0)
     squares = codes.sub_(is_peak, alpha=top).square_() if top > 1 else codes.neg_().add_(1)
     sums = squares.sum(dim=1, keepdim=True)
     squares.mul_(total / sums.clamp_min(1.0))  # A sum is 0 or at least 1.
-    return squares.addcmul_(is_peak, peak)
+    return squares.addcmul_(is_peak, 1 - total)
 
 
-def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor, Tensor]:
-    """Codes of a softmax's rows, and two numbers for each row.
+def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, Tensor]:
+    """Codes of a softmax's rows, and the numbers that go with each row.
 
-    ``"paper"``: equation 8, row by row. ``"derivative"``: the last code marks the row's largest value, which is kept;
-    the others lie at squares of a uniform grid, scaled so that they have the sum they had. A softmax's derivative is
-    made of products y_i (1_ij - y_j): small values want fine steps, and a peaked row hangs on 1 - y, the others' sum.
+    ``"paper"``: equation 8, row by row. ``"derivative"``: the last code marks the row's largest value; the others lie
+    at squares of a uniform grid, scaled so that they have the sum they had, and the largest is 1 less that sum. A
+    softmax's derivative is made of products y_i (1_ij - y_j): small values want fine steps, a row's values must add
+    up, and a peaked row hangs on 1 - y, the others' sum.
 
     Args:
         y: ``(..., n)`` in [0, 1], with rows that sum to 1.
@@ -72,37 +81,31 @@ def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, 
         levels: ``"paper"`` or ``"derivative"``.
 
     Returns:
-        Packed codes (uint8), and two ``(rows, 1)`` float16: minimum and step (``"paper"``, the codes refer to the
-        *rounded* ones), or largest value and the others' sum (``"derivative"``).
+        Packed codes (uint8), and ``(rows, NUMBERS[levels])`` float16: minimum and step (``"paper"``; the codes refer to
+        the *rounded* ones), or the sum of all but the largest value (``"derivative"``).
     """
     rows, width = math.prod(y.shape[:-1]), y.shape[-1]
     flat = y.reshape(rows, width)
     encode = _even_codes if levels == "paper" else _peak_codes
-    first = torch.empty(rows, 1, dtype=torch.float16, device=y.device)
-    second = torch.empty_like(first)
+    numbers = torch.empty(rows, NUMBERS[levels], dtype=torch.float16, device=y.device)
     step = _rows_per_chunk(rows, width, y.device)
     size = packed_bytes(step * width, bits)
     whole, rest = divmod(rows, step)
     data = torch.empty(whole * size + packed_bytes(rest * width, bits), dtype=torch.uint8, device=y.device)
     for i, start in enumerate(range(0, rows if width else 0, step)):
         part = slice(start, start + step)
-        codes, first[part], second[part] = encode(flat[part].float(), (1 << bits) - 1)
+        codes, numbers[part] = encode(flat[part].float(), (1 << bits) - 1)
         packed = pack(codes.nan_to_num_(0.0).to(torch.uint8).reshape(-1), bits)
         data[i * size : i * size + packed.numel()] = packed
-    return data, first, second
+    return data, numbers
 
 
 def dequantize_rows(
-    data: Tensor,
-    first: Tensor,
-    second: Tensor,
-    shape: torch.Size,
-    bits: int,
-    dtype: torch.dtype,
-    levels: str = "paper",
+    data: Tensor, numbers: Tensor, shape: torch.Size, bits: int, dtype: torch.dtype, levels: str = "paper"
 ) -> Tensor:
     """The map that ``quantize_rows`` kept (equation 9 for ``"paper"``), in ``shape`` and ``dtype``."""
-    rows, width = first.shape[0], shape[-1]
+    rows, width = numbers.shape[0], shape[-1]
+    decode = _even_values if levels == "paper" else _peak_values
     out = torch.empty(rows, width, dtype=dtype, device=data.device)
     step = _rows_per_chunk(rows, width, data.device)
     size = packed_bytes(step * width, bits)
@@ -110,12 +113,7 @@ def dequantize_rows(
     for i, start in enumerate(range(0, rows if width else 0, step)):
         part = out[start : start + step]
         codes = unpack(data[i * size : i * size + packed_bytes(part.numel(), bits)], part.numel(), bits)
-        codes = codes.view(part.shape).to(work)
-        numbers = (first[start : start + step].to(work), second[start : start + step].to(work))
-        if levels == "paper":
-            part.copy_(_even_values(codes, *numbers))
-        else:
-            part.copy_(_peak_values(codes, (1 << bits) - 1, *numbers))
+        part.copy_(decode(codes.view(part.shape).to(work), (1 << bits) - 1, numbers[start : start + step].to(work)))
     return out.view(shape)
 
 
@@ -131,8 +129,8 @@ class _QuantizedSoftmax(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
-        data, first, second = ctx.saved_tensors
-        y = dequantize_rows(data, first, second, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
+        data, numbers = ctx.saved_tensors
+        y = dequantize_rows(data, numbers, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None, None
 
 
@@ -160,8 +158,8 @@ class _QuantizedAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        q, k, v, data, first, second = ctx.saved_tensors
-        y = dequantize_rows(data, first, second, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
+        q, k, v, data, numbers = ctx.saved_tensors
+        y = dequantize_rows(data, numbers, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         grad_v = y.transpose(-2, -1) @ grad
         scores = _softmax_backward(grad @ v.transpose(-2, -1), y)
         grad_q = (scores @ k) * ctx.scale
@@ -206,6 +204,11 @@ def attention(
         bits: Width of the map's codes.
         levels: As in ``quantize_rows``.
     """
+    if torch.is_autocast_enabled(
+        q.device.type
+    ):  # The products would cast them, but the backward pass sees what is kept.
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if enable_gqa:
         repeats = q.shape[-3] // k.shape[-3]
         k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
