@@ -13,7 +13,7 @@ import tiny
 import torch
 from s2a import registry, testing
 from s2a.surgery import Edits
-from s2a.testing import differences, snapshot
+from s2a.testing import check_method, differences, snapshot
 from torch import Tensor, nn
 
 
@@ -124,7 +124,17 @@ def _detach_twice() -> None:
         ),
         (_detach_twice, "detached already"),
         (lambda: s2a.detach(tiny.vit()), "detach takes what s2a.attach returned, not VisionTransformer"),
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 is too small"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 is no count"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5.5), "num_classes=5.5 is no count"),  # type: ignore[arg-type]
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), True), "num_classes=True is no count"),
+        (lambda: s2a.attach(None, s2a.S2AConfig(), 5), "attach takes a timm model, not NoneType"),  # type: ignore
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size="32"), "image_size='32' is no size"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size=(3, 32, 32)), "is no size; give a side"),
+        (lambda: s2a.attach(tiny.vit(patch_drop_rate=0.5), s2a.S2AConfig(), 5), "drops patches in training"),
+        (lambda: s2a.method_config("s2a", sites=(0, "a")), "must be ascending block indices"),
+        (lambda: s2a.method_config("s2a", sites=3), "must be ascending block indices"),
+        (lambda: s2a.method_config("s2a", bits=4.0), "bits=4.0 is unknown"),
+        (lambda: s2a.quantize_activations(tiny.vit(), bits=True), "bits=True has no packing"),
         (lambda: s2a.attach(tiny.vit(num_classes=0), s2a.S2AConfig()), "no linear classifier to keep"),
         (lambda: s2a.attach(tiny.vit(), Stranger(), 5), r"Stranger is no registered .*S2AConfig \(s2a\)"),
         (lambda: s2a.attach(tiny.vit(), "s2a", 5), "str is no registered"),
@@ -168,6 +178,9 @@ class Scale(s2a.Method):
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         return super().forward(model, images) * self.scale
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        return {"": 4 * batch_size * self.feature_dim}
 
 
 @pytest.fixture
@@ -226,3 +239,19 @@ def test_edits_are_undone_last_one_first() -> None:
     assert not differences(before, snapshot(model))
     edits.undo()  # An empty log: nothing to do.
     assert not differences(before, snapshot(model))
+
+
+def test_images_of_one_channel(methods: dict[str, registry.Entry]) -> None:
+    """The model's own first layer says how many channels its images have."""
+    adapted = s2a.attach(tiny.vit(in_chans=1), s2a.S2AConfig(lrp_rank=2), 5)
+    assert adapted(torch.randn(2, 1, 32, 32)).shape == (2, 5)
+    assert s2a.theoretical_memory(adapted, 2).total > 0
+    check_method(s2a.method_config("bias"), lambda: tiny.vit(in_chans=1), 5)
+
+
+def test_padded_images_have_a_grid() -> None:
+    model = tiny.vit(dynamic_img_size=True, dynamic_img_pad=True)
+    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=2), 5, image_size=(45, 33))
+    assert adapted(torch.randn(2, 3, 45, 33)).shape == (2, 5)
+    with pytest.raises(s2a.S2AError, match="another size than the model was adapted for"):
+        adapted(torch.randn(2, 3, 32, 32))

@@ -244,7 +244,7 @@ def test_attention_keeps_one_projection_and_codes(bits: int, tokens: int) -> Non
     map_rows = batch * heads * tokens
     for bias in (None, torch.randn(tokens, tokens)):
         kept = s2a.saved_bytes(Apply(bits, heads, bias), x, torch.sum)
-        assert kept.total == 4 * x.numel() + packed_bytes(map_rows * tokens, bits) + map_rows * (2 + 2)
+        assert kept.total == 4 * x.numel() + packed_bytes(map_rows * tokens, bits) + map_rows * (2 + 2)  # paper levels
 
 
 def test_softmax_keeps_codes_and_two_halves_a_row() -> None:

@@ -26,7 +26,7 @@ EXPECTED = {
     "swin": ("swin", 5, [32, 32, 64, 64, 128], [16, 16, 8, 8, 4], 0, LINEARS),
     "convnext": ("convnext", 5, [32, 32, 64, 64, 128], [16, 8, 4, 4, 2], 0, LINEARS[2:]),
     "convnext_conv": ("convnext", 5, [32, 32, 64, 64, 128], [16, 8, 4, 4, 2], 0, LINEARS[2:]),
-    "resnet": ("resnet", 4, [32, 32, 48, 192], [16, 16, 8, 4], 0, ()),
+    "resnet": ("resnet", 4, [32, 32, 48, 192], [16, 16, 8, 4], 0, ("conv1", "conv2")),
 }
 
 # Every layer's bias of the models in the paper's Table 1.
@@ -47,7 +47,8 @@ def test_blocks_are_described(name: str) -> None:
     assert [b.grid for b in view.blocks[1:]] == [(s, s) for s in sides[1:]]
     assert [b.channels for b in view.blocks][1:] == channels[1:]
     assert {b.prefix for b in view.blocks} == {prefix}
-    assert all(tuple(b.linears) == roles for b in view.blocks)
+    bottlenecks = {(*roles, "conv3")} if family == "resnet" else set()
+    assert {tuple(b.linears) for b in view.blocks} <= {roles} | bottlenecks
     assert view.module(view.classifier) is model.get_classifier()
     assert view.features == model.get_classifier().in_features
 
@@ -91,8 +92,8 @@ def test_tokens_are_split_without_loss() -> None:
 
 def test_windows_are_those_of_the_blocks() -> None:
     blocks = describe(tiny.swin()).blocks
-    assert [b.window for b in blocks] == [8, 8, 8, 8, 4]
-    assert {b.window for b in describe(tiny.vit()).blocks} == {0}
+    assert [b.window for b in blocks] == [(8, 8), (8, 8), (8, 8), (8, 8), (4, 4)]
+    assert {b.window for b in describe(tiny.vit()).blocks} == {None}
 
 
 @pytest.mark.parametrize(("name", "count"), PUBLISHED_BIASES.items())

@@ -272,3 +272,12 @@ def test_theory_is_below_what_is_measured() -> None:
     theory = s2a.theoretical_memory(adapted, 4)
     measured = s2a.saved_bytes(adapted, torch.randn(4, 3, 32, 32), lambda x: F.cross_entropy(x, torch.arange(4)))
     assert sum(theory.rules.values()) < measured.total
+
+
+def test_attention_pooling_has_few_queries() -> None:
+    """SigLIP's head pools by one learned query: its map is heads x 1 x N, the blocks' heads x N x N."""
+    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    model = timm.create_model("vit_base_patch16_siglip_224", **sizes)
+    adapted = s2a.attach(model, s2a.S2AConfig(activations="exact", lrp_rank=2, lsb_reduction=0), 5)
+    tokens = 16
+    assert s2a.theoretical_memory(adapted, 1).rules["R3"] == 4 * 3 * (2 * tokens**2 + 1 * tokens)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pytest
@@ -55,7 +56,7 @@ def test_the_forward_pass_is_that_of_unfused_attention(name: str, method: str, b
 
 @pytest.mark.parametrize("bits", [3, 4, 8])
 def test_bytes_are_those_of_the_codes_and_nothing_else_changes(name: str, method: str, bits: int) -> None:
-    """Four bytes of every activation's input become a code; of an attention map, a code, and four bytes of each row."""
+    """Four bytes of every activation's input become a code; of an attention map, a code, and two bytes of each row."""
     adapted, images = adapted_model(name, method)
     before = s2a.saved_bytes(adapted, images)
     expected = {n: size for n, size in before.items() if not n.endswith("attn.softmax")}
@@ -67,8 +68,8 @@ def test_bytes_are_those_of_the_codes_and_nothing_else_changes(name: str, method
         if attention in before:
             tokens = BATCH * block.tokens
             rows = tokens * adapted.get_submodule(attention).num_heads
-            width = block.window**2 or block.tokens
-            expected[attention] = 4 * tokens * 3 * block.channels + packed_bytes(rows * width, bits) + rows * (2 + 2)
+            width = math.prod(block.window) if block.window else block.tokens
+            expected[attention] = 4 * tokens * 3 * block.channels + packed_bytes(rows * width, bits) + 2 * rows
     s2a.quantize_activations(adapted, bits)
     after = s2a.saved_bytes(adapted, images)
     assert after == expected

@@ -9,6 +9,7 @@ from typing import Any
 import oracles
 import pytest
 import s2a
+import timm.layers
 import tiny
 import torch
 from hypothesis import given
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 def block(
     channels: int = 8, grid: tuple[int, int] = (4, 6), prefix: int = 0, layout: Any = "NLC", stage: int = 0
 ) -> Block:
-    return Block("block", stage, channels, grid, grid, prefix, layout, 0, 0, {}, {})
+    return Block("block", stage, channels, grid, grid, prefix, layout, None, 0, {}, {})
 
 
 def block_input(of: Block, batch: int = 2) -> Tensor:
@@ -74,7 +75,7 @@ def test_prompt_is_the_dense_sum(layout: str, window: int) -> None:
     of = block(prefix=1 if layout == "NLC" and not window else 0, layout=layout)
     if window and layout == "NLC":
         of = dataclasses.replace(of, layout="NHWC")
-    prompt = LowRankPrompt(of, 3, window=window)
+    prompt = LowRankPrompt(of, 3, window=(window, window) if window else None)
     nn.init.normal_(prompt.a)
     x = block_input(of)
     dense = torch.stack([torch.outer(prompt.a[:, i], prompt.b[i]) for i in range(3)]).sum(0)
@@ -120,11 +121,25 @@ def test_largest_rank_is_that_of_the_product() -> None:
     of = block(channels=8, grid=(4, 6), prefix=1)
     assert max_rank(of) == 8
     assert max_rank(dataclasses.replace(of, channels=100)) == 25
-    windowed = block(channels=100, grid=(4, 6), layout="NHWC")
-    assert max_rank(windowed, 2) == 4
-    for bad in (dataclasses.replace(of, layout="NLC"), windowed):
-        with pytest.raises(s2a.S2AError, match="does not tile the 4 x 6 map"):
-            max_rank(bad, 3)
+    assert max_rank(block(channels=100, grid=(4, 6), layout="NHWC"), (2, 3)) == 6
+
+
+@pytest.mark.parametrize(("grid", "window"), [((4, 6), (3, 3)), ((5, 7), (2, 3)), ((3, 7), (3, 4))])
+def test_window_prompts_are_cut_where_windows_are(grid: tuple[int, int], window: tuple[int, int]) -> None:
+    """Attention pads a map on the right and below: every window starts with the prompt's first position."""
+    prompt = LowRankPrompt(block(grid=grid, layout="NHWC"), 2, window=window)
+    nn.init.normal_(prompt.a)
+    full, own = prompt.prompt(), (prompt.a @ prompt.b).view(*window, -1)
+    for i in range(grid[0]):
+        for j in range(grid[1]):
+            assert torch.equal(full[i, j], own[i % window[0], j % window[1]])
+
+
+@pytest.mark.parametrize("layout", ["NLC", "NHWC", "NCHW"])
+def test_images_of_another_size_are_refused(layout: str) -> None:
+    prompt = LowRankPrompt(block(grid=(1, 1), layout=layout), 1)
+    with pytest.raises(s2a.S2AError, match="another size than the model was adapted for; give attach their image_size"):
+        prompt(block_input(block(grid=(2, 2), layout=layout)))
 
 
 # Lite Side Branch
@@ -225,10 +240,28 @@ def test_odd_maps(name: str, size: int) -> None:
     assert adapted(torch.randn(2, 3, size, size)).shape == (2, 5)
 
 
-def test_odd_maps_of_windows() -> None:
-    model = tiny.swin(img_size=56, window_size=7)  # Maps of 14, 7 and 4.
+@pytest.mark.parametrize("size", [(56, 56), (64, 64), (60, 60), (56, 112), (48, 80), (24, 64)])
+def test_odd_maps_of_windows(size: tuple[int, int]) -> None:
+    """Maps that windows of 7 do not tile, and maps smaller than a window along one side."""
+    model = tiny.swin(img_size=size, window_size=7)
     adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=2), 5)
-    assert adapted(torch.randn(2, 3, 56, 56)).shape == (2, 5)
+    assert adapted(torch.randn(2, 3, *size)).shape == (2, 5)
+
+
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad")
+def test_a_branch_that_would_be_cut_off_says_so() -> None:
+    """Reentrant checkpointing runs blocks without gradient first: what is tapped there has none."""
+    model = tiny.vit()
+    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=2), 5)
+    model.set_grad_checkpointing(True)
+    timm.layers.set_reentrant_ckpt(True)
+    try:
+        with pytest.raises(s2a.S2AError, match=r"cut off; use timm\.layers\.set_reentrant_ckpt\(False\)"):
+            adapted(torch.randn(2, 3, 32, 32))
+        with torch.no_grad():
+            assert adapted(torch.randn(2, 3, 32, 32)).shape == (2, 5)
+    finally:
+        timm.layers.set_reentrant_ckpt(False)
 
 
 def test_branch_keeps_small_tensors_alone() -> None:

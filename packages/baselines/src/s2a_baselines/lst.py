@@ -260,7 +260,9 @@ def _side_block(reduction: int, backbone: Backbone, block: Block, width: int, in
         fc2 = block.linears.get("fc2")
         hidden = _inputs(backbone.module(fc2)) // reduction if fc2 else 4 * width
         positions = block.tokens if block.layout == "NLC" else block.grid
-        return TransformerBlock(width, block.heads, max(hidden, 1), positions, block.window, index % 2 == 1, eps)
+        return TransformerBlock(
+            width, block.heads, max(hidden, 1), positions, max(block.window or (0,)), index % 2 == 1, eps
+        )
     if block.layout == "NCHW" and {"fc1", "fc2"} <= block.linears.keys():
         conv = depthwise(backbone, block)
         if conv is not None:

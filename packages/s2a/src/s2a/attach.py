@@ -71,8 +71,10 @@ def attach(
     if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
         name = model.name if isinstance(model, Adapted) else model.s2a_method
         raise S2AError(f"The model is already adapted by {name!r}; call s2a.detach on the adapted model first.")
-    if num_classes is not None and num_classes < 1:
-        raise S2AError(f"num_classes={num_classes} is too small; give at least 1, or None to keep the model's.")
+    if not isinstance(model, nn.Module):
+        raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
+    if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
+        raise S2AError(f"num_classes={num_classes!r} is no count; give 1 or more, or None to keep the model's.")
     training = model.training
     view = describe(model, image_size)
     classifier = view.module(view.classifier)

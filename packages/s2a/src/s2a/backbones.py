@@ -61,7 +61,7 @@ class Block:
         grid_out: Height and width of the block's output.
         prefix: Class and register tokens in front of the grid (NLC only).
         layout: See ``Family.layout``.
-        window: Side of the attention windows; 0 where attention is global or absent.
+        window: Height and width of the attention windows; ``None`` where attention is global or absent.
         heads: Attention heads; 0 where there are none.
         linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``; ``conv1`` ... ``conv3``) -> dotted path in the model, of
             linear and convolution layers that are called.
@@ -75,7 +75,7 @@ class Block:
     grid_out: tuple[int, int]
     prefix: int
     layout: Layout
-    window: int
+    window: tuple[int, int] | None
     heads: int
     linears: dict[str, str]
     parts: dict[str, str]
@@ -109,7 +109,7 @@ class Backbone:
     @property
     def reads_class_token(self) -> bool:
         """Whether the model's own head reads the class token alone, not a pool over the positions."""
-        return self.blocks[-1].layout == "NLC" and getattr(self.model, "global_pool", "") == "token"
+        return reads_class_token(self.model)
 
     def module(self, name: str) -> nn.Module:
         """The submodule at a dotted path."""
@@ -175,6 +175,11 @@ def _first_misfit(model: nn.Module) -> str:
     return f"{name} ({cls.__name__})"
 
 
+def reads_class_token(model: nn.Module) -> bool:
+    """Whether a model's own head reads the class token alone, not a pool over the positions."""
+    return family_of(model).layout == "NLC" and getattr(model, "global_pool", "") == "token"
+
+
 def input_size(model: Any) -> tuple[int, int]:
     """Height and width that a timm model expects: its patch embedding's, else its pretrained config's."""
     size = getattr(getattr(model, "patch_embed", None), "img_size", None)
@@ -195,12 +200,13 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
     """
     family = family_of(model)
     stages = family.stages(model)
-    if image_size is None:
-        size = input_size(model)
-    elif isinstance(image_size, int):
-        size = (image_size, image_size)
-    else:
-        size = (int(image_size[0]), int(image_size[1]))
+    size = input_size(model) if image_size is None else _sides(image_size)
+    patch_drop = getattr(model, "patch_drop", None)
+    if patch_drop is not None and not isinstance(patch_drop, nn.Identity):
+        raise UnsupportedModel(
+            f"{type(model).__name__} drops patches in training (patch_drop_rate), which leaves tokens without a place; "
+            "create it with patch_drop_rate=0."
+        )
     names = [name for stage in stages for name in stage]
     kinds = {
         **dict.fromkeys(family.linears.values(), (nn.Linear, nn.Conv2d)),
@@ -220,7 +226,7 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
             channels, grid, prefix = _geometry(model, family.layout, shape, size)
             grid_out = _geometry(model, family.layout, shape_out, size)[1]
             block: Any = model.get_submodule(name)
-            window = int(getattr(block, "window_size", (0,))[0]) if family.windowed else 0
+            window = (int(block.window_size[0]), int(block.window_size[1])) if family.windowed else None
             heads = int(getattr(getattr(block, "attn", None), "num_heads", 0))
             # Some blocks read a layer's weight without calling the layer (EVA): a hook there would never run.
             linears = {role: f"{name}.{path}" for role, path in family.linears.items() if f"{name}.{path}" in shapes}
@@ -244,6 +250,19 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
+def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:
+    sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
+        raise UnsupportedModel(f"image_size={image_size!r} is no size; give a side, or height and width, in pixels.")
+    return sides[0], sides[1]
+
+
+def input_channels(model: nn.Module) -> int:
+    """Channels of the images that a model takes: its first convolution's."""
+    convolutions = (module for module in model.modules() if isinstance(module, nn.Conv2d))
+    return next((convolution.in_channels for convolution in convolutions), 3)
+
+
 Shape = tuple[int, ...]
 
 
@@ -263,8 +282,7 @@ def called(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dic
     reference = next(model.parameters())
     try:
         with evaluating(model):
-            channels = (getattr(model, "pretrained_cfg", None) or {}).get("input_size", (3,))[0]
-            blank = torch.zeros(1, channels, *size, device=reference.device, dtype=reference.dtype)
+            blank = torch.zeros(1, input_channels(model), *size, device=reference.device, dtype=reference.dtype)
             pooled_features(model, blank)  # Norms may sit behind the pooling.
     except (AssertionError, RuntimeError) as error:
         raise UnsupportedModel(
@@ -286,12 +304,11 @@ def _geometry(
         return shape[3], (shape[1], shape[2]), 0
     prefix = int(getattr(model, "num_prefix_tokens", 0))
     patches = shape[1] - prefix
-    patch = model.patch_embed.patch_size
-    grid = (size[0] // patch[0], size[1] // patch[1])
+    grid = tuple(model.patch_embed.dynamic_feat_size(size))
     if grid[0] * grid[1] != patches:
         raise UnsupportedModel(
             f"{type(model).__name__} has {patches} patch tokens, not a {grid[0]} x {grid[1]} grid; "
-            "patch dropping and non-grid tokens are not supported."
+            "tokens that are no grid are not supported."
         )
     return shape[2], grid, prefix
 

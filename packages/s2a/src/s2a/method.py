@@ -71,14 +71,19 @@ class S2AConfig:
             object.__setattr__(self, "sites", tuple(self.sites))
         if isinstance(self.sites, str):
             _choice("sites", self.sites, ("preset", "all"))
-        elif not self.sites or sorted(set(self.sites)) != list(self.sites):
+        elif (
+            not isinstance(self.sites, tuple)
+            or not self.sites
+            or any(type(i) is not int for i in self.sites)
+            or sorted(set(self.sites)) != list(self.sites)
+        ):
             raise S2AError(f"sites={self.sites} must be ascending block indices without repeats, 'preset' or 'all'.")
         if not self.lrp_std > 0:
             raise S2AError(f"lrp_std={self.lrp_std} must be above 0: with A zero too, the prompt could never learn.")
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
-    if isinstance(value, bool) or value not in allowed:
+    if type(value) not in {type(one) for one in allowed} or value not in allowed:
         raise S2AError(f"{name}={value!r} is unknown; choose one of {', '.join(map(repr, allowed))}.")
 
 
@@ -154,7 +159,7 @@ class S2A(Method):
                     quantize_activations(part, config.bits, config.levels, edits=edits)
 
     def _add_prompts(self, config: S2AConfig, sites: tuple[Block, ...], backbone: Backbone, edits: Edits) -> None:
-        windows = [0 if config.lrp_shape == "map" else block.window for block in sites]
+        windows = [None if config.lrp_shape == "map" else block.window for block in sites]
         if config.lrp_shape == "window" and not all(windows):
             raise S2AError(f"lrp_shape='window' needs windowed attention, which {backbone.family} lacks; use 'map'.")
         limits = [max_rank(block, w) for block, w in zip(sites, windows, strict=True)]

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
-from s2a.backbones import describe, pooled_features
+from s2a.backbones import describe, input_channels, pooled_features
 from s2a.errors import S2AError
 from s2a.memory import saved_bytes
 from s2a.registry import Method
@@ -337,7 +337,9 @@ def _digits(like: Tensor) -> tuple[Tensor, Tensor]:
     except ImportError as error:
         raise ImportError("check_learning trains on scikit-learn's digits: pip install scikit-learn.") from error
     data = load_digits()
-    images = torch.as_tensor(data.images[:32], dtype=torch.float32).unsqueeze(1).expand(-1, 3, -1, -1) / 8 - 1
+    images = (
+        torch.as_tensor(data.images[:32], dtype=torch.float32).unsqueeze(1).expand(-1, like.shape[1], -1, -1) / 8 - 1
+    )
     return F.interpolate(images, like.shape[-2:], mode="bilinear"), torch.as_tensor(data.target[:32]).long()
 
 
@@ -384,6 +386,6 @@ def check_method(
         torch.manual_seed(0)
         model = make_model()
         size = describe(model, image_size).image_size
-        case = Case(config, model, num_classes, torch.randn(batch_size, 3, *size))
+        case = Case(config, model, num_classes, torch.randn(batch_size, input_channels(model), *size))
         for check in CHECKS:
             check(case)

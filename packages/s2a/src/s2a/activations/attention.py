@@ -30,13 +30,13 @@ NUMBERS = {"paper": 2, "derivative": 1}
 """Float16 numbers that a row keeps beside its codes, by levels."""
 
 
-def _even_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def _even_codes(y: Tensor, top: int) -> tuple[Tensor, ...]:
     """Codes (float) of equation 8, and every row's minimum and step in float16, to which the codes refer."""
     low = y.amin(dim=1, keepdim=True).half()
     scale = ((y.amax(dim=1, keepdim=True) - low.float()) / top).half()
     unit = scale.float()
     codes = (y - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
-    return codes.round_().clamp_(0, top), torch.cat((low, scale), 1)
+    return codes.round_().clamp_(0, top), low, scale
 
 
 def _even_values(codes: Tensor, top: int, numbers: Tensor) -> Tensor:
@@ -44,7 +44,7 @@ def _even_values(codes: Tensor, top: int, numbers: Tensor) -> Tensor:
     return torch.addcmul(numbers[:, :1], codes, numbers[:, 1:])
 
 
-def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, Tensor]:
+def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, ...]:
     """Codes (float) whose last one marks a row's largest value, and the sum of all others in float16.
 
     The largest value is 1 less that sum: stored itself, it would round near 1, where the sum is what counts.
@@ -94,7 +94,9 @@ def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, 
     data = torch.empty(whole * size + packed_bytes(rest * width, bits), dtype=torch.uint8, device=y.device)
     for i, start in enumerate(range(0, rows if width else 0, step)):
         part = slice(start, start + step)
-        codes, numbers[part] = encode(flat[part].float(), (1 << bits) - 1)
+        codes, *own = encode(flat[part].float(), (1 << bits) - 1)
+        for column, number in enumerate(own):
+            numbers[part, column : column + 1] = number
         packed = pack(codes.nan_to_num_(0.0).to(torch.uint8).reshape(-1), bits)
         data[i * size : i * size + packed.numel()] = packed
     return data, numbers
@@ -204,11 +206,6 @@ def attention(
         bits: Width of the map's codes.
         levels: As in ``quantize_rows``.
     """
-    if torch.is_autocast_enabled(
-        q.device.type
-    ):  # The products would cast them, but the backward pass sees what is kept.
-        dtype = torch.get_autocast_dtype(q.device.type)
-        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     if enable_gqa:
         repeats = q.shape[-3] // k.shape[-3]
         k, v = k.repeat_interleave(repeats, -3), v.repeat_interleave(repeats, -3)
@@ -224,6 +221,10 @@ def attention(
         scores = (q * factor) @ k.transpose(-2, -1)
         scores = scores if bias is None else scores + bias
         return F.dropout(quantized_softmax(scores, bits, levels=levels), dropout_p) @ v
+    if torch.is_autocast_enabled(q.device.type):
+        # The products would cast them, but the backward pass sees what is kept.
+        dtype = torch.get_autocast_dtype(q.device.type)
+        q, k, v = q.to(dtype), k.to(dtype), v.to(dtype)
     return _QuantizedAttention.apply(q, k, v, bias, factor, bits, levels)  # type: ignore[no-any-return]
 
 

@@ -1,14 +1,17 @@
 """Swaps what a model's non-parametric layers keep for the backward pass, in place and undoable.
 
-Works on any model and under any method: activations are found by module type, attention by the call of PyTorch's
-``scaled_dot_product_attention`` inside modules that have timm's ``fused_attn`` switch.
+Works on any model and under any method: activations are found by module type, attention by timm's ``fused_attn``
+switch, and what a model calls as a function, activation or ``scaled_dot_product_attention``, while it runs. What stays
+exact: ``nn.MultiheadAttention`` and softmax called as a function, whose map the product with V keeps anyway.
 """
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import timm.layers
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -34,6 +37,22 @@ ACTIVATIONS: dict[type[nn.Module], tuple[str, Any]] = {
 }
 """Activation module -> name of its code, and its exact forward."""
 
+_FUNCTIONS: dict[Any, str] = {F.gelu: "gelu", F.silu: "silu", F.hardswish: "hardswish", F.relu6: "relu6"}
+_FUNCTIONS |= dict.fromkeys((F.relu, torch.relu, Tensor.relu), "relu")
+"""Activation called as a function -> name of its code."""
+
+
+class QuantizedFunctions(QuantizedAttentionMode):
+    """Inside it, activations called as functions keep codes, and ``scaled_dot_product_attention`` as in the base."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the known functions, in-place calls apart; passes the rest on."""
+        name = _FUNCTIONS.get(func)
+        if name is None or len(args) != 1 or (kwargs or {}).get("inplace"):
+            return super().__torch_function__(func, types, args, kwargs)
+        code = activation_code(name, self.bits, self.levels)
+        return coded(args[0], functools.partial(func, **(kwargs or {})), code)
+
 
 def _activation_forward(self: Any, x: Tensor) -> Tensor:
     return coded(x, self.s2a_function, self.s2a_code)
@@ -41,6 +60,11 @@ def _activation_forward(self: Any, x: Tensor) -> Tensor:
 
 def _attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
     with QuantizedAttentionMode(self.s2a_bits, self.s2a_levels):
+        return type(self).forward(self, *args, **kwargs)
+
+
+def _model_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    with QuantizedFunctions(self.s2a_bits, self.s2a_levels):
         return type(self).forward(self, *args, **kwargs)
 
 
@@ -85,8 +109,8 @@ def quantize_activations(
         levels: ``"derivative"``: cells fitted to the activation's derivative; of attention rows the largest value, the
             others at squares of a uniform grid. ``"paper"``: equation 12 on a uniform grid over [-2, 2], and uniform
             attention levels.
-        softmax: Also attention maps and ``nn.Softmax``; codes and two numbers for each row.
-        edits: Log to add the edits to; ``None`` starts one.
+        softmax: Also attention maps and ``nn.Softmax``; codes and one or two numbers for each row.
+        edits: Log to add the edits to; ``None`` starts one, and covers what ``model`` calls as functions too.
 
     Returns:
         The log: ``.undo()`` takes everything back.
@@ -94,13 +118,13 @@ def quantize_activations(
     Raises:
         S2AError: Bits or levels that do not exist, or a model that is quantised already.
     """
-    if bits not in BITS:
-        raise S2AError(f"bits={bits} has no packing; choose one of {', '.join(map(str, BITS))}.")
+    if type(bits) is not int or bits not in BITS:
+        raise S2AError(f"bits={bits!r} has no packing; choose one of {', '.join(map(str, BITS))}.")
     if levels not in LEVEL_KINDS:
         raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
     if any("s2a_bits" in m.__dict__ for m in model.modules()):
         raise S2AError("The model's activations are quantised already; undo the earlier edits first.")
-    edits = Edits() if edits is None else edits
+    alone, edits = edits is None, edits or Edits()
     for module in model.modules():
         kind = type(module)
         if kind in ACTIVATIONS:
@@ -118,4 +142,8 @@ def quantize_activations(
             edits.override(module, "s2a_bits", bits)
             edits.override(module, "s2a_levels", levels)
             edits.override(module, "forward", _softmax_forward)
+    if alone and softmax and "s2a_bits" not in model.__dict__:
+        edits.override(model, "s2a_bits", bits)
+        edits.override(model, "s2a_levels", levels)
+        edits.override(model, "forward", _model_forward)
     return edits

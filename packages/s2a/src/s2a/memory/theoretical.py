@@ -30,7 +30,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.attach import Adapted
-from s2a.backbones import evaluating, family_of
+from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
@@ -74,7 +74,7 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
         size = args[0].numel()
         inside = id(module) in backbone
         if module is final_norm:
-            kept["R10"] += 32 * (size if _reads_all_positions(adapted.backbone, args[0]) else args[0].shape[-1])
+            kept["R10"] += 32 * (args[0].shape[-1] if reads_class_token(adapted.backbone) else size)
         elif isinstance(module, _PARAMETRIC):
             if module.weight is not None and module.weight.requires_grad:
                 kept["R1"] += 32 * size
@@ -95,9 +95,10 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
         if isinstance(module, _PARAMETRIC) or type(module) in ACTIVATIONS or _is_attention(module):
             handles.append(module.register_forward_hook(count))
     reference = next(adapted.parameters())
+    shape = (1, input_channels(adapted.backbone), *adapted.image_size)
     try:
         with evaluating(adapted):
-            adapted(torch.zeros(1, 3, *adapted.image_size, device=reference.device, dtype=reference.dtype))
+            adapted(torch.zeros(shape, device=reference.device, dtype=reference.dtype))
     finally:
         for handle in handles:
             handle.remove()
@@ -111,14 +112,10 @@ def _is_attention(module: nn.Module) -> bool:
 
 def _attention_map(module: Any, x: torch.Tensor) -> int:
     """Elements of the softmax output of an attention module on ``x`` ``(B, N, C)``."""
-    return x.shape[0] * module.num_heads * x.shape[1] ** 2
+    queries = getattr(module, "latent_len", x.shape[1])  # Attention pooling has few of them.
+    return x.shape[0] * module.num_heads * queries * x.shape[1]
 
 
 def _final_norm(model: nn.Module) -> nn.Module | None:
     name = family_of(model).final_norm
     return model.get_submodule(name) if name else None
-
-
-def _reads_all_positions(model: Any, x: torch.Tensor) -> bool:
-    """Whether the head reads every position of the final norm's input, not the class token alone."""
-    return not (family_of(model).layout == "NLC" and getattr(model, "global_pool", "") == "token")

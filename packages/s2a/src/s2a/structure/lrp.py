@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -10,20 +11,12 @@ from torch import Tensor, nn
 from s2a.backbones import Block
 from s2a.errors import S2AError
 
+Window = tuple[int, int]
 
-def max_rank(block: Block, window: int = 0) -> int:
-    """min(N, C): the largest rank that AB can have at a block's input.
 
-    Raises:
-        S2AError: Windows that do not tile the map.
-    """
-    height, width = block.grid
-    if window and (block.prefix or height % window or width % window):
-        raise S2AError(
-            f"lrp_window={window} does not tile the {height} x {width} map of {block.name}; "
-            "choose a divisor of both sides, or 0 for a prompt of the whole map."
-        )
-    return min(window * window if window else block.tokens, block.channels)
+def max_rank(block: Block, window: Window | None = None) -> int:
+    """min(N, C): the largest rank that AB can have at a block's input."""
+    return min(math.prod(window) if window else block.tokens, block.channels)
 
 
 class LowRankPrompt(nn.Module):
@@ -36,27 +29,43 @@ class LowRankPrompt(nn.Module):
         block: The block whose input is prompted.
         rank: r; at most ``max_rank(block, window)``.
         std: Standard deviation of B at the start.
-        window: Side of a square prompt shared by all windows of the map; 0 prompts every position by its own.
+        window: Height and width of a prompt shared by all windows of the map, which start at its upper left corner and
+            are cut off at the other edges, as where attention pads the map; ``None`` prompts every position by its own.
     """
 
-    def __init__(self, block: Block, rank: int, std: float = 0.02, window: int = 0) -> None:
+    def __init__(self, block: Block, rank: int, std: float = 0.02, window: Window | None = None) -> None:
         super().__init__()
-        tokens = window * window if window else block.tokens
+        tokens = math.prod(window) if window else block.tokens
         self.a = nn.Parameter(torch.zeros(tokens, rank))
         self.b = nn.Parameter(torch.randn(rank, block.channels) * std)
         self.grid, self.window, self.layout = block.grid, window, block.layout
+        maps = {"NLC": (block.tokens,), "NHWC": block.grid, "NCHW": block.grid}[block.layout]
+        self.shape = (block.channels, *maps) if block.layout == "NCHW" else (*maps, block.channels)
 
     def prompt(self) -> Tensor:
         """AB in the layout of the block's input, without the batch axis."""
         full = self.a @ self.b
         if self.layout == "NLC":
             return full
-        (height, width), w = self.grid, self.window
-        maps = full.view(w, w, -1).repeat(height // w, width // w, 1) if w else full.view(height, width, -1)
+        (height, width), window = self.grid, self.window
+        if window:
+            copies = (-(-height // window[0]), -(-width // window[1]), 1)
+            maps = full.view(*window, -1).repeat(copies)[:height, :width]
+        else:
+            maps = full.view(height, width, -1)
         return maps if self.layout == "NHWC" else maps.permute(2, 0, 1)
 
     def forward(self, x: Tensor) -> Tensor:
-        """The prompted input, shape and dtype of ``x``."""
+        """The prompted input, shape and dtype of ``x``.
+
+        Raises:
+            S2AError: Images of another size than the model was adapted for.
+        """
+        if x.shape[1:] != self.shape:
+            raise S2AError(
+                f"A block's input of shape {tuple(x.shape[1:])} meets a prompt of {tuple(self.shape)}: the images have "
+                "another size than the model was adapted for; give attach their image_size."
+            )
         return x + self.prompt().to(x.dtype)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -113,14 +114,25 @@ class LiteSideBranch(nn.Module):
             if blocks[i].grid != blocks[i - 1].grid or widths[i] != widths[i - 1]:
                 self.transitions[str(i)] = Transition(widths[i - 1], widths[i], blocks[i - 1].grid, blocks[i].grid)
         self._taps: list[Tensor | None] = []
+        self._grad = False
 
     def start(self) -> None:
         """Forgets the taps of an earlier forward pass and opens the branch for the next one."""
         self._taps = [None] * len(self.blocks)
+        self._grad = torch.is_grad_enabled()
 
     def tap(self, index: int, x: Tensor) -> None:
-        """Keeps the pooled input of tapped block ``index``; a re-run inside gradient checkpointing changes nothing."""
+        """Keeps the pooled input of tapped block ``index``; a re-run inside gradient checkpointing changes nothing.
+
+        Raises:
+            S2AError: A block that runs without gradient inside of a training step.
+        """
         if self._taps and self._taps[index] is None:
+            if self._grad and not torch.is_grad_enabled():
+                raise S2AError(
+                    f"Block {self.blocks[index].name} runs without gradient in a training step (reentrant gradient "
+                    "checkpointing): the side branch would be cut off; use timm.layers.set_reentrant_ckpt(False)."
+                )
             axis = 1 if self.blocks[index].layout == "NCHW" else -1
             self._taps[index] = channel_average_pool(x, self.reduction, axis)
 
