@@ -23,6 +23,11 @@ _LEARNING_RATES: dict[str, dict[str, Any]] = {
     "bias": {"lr": 1e-2},
     "lora": {"lr": 1e-2},
     "adapter": {"lr": 1e-2},
+    "adaptformer": {"lr": 1e-2},
+    "ssf": {"lr": 1e-2},
+    "vpt": {"lr": 1e-2},
+    "unipt": {"lr": 1e-2},
+    "lst": {"lr": 1e-2},
     "s2a": {"lr": 1e-2},
 }
 """Method -> its recipe; a method that is not named gets ``TrainConfig``'s defaults."""
