@@ -133,6 +133,7 @@ class LoRA(Method):
         self.names: list[str] = []
         self.updates = nn.ModuleList()
         self._kept: dict[str, int] = {}
+        self._inputs: list[int] = []
         targets = [(block, role) for block in backbone.blocks for role in _targets(config, block)]
         known = [block.linears[role] for block, role in targets if role in block.linears]
         sizes = called(backbone.model, known, backbone.image_size)
@@ -158,13 +159,20 @@ class LoRA(Method):
     def _note(self, name: str, update: Update, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
         """Elements that one update keeps for one image: its input, unless A is frozen, and A's output."""
         path, (x, y) = f"updates.{len(self.updates)}", shapes
+        self._inputs.append(math.prod(x))
         if update.a.weight.requires_grad:  # type: ignore[union-attr]
             self._kept[f"{path}.a"] = math.prod(x)
         self._kept[f"{path}.b"] = math.prod(y) // update.b.weight.shape[0] * update.a.weight.shape[0]  # type: ignore
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """Input and hidden tensor of every update (without dropout, which keeps a mask more)."""
-        return {name: 4 * batch_size * elements for name, elements in self._kept.items()}
+        """Input and hidden tensor of every update, and dropout's mask, where a gradient comes through."""
+        kept = {name: 4 * batch_size * elements for name, elements in self._kept.items()}
+        # On a CPU a mask is as wide as its tensor; the first input of all has no gradient, and its mask is let go.
+        width = 4 if next(self.updates.parameters()).device.type == "cpu" else 1
+        for i, (update, inputs) in enumerate(zip(self.updates, self._inputs, strict=True)):
+            if i and isinstance(update.dropout, nn.Dropout):
+                kept[f"updates.{i}.dropout"] = width * batch_size * inputs
+        return kept
 
     def fold(self, model: nn.Module) -> None:
         """W + scale * B A in every updated layer."""
