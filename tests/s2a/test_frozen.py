@@ -1,15 +1,17 @@
-"""The convolution that keeps nothing of its input."""
+"""The convolution and the batch norm that keep nothing of their input."""
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import s2a
+import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a.activations.frozen import frozen_conv2d
+from s2a.activations.frozen import fixed_batch_norm, frozen_conv2d
 from torch import Tensor, nn
 
 convolutions = st.fixed_dictionaries(
@@ -148,3 +150,59 @@ def test_nothing_is_kept_without_gradient() -> None:
     conv = convolution({"kernel_size": 3})
     conv.requires_grad_(False)
     assert frozen_conv2d(conv, torch.randn(1, 4, 6, 6)).grad_fn is None
+
+
+# Batch norm with fixed statistics
+
+
+def batch_norm(trains: bool = False) -> nn.BatchNorm2d:
+    norm = nn.BatchNorm2d(4).eval()
+    nn.init.normal_(norm.weight)
+    nn.init.normal_(norm.bias)
+    assert norm.running_mean is not None and norm.running_var is not None
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    norm.weight.requires_grad_(trains)
+    return norm
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+def test_fixed_statistics_give_the_gradients_of_batch_norm(layout: torch.memory_format) -> None:
+    norm = batch_norm()
+    x = torch.randn(3, 4, 5, 6).contiguous(memory_format=layout).requires_grad_()
+    found, expected = fixed_batch_norm(norm, x), norm(x)
+    assert torch.equal(found, expected)
+    given = torch.randn_like(found)
+    ours = torch.autograd.grad(found, (x, norm.bias), given)
+    stock = torch.autograd.grad(expected, (x, norm.bias), given)
+    for one, other in zip(ours, stock, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_fixed_statistics_in_float64_pass_gradcheck() -> None:
+    norm = batch_norm().double()
+    x = torch.randn(2, 4, 2, 3, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x, b: fixed_batch_norm(norm, x), (x, norm.bias))
+
+
+@pytest.mark.parametrize("case", ["training", "trained weight", "no statistics"])
+def test_a_batch_norm_that_needs_its_input_is_the_stock_one(case: str) -> None:
+    norm = batch_norm(trains=case == "trained weight")
+    if case == "no statistics":
+        norm = nn.BatchNorm2d(4, track_running_stats=False).eval()
+    norm.train(case == "training")
+    x = torch.randn(3, 4, 5, 6, requires_grad=True)
+    other = copy.deepcopy(norm)
+    found, expected = fixed_batch_norm(norm, x), other(x)
+    assert torch.equal(found, expected)
+    ours, stock = (torch.autograd.grad(out.square().sum(), x)[0] for out in (found, expected))
+    assert torch.equal(ours, stock)
+    for one, two in zip(norm.buffers(), other.buffers(), strict=True):
+        assert torch.equal(one, two)
+
+
+def test_a_resnet_in_evaluation_mode_keeps_no_input_of_a_batch_norm() -> None:
+    adapted = s2a.attach(tiny.resnet(), s2a.method_config("s2a"), 5, image_size=64).eval()
+    norms = {n: m for n, m in adapted.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    kept = s2a.saved_bytes(adapted, torch.randn(2, 3, 64, 64))
+    assert {n: size for n, size in kept.items() if n in norms} == {n: 4 * m.num_features for n, m in norms.items()}

@@ -281,3 +281,19 @@ def test_attention_pooling_has_few_queries() -> None:
     adapted = s2a.attach(model, s2a.S2AConfig(activations="exact", lrp_rank=2, lsb_reduction=0), 5)
     tokens = 16
     assert s2a.theoretical_memory(adapted, 1).rules["R3"] == 4 * 3 * (2 * tokens**2 + 1 * tokens)
+
+
+def test_measuring_leaves_the_random_state() -> None:
+    model = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5)).train()
+    before = torch.random.get_rng_state()
+    s2a.saved_bytes(model, torch.randn(2, 4), torch.sum)
+    state = torch.random.get_rng_state()
+    torch.random.set_rng_state(before)
+    torch.randn(2, 4)
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_tensors_without_data_are_told_apart() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.GELU(), nn.Linear(8, 3)).to("meta")
+    kept = s2a.saved_bytes(model, torch.randn(2, 4, device="meta"), torch.sum)
+    assert kept == {"1": 4 * 2 * 8, "2": 4 * 2 * 8, "0": 4 * 2 * 4}

@@ -255,3 +255,15 @@ def test_no_temporary_of_the_tensors_own_size(levels: str) -> None:
     assert sorted(size for size in forward.sizes if size > temporary) == [n // 2, 4 * n]  # the codes, the output
     assert all(size == 4 * n for size in backward.sizes if size > temporary)
     assert sum(size > temporary for size in backward.sizes) <= 2  # the incoming ones and the gradient
+
+
+def test_channels_last_maps_keep_their_layout_and_are_not_copied() -> None:
+    x = torch.randn(2, 8, 6, 5).contiguous(memory_format=torch.channels_last).requires_grad_()
+    out = gelu(x, bits=4, levels="derivative")
+    assert out.is_contiguous(memory_format=torch.channels_last)
+    given = torch.randn(2, 8, 6, 5)
+    (found,) = torch.autograd.grad(out, x, given)
+    plain = x.detach().contiguous().requires_grad_()
+    (expected,) = torch.autograd.grad(gelu(plain, bits=4, levels="derivative"), plain, given)
+    assert found.is_contiguous(memory_format=torch.channels_last)
+    assert torch.equal(found, expected)

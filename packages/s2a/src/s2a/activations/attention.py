@@ -16,14 +16,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from s2a.activations.pack import CPU_CHUNK, pack, packed_bytes, unpack
+from s2a.activations.pack import chunk_of, pack, packed_bytes, unpack
 
 
 def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
-    """Rows whose codes fill whole bytes together; all of them on an accelerator."""
-    if device.type != "cpu" or torch.compiler.is_compiling():
-        return max(8, -(-rows // 8) * 8)
-    return max(8, CPU_CHUNK // max(width, 1) // 8 * 8)
+    """Rows of one chunk: their codes fill whole bytes together."""
+    return max(8, chunk_of(rows * width, device) // max(width, 1) // 8 * 8)
 
 
 NUMBERS = {"paper": 2, "derivative": 1}

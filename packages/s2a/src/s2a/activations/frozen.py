@@ -1,6 +1,7 @@
-"""Convolution with a frozen weight: keeps nothing of its input.
+"""Layers with a frozen weight that keep nothing of their input.
 
-PyTorch's own convolution keeps its input even when only the bias trains; its linear layer does not.
+PyTorch's own convolution keeps its input even when only the bias trains, and so does its batch norm with fixed
+statistics, whose backward pass is a product with one number per channel; its linear layer does not.
 """
 
 from __future__ import annotations
@@ -53,3 +54,30 @@ def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
         return _FrozenConv2d.apply(  # type: ignore[no-any-return]
             x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups
         )
+
+
+class _FixedBatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+    ) -> Tensor:
+        scale = (variance + eps).rsqrt()
+        ctx.save_for_backward(scale if weight is None else scale * weight)
+        return F.batch_norm(x, mean, variance, weight, bias, False, 0.0, eps)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        (scale,) = ctx.saved_tensors
+        grad_x = grad * scale.to(grad.dtype).view(1, -1, 1, 1) if ctx.needs_input_grad[0] else None
+        grad_bias = grad.sum((0, 2, 3)).to(scale.dtype) if ctx.needs_input_grad[4] else None
+        return grad_x, None, None, None, grad_bias, None
+
+
+def fixed_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
+    """What ``norm(x)`` returns, without keeping ``x`` where statistics and weight are fixed; else the stock path."""
+    mean, variance, weight = norm.running_mean, norm.running_var, norm.weight
+    trains = weight is not None and weight.requires_grad
+    if norm.training or mean is None or variance is None or trains or x.dim() != 4 or not torch.is_grad_enabled():
+        return nn.BatchNorm2d.forward(norm, x)
+    return _FixedBatchNorm.apply(x, mean, variance, weight, norm.bias, norm.eps)  # type: ignore[no-any-return]

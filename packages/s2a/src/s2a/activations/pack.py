@@ -16,14 +16,16 @@ BITS = (1, 2, 3, 4, 8)
 """Code widths with a packing."""
 
 CPU_CHUNK = 1 << 17
-"""Elements per chunk on a CPU: temporaries stay in its cache. Accelerators take the whole tensor at once."""
+"""Elements per chunk on a CPU: temporaries stay in its cache."""
+ACCELERATOR_CHUNK = 1 << 23
+"""Elements per chunk elsewhere: large enough to fill the device, small beside an activation."""
 
 
-def chunk_of(x: Tensor) -> int:
-    """Elements per chunk for a tensor of this device: a multiple of 8."""
-    if x.device.type == "cpu" and not torch.compiler.is_compiling():
-        return CPU_CHUNK
-    return max(8, -(-x.numel() // 8) * 8)
+def chunk_of(numel: int, device: torch.device) -> int:
+    """Elements per chunk of a tensor of ``numel`` elements: a multiple of 8. A compiler takes all at once and fuses."""
+    if torch.compiler.is_compiling():
+        return max(8, -(-numel // 8) * 8)
+    return CPU_CHUNK if device.type == "cpu" else ACCELERATOR_CHUNK
 
 
 def packed_bytes(n: int, bits: int) -> int:

@@ -166,8 +166,9 @@ class _Coded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:
-        flat = x.detach().contiguous().view(-1)
-        ctx.chunk, ctx.code = chunk_of(flat), code
+        ctx.layout = _layout(x)
+        flat = _flat(x.detach(), ctx.layout)
+        ctx.chunk, ctx.code = chunk_of(flat.numel(), x.device), code
         whole, rest = divmod(flat.numel(), ctx.chunk)
         size = whole * packed_bytes(ctx.chunk, code.bits) + packed_bytes(rest, code.bits)
         data = torch.empty(size, dtype=torch.uint8, device=x.device)
@@ -181,13 +182,26 @@ class _Coded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (data,) = ctx.saved_tensors
-        out = torch.empty_like(grad, memory_format=torch.contiguous_format)
-        flat, given, code = out.view(-1), grad.contiguous().view(-1), ctx.code
+        out = torch.empty_like(grad, memory_format=ctx.layout)
+        flat, given, code = _flat(out, ctx.layout), _flat(grad, ctx.layout), ctx.code
         table = code.table(grad.dtype, grad.device)
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
             codes = unpack(data[place], elements.stop - elements.start, code.bits)
             torch.mul(given[elements], table.index_select(0, codes.to(torch.int32)), out=flat[elements])
         return out, None, None
+
+
+def _layout(x: Tensor) -> torch.memory_format:
+    """Channels-last maps stay so, without a copy; anything else is taken as contiguous."""
+    if x.dim() == 4 and not x.is_contiguous() and x.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format
+
+
+def _flat(x: Tensor, layout: torch.memory_format) -> Tensor:
+    """All elements in the order of ``layout``, ``(n,)``; a view where ``x`` has that layout."""
+    x = x.contiguous(memory_format=layout)
+    return (x.permute(0, 2, 3, 1) if layout == torch.channels_last else x).view(-1)
 
 
 def coded(x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:

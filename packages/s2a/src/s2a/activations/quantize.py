@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2a.activations.attention import QuantizedAttentionMode, quantized_softmax
-from s2a.activations.frozen import frozen_conv2d
+from s2a.activations.frozen import fixed_batch_norm, frozen_conv2d
 from s2a.activations.pack import BITS
 from s2a.activations.pointwise import LEVEL_KINDS, activation_code, coded
 from s2a.errors import S2AError
@@ -77,6 +77,13 @@ def _conv_forward(self: Any, x: Tensor) -> Tensor:
     return frozen_conv2d(self, x)
 
 
+def _batch_norm_forward(self: Any, x: Tensor) -> Tensor:
+    return fixed_batch_norm(self, x)
+
+
+_RELEASED: dict[type[nn.Module], Any] = {nn.Conv2d: _conv_forward, nn.BatchNorm2d: _batch_norm_forward}
+
+
 class _Exact:
     """An activation's stock function, bound to its module's settings; plain data for copies and pickles."""
 
@@ -90,10 +97,14 @@ class _Exact:
 
 
 def release_frozen_inputs(model: nn.Module, edits: Edits) -> None:
-    """Lets convolutions keep nothing of their input while their weight is frozen; exact."""
+    """Lets convolutions, and batch norms in evaluation mode, keep nothing of their input while their weight is frozen.
+
+    Exact. In training mode a batch norm's statistics depend on its input, which it keeps.
+    """
     for module in model.modules():
-        if type(module) is nn.Conv2d and "forward" not in module.__dict__:
-            edits.override(module, "forward", _conv_forward)
+        forward = _RELEASED.get(type(module))
+        if forward is not None and "forward" not in module.__dict__:
+            edits.override(module, "forward", forward)
 
 
 def quantize_activations(

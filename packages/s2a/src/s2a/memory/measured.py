@@ -45,7 +45,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
 
     Every storage counts once and whole, wherever views of it are saved; parameters and buffers do not count. What is
     saved and let go before the loss is there does not count either. Works on any device; changes no state of the model
-    (but batch-norm statistics, in training mode).
+    (but batch-norm statistics, in training mode) nor of the random numbers.
 
     Args:
         adapted: Any module from images to logits, in the mode it is in.
@@ -55,7 +55,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     Returns:
         Module name -> bytes, largest first; ``.total`` is the sum. The loss's own tensors are under ``"loss"``.
     """
-    own = {t.untyped_storage().data_ptr() for t in (*adapted.parameters(), *adapted.buffers())}
+    own = {t.untyped_storage()._cdata for t in (*adapted.parameters(), *adapted.buffers())}
     names = {id(module): name or "model" for name, module in adapted.named_modules()}
     stack: list[str] = []
     held: list[tuple[str, weakref.ref[_Held]]] = []
@@ -76,7 +76,8 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
         nn.modules.module.register_module_forward_hook(leave, always_call=True),
     ]
     try:
-        with saved_tensors_hooks(keep, lambda entry: entry.tensor):
+        devices = [images.device] if images.device.type == "cuda" else []
+        with torch.random.fork_rng(devices), saved_tensors_hooks(keep, lambda entry: entry.tensor):
             loss = (loss_fn or _zeros_cross_entropy)(adapted(images))
     finally:
         for handle in handles:
@@ -89,7 +90,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
         if entry is None:
             continue
         storage = entry.tensor.untyped_storage()
-        place = storage.data_ptr()
+        place = storage._cdata  # Not its address: tensors without data, on the meta device, have none.
         if place not in own:
             shared.setdefault(name, {})[place] = storage.nbytes()
         if place not in seen:
