@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import s2a
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -208,7 +209,7 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
 
 def _paper_table(rows: list[dict[str, Any]]) -> Table:
     """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
-    table = Table("", "backbone", "row", title="trainable % and MB of one step, ours and the paper's")
+    table = Table("", "model", "row", title="trainable % and MB of one step, ours and the paper's", box=box.SIMPLE_HEAD)
     for column in ("%", "paper", "theory", "paper", "honest", "measured"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
