@@ -209,7 +209,10 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
 
 def _paper_table(rows: list[dict[str, Any]]) -> Table:
     """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
-    table = Table("", "model", "row", title="trainable % and MB of one step, ours and the paper's", box=box.SIMPLE_HEAD)
+    title = "trainable % and MB of one step, ours and the paper's"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("", "model", "row"):
+        table.add_column(column, no_wrap=True)
     for column in ("%", "paper", "theory", "paper", "honest", "measured"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
@@ -225,7 +228,7 @@ def _paper_table(rows: list[dict[str, Any]]) -> Table:
             "" if row["honest_mb"] == row["theoretical_mb"] else f"{row['honest_mb']:,.0f}",
             f"{row['measured_mb']:,.0f}",
         )
-    table.caption = "honest: without rule R9, the backbone's activation inputs under UniPT, which nothing reads"
+    table.caption = "honest: without rule R9, UniPT's count of backbone activations that nothing reads"
     return table
 
 

@@ -337,7 +337,8 @@ def classifier_name(model: Any) -> str:
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Pooled, normalised features in front of the classifier, ``(B, C)``."""
     features = model.forward_head(model.forward_features(images), pre_logits=True)
-    return features.contiguous()  # A class token is a slice: the head would keep the whole map for it.
+    # A class token is a slice: the head would keep the whole map for it (of a single image even a contiguous one).
+    return features.clone(memory_format=torch.contiguous_format)
 
 
 def split_tokens(x: Tensor, block: Block) -> tuple[Tensor | None, Tensor]:
