@@ -128,7 +128,7 @@ def _detach_twice() -> None:
         (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5.5), "num_classes=5.5 is no count"),  # type: ignore[arg-type]
         (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), True), "num_classes=True is no count"),
         (lambda: s2a.attach(None, s2a.S2AConfig(), 5), "attach takes a timm model, not NoneType"),  # type: ignore
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size="32"), "image_size='32' is no size"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size="32"), "image_size='32' is no size"),  # type: ignore
         (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size=(3, 32, 32)), "is no size; give a side"),
         (lambda: s2a.attach(tiny.vit(patch_drop_rate=0.5), s2a.S2AConfig(), 5), "drops patches in training"),
         (lambda: s2a.method_config("s2a", sites=(0, "a")), "must be ascending block indices"),

@@ -276,7 +276,7 @@ def test_theory_is_below_what_is_measured() -> None:
 
 def test_attention_pooling_has_few_queries() -> None:
     """SigLIP's head pools by one learned query: its map is heads x 1 x N, the blocks' heads x N x N."""
-    sizes = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    sizes: dict[str, Any] = {"img_size": 32, "patch_size": 8, "embed_dim": 48, "depth": 2, "num_heads": 3}
     model = timm.create_model("vit_base_patch16_siglip_224", **sizes)
     adapted = s2a.attach(model, s2a.S2AConfig(activations="exact", lrp_rank=2, lsb_reduction=0), 5)
     tokens = 16

@@ -9,7 +9,7 @@ from typing import Any
 import oracles
 import pytest
 import s2a
-import timm.layers
+import timm.layers.config
 import tiny
 import torch
 from hypothesis import given
@@ -254,14 +254,14 @@ def test_a_branch_that_would_be_cut_off_says_so() -> None:
     model = tiny.vit()
     adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=2), 5)
     model.set_grad_checkpointing(True)
-    timm.layers.set_reentrant_ckpt(True)
+    timm.layers.config.set_reentrant_ckpt(True)
     try:
         with pytest.raises(s2a.S2AError, match=r"cut off; use timm\.layers\.set_reentrant_ckpt\(False\)"):
             adapted(torch.randn(2, 3, 32, 32))
         with torch.no_grad():
             assert adapted(torch.randn(2, 3, 32, 32)).shape == (2, 5)
     finally:
-        timm.layers.set_reentrant_ckpt(False)
+        timm.layers.config.set_reentrant_ckpt(False)
 
 
 def test_branch_keeps_small_tensors_alone() -> None:

@@ -336,7 +336,7 @@ def _digits(like: Tensor) -> tuple[Tensor, Tensor]:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("check_learning trains on scikit-learn's digits: pip install scikit-learn.") from error
-    data = load_digits()
+    data: Any = load_digits()
     images = (
         torch.as_tensor(data.images[:32], dtype=torch.float32).unsqueeze(1).expand(-1, like.shape[1], -1, -1) / 8 - 1
     )

@@ -173,8 +173,9 @@ class LiteSideBranch(nn.Module):
             if not isinstance(self.sites[i].act, nn.Identity):
                 kept[f"sites.{i}.act"] = activation_bytes(grid // 4) + activation_bytes(prefix // 4)
             if str(i) in self.transitions:
+                transition: Any = self.transitions[str(i)]
                 before = self.blocks[i - 1].grid[0] * self.blocks[i - 1].grid[1]
-                padded = [a + b for a, b in zip(self.blocks[i - 1].grid, self.transitions[str(i)].missing, strict=True)]
+                padded = [a + b for a, b in zip(self.blocks[i - 1].grid, transition.missing, strict=True)]
                 width = self.blocks[i - 1].channels // self.reduction
                 kept[f"transitions.{i}.norm"] = 4 * batch_size * before * (width + 2)  # mean and deviation too
                 kept[f"transitions.{i}.conv"] = 4 * batch_size * padded[0] * padded[1] * width
