@@ -7,13 +7,11 @@ import math
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block, called
+from s2a.backbones import Backbone, Block, called, channel_axis
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
-
-from s2a_baselines.ssf import channel_axis
 
 
 @dataclasses.dataclass(frozen=True)

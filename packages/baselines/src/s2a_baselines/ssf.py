@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, called
+from s2a.backbones import Backbone, called, channel_axis
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
@@ -18,7 +18,6 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 _LAYERS = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
-_CHANNELS_FIRST = (_ConvNd, nn.GroupNorm, _BatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,14 +135,3 @@ class SSF(Method):
                 )
             layer.weight *= scale.gamma.view(-1, *[1] * (layer.weight.dim() - 1))  # type: ignore[operator]
             layer.bias.mul_(scale.gamma).add_(scale.beta)
-
-
-def channel_axis(layer: nn.Module) -> int:
-    """Axis of the channels in a layer's output: 1 for layers on maps ``(B, C, H, W)``, -1 for all others.
-
-    Norms on maps say so in their name alone: timm's LayerNorm2d is an ``nn.LayerNorm``, its RmsNorm2d is not.
-    """
-    on_maps = isinstance(layer, _CHANNELS_FIRST) or any(
-        "Norm" in c.__name__ and "2d" in c.__name__ for c in type(layer).__mro__
-    )
-    return 1 if on_maps else -1

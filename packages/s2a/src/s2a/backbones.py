@@ -18,6 +18,8 @@ from timm.models.resnet import ResNet
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.conv import _ConvNd
 
 from s2a.errors import UnsupportedModel
 
@@ -319,6 +321,20 @@ def _has_module(model: nn.Module, path: str, kinds: tuple[type[nn.Module], ...])
     except AttributeError:
         return False
     return isinstance(module, kinds or nn.Module) and not isinstance(module, nn.Identity)
+
+
+_CHANNELS_FIRST = (_ConvNd, nn.GroupNorm, _BatchNorm)
+
+
+def channel_axis(layer: nn.Module) -> int:
+    """Axis of the channels in a layer's output: 1 for layers on maps ``(B, C, H, W)``, -1 for all others.
+
+    Norms on maps say so in their name alone: timm's LayerNorm2d is an ``nn.LayerNorm``, its RmsNorm2d is not.
+    """
+    on_maps = isinstance(layer, _CHANNELS_FIRST) or any(
+        "Norm" in c.__name__ and "2d" in c.__name__ for c in type(layer).__mro__
+    )
+    return 1 if on_maps else -1
 
 
 def classifier_name(model: Any) -> str:
