@@ -47,7 +47,7 @@ def test_table_and_renderers_agree():
 def test_splits_have_the_tables_counts_and_balanced_labels(task):
     row = DATASETS[task]
     for name, (images, labels) in mini_tasks.arrays(task).items():
-        assert images.shape == (getattr(row.counts, name), 3, 32, 32) and images.dtype == np.uint8
+        assert images.shape == (row.count(name), 3, 32, 32) and images.dtype == np.uint8
         assert labels.shape == (len(images),) and labels.dtype == np.int64
         count = np.bincount(labels, minlength=row.classes)
         assert len(count) == row.classes

@@ -29,7 +29,7 @@ class Sweep:
     Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
 
     Attributes:
-        suite: mini (offline, embedded), vtab, ...
+        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet.
         datasets: Datasets of the suite; its default subset if left out.
         backbones: timm names, mini_vit, ...
         methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
@@ -45,7 +45,7 @@ class Sweep:
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on the 1,000, score the test set once. val: train on 800, score the other 200.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
         device: cpu, cuda, cuda:0.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
@@ -146,30 +146,49 @@ class DataList:
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands
+        from s2a_bench import commands_data
 
-        return commands.data_list(self.data_dir, console)
+        return commands_data.show(self.data_dir, console)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPrepare:
-    """Brings a download into the standard folder.
+    """Brings a download into the standard folder; exactly one of --from, --download and --synthetic says from where.
 
     Attributes:
-        dataset: Which dataset.
-        source: The archive, or the folder it extracts to.
+        datasets: Which datasets; a suite's name stands for all of its datasets.
+        source: The archive, the folder it extracts to, or a folder that holds either.
         data_dir: Where prepared datasets lie.
+        download: Get the files first, into DIR/.downloads/; interrupted downloads go on where they ended.
+        synthetic: Make up a source in the original format: offline, marked in every record.
+        full: With --synthetic: as many test images as the real dataset has.
+        seed: Of --synthetic.
+        split: A published split: CoOp's split_zhou_*.json, or a folder with VPT's train.json, val.json, test.json.
     """
 
-    dataset: tyro.conf.Positional[str]
-    source: Annotated[Path, tyro.conf.arg(name="from", metavar="PATH")]
+    datasets: tyro.conf.Positional[tuple[str, ...]]
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    download: bool = False
+    synthetic: bool = False
+    full: bool = False
+    seed: int = 0
+    split: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands
+        from s2a_bench import commands_data
 
-        return commands.data_prepare(self.dataset, self.source, self.data_dir, console)
+        if (self.source is not None) + self.download + self.synthetic != 1:
+            raise InputError("Give exactly one of --from PATH, --download and --synthetic.")
+        if self.full and not self.synthetic:
+            raise InputError("--full goes with --synthetic.")
+        if self.synthetic:
+            return commands_data.make(self.datasets, self.data_dir, self.seed, self.full, console)
+        if self.download:
+            return commands_data.download(self.datasets, self.data_dir, self.split, console)
+        assert self.source is not None
+        return commands_data.prepare(self.datasets, self.source, self.data_dir, self.split, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,9 +205,9 @@ class DataVerify:
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands
+        from s2a_bench import commands_data
 
-        return commands.data_verify(self.dataset, self.data_dir, console)
+        return commands_data.verify(self.dataset, self.data_dir, console)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -264,72 +263,6 @@ def methods(name: str | None, markdown: bool, console: Console) -> int:
             table.add_row(key, value)
         console.print(table, highlight=False, markup=False)
     return DONE
-
-
-def data_list(root: Path | None, console: Console) -> int:
-    """Prints every dataset and what of it is on disk."""
-    from s2a_bench import data
-
-    table = Table("dataset", "suite", "group", "classes", "train/val/test", "state", "where")
-    for row in data.list_datasets(root):
-        counts = row.counts
-        state = "here" if row.present else "missing"
-        if row.present and not row.prepared and row.split_id is None:
-            state = "here, no manifest"
-        sizes = f"{counts.train800}/{counts.val200}/{counts.test}"
-        table.add_row(row.name, row.suite, row.group, str(row.classes), sizes, state, row.where)
-    console.print(table)
-    if root is None:
-        console.print("Embedded datasets only; pass --data-dir to see what is on disk.")
-    return DONE
-
-
-def data_prepare(name: str, source: Path, root: Path, console: Console) -> int:
-    """Brings a download into the standard folder.
-
-    Raises:
-        InputError: See ``prepare.prepare``.
-    """
-    from s2a_bench import prepare
-
-    with _steps(console) as say:
-        folder = prepare.prepare(name, source, root, say)
-    console.print(f"{name} is ready: {folder}", **_VERBATIM)
-    return DONE
-
-
-def data_verify(name: str, root: Path, console: Console) -> int:
-    """Checks a prepared folder; prints what is wrong with it and returns 1 if anything is.
-
-    Raises:
-        InputError: Unknown or embedded dataset, or no folder.
-    """
-    from s2a_bench import verify
-
-    with _steps(console) as say:
-        problems = verify.verify(name, root, say)
-    for problem in problems[:20]:
-        console.print(str(problem), **_VERBATIM)
-    console.print(f"{name}: {len(problems) or 'no'} problems.", **_VERBATIM)
-    return SOME_FAILED if problems else DONE
-
-
-@contextlib.contextmanager
-def _steps(console: Console) -> Any:
-    """Shows what a long command is doing: on a terminal live, elsewhere the name of each step once."""
-    last = ""
-    status = console.status("") if console.is_terminal else contextlib.nullcontext()
-
-    def say(what: str, done: int, total: int) -> None:
-        nonlocal last
-        if console.is_terminal:
-            status.update(f"{what} {done}{f'/{total}' if total else ''}")  # type: ignore[union-attr]
-        elif what != last:
-            console.print(what, **_VERBATIM)
-        last = what
-
-    with status:
-        yield say
 
 
 def report(output: Path, console: Console) -> int:

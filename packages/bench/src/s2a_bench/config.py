@@ -22,8 +22,8 @@ class DataConfig:
         suite: Key of ``datasets.SUITES``.
         dataset: Key of ``datasets.DATASETS``.
         root: Folder that holds prepared datasets; ``None`` for embedded ones. Not part of a cell's identity.
-        evaluate: ``"test"``: train on all 1,000 labelled images, score the test set once. ``"val"``: train on
-            ``train800``, score ``val200``; the test set is not opened.
+        evaluate: ``"test"``: train on train and val together (VTAB-1k: all 1,000), score the test set once.
+            ``"val"``: train on train, score val; the test set is not opened.
         limit_train: Keep this many training images (evenly spaced over the list); ``None`` keeps all.
         limit_test: The same for the images scored.
     """

@@ -1,48 +1,31 @@
 """Images and labels of one cell, as the backbone wants them.
 
-``evaluate="test"`` trains on ``train800val200`` and scores ``test``; ``"val"`` trains on ``train800`` and scores
-``val200``, and neither the test list nor any test image is opened. Images are resized directly to the backbone's size
-(no crop, no augmentation) and normalised with the backbone's own mean and standard deviation.
+``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
+neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
+crop, no augmentation); elsewhere training takes random crops and mirrors (``datasets.SUITES``). All are normalised with
+the backbone's own mean and standard deviation.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import PIL
 import torch
 from torch import Tensor
 
 from s2a_bench import datasets, mini_tasks
 from s2a_bench.config import DataConfig
-from s2a_bench.datasets import Dataset
+from s2a_bench.dataset_types import Counts, Dataset
+from s2a_bench.decoded import Listed, Pixels, open_pixels, short_side
 from s2a_bench.errors import InputError, unknown
-from s2a_bench.images import INTERPOLATIONS, decode, read_bytes, resize_arrays, to_array
-from s2a_bench.layout import (
-    CACHE,
-    Entry,
-    Identity,
-    Manifest,
-    identity,
-    locate,
-    locked,
-    read_list,
-    read_manifest,
-    replacing,
-    sha256,
-)
+from s2a_bench.images import INTERPOLATIONS, resize_arrays
+from s2a_bench.layout import Entry, Identity, Manifest, identity, locate, read_list, read_manifest
 
-CACHE_LIMIT = 8_000_000_000
-"""Largest decoded test set, in bytes, that is kept on disk; beyond it every scoring decodes again."""
-
-_SPLITS = {"test": ("train800val200", "test"), "val": ("train800", "val200")}
-
-Pixels = Callable[[np.ndarray], np.ndarray]
+_EVALUATE = ("test", "val")
 
 
 class Images:
@@ -57,7 +40,7 @@ class Images:
 
         Args:
             labels: ``(N,)`` int64.
-            pixels: From ``(B,)`` indices to ``(B, 3, size, size)`` uint8.
+            pixels: From ``(B,)`` indices to ``(B, 3, size, size)`` uint8, see ``decoded.Pixels``.
             mean: Per channel, for pixels in [0, 1].
             std: Per channel.
         """
@@ -69,14 +52,19 @@ class Images:
         """Number of images."""
         return len(self.labels)
 
-    def batch(self, indices: Tensor) -> Tensor:
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Normalised float32 images ``(B, 3, size, size)`` at ``(B,)`` int64 indices.
+
+        Args:
+            indices: Which images.
+            generator: For training: random crops and mirrors are drawn from it where the suite asks for them;
+                elsewhere nothing is drawn. ``None``: the view that is scored.
 
         Raises:
             InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
         """
-        pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(indices.cpu().numpy())))
-        return (pixels.float() / 255 - self._mean) / self._std
+        pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(indices.cpu().numpy(), generator)))
+        return pixels.float().div_(255).sub_(self._mean).div_(self._std)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +76,11 @@ class TaskData:
         classes: Size of the head.
         data_id: Stands for the dataset's content.
         split_id: Stands for who chose its lists.
-        train: Training images, decoded in memory.
-        scored: Images that are scored once, decoded as they are read.
+        train: Training images.
+        scored: Images that are scored once.
         lossy: Whether images were re-encoded with loss after their makers published them.
         synthetic: Whether this package rendered them.
-        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``.
+        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
     """
 
     dataset: Dataset
@@ -121,18 +109,22 @@ class Row:
         data_id: Of a prepared folder.
         split_id: Of a prepared folder or embedded task.
         where: Its folder, or how to get it.
+        synthetic: Whether its images were made up.
+        lossy: Whether its images were re-encoded with loss.
     """
 
     name: str
     suite: str
     group: str
     classes: int
-    counts: datasets.Counts
+    counts: Counts
     present: bool
     prepared: bool
     data_id: str | None
     split_id: str | None
     where: str
+    synthetic: bool = False
+    lossy: bool = False
 
 
 def load(
@@ -152,25 +144,26 @@ def load(
     """
     dataset = _dataset(config)
     mean, std = _check_view(size, mean, std, interpolation)
-    view = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
+    crop = datasets.SUITES[dataset.suite].view == "crop"
+    view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
+    if crop:
+        view["resize"] = f"short side {short_side(size)}, centre crop"
+        view["augment"] = "random crop and mirror"
     limits = (config.limit_train, config.limit_test)
-    train_list, scored_list = _SPLITS[config.evaluate]
+    names = _used(config, dataset)
     if dataset.embedded:
         ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
         train, scored = (
             _from_arrays(*mini_tasks.arrays(dataset.name)[name], limit, view)
-            for name, limit in zip((train_list, scored_list), limits, strict=True)
+            for name, limit in zip(names, limits, strict=True)
         )
         train = _in_memory(train, view)
     else:
         folder, manifest, lists, ids = _open(config, dataset)
-        kept = [_spaced(lists[name], limit) for name, limit in zip((train_list, scored_list), limits, strict=True)]
-        train = _in_memory(_from_files(folder, manifest, kept[0], view), view)
-        scored = _from_files(folder, manifest, kept[1], view)
-        if scored_list == "val200":
-            scored = _in_memory(scored, view)
-        elif len(kept[1]) == len(lists[scored_list]):
-            scored = _cached(scored, folder, f"{scored_list}-{ids.data_id}", view)
+        train, scored = (
+            _from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
+            for name, limit, once in zip(names, limits, (False, True), strict=True)
+        )
     return TaskData(
         dataset=dataset,
         classes=dataset.classes,
@@ -179,7 +172,7 @@ def load(
         train=train,
         scored=scored,
         lossy=ids.lossy,
-        synthetic=dataset.synthetic,
+        synthetic=dataset.synthetic or ids.synthetic,
         data_config=view,
     )
 
@@ -213,7 +206,7 @@ def list_datasets(root: Path | None) -> list[Row]:
             try:
                 folder = locate(dataset, root)
                 manifest = read_manifest(folder)
-                present = all((folder / f"{name}.txt").is_file() for name in datasets.Counts._fields)
+                present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
                 where = str(folder)
             except InputError:
                 present = False
@@ -229,6 +222,8 @@ def list_datasets(root: Path | None) -> list[Row]:
                 data_id=manifest.data_id if manifest else None,
                 split_id=_mini_split_id(dataset) if dataset.embedded else manifest.split_id if manifest else None,
                 where=where,
+                synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
+                lossy=manifest is not None and manifest.lossy,
             )
         )
     return rows
@@ -236,8 +231,8 @@ def list_datasets(root: Path | None) -> list[Row]:
 
 def _dataset(config: DataConfig) -> Dataset:
     dataset = datasets.get(config.suite, config.dataset)
-    if config.evaluate not in _SPLITS:
-        raise unknown("value of data.evaluate", str(config.evaluate), _SPLITS)
+    if config.evaluate not in _EVALUATE:
+        raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
     for name in ("limit_train", "limit_test"):
         limit = getattr(config, name)
         if limit is not None and limit < 1:
@@ -261,8 +256,10 @@ def _mini_split_id(dataset: Dataset) -> str:
     return f"embedded-seed{mini_tasks.SEED}"
 
 
-def _spaced(entries: list[Entry], limit: int | None) -> list[Entry]:
-    return [entries[i] for i in _spaced_indices(len(entries), limit)]
+def _used(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+    """The list to train on and the list to score."""
+    lists = dataset.lists
+    return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
 
 
 def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
@@ -275,7 +272,7 @@ def _open(config: DataConfig, dataset: Dataset) -> tuple[Path, Manifest | None, 
     """The folder and the two lists that are used, checked against the table, the manifest and the disk."""
     folder = locate(dataset, config.root)
     manifest = read_manifest(folder)
-    lists = {name: read_list(folder, name, dataset, manifest) for name in _SPLITS[config.evaluate]}
+    lists = {name: read_list(folder, name, dataset, manifest) for name in _used(config, dataset)}
     train, scored = lists.values()
     if both := {entry.path for entry in train} & {entry.path for entry in scored}:
         raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
@@ -285,71 +282,40 @@ def _open(config: DataConfig, dataset: Dataset) -> tuple[Path, Manifest | None, 
 def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
     kept = _spaced_indices(len(labels), limit)
 
-    def pixels(indices: np.ndarray) -> np.ndarray:
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         return resize_arrays(images[kept[indices]], view["size"], view["interpolation"])
 
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
-def _from_files(folder: Path, manifest: Manifest | None, entries: list[Entry], view: dict[str, Any]) -> Images:
-    def pixels(indices: np.ndarray) -> np.ndarray:
-        out = np.empty((len(indices), 3, view["size"], view["size"]), dtype=np.uint8)
-        for i, index in enumerate(indices):
-            path = entries[index].path
-            data = read_bytes(folder / path)
-            if manifest is not None and sha256(data) != manifest.files[path].sha256:
-                raise InputError(f"Image {folder / path} was changed after it was prepared; prepare the dataset again.")
-            out[i] = to_array(decode(data, str(folder / path)), view["size"], view["interpolation"])
-        return out
-
-    labels = torch.tensor([entry.label for entry in entries], dtype=torch.int64)
-    return Images(labels, pixels, view["mean"], view["std"])
-
-
 def _in_memory(images: Images, view: dict[str, Any]) -> Images:
-    """The same images, decoded once."""
-    array = images._pixels(np.arange(len(images)))
-    return Images(images.labels, array.__getitem__, view["mean"], view["std"])
+    """The same images, resized once."""
+    array = images._pixels(np.arange(len(images)), None)
+    return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
 
 
-def _cached(images: Images, folder: Path, name: str, view: dict[str, Any]) -> Images:
-    """The same images from a decoded file under ``.cache``, which is made if there is room for it.
+def _from_files(
+    folder: Path,
+    manifest: Manifest | None,
+    entries: list[Entry],
+    limit: int | None,
+    name: str,
+    view: dict[str, Any],
+    crop: bool,
+    once: bool,
+) -> Images:
+    """Images of a list on disk, decoded when the first is asked for: a list that is scored stays shut until then.
 
-    Two processes do not decode twice: the second waits for the first. The file appears whole or not at all; where it
-    cannot be made (no room, a read-only folder), the images are decoded as they are read.
+    A whole list comes from the cache; a part of one is decoded on its own.
     """
-    shape = (len(images), 3, view["size"], view["size"])
-    path = folder / CACHE / f"{name}-{view['size']}-{view['interpolation']}-pillow{PIL.__version__}.npy"
-    try:
-        array = _open_cache(path, shape)
-        if array is None:
-            path.parent.mkdir(exist_ok=True)
-            with locked(path.parent, wait=True):
-                array = _open_cache(path, shape)  # by another process, meanwhile
-                if array is None:
-                    for stale in path.parent.glob(f".{path.name}.*.tmp"):
-                        stale.unlink()
-                    size = int(np.prod(shape))
-                    if size > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
-                        return images
-                    with replacing(path) as temporary:
-                        _fill(temporary, images, shape)
-                    array = _open_cache(path, shape)
-    except OSError:
-        array = None
-    return images if array is None else Images(images.labels, array.__getitem__, view["mean"], view["std"])
+    kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
+    listed = Listed(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    opened: list[Pixels] = []
 
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if not opened:
+            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, once))
+        return opened[0](indices, generator)
 
-def _open_cache(path: Path, shape: tuple[int, ...]) -> np.ndarray | None:
-    try:
-        array = np.load(path, mmap_mode="r")
-    except (FileNotFoundError, ValueError, EOFError):  # absent, or not such a file: it is made again
-        return None
-    return array if array.shape == shape and array.dtype == np.uint8 else None
-
-
-def _fill(path: Path, images: Images, shape: tuple[int, ...]) -> None:
-    with path.open("wb") as file:  # not a memory map: a full disk must be an error, not a signal
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": shape})
-        for start in range(0, len(images), 64):
-            file.write(images._pixels(np.arange(start, min(start + 64, len(images)))).tobytes())
+    labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
+    return Images(labels, pixels, view["mean"], view["std"])

@@ -2,23 +2,15 @@
 
 from __future__ import annotations
 
-import gzip
+import contextlib
 import io
-import lzma
-import tarfile
-import zipfile
-import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from PIL import Image
 
 from s2a_bench.errors import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
 LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
@@ -29,16 +21,9 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-_ARCHIVE_ERRORS = (
-    tarfile.TarError,
-    zipfile.BadZipFile,
-    gzip.BadGzipFile,
-    zlib.error,
-    lzma.LZMAError,
-    EOFError,
-    NotImplementedError,  # a zip with an unknown compression
-    RuntimeError,  # an encrypted zip
-)
+HUGE = 89_478_485
+"""Pixels from which on an image is refused: Pillow's own limit against decompression bombs."""
+
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
@@ -47,66 +32,6 @@ def is_image(name: str) -> bool:
     parts = name.split("/")
     hidden = any(part.startswith((".", "__MACOSX")) and part not in (".", "..") for part in parts)
     return not hidden and name.lower().endswith(IMAGE_SUFFIXES)
-
-
-def _tar_members(archive: tarfile.TarFile) -> Iterator[tuple[str, bytes]]:
-    for member in archive:
-        handle = archive.extractfile(member) if member.isfile() and is_image(member.name) else None
-        if handle is not None:
-            yield member.name, handle.read()
-    # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
-    _drain(archive.fileobj)
-
-
-def _drain(stream: Any) -> None:
-    while stream is not None and stream.read(1 << 20):
-        pass
-
-
-def _zip_members(archive: zipfile.ZipFile, inner: tuple[str, ...]) -> Iterator[tuple[str, bytes]]:
-    names = sorted(info.filename for info in archive.infolist() if not info.is_dir())
-    nested = [name for name in names if name.rsplit("/", 1)[-1] in inner and not name.startswith("__MACOSX")]
-    if nested:
-        with archive.open(nested[0]) as stream, tarfile.open(fileobj=stream, mode="r|*") as tar:
-            yield from _tar_members(tar)
-            _drain(stream)
-        return
-    for name in names:
-        if is_image(name):
-            yield name, archive.read(name)
-
-
-def members(source: Path, inner: tuple[str, ...] = ()) -> Iterator[tuple[str, bytes]]:
-    """Name and bytes of every image in a folder, tar archive or zip archive.
-
-    Args:
-        source: Folder or archive.
-        inner: File names of tar archives; where a zip holds one, that archive's images are read instead.
-
-    Raises:
-        FileNotFoundError: No such source.
-        InputError: A broken or unknown archive, or a file that cannot be read.
-    """
-    if source.is_dir():
-        for path in sorted(source.rglob("*")):
-            name = path.relative_to(source).as_posix()
-            if is_image(name) and path.is_file():
-                yield name, read_bytes(path)
-    elif source.is_file():
-        try:
-            if zipfile.is_zipfile(source):
-                with zipfile.ZipFile(source) as archive:
-                    yield from _zip_members(archive, inner)
-            else:
-                with tarfile.open(source) as archive:
-                    yield from _tar_members(archive)
-        except _ARCHIVE_ERRORS as error:
-            reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
-            raise InputError(f"{source} is not a readable archive ({reason}); download it again.") from error
-        except OSError as error:
-            raise InputError(f"{source} cannot be read ({error}); check the file and its permissions.") from error
-    else:
-        raise FileNotFoundError(f"{source} does not exist; expected a folder or archive of images.")
 
 
 def read_bytes(path: Path) -> bytes:
@@ -129,13 +54,90 @@ def decode(data: bytes, name: str) -> Image.Image:
         name: What to call it in an error.
 
     Raises:
-        InputError: Not an image, or a truncated one.
+        InputError: As ``remarks``.
     """
+    with _opened(data, name) as image:
+        return image.convert("RGB")
+
+
+_REMARKS = {
+    "L": "is grey",
+    "LA": "is grey with an alpha channel, which is dropped",
+    "1": "is black and white",
+    "P": "has a palette",
+    "PA": "has a palette with alpha, which is dropped",
+    "CMYK": "is CMYK",
+    "YCbCr": "is YCbCr",
+    "RGBA": "has an alpha channel, which is dropped",
+}
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+
+
+def remarks(data: bytes, name: str) -> list[str]:
+    """What is unusual about an image that decodes: it will be converted to 8-bit RGB.
+
+    Args:
+        data: The image file's content.
+        name: What to call it in an error.
+
+    Raises:
+        InputError: Empty, damaged, not an image, or one whose conversion to 8-bit RGB is not defined.
+    """
+    found = []
+    with _opened(data, name) as image:
+        if image.mode != "RGB":
+            found.append(f"{_REMARKS.get(image.mode, f'is of mode {image.mode}')} and is converted to RGB")
+        if getattr(image, "n_frames", 1) > 1:
+            found.append(f"has {getattr(image, 'n_frames', 1)} frames, of which the first is used")
+        if image.getexif().get(0x0112, 1) != 1:
+            found.append("asks for a rotation (EXIF), which is not applied")
+    return found
+
+
+@contextlib.contextmanager
+def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
+    """An image, decoded in full in its own mode."""
+    if not data:
+        raise InputError(f"Image {name} is empty (0 bytes); get the file again.")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return image.convert("RGB")
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or HUGE):
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            if image.mode in _DEEP:
+                raise InputError(
+                    f"Image {name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first."
+                )
+            image.load()
+            yield image
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise InputError(f"Image {name} is huge ({error}); make it smaller first.") from error
+    except InputError:
+        raise
     except _IMAGE_ERRORS as error:
         raise InputError(f"Image {name} cannot be decoded ({error}); it is damaged or not an image.") from error
+
+
+def reencoded(samples: Sequence[bytes]) -> bool:
+    """Whether JPEGs look as if one tool had written them all at Pillow's default quality.
+
+    The common scripts that write VTAB-1k folders do that; originals come from many cameras and tools.
+
+    Args:
+        samples: A few dozen image files.
+    """
+    out = io.BytesIO()
+    Image.new("RGB", (16, 16)).save(out, "JPEG")
+    with Image.open(io.BytesIO(out.getvalue())) as image:
+        usual = getattr(image, "quantization", None)
+    tables = []
+    for data in samples:
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                tables.append(getattr(image, "quantization", None))
+        except _IMAGE_ERRORS:
+            continue
+    # A grey JPEG has the first table only.
+    return bool(tables) and all(t and usual and all(usual.get(k) == v for k, v in t.items()) for t in tables)
 
 
 def to_array(image: Image.Image, size: int, interpolation: str = "bicubic") -> np.ndarray:
@@ -159,36 +161,3 @@ def resize_arrays(arrays: np.ndarray, size: int, interpolation: str = "bicubic")
     for i, array in enumerate(arrays):
         out[i] = to_array(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, interpolation)
     return out
-
-
-def load_class_folders(source: Path, split: str, size: int) -> tuple[Tensor, Tensor, list[str]]:
-    """Images of ``<split>/<class>/*`` from a folder or archive.
-
-    Args:
-        source: Folder or archive.
-        split: ``"train"`` or ``"test"``.
-        size: Side in pixels; images of another size are resized (bicubic).
-
-    Returns:
-        ``(N, 3, size, size)`` uint8 images, ``(N,)`` int64 labels in the order of the sorted class names, those names.
-
-    Raises:
-        FileNotFoundError: No such source, or no image of the split in it.
-        InputError: A broken archive or image.
-    """
-    import torch  # takes seconds, and preparing data does without it
-
-    found: list[tuple[str, str, bytes]] = []
-    for name, data in members(source):
-        parts = name.split("/")
-        if len(parts) >= 3 and parts[-3] == split:
-            found.append((parts[-2], parts[-1], data))
-    if not found:
-        raise FileNotFoundError(f"{source} holds no image under {split}/<class>/; expected that layout.")
-    found.sort(key=lambda item: item[:2])
-    classes = sorted({item[0] for item in found})
-    index = {name: i for i, name in enumerate(classes)}
-    images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
-    for i, (label, name, data) in enumerate(found):
-        images[i] = torch.from_numpy(to_array(decode(data, f"{split}/{label}/{name}"), size).copy())
-    return images, torch.tensor([index[item[0]] for item in found]), classes

@@ -1,6 +1,7 @@
 """The standard folder of a prepared dataset: four lists, images, a manifest, and the identity of its content.
 
 <root>/<dataset>/train800.txt val200.txt train800val200.txt test.txt    lines "images/test/000000.jpg 17"
+                 (suites other than vtab: train.txt val.txt trainval.txt test.txt)
 <root>/<dataset>/images/...
 <root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare``, absent in other tools' folders
 <root>/<dataset>/.cache/          may be deleted at any time
@@ -19,11 +20,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.datasets import Counts, Dataset
+from s2a_bench.dataset_types import Dataset
 from s2a_bench.errors import InputError
 from s2a_bench.images import LOSSY_SUFFIXES, read_bytes
 
-LISTS = Counts._fields
 MANIFEST = "manifest.json"
 CACHE = ".cache"
 MANIFEST_SCHEMA = 1
@@ -40,11 +40,12 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """What the manifest knows about one image."""
+    """What the manifest knows about one image; ``source`` is its name there."""
 
     sha256: str
     bytes: int
     source: str
+    label: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,6 +66,8 @@ class Manifest:
         files: Per image path.
         note: What a reader of results must know about the split.
         code: Version of the code and of the recipe.
+        synthetic: Whether the source was made up by this package; its counts are then its own.
+        home: Folder of the images where they are used in place; ``""``: the manifest's own.
     """
 
     dataset: str
@@ -80,6 +83,12 @@ class Manifest:
     files: Mapping[str, FileInfo]
     note: str
     code: Mapping[str, str]
+    synthetic: bool = False
+    home: str = ""
+
+    def expected(self, name: str, dataset: Dataset) -> int | None:
+        """Images that a list must have."""
+        return self.counts.get(name) if self.synthetic else dataset.count(name)
 
     def to_json(self) -> str:
         """The content of ``manifest.json``."""
@@ -93,6 +102,12 @@ class Identity:
     data_id: str
     split_id: str
     lossy: bool
+    synthetic: bool = False
+
+
+def image_root(folder: Path, manifest: Manifest | None) -> Path:
+    """The folder that paths of lists are relative to."""
+    return Path(manifest.home) if manifest is not None and manifest.home else folder
 
 
 def sha256(data: bytes) -> str:
@@ -118,12 +133,15 @@ def locate(dataset: Dataset, root: Path | str | None) -> Path:
     """
     how = f"get it from {dataset.where} and put its folder there (data/README.md shows the layout)"
     if dataset.recipe is not None:
-        how = f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`"
+        how = (
+            f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`, with a download "
+        )
+        how += f"from {dataset.where}"
     if root is None:
         raise InputError(f"Dataset {dataset.name!r} needs images on disk but no data folder was given; {how}.")
     for name in (dataset.name, *dataset.aliases):
         folder = Path(root) / name
-        if any((folder / f"{each}.txt").is_file() for each in LISTS):
+        if any((folder / f"{each}.txt").is_file() for each in dataset.lists):
             return folder
     looked = Path(root) / dataset.name
     raise InputError(f"Dataset {dataset.name!r} was not found: no list of images in {looked}; {how}.")
@@ -158,7 +176,7 @@ def read_list_bytes(folder: Path, name: str) -> bytes:
         return path.read_bytes()
     except OSError as error:
         raise InputError(
-            f"List {path} cannot be read ({error.strerror}); the folder is not a complete VTAB-1k folder."
+            f"List {path} cannot be read ({error.strerror}); the folder is not a complete dataset folder."
         ) from error
 
 
@@ -179,7 +197,7 @@ def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | No
 
     Args:
         folder: The dataset's folder.
-        name: One of ``LISTS``.
+        name: One of ``dataset.lists``.
         dataset: Tells classes and counts.
         manifest: What the list must hash to.
 
@@ -200,7 +218,7 @@ def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | No
             raise InputError(f"{path}:{item.line}: {item.path} is listed twice.")
         seen.add(item.path)
         entries.append(item)
-    expected = getattr(dataset.counts, name)
+    expected = dataset.count(name) if manifest is None else manifest.expected(name, dataset)
     if expected is not None and len(entries) != expected:
         raise InputError(
             f"List {path} has {len(entries)} images but {dataset.name} has {expected}; the folder is not the "
@@ -246,16 +264,17 @@ def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Man
     """
     paths = sorted({entry.path for each in entries.values() for entry in each})
     stats: dict[str, os.stat_result] = {}
+    images = image_root(folder, manifest)
     for path in paths:
         try:
-            stats[path] = (folder / path).stat()
+            stats[path] = (images / path).stat()
         except OSError as error:
             name, line = next((n, e.line) for n, each in entries.items() for e in each if e.path == path)
             raise InputError(f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}).") from error
         if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
-            raise InputError(f"Image {folder / path} is not what was prepared; prepare {manifest.dataset} again.")
+            raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
     if manifest is not None:
-        return Identity(manifest.data_id, manifest.split_id, manifest.lossy)
+        return Identity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
     lists = {f"{name}.txt": sha256(read_list_bytes(folder, name)) for name in sorted(entries)}
     lossy = any(path.lower().endswith(LOSSY_SUFFIXES) for path in paths)
     split_id = "lists-" + content_id(lists, {})

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from s2a_bench.backbones import MINI_BACKBONES, MiniBackbone, build_mini
-from s2a_bench.images import load_class_folders
+from s2a_bench.images import decode, is_image, to_array
+from s2a_bench.sources.tree import Tree
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,3 +211,35 @@ def _write(
 def size_text(spec: MiniBackbone) -> str:
     """``"3 x 32 x 32"`` for a 32-pixel backbone."""
     return f"3 x {spec.image_size} x {spec.image_size}"
+
+
+def load_class_folders(source: Path, split: str, size: int) -> tuple[Tensor, Tensor, list[str]]:
+    """Images of ``<split>/<class>/*`` from a folder or archive.
+
+    Args:
+        source: Folder or archive.
+        split: ``"train"`` or ``"test"``.
+        size: Side in pixels; images of another size are resized (bicubic).
+
+    Returns:
+        ``(N, 3, size, size)`` uint8 images, ``(N,)`` int64 labels in the order of the sorted class names, those names.
+
+    Raises:
+        FileNotFoundError: No such source, or no image of the split in it.
+        InputError: A broken archive or image.
+    """
+    if not source.exists():
+        raise FileNotFoundError(f"{source} does not exist; expected a folder or archive of images.")
+    found: list[tuple[str, str, bytes]] = []
+    with Tree(source, (source.name,)) as tree:
+        wanted = [n for n in tree.names if is_image(n) and n.count("/") >= 2 and n.split("/")[-3] == split]
+        found = [(*name.split("/")[-2:], data) for name, data in tree.read_many(wanted)]  # type: ignore[misc]
+    if not found:
+        raise FileNotFoundError(f"{source} holds no image under {split}/<class>/; expected that layout.")
+    found.sort(key=lambda item: item[:2])
+    classes = sorted({item[0] for item in found})
+    index = {name: i for i, name in enumerate(classes)}
+    images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
+    for i, (label, name, data) in enumerate(found):
+        images[i] = torch.from_numpy(to_array(decode(data, f"{split}/{label}/{name}"), size).copy())
+    return images, torch.tensor([index[item[0]] for item in found]), classes

@@ -22,8 +22,8 @@ class Images(Protocol):
 
     def __len__(self) -> int: ...
 
-    def batch(self, indices: Tensor) -> Tensor:
-        """Normalised images of some indices, ``(B, 3, H, W)``."""
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised images of some indices, ``(B, 3, H, W)``; augmented where a generator is given, if at all."""
         ...
 
 
@@ -69,7 +69,7 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
         model: Images to logits; its device is used.
         images: The training images.
         config: The recipe.
-        seed: Of the order of the images.
+        seed: Of the order of the images and of their augmentation.
 
     Yields:
         After every epoch: ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak group, last step), ``seconds`` (of the
@@ -94,7 +94,7 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
             lr = config.lr * factor
             labels = images.labels[indices].to(device)
             with precision(config, device):
-                logits = model(images.batch(indices).to(device))
+                logits = model(images.batch(indices, order).to(device))
                 loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
             value = loss.item()
             if not math.isfinite(value):

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from s2a_bench import datasets
-from s2a_bench.datasets import Dataset
+from s2a_bench.dataset_types import Dataset
 from s2a_bench.errors import InputError
-from s2a_bench.images import decode, is_image
+from s2a_bench.images import is_image, remarks
 from s2a_bench.layout import (
-    LISTS,
     MANIFEST,
     Entry,
     Manifest,
     content_id,
     decode_list,
+    image_root,
     locate,
     parse_list,
     read_list_bytes,
@@ -27,20 +30,24 @@ from s2a_bench.layout import (
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many are done and of how many (0: not known)."""
 
+_Looked = tuple[str | None, list[tuple[str, bool]]]
+
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a folder.
+    """Something wrong with a folder, or worth knowing about it.
 
     Attributes:
         file: File under the dataset's folder, usually a list.
         line: Its line, from 1; ``None`` for the file as a whole.
         what: The sentence.
+        note: Nothing is wrong, but a reader should know: a grey image, say, that becomes RGB.
     """
 
     file: str
     line: int | None
     what: str
+    note: bool = False
 
     def __str__(self) -> str:
         """``file:line: sentence``."""
@@ -49,7 +56,7 @@ class Problem:
 
 
 def verify(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
-    """Everything that is wrong with a dataset's folder; an empty list if nothing is.
+    """Everything that is wrong with a dataset's folder, or worth knowing; nothing is dropped silently.
 
     Without a manifest (a folder made by another tool) hashes cannot be compared; the rest is checked all the same.
 
@@ -77,10 +84,10 @@ def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = No
         problems.append(Problem(MANIFEST, None, str(error)))
     lists: dict[str, list[Entry]] = {}
     list_hashes: dict[str, str] = {}
-    for name in LISTS:
+    for name in dataset.lists:
         lists[name] = _check_list(folder, name, dataset, manifest, problems, list_hashes)
-    hashes = _check_images(folder, lists, manifest, problems, progress)
-    _check_splits(lists, hashes, problems)
+    hashes = _check_images(image_root(folder, manifest), lists, manifest, problems, progress)
+    _check_splits(dataset, lists, hashes, problems)
     if manifest is not None:
         _check_manifest(folder, dataset, manifest, hashes, problems, list_hashes)
     return problems
@@ -114,14 +121,14 @@ def _check_list(
             )
         else:
             entries[item.path] = item
-    expected = getattr(dataset.counts, name)
+    expected = dataset.count(name) if manifest is None else manifest.expected(name, dataset)
     if expected is not None and len(entries) != expected:
         problems.append(Problem(file, None, f"{len(entries)} images, expected {expected}"))
     return list(entries.values())
 
 
 def _check_images(
-    folder: Path,
+    root: Path,
     lists: dict[str, list[Entry]],
     manifest: Manifest | None,
     problems: list[Problem],
@@ -129,62 +136,88 @@ def _check_images(
 ) -> dict[str, str]:
     """The sha256 of every image that could be read; opens each once, whatever lists name it."""
     hashes: dict[str, str] = {}
-    done: set[str] = set()
-    total = len({entry.path for entries in lists.values() for entry in entries})
+    first = {entry.path: (name, entry) for name, entries in reversed(lists.items()) for entry in reversed(entries)}
+    labels: dict[str, int] = {}
+    order = list(dict.fromkeys(entry.path for entries in lists.values() for entry in entries))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        looked = _ahead(threads, lambda path: _look(root, path, manifest), order)
+        for done, (path, (digest, found)) in enumerate(zip(order, looked, strict=True), start=1):
+            if progress is not None:
+                progress("verifying images", done, len(order))
+            name, entry = first[path]
+            if digest is not None:
+                hashes[path] = digest
+            problems += [Problem(f"{name}.txt", entry.line, what, note) for what, note in found]
     for name, entries in lists.items():
         for entry in entries:
-            if entry.path in done:
-                continue
-            done.add(entry.path)
-            if progress is not None:
-                progress("verifying images", len(done), total)
-
             known = manifest.files.get(entry.path) if manifest is not None else None
-            origin = f" (made from {known.source})" if known is not None else ""
-
-            def report(what: str, file: str = f"{name}.txt", line: int = entry.line) -> None:
-                problems.append(Problem(file, line, what))
-
-            try:
-                data = (folder / entry.path).read_bytes()
-            except OSError as error:
-                report(f"{entry.path}{origin} cannot be read ({error.strerror})")
-                continue
-            hashes[entry.path] = sha256(data)
-            if manifest is not None and known is None:
-                report(f"{entry.path} is not in the manifest")
-            elif known is not None and hashes[entry.path] != known.sha256:
-                report(f"{entry.path}{origin} was changed (its hash differs)")
-            try:
-                decode(data, f"{entry.path}{origin}")
-            except InputError as error:
-                report(str(error))
+            right = known.label if known is not None and known.label is not None else labels.get(entry.path)
+            if right is not None and right != entry.label:
+                what = f"{entry.path} has label {entry.label} here but is of class {right}"
+                problems.append(Problem(f"{name}.txt", entry.line, what))
+            labels.setdefault(entry.path, entry.label)
     return hashes
 
 
-def _check_splits(lists: dict[str, list[Entry]], hashes: dict[str, str], problems: list[Problem]) -> None:
-    """train800val200 is train800 and val200, and no image is in two of train800, val200 and test, by content."""
+def _ahead(threads: ThreadPoolExecutor, work: Callable[[str], _Looked], items: list[str]) -> Iterator[_Looked]:
+    """``map`` over a pool with a bounded number of results waiting: a million images must not pile up."""
+    waiting: deque[Future[_Looked]] = deque()
+    for item in items:
+        waiting.append(threads.submit(work, item))
+        if len(waiting) >= 64:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _look(root: Path, path: str, manifest: Manifest | None) -> _Looked:
+    """Reads, hashes and decodes one image: its sha256, if it can be read, and ``(sentence, is a note)`` about it."""
+    known = manifest.files.get(path) if manifest is not None else None
+    origin = f" (made from {known.source})" if known is not None else ""
+    try:
+        data = (root / path).read_bytes()
+    except OSError as error:
+        return None, [(f"{path}{origin} cannot be read ({error.strerror})", False)]
+    digest = sha256(data)
+    found: list[tuple[str, bool]] = []
+    if manifest is not None and known is None:
+        found.append((f"{path} is not in the manifest", False))
+    elif known is not None and digest != known.sha256:
+        found.append((f"{path}{origin} was changed (its hash differs)", False))
+    try:
+        found += [(f"{path}{origin} {remark}", True) for remark in remarks(data, f"{path}{origin}")]
+    except InputError as error:
+        found.append((str(error), False))
+    return digest, found
+
+
+def _check_splits(
+    dataset: Dataset, lists: dict[str, list[Entry]], hashes: dict[str, str], problems: list[Problem]
+) -> None:
+    """The final list is train and val together, and no image is in two of train, val and test, by path or content.
+
+    Two files of the same content are a note: some published datasets are like that, and their users must know it.
+    """
 
     def content(entry: Entry) -> str:
         return hashes.get(entry.path, entry.path)
 
+    train, val, both, test = dataset.lists
     home: dict[str, tuple[str, Entry]] = {}
-    for name in ("train800", "val200", "test"):
+    for name in (train, val, test):
         for entry in lists[name]:
             other, first = home.setdefault(content(entry), (name, entry))
             if other != name:
                 what = f"{entry.path} is the same image as {first.path} of {other}.txt line {first.line}"
-                problems.append(Problem(f"{name}.txt", entry.line, what))
-    parts = {(content(entry), entry.label) for name in ("train800", "val200") for entry in lists[name]}
-    both = {(content(entry), entry.label): entry for entry in lists["train800val200"]}
-    for key, entry in both.items():
+                problems.append(Problem(f"{name}.txt", entry.line, what, note=entry.path != first.path))
+    parts = {(content(entry), entry.label) for name in (train, val) for entry in lists[name]}
+    together = {(content(entry), entry.label): entry for entry in lists[both]}
+    for key, entry in together.items():
         if key not in parts:
-            what = f"{entry.path} with label {entry.label} is in neither train800.txt nor val200.txt"
-            problems.append(Problem("train800val200.txt", entry.line, what))
-    if missing := len(parts - set(both)):
-        problems.append(
-            Problem("train800val200.txt", None, f"{missing} images of train800.txt and val200.txt are absent")
-        )
+            what = f"{entry.path} with label {entry.label} is in neither {train}.txt nor {val}.txt"
+            problems.append(Problem(f"{both}.txt", entry.line, what))
+    if missing := len(parts - set(together)):
+        problems.append(Problem(f"{both}.txt", None, f"{missing} images of {train}.txt and {val}.txt are absent"))
 
 
 def _check_manifest(
@@ -202,11 +235,14 @@ def _check_manifest(
     stated = content_id(manifest.lists, {path: info.sha256 for path, info in manifest.files.items()})
     if stated != manifest.data_id:
         problems.append(Problem(MANIFEST, None, f"data_id is {manifest.data_id} but its own hashes give {stated}"))
-    elif not problems and content_id(list_hashes, hashes) != manifest.data_id:
+    elif not any(not p.note for p in problems) and content_id(list_hashes, hashes) != manifest.data_id:
         problems.append(Problem(MANIFEST, None, f"data_id {manifest.data_id} is not that of the files"))
+    told = {problem.what.partition(" ")[0] for problem in problems}
     for path in sorted(set(manifest.files) - set(hashes)):
-        if not any(path in problem.what for problem in problems):
+        if path not in told:
             problems.append(Problem(MANIFEST, None, f"{path} is in the manifest but in no list"))
+    if manifest.home:
+        return  # Somebody else's folder may hold whatever it likes.
     on_disk = {path.relative_to(folder).as_posix() for path in (folder / "images").rglob("*") if path.is_file()}
     for path in sorted(on_disk - set(manifest.files)):
         if is_image(path):

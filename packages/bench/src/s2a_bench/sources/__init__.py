@@ -1,0 +1,1 @@
+"""Datasets as their owners publish them: readers of original archives and of exported folders, without their tools."""

@@ -1,0 +1,332 @@
+"""TFRecord files of ``tf.train.Example`` messages, read and written without TensorFlow.
+
+The framing is that of ``tensorflow/core/lib/io/record_writer.h``: the length (uint64, little-endian), its masked
+CRC-32C, the data, and the data's masked CRC-32C. The message is that of ``tensorflow/core/example/feature.proto``, in
+the wire format of https://protobuf.dev/programming-guides/encoding.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import struct
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+
+from s2a_bench.errors import InputError
+
+Value = list[bytes] | list[float] | list[int]
+"""A feature of an example: its list, whose type the message tells."""
+
+_LENGTH = struct.Struct("<Q")
+_CRC = struct.Struct("<I")
+
+# --- Checksums -------------------------------------------------------------------------------------------------------
+
+_POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
+_BLOCK = 64
+_LONG = 4096  # from about here on, numpy beats the plain loop
+
+
+def _table() -> list[int]:
+    table = list(range(256))
+    for _ in range(8):
+        table = [crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0) for crc in table]
+    return table
+
+
+_TABLE = _table()
+
+
+def crc32c(data: bytes) -> int:
+    """CRC-32C of some bytes, by ``google_crc32c`` or ``crc32c`` where one is installed."""
+    quick = _library()
+    if quick is not None:
+        return quick(data)
+    if len(data) < _LONG:
+        return _plain(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    head = len(data) % _BLOCK
+    first = _plain(data[:head], 0xFFFFFFFF)
+    return _blocks(np.frombuffer(data, np.uint8, offset=head).reshape(-1, _BLOCK), first) ^ 0xFFFFFFFF
+
+
+def _plain(data: bytes, crc: int) -> int:
+    table = _TABLE
+    for byte in data:
+        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
+    return crc
+
+
+def _blocks(blocks: np.ndarray, crc: int) -> int:
+    """The register after ``(N, _BLOCK)`` bytes: all blocks at once, each from zero, and then neighbours in pairs.
+
+    It works because the register is linear in its start and in the data: it is the one of the data from zero, xor the
+    start, moved on by as many zero bytes.
+    """
+    table = np.array(_TABLE, np.uint32)
+    register = np.zeros(len(blocks), np.uint32)
+    register[0] = crc  # only the first one has a past
+    for column in blocks.T:
+        register = table[(register ^ column) & 0xFF] ^ register >> 8
+    level = 0
+    while len(register) > 1:
+        if len(register) % 2:  # a register of zero before the first one changes nothing
+            register = np.concatenate([np.zeros(1, np.uint32), register])
+        register = _moved(register[::2], level) ^ register[1::2]
+        level += 1
+    return int(register[0])
+
+
+def _moved(register: np.ndarray, level: int) -> np.ndarray:
+    """Registers after ``_BLOCK * 2**level`` zero bytes."""
+    tables = _zeros(level)
+    return (
+        tables[0][register & 0xFF]
+        ^ tables[1][register >> 8 & 0xFF]
+        ^ tables[2][register >> 16 & 0xFF]
+        ^ tables[3][register >> 24]
+    )
+
+
+@functools.cache
+def _zeros(level: int) -> np.ndarray:
+    """``(4, 256)`` uint32: where ``_BLOCK * 2**level`` zero bytes take each byte of a register."""
+    register = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
+    if level:
+        return _moved(_moved(register, level - 1), level - 1)
+    table = np.array(_TABLE, np.uint32)
+    for _ in range(_BLOCK):
+        register = table[register & 0xFF] ^ register >> 8
+    return register
+
+
+@functools.cache
+def _library() -> Callable[[bytes], int] | None:
+    for module, name in (("google_crc32c", "value"), ("crc32c", "crc32c")):
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ImportError, AttributeError):
+            continue
+    return None
+
+
+def _masked(data: bytes) -> int:
+    crc = crc32c(data)
+    return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
+
+
+# --- Records ---------------------------------------------------------------------------------------------------------
+
+
+def records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """``(position in the file, data)`` of each record. Checksums of lengths are checked, those of data are not.
+
+    Args:
+        path: The file.
+        what: What to call it in an error.
+
+    Raises:
+        InputError: A broken or cut record, or the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb", buffering=1 << 20) as file:
+            number = position = 0
+            while position < size:
+                data = _next(file, size - position, f"record {number} of {what}")
+                file.seek(_CRC.size, 1)
+                yield position, data
+                position += _LENGTH.size + _CRC.size + len(data) + _CRC.size
+                number += 1
+    except OSError as error:
+        raise InputError(f"{what} cannot be read ({error.strerror or error}); check the file.") from error
+
+
+def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], what: str) -> Iterator[bytes]:
+    """The data of some records, with every checksum checked.
+
+    Args:
+        path: The file.
+        positions: What ``records`` told.
+        numbers: What number each has in the file, for errors.
+        what: What to call the file in an error.
+
+    Raises:
+        InputError: A broken or cut record, or the file cannot be read.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            for position, number in zip(positions, numbers, strict=True):
+                file.seek(position)
+                data = _next(file, size - position, f"record {number} of {what}")
+                if file.read(_CRC.size) != _CRC.pack(_masked(data)):
+                    raise InputError(f"The data of record {number} of {what} fail their checksum; export it again.")
+                yield data
+    except OSError as error:
+        raise InputError(f"{what} cannot be read ({error.strerror or error}); check the file.") from error
+
+
+def _next(file: IO[bytes], left: int, what: str) -> bytes:
+    head = file.read(_LENGTH.size + _CRC.size)
+    if len(head) < _LENGTH.size + _CRC.size:
+        raise InputError(f"The file ends within {what}; copy or export it again.")
+    length = _LENGTH.unpack_from(head)[0]
+    if _CRC.unpack_from(head, _LENGTH.size)[0] != _masked(head[: _LENGTH.size]):
+        raise InputError(f"The length of {what} fails its checksum; the file is damaged or no TFRecord file.")
+    if length > left - _LENGTH.size - 2 * _CRC.size:
+        raise InputError(f"The file ends within {what}; copy or export it again.")
+    return file.read(length)
+
+
+def write_record(out: IO[bytes], data: bytes) -> None:
+    """Appends one record."""
+    length = _LENGTH.pack(len(data))
+    out.write(length + _CRC.pack(_masked(length)) + data + _CRC.pack(_masked(data)))
+
+
+# --- Examples --------------------------------------------------------------------------------------------------------
+
+_VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
+_BYTES, _FLOATS, _INTS = 1, 2, 3
+
+
+def parse_example(data: bytes, wanted: Collection[str] | None = None) -> dict[str, Value]:
+    """The features of a ``tf.train.Example``.
+
+    Args:
+        data: A record.
+        wanted: Names of features; the others are passed over. ``None``: all.
+
+    Raises:
+        ValueError: It is not such a message.
+    """
+    found: dict[str, Value] = {}
+    for features in _inner(data, 0, len(data), 1):
+        for entry in _inner(data, *features, 1):
+            name, value = "", None
+            for number, kind, start, end in _fields(data, *entry):
+                if number == 1 and kind == _COUNTED:
+                    name = data[start:end].decode()
+                elif number == 2 and kind == _COUNTED:
+                    value = (start, end)
+            if wanted is None or name in wanted:
+                found[name] = _feature(data, *value) if value else []
+    return found
+
+
+def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """``(field number, wire type, start of the value, its end)``; of a varint, its value instead of both."""
+    while start < end:
+        tag, start = _varint(data, start, end)
+        kind = tag & 7
+        if kind == _VARINT:
+            value, start = _varint(data, start, end)
+            yield tag >> 3, kind, value, value
+            continue
+        if kind == _COUNTED:
+            size, start = _varint(data, start, end)
+        elif kind in (_FOUR, _EIGHT):
+            size = 4 if kind == _FOUR else 8
+        else:
+            raise ValueError(f"wire type {kind}")
+        if size > end - start:
+            raise ValueError("a field runs over the end")
+        yield tag >> 3, kind, start, start + size
+        start += size
+
+
+def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+    value = 0
+    for shift in range(0, 70, 7):
+        if start >= end:
+            raise ValueError("a number runs over the end")
+        byte = data[start]
+        start += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value & 0xFFFFFFFFFFFFFFFF, start
+    raise ValueError("a number of more than ten bytes")
+
+
+def _inner(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    for number, kind, first, last in _fields(data, start, end):
+        if number == wanted and kind == _COUNTED:
+            yield first, last
+
+
+def _feature(data: bytes, start: int, end: int) -> Value:
+    """The list in a ``Feature``, of whichever type."""
+    found: Value = []
+    for number, kind, first, last in _fields(data, start, end):
+        if kind != _COUNTED or number not in (_BYTES, _FLOATS, _INTS):
+            continue
+        if number == _BYTES:
+            found = [data[a:b] for a, b in _inner(data, first, last, 1)]
+        elif number == _FLOATS:
+            found = _floats(data, first, last)
+        else:
+            found = _ints(data, first, last)
+    return found
+
+
+def _floats(data: bytes, start: int, end: int) -> list[float]:
+    found: list[float] = []
+    for number, kind, first, last in _fields(data, start, end):
+        if number == 1 and kind in (_FOUR, _COUNTED):  # one by one, or packed
+            if (last - first) % 4:
+                raise ValueError("floats of a broken size")
+            found += struct.unpack_from(f"<{(last - first) // 4}f", data, first)
+    return found
+
+
+def _ints(data: bytes, start: int, end: int) -> list[int]:
+    found: list[int] = []
+    for number, kind, first, last in _fields(data, start, end):
+        if number == 1 and kind == _VARINT:
+            found.append(_signed(first))
+        elif number == 1 and kind == _COUNTED:
+            while first < last:
+                value, first = _varint(data, first, last)
+                found.append(_signed(value))
+    return found
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
+    """A ``tf.train.Example``, numbers packed, names in order.
+
+    Args:
+        features: Lists of bytes, of floats or of whole numbers, each of one type.
+        floats: Names of the features that are floats though they are empty.
+    """
+    entries = []
+    for name, values in sorted(features.items()):
+        if name in floats or any(isinstance(v, float) for v in values):
+            number, content = _FLOATS, _counted(1, struct.pack(f"<{len(values)}f", *values)) if values else b""
+        elif any(isinstance(v, bytes) for v in values):
+            number, content = _BYTES, b"".join(_counted(1, v) for v in values if isinstance(v, bytes))
+        else:
+            packed = b"".join(_written(v & 0xFFFFFFFFFFFFFFFF) for v in values if isinstance(v, int))
+            number, content = _INTS, _counted(1, packed) if values else b""
+        entries.append(_counted(1, _counted(1, name.encode()) + _counted(2, _counted(number, content))))
+    return _counted(1, b"".join(entries))
+
+
+def _counted(number: int, content: bytes) -> bytes:
+    return _written(number << 3 | _COUNTED) + _written(len(content)) + content
+
+
+def _written(value: int) -> bytes:
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)

@@ -1,0 +1,63 @@
+"""Small made-up pictures: a class's pattern with an index written into it, so that no two of a set are the same."""
+
+from __future__ import annotations
+
+import functools
+import io
+
+import numpy as np
+from PIL import Image
+
+
+@functools.lru_cache(maxsize=2048)
+def _pattern(label: int, classes: int, width: int, height: int) -> np.ndarray:
+    """``(height, width, 3)`` float32 in [40, 215]: stripes whose direction, frequency and colour say the class."""
+    y, x = np.mgrid[0:height, 0:width].astype(np.float32)
+    angle = np.pi * (label * 0.6180339887 % 1.0)
+    cycles = 1.5 + 3.0 * (label / max(1, classes))
+    wave = np.cos(2 * np.pi * cycles * (x * np.cos(angle) / width + y * np.sin(angle) / height))
+    tint = np.array([label * 0.754877 % 1.0, label * 0.569840 % 1.0, label * 0.430160 % 1.0], np.float32)
+    return (128 + 60 * wave[..., None] * (0.4 + 0.6 * tint) + 27 * (tint - 0.5)).astype(np.float32)
+
+
+def picture(label: int, index: int, classes: int, size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
+    """One picture.
+
+    Args:
+        label: From 0.
+        index: Unique within the dataset.
+        classes: Number of classes.
+        size: Width and height in pixels; at least 8 each.
+        seed: Of the dataset.
+
+    Returns:
+        ``(height, width, 3)`` uint8.
+    """
+    width, height = size
+    base = _pattern(label, classes, width, height)
+    rng = np.random.Generator(np.random.PCG64([seed, index]))
+    noise = rng.integers(-20, 21, (height, width, 1), dtype=np.int16)
+    out = (base + noise).clip(0, 255).astype(np.uint8)
+    # Four 4 x 4 blocks, which a JPEG keeps, spell the index in base 16: pictures of one class never agree.
+    for i in range(4):
+        out[4 * (i // 2) : 4 * (i // 2) + 4, 4 * (i % 2) : 4 * (i % 2) + 4] = (index >> (4 * i) & 15) * 17
+    return out
+
+
+def grey(label: int, index: int, classes: int, size: tuple[int, int] = (16, 16), seed: int = 0) -> np.ndarray:
+    """The same as ``(height, width)`` uint8."""
+    return picture(label, index, classes, size, seed)[..., 0]
+
+
+def jpeg(array: np.ndarray, quality: int = 90) -> bytes:
+    """A JPEG file of ``(H, W, 3)`` or ``(H, W)`` uint8."""
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
+def png(array: np.ndarray) -> bytes:
+    """A PNG file of ``(H, W, 3)`` or ``(H, W)`` uint8."""
+    out = io.BytesIO()
+    Image.fromarray(array).save(out, "PNG", compress_level=1)
+    return out.getvalue()

@@ -1,0 +1,467 @@
+"""Exports of tensorflow_datasets: codec, every dataset of VTAB-1k, and broken in many ways."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import json
+import shutil
+import sys
+import types
+import zipfile
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from s2a_bench.dataset_types import Counts, Dataset, Official, Pool, Recipe, Rule, Slices
+from s2a_bench.errors import InputError
+from s2a_bench.sources import tfrecord
+from s2a_bench.sources.items import Source
+from s2a_bench.sources.tfds import READERS
+from s2a_bench.sources.tfds_forms import FORMS
+from s2a_bench.sources.tfrecord import example, parse_example, records, write_record
+from s2a_bench.sources.tree import Tree
+from s2a_bench.synthetic.pictures import png
+from s2a_bench.synthetic.tfds import MAKERS
+from s2a_bench.synthetic.tfds_features import LAYOUTS
+
+READER = READERS[0]
+CLASSES = {
+    "cifar": 100,
+    "cifar10": 10,
+    "cifar100": 100,
+    "caltech101": 102,
+    "dtd": 47,
+    "oxford_flowers102": 102,
+    "oxford_iiit_pet": 37,
+    "svhn": 10,
+    "sun397": 397,
+    "patch_camelyon": 2,
+    "eurosat": 10,
+    "resisc45": 45,
+    "diabetic_retinopathy": 5,
+    "clevr_count": 8,
+    "clevr_dist": 6,
+    "dmlab": 6,
+    "kitti": 4,
+    "dsprites_loc": 16,
+    "dsprites_ori": 16,
+    "smallnorb_azi": 18,
+    "smallnorb_ele": 9,
+}
+
+
+def row(name: str, rule: Rule | None = None) -> Dataset:
+    recipe = Recipe("tfds", rule or Official(), ())
+    empty = Counts(None, None, None, None)
+    return Dataset(name, "vtab", "natural", CLASSES[name], empty, "", "", "", recipe=recipe)
+
+
+def made(name: str, place: Path, each: int = 2, seed: int = 5) -> Path:
+    place.mkdir(parents=True, exist_ok=True)
+    plan = {part: (n,) * CLASSES[name] for part, n in (("train", each), ("val", 1), ("test", 1))}
+    MAKERS["tfds"](row(name), place, plan, seed)
+    return place
+
+
+def opened(dataset: Dataset | str, place: Path, then: Callable[[Source], Any]) -> Any:
+    dataset = row(dataset) if isinstance(dataset, str) else dataset
+    with Tree(place) as tree:
+        assert READER.recognises(tree, dataset)
+        return then(READER.open(tree, dataset))
+
+
+def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
+    names = [item.name for item in source.items]
+    assert len(set(names)) == len(names)
+    files = list(source.read(frozenset(names)))
+    assert sorted(name for name, _ in files) == sorted(names)
+    return (source.items, source.classes, source.ordered), dict(files)
+
+
+def pixels(data: bytes) -> np.ndarray:
+    with Image.open(io.BytesIO(data)) as image:
+        return np.asarray(image)
+
+
+# --- Every dataset ---------------------------------------------------------------------------------------------------
+
+
+def vtab_label(name: str, features: dict[str, Any]) -> int:
+    """The formulas of VTAB's task_adaptation/data, written down again."""
+    if name == "clevr_count":
+        return len(features["objects/size"]) - 3
+    if name == "clevr_dist":
+        nearest = np.min(np.reshape(features["objects/pixel_coords"], (-1, 3))[:, 2])
+        return int(np.max(np.where(np.array([0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0]) - nearest < 0)))
+    if name == "kitti":
+        places = np.reshape(features["objects/location"], (-1, 3))
+        vehicles = [place[2] for place, kind in zip(places, features["objects/type"], strict=True) if kind < 3]
+        return int(np.max(np.where(np.array([-100.0, 8.0, 20.0, 999.0]) - min([*vehicles, 1000.0]) < 0)))
+    if name == "dsprites_loc":
+        return features["label_x_position"][0] // 2
+    if name == "dsprites_ori":
+        return int(np.floor(features["label_orientation"][0] / 2.5))
+    return features[{"smallnorb_azi": "label_azimuth", "smallnorb_ele": "label_elevation"}.get(name, "label")][0]
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_labels_images_and_order_are_those_of_the_records(name: str, tmp_path: Path):
+    made(name, tmp_path)
+    (items, classes, ordered), files = opened(name, tmp_path, whole)
+    assert ordered
+    assert len(classes) == CLASSES[name]
+    found: dict[str, list[tuple[int, bytes]]] = {}
+    for item in items:
+        found.setdefault(item.part, []).append((item.label, files[item.name]))
+        assert item.name.startswith(f"{item.part}/{len(found[item.part]) - 1:06d}.")
+    splits = {"train": "train", "val": "validation", "test": "validation" if name.startswith("clevr") else "test"}
+    for part, pairs in found.items():
+        expected = []
+        for path in sorted(tmp_path.rglob(f"*-{splits[part]}.tfrecord-*")):
+            for _, data in records(path, ""):
+                features: dict[str, Any] = parse_example(data)
+                image = features["image"][0]
+                if name.startswith("dsprites"):
+                    image = pixels(image) * 255
+                expected.append((vtab_label(name, features), image))
+        if name.startswith("dsprites"):
+            assert all(
+                np.array_equal(np.asarray(Image.open(io.BytesIO(a))), b[1])
+                for (_, a), b in zip(pairs, expected, strict=True)
+            )
+            pairs, expected = [(a, b"") for a, _ in pairs], [(a, b"") for a, _ in expected]
+        assert pairs == expected
+        # As planned, and not sorted.
+        assert Counter(label for label, _ in pairs) == dict.fromkeys(range(CLASSES[name]), 2 if part == "train" else 1)
+        assert len(pairs) < 8 or [label for label, _ in pairs] != sorted(label for label, _ in pairs)
+    assert len(set(files.values())) == len(files)
+
+
+def test_every_form_has_a_layout_and_is_tested():
+    assert FORMS.keys() == LAYOUTS.keys() == CLASSES.keys()
+
+
+@pytest.mark.parametrize("name", ["dmlab", "cifar"])
+def test_every_packing_gives_the_same_images(name: str, tmp_path: Path):
+    place = made(name, tmp_path / "plain")
+    version = next(path.parent for path in place.rglob("dataset_info.json"))
+    expected = opened(name, place, whole)
+    zipped = Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", place))
+    tarred = Path(shutil.make_archive(str(tmp_path / "tarred"), "gztar", version))
+    shutil.copytree(place, tmp_path / "deep" / "tensorflow_datasets")
+    for packing in (version, version.parent, tmp_path / "deep", zipped, tarred):
+        assert opened(name, packing, whole) == expected, packing
+
+
+def test_the_same_seed_gives_the_same_files(tmp_path: Path):
+    one, same, other = (made("kitti", tmp_path / str(i), seed=seed) for i, seed in enumerate((5, 5, 6)))
+    content = [
+        {p.relative_to(place): p.read_bytes() for p in place.rglob("*") if p.is_file()} for place in (one, same, other)
+    ]
+    assert content[0] == content[1]
+    assert content[0].keys() == content[2].keys()
+    assert content[0] != content[2]
+
+
+def test_only_wanted_records_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    made("dmlab", tmp_path, each=20)
+    seen = []
+    monkeypatch.setattr(tfrecord, "_masked", lambda data, real=tfrecord._masked: seen.append(len(data)) or real(data))
+
+    def some(source: Source) -> list[str]:
+        seen.clear()
+        return [name for name, _ in source.read(frozenset(("train/000100.jpg", "train/000003.jpg", "test/000002.jpg")))]
+
+    assert opened("dmlab", tmp_path, some) == ["train/000003.jpg", "train/000100.jpg", "test/000002.jpg"]
+    assert len([size for size in seen if size != 8]) == 3
+
+
+@pytest.mark.parametrize("name", ["train/000999.jpg", "train/000000.png", "extra/000000.jpg", "x", "train/0000000.jpg"])
+def test_unknown_names(name: str, tmp_path: Path):
+    made("dmlab", tmp_path)
+    with pytest.raises(InputError, match="holds no image"):
+        opened("dmlab", tmp_path, lambda source: list(source.read(frozenset([name]))))
+
+
+def test_caltechs_pool_is_the_train_split(tmp_path: Path):
+    made("caltech101", tmp_path, each=3)
+    dataset = row("caltech101", Pool(3, (0, 100), (200, 230)))
+    lists = opened(dataset, tmp_path, lambda source: (source.lists, source.split_id))
+    assert lists[1] == "vtab-1k"
+    assert {name: (len(names), names[0], names[-1]) for name, names in lists[0].items()} == {
+        "train800": (100, "train/000000.jpg", "train/000099.jpg"),
+        "val200": (30, "train/000200.jpg", "train/000229.jpg"),
+        "test": (102, "test/000000.jpg", "test/000101.jpg"),
+    }
+    with pytest.raises(InputError, match="has 306 training images, too few for positions up to 2954"):
+        opened(row("caltech101", Pool()), tmp_path, whole)
+    assert opened(row("caltech101", Slices()), tmp_path, lambda source: source.lists) is None
+
+
+def test_lossy_copies_say_so(tmp_path: Path):
+    for name in ("diabetic_retinopathy", "eurosat"):
+        source = opened(name, made(name, tmp_path / name), lambda source: source)
+        assert source.lossy == (name != "eurosat") == ("quality 72" in source.note)
+
+
+# --- Descriptions ----------------------------------------------------------------------------------------------------
+
+
+def info(place: Path) -> Path:
+    return next(place.rglob("dataset_info.json"))
+
+
+def described(place: Path, **changes: Any) -> None:
+    found = json.loads(info(place).read_text())
+    for key, value in changes.items():
+        if value is None:
+            del found[key]
+        else:
+            found[key] = value
+    info(place).write_text(json.dumps(found))
+
+
+def test_exports_of_old_releases(tmp_path: Path):
+    """No fileFormat, no configName, no features.json: 3.x."""
+    place = made("eurosat", tmp_path)
+    expected = opened("eurosat", place, whole)
+    described(place, fileFormat=None, configName=None, sizeInBytes="7", schema={})
+    (info(place).parent / "features.json").unlink()
+    for given_place in (place, place / "eurosat", place / "eurosat/rgb", place / "eurosat/rgb/2.0.0"):
+        assert opened("eurosat", given_place, whole) == expected
+    (place / "eurosat/rgb").rename(place / "eurosat/all")
+    with pytest.raises(InputError, match="an export of eurosat/rgb, but there is only the configuration all"):
+        opened("eurosat", place, whole)
+
+
+def test_other_exports_beside_it(tmp_path: Path):
+    place = made("eurosat", tmp_path)
+    made("dmlab", tmp_path)
+    expected = opened("eurosat", place, whole)
+    shutil.copytree(place / "eurosat/rgb", place / "eurosat/all")
+    path = place / "eurosat/all/2.0.0/dataset_info.json"
+    path.write_text(path.read_text().replace('"rgb"', '"all"'))
+    assert opened("eurosat", place, whole) == expected
+    shutil.copytree(place / "eurosat/rgb/2.0.0", place / "eurosat/rgb/2.1.0")
+    with pytest.raises(InputError, match=r"holds 2 exports of eurosat/rgb \(eurosat/rgb/2.0.0/, eurosat/rgb/2.1.0/\)"):
+        opened("eurosat", place, whole)
+    with Tree(place) as tree:
+        assert not READER.recognises(tree, row("kitti"))
+        assert not READER.recognises(tree, dataclasses.replace(row("kitti"), name="unheard"))
+        with pytest.raises(InputError, match="No export of tensorflow_datasets is known for unheard"):
+            READER.open(tree, dataclasses.replace(row("kitti"), name="unheard"))
+
+
+class FakeReader:
+    """The calls of ``array_record`` that are used, over a file of TFRecords."""
+
+    def __init__(self, path: str) -> None:
+        if not Path(path).stat().st_size:
+            raise RuntimeError("no footer\nof a kind")
+        self._data = [data for _, data in records(Path(path), path)]
+
+    def num_records(self) -> int:
+        return len(self._data)
+
+    def read(self, numbers: list[int]) -> list[bytes]:
+        assert isinstance(numbers, list)
+        assert len(numbers) <= 64
+        return [self._data[i] for i in numbers]
+
+
+def test_array_records(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    place = made("dmlab", tmp_path, each=30)
+    expected = opened("dmlab", place, whole)
+    for path in list(place.rglob("*.tfrecord-*")):
+        path.rename(path.with_name(path.name.replace("tfrecord", "array_record")))
+    described(place, fileFormat="array_record")
+    monkeypatch.setitem(sys.modules, "array_record", None)
+    with pytest.raises(InputError, match="pip install array_record, or export it with --file_format=tfrecord"):
+        opened("dmlab", place, whole)
+    module = types.ModuleType("array_record.python.array_record_module")
+    module.ArrayRecordReader = FakeReader  # type: ignore[attr-defined]
+    for name in ("array_record", "array_record.python"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    assert opened("dmlab", place, whole) == expected
+    next(place.rglob("*.array_record-*")).write_bytes(b"")
+    with pytest.raises(InputError, match=r"cannot be read \(no footer\); copy the export again"):
+        opened("dmlab", place, whole)
+
+
+# --- Broken ----------------------------------------------------------------------------------------------------------
+
+
+def split(place: Path, name: str = "train") -> Path:
+    return next(place.rglob(f"*-{name}.tfrecord-00000-*"))
+
+
+def rewritten(place: Path, change: Callable[[dict[str, Any]], Any], name: str = "train") -> None:
+    """Changes the features of record 1 of a split's first file."""
+    path = split(place, name)
+    found: list[dict[str, Any]] = [parse_example(data) for _, data in records(path, "")]
+    change(found[1])
+    with path.open("wb") as out:
+        for features in found:
+            write_record(out, example(features))
+
+
+def labelled(**features: Any) -> Callable[[Path], None]:
+    return lambda place: rewritten(place, lambda found: found.update(features))
+
+
+def without(name: str) -> Callable[[Path], None]:
+    return lambda place: rewritten(place, lambda found: found.pop(name))
+
+
+def cut(place: Path) -> None:
+    split(place).write_bytes(split(place).read_bytes()[:-5])
+
+
+def a_record_less(place: Path) -> None:
+    path = split(place)
+    last = list(records(path, ""))[-1][0]
+    path.write_bytes(path.read_bytes()[:last])
+
+
+def no_example(place: Path) -> None:
+    with split(place).open("wb") as out:
+        write_record(out, b"\x0a\xff")
+
+
+def one_flipped_bit(place: Path) -> None:
+    data = bytearray(split(place).read_bytes())
+    data[-20] ^= 1
+    split(place).write_bytes(data)
+
+
+DOTS = {"image": [b"\x89PNG and no more"]}
+BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
+    "cut file": ("dmlab", cut, "ends within record 11 of dmlab/2.0.1/dmlab-train.tfrecord-00000-of-00001"),
+    "record missing": ("dmlab", a_record_less, "holds 11 records, but dataset_info.json tells of 12"),
+    "no example": ("dmlab", no_example, "Record 0 of .* is no tf.train.Example"),
+    "flipped bit": ("dmlab", one_flipped_bit, "checksum|no tf.train.Example|label|holds"),
+    "empty file": ("dmlab", lambda place: split(place).write_bytes(b""), "holds 0 records"),
+    "no TFRecord": ("dmlab", lambda place: split(place).write_bytes(b"text " * 9), "record 0 .* fails its checksum"),
+    "missing file": (
+        "dmlab",
+        lambda place: split(place, "test").unlink(),
+        "has no .*dmlab-test.tfrecord-00000-of",
+    ),
+    "label 6": ("dmlab", labelled(label=[6]), "Record 1 of .* has label 6, not 0 to 5"),
+    "label -1": ("dmlab", labelled(label=[-1]), "has label -1"),
+    "two labels": ("dmlab", labelled(label=[1, 2]), "has no whole number 'label'"),
+    "label as text": ("dmlab", labelled(label=[b"1"]), "has no whole number 'label'"),
+    "no label": ("dmlab", without("label"), "Record 1 of .* has no whole number 'label'"),
+    "no image": ("dmlab", without("image"), "Record 1 of .* has no image"),
+    "empty image": ("dmlab", labelled(image=[b""]), "has no image"),
+    "two images": ("dmlab", labelled(image=[b"a", b"b"]), "has no image"),
+    "orientation 40": ("dsprites_ori", labelled(label_orientation=[40]), "has 40 as 'label_orientation', not 0 to 39"),
+    "damaged sprite": ("dsprites_ori", labelled(**DOTS), "Record 1 of .* image cannot be used"),
+    "grey sprite": (
+        "dsprites_ori",
+        labelled(image=[png(np.full((64, 64), 2, np.uint8))]),
+        "Record 1 of .* with pixels up to",
+    ),
+    "azimuth 18": ("smallnorb_azi", labelled(label_azimuth=[18]), "has 18 as 'label_azimuth', not 0 to 17"),
+    "two objects": (
+        "clevr_count",
+        labelled(**{"objects/size": [0, 0], "objects/pixel_coords": [9.0] * 6}),
+        "Record 1 of .* has 2 objects, not 3 to 10",
+    ),
+    "coordinates": ("clevr_dist", labelled(**{"objects/size": [0]}), "has 1 objects and .* numbers as their"),
+    "far away": (
+        "clevr_dist",
+        labelled(**{"objects/size": [0] * 3, "objects/pixel_coords": [101.0] * 9}),
+        "nearest object at 101",
+    ),
+    "nothing there": (
+        "clevr_dist",
+        labelled(**{"objects/size": [], "objects/pixel_coords": []}),
+        "nearest object at inf",
+    ),
+    "no places": ("kitti", without("objects/location"), "has no list of float numbers 'objects/location'"),
+    "types as text": ("kitti", labelled(**{"objects/type": [b"Car"]}), "has no list of int numbers 'objects/type'"),
+    "too many places": ("kitti", labelled(**{"objects/type": [0]}), "1 objects and .* 'objects/location'|no list"),
+    "behind": (
+        "kitti",
+        labelled(**{"objects/type": [0], "objects/location": [0.0, 0.0, -100.5]}),
+        "Record 1 of .* has a vehicle at -100.5 m",
+    ),
+    "other name": ("dmlab", lambda place: described(place, name="kitti"), "describes 'kitti', but .* of 'dmlab'"),
+    "no name": ("dmlab", lambda place: described(place, name=None), "describes None"),
+    "riegeli": (
+        "dmlab",
+        lambda place: described(place, fileFormat="riegeli"),
+        "format 'riegeli', which cannot",
+    ),
+    "no splits": ("dmlab", lambda place: described(place, splits=None), "does not list its splits"),
+    "no lengths": ("dmlab", lambda place: described(place, splits=[{"name": "train"}]), "with their shardLengths"),
+    "odd lengths": (
+        "dmlab",
+        lambda place: described(place, splits=[{"name": "train", "shardLengths": ["many"]}]),
+        "with their shardLengths",
+    ),
+    "split missing": (
+        "dmlab",
+        lambda place: described(place, splits=json.loads(info(place).read_text())["splits"][:2]),
+        r"no split 'test' \(it has train, validation\)",
+    ),
+    "no shards": (
+        "dmlab",
+        lambda place: described(place, splits=[{"name": "train", "shardLengths": []}]),
+        "Split 'train' of .* is empty",
+    ),
+    "not JSON": ("dmlab", lambda place: info(place).write_text("{"), "dataset_info.json in .* is not JSON"),
+    "a list": ("dmlab", lambda place: info(place).write_text("[]"), "does not describe a dataset"),
+    "not text": ("dmlab", lambda place: info(place).write_bytes(b"\xff\xfe"), "is not text"),
+    "class names": (
+        "cifar",
+        lambda place: next(place.rglob("label.labels.txt")).write_text("a\nb\n"),
+        "has 2 classes but cifar has 100",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", BROKEN)
+def test_broken_exports(case: str, tmp_path: Path):
+    name, change, words = BROKEN[case]
+    place = made(name, tmp_path)
+    change(place)
+    with pytest.raises(InputError, match=words):
+        opened(name, place, whole)
+
+
+def test_classes_in_another_order(tmp_path: Path):
+    dataset = row("eurosat")
+    assert dataset.recipe is not None
+    place = made("eurosat", tmp_path)
+    names = tuple(f"Class {i}" for i in range(10))
+    known = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, class_names=names))
+    assert opened(known, place, lambda source: source.classes) == tuple(f"class {i}" for i in range(10))
+    other = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, class_names=names[::-1]))
+    with pytest.raises(InputError, match="has other classes, or in another order, than eurosat"):
+        opened(other, place, whole)
+
+
+def test_an_export_without_its_records_is_not_recognised(tmp_path: Path):
+    place = made("dmlab", tmp_path)
+    for path in place.rglob("*.tfrecord-*"):
+        path.unlink()
+    with Tree(place) as tree:
+        assert not READER.recognises(tree, row("dmlab"))
+
+
+def test_a_cut_archive(tmp_path: Path):
+    place = made("dmlab", tmp_path / "plain")
+    path = Path(shutil.make_archive(str(tmp_path / "zipped"), "zip", place))
+    with zipfile.ZipFile(path) as archive:
+        assert archive.testzip() is None
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(InputError, match="zipped"):
+        opened("dmlab", path, whole)
