@@ -270,7 +270,11 @@ def open_pcam(tree: Tree, dataset: Dataset) -> Source:
                 for position in block.tolist():
                     yield position, array[position - first]
 
-    return array_source(dataset, f"{tree.place} (PatchCamelyon)", _PCAM_CLASSES, labels, rows)
+    return array_source(dataset, f"{tree.place} (PatchCamelyon)", _PCAM_CLASSES, labels, rows, _pcam_key)
+
+
+def _pcam_key(part: str, position: int) -> str:
+    return f"{_PCAM[part]}_{position}"
 
 
 @contextmanager

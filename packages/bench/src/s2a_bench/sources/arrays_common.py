@@ -20,7 +20,12 @@ _AGAIN = "download it again"
 
 
 def array_source(
-    dataset: Dataset, what: str, classes: Sequence[str], labels: Mapping[str, np.ndarray], rows: Rows
+    dataset: Dataset,
+    what: str,
+    classes: Sequence[str],
+    labels: Mapping[str, np.ndarray],
+    rows: Rows,
+    key: Callable[[str, int], str | int] = lambda part, position: position,
 ) -> Source:
     """A source of images that have a position in their part instead of a name.
 
@@ -30,6 +35,8 @@ def array_source(
         classes: Names in label order.
         labels: Part -> ``(N,)`` integers from 0, checked.
         rows: Gives the images.
+        key: tensorflow_datasets' key from part and position; its builders of these sets take the position alone, but
+            for PatchCamelyon.
 
     Raises:
         InputError: Another number of classes than the dataset has.
@@ -40,7 +47,9 @@ def array_source(
             f"{dataset.name}."
         )
     items = tuple(
-        Item(_name(part, i), label, part) for part, column in labels.items() for i, label in enumerate(column.tolist())
+        Item(_name(part, i), label, part, key(part, i))
+        for part, column in labels.items()
+        for i, label in enumerate(column.tolist())
     )
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:

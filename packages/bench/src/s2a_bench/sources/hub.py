@@ -196,7 +196,7 @@ class _Table:
 
     def suffixes(self) -> list[str]:
         """Each image's suffix, by the path beside it or else by its content."""
-        suffixes: list[str] = []
+        suffixes = [""] * self.rows
         if self._paths:
             with self._opened() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
@@ -204,7 +204,7 @@ class _Table:
         if not all(suffixes):
             # Nothing tells but the content; all of it must be read.
             found = [_suffix_of(data) for _, data in self.images(list(range(self.rows)))]
-            suffixes = [known or seen for known, seen in zip(suffixes or found, found, strict=True)]
+            suffixes = [known or seen for known, seen in zip(suffixes, found, strict=True)]
         return suffixes
 
     def images(self, rows: list[int]) -> Iterator[tuple[int, bytes]]:

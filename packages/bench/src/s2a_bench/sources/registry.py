@@ -8,7 +8,7 @@ from s2a_bench.dataset_types import Dataset
 from s2a_bench.sources.items import Reader
 from s2a_bench.sources.tree import Tree
 
-_MODULES = ("arrays", "clevr", "folders", "hub", "noah", "retinopathy", "tfds")
+_MODULES = ("arrays", "clevr", "folders", "hub", "listed", "noah", "retinopathy", "tfds")
 _EVERYWHERE = ("noah", "tfds", "hub")
 """Forms in which many datasets are found; tried where a dataset's own form is not recognised."""
 
@@ -28,6 +28,6 @@ def recognise(tree: Tree, dataset: Dataset) -> Reader | None:
     known = readers()
     own = dataset.recipe.reader
     for name in dict.fromkeys((own, *_ALSO.get(own, ()), *_EVERYWHERE)):
-        if name in known and known[name].recognises(tree, dataset):
+        if known[name].recognises(tree, dataset):
             return known[name]
     return None

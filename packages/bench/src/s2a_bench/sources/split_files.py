@@ -62,7 +62,7 @@ def read_split(
         for path, label, title in entries[part]:
             if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < dataset.classes:
                 raise InputError(
-                    f"{place}: {path} has label {label!r}; {dataset.name} has {dataset.classes} classes, counted from 0."
+                    f"{place}: {path} has label {label!r}; {dataset.name} has {dataset.classes} classes, from 0 on."
                 )
             name = find(path)
             if name in labels:

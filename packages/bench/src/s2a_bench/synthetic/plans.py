@@ -15,7 +15,7 @@ Plan = Mapping[str, tuple[int, ...]]
 
 Maker = Callable[[Dataset, Path, Plan, int], None]
 
-_MODULES = ("arrays", "clevr", "folders", "retinopathy", "tfds")
+_MODULES = ("arrays", "clevr", "folders", "listed", "retinopathy", "tfds")
 _PARTLESS = ("class_folders", "dsprites")
 
 

@@ -281,7 +281,7 @@ LAYOUTS: Mapping[str, Layout] = {
     "diabetic_retinopathy": dataclasses.replace(_plain("3.0.0", "name", 5, names=False), unused=("sample",)),
     "clevr_count": _clevr_layout(distance=False),
     "clevr_dist": _clevr_layout(distance=True),
-    "dmlab": Layout("2.0.1", {"image": image(360, 480, 3), "filename": TEXT, "label": label(6)}, _dmlab),
+    "dmlab": Layout("2.0.1", {"image": image(16, 24, 3), "filename": TEXT, "label": label(6)}, _dmlab),
     "kitti": _kitti_layout(),
     "dsprites_loc": _dsprites_layout("x_position"),
     "dsprites_ori": _dsprites_layout("orientation"),
