@@ -20,7 +20,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 from s2a_bench.errors import InputError
 
@@ -143,7 +143,7 @@ def _attempt(url: str, part: Path, checked: bool, say: Callable[[int, int], None
     try:
         with _open(url, headers) as response:
             if response.status == 206 and note is not None and start:
-                goal = _continued(response, note, start)
+                goal = _continued(response, note, start, checked)
             elif response.status == 200:
                 start, goal = 0, response.length or 0
                 with disk(part.parent):
@@ -165,14 +165,16 @@ def _attempt(url: str, part: Path, checked: bool, say: Callable[[int, int], None
         raise
 
 
-def _continued(response: http.client.HTTPResponse, note: _Note, start: int) -> int:
+def _continued(response: http.client.HTTPResponse, note: _Note, start: int, checked: bool) -> int:
     """Full size of the file that a 206 goes on with at ``start``."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != start:
         raise Failure("the server sends another part than the one that was asked for", status=206)
     total = 0 if match[3] == "*" else int(match[3])
     mark = _validator(response.headers)
-    if (note.total and total and total != note.total) or (note.validator and mark and mark != note.validator):
+    # A 206 must carry the ETag if the 200 did (RFC 9110, 15.3.7); a date may be left out.
+    due = bool(mark) or (note.validator.startswith('"') and not checked)
+    if (note.total and total and total != note.total) or (note.validator and due and mark != note.validator):
         raise Failure("the file changes on its server while it is downloaded", status=206)
     return total or note.total or int(match[2]) + 1
 
@@ -203,6 +205,17 @@ def _copy(
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
     """Follows redirects from the web to the web only."""
+
+    def http_error_302(
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
+    ) -> Any:
+        try:
+            return super().http_error_302(req, fp, code, msg, headers)
+        except ValueError:
+            fp.close()  # The base class forgets it where the new address cannot be parsed.
+            raise
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
     def redirect_request(
         self,

@@ -1,0 +1,159 @@
+"""Made-up sources of every dataset, in their original formats: prepared, verified, loaded, and run as suites."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from s2a_bench import cli
+from s2a_bench.config import DataConfig
+from s2a_bench.data import check, list_datasets, load
+from s2a_bench.dataset_types import Recipe, Slices
+from s2a_bench.datasets import DATASETS, SUITES
+from s2a_bench.errors import InputError
+from s2a_bench.layout import read_manifest
+from s2a_bench.prepare import prepare
+from s2a_bench.synthetic import plans
+from s2a_bench.verify import verify
+
+EACH = [name for name, row in DATASETS.items() if row.recipe is not None]
+HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+
+
+def made(name: str, base: Path, seed: int = 0) -> Path:
+    place = base / f"source-{name}"
+    place.mkdir(parents=True)
+    plans.make(DATASETS[name], place, seed)
+    return place
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_every_dataset_from_its_made_up_source(name, tmp_path):
+    row, source, root = DATASETS[name], made(name, tmp_path), tmp_path / "root"
+    folder = prepare(name, source, root, synthetic="miniature")
+    assert [str(problem) for problem in verify(name, root) if not problem.note] == []
+    manifest = read_manifest(folder)
+    assert manifest is not None and manifest.synthetic and "SYNTHETIC" in manifest.note
+    assert len(manifest.classes) == row.classes and set(manifest.counts) == set(row.lists)
+    if row.suite == "vtab":
+        assert [manifest.counts[name] for name in row.lists[:3]] == [800, 200, 1000]
+        assert manifest.split_id == {
+            "caltech101": "s2a-seed0-v1",
+            "dmlab": "vtab-1k",
+            "kitti": "vtab-1k",
+        }.get(name, "vtab-1k-rebuilt-v1")
+    assert not manifest.lossy or row.encoding == "lossless"
+    config = DataConfig(row.suite, name, str(root), limit_train=64, limit_test=16)
+    task = load(config, size=32, **HALF)
+    assert task.synthetic and task.classes == row.classes
+    assert (task.data_id, task.split_id) == (manifest.data_id, manifest.split_id)
+    for part, n in ((task.train, 64), (task.scored, 16)):
+        assert part.batch(torch.arange(len(part)), torch.Generator()).shape == (n, 3, 32, 32)
+        assert 0 <= part.labels.min() and part.labels.max() < row.classes
+    crop = SUITES[row.suite].view == "crop"
+    assert ("augment" in task.data_config) is crop
+    # Another preparation of the same bytes is the same dataset.
+    again = read_manifest(prepare(name, source, tmp_path / "other", synthetic="miniature"))
+    assert again is not None and again == dataclasses.replace(manifest, home=again.home)
+    # A miniature is not the real thing: without the word its counts are refused, and nothing is left.
+    if row.suite != "imagenet" or row.counts.test:
+        with pytest.raises(InputError, match="some images are missing or added"):
+            prepare(name, source, tmp_path / "third")
+        assert list((tmp_path / "third").iterdir()) == []
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_full_plans_give_the_tables_counts(name):
+    """By the rules alone: no image is made. Sets too large for a made-up copy have no full plan to check."""
+    row = DATASETS[name]
+    assert row.recipe is not None
+    plan = plans.plan(row, full=True)
+    totals = {part: sum(sizes) for part, sizes in plan.items()}
+    assert all(len(sizes) == row.classes for sizes in plan.values())
+    rule = row.recipe.rule
+    if isinstance(rule, Slices):
+        total = totals.get(rule.test_part, totals.get(""))
+        assert total is not None and total - round(rule.test_from * total) == row.counts.test
+    else:
+        both = row.counts.both or 0
+        assert sum(totals.values()) in (both + (row.counts.test or 0), 3060 + 6084)
+
+
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_one_changed_byte_of_a_listed_image_is_another_id(tmp_path_factory, data):
+    base = tmp_path_factory.mktemp("x")
+    name = data.draw(st.sampled_from(["fgvc_eurosat", "cifar10", "fgvc_dtd", "svhn"]))
+    first = read_manifest(prepare(name, made(name, base), base / "one", synthetic="miniature"))
+    assert first is not None
+    seed = data.draw(st.integers(1, 5))
+    other = base / "other"
+    other.mkdir()
+    again = read_manifest(prepare(name, made(name, other, seed), base / "two", synthetic="miniature"))
+    assert again is not None and again.data_id != first.data_id
+    path = data.draw(st.sampled_from(sorted(first.files)))
+    image = base / "one" / name / path
+    content = bytearray(image.read_bytes())
+    content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
+    image.write_bytes(content)
+    assert any(path in problem.what and not problem.note for problem in verify(name, base / "one"))
+
+
+def test_png_of_arrays_are_the_arrays(tmp_path):
+    """CIFAR's pixels survive the whole way, against the pickled arrays themselves."""
+    import pickle
+    import tarfile
+
+    source = made("cifar10", tmp_path)
+    with tarfile.open(source / "cifar-10-python.tar.gz") as archive:
+        batch = archive.extractfile("cifar-10-batches-py/test_batch")
+        assert batch is not None
+        values = pickle.load(batch, encoding="bytes")
+    prepare("cifar10", source, tmp_path / "root", synthetic="miniature")
+    manifest = read_manifest(tmp_path / "root/cifar10")
+    assert manifest is not None
+    from PIL import Image
+
+    for path, info in manifest.files.items():
+        if info.source.startswith("test/"):
+            index = int(info.source[5:11])
+            want = np.asarray(values[b"data"][index]).reshape(3, 32, 32).transpose(1, 2, 0)
+            np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "root/cifar10" / path)), want)
+            assert info.label == values[b"labels"][index]
+
+
+@pytest.mark.parametrize(("suite", "tasks"), [("vtab", 19), ("fgvc", 8)])
+def test_whole_suites_run_end_to_end_offline(suite, tasks, tmp_path, capsys):
+    root, out = str(tmp_path / "data"), tmp_path / "out"
+    assert cli.main(["data", "prepare", suite, "--synthetic", "--data-dir", root]) == 0
+    assert all(row.present and row.synthetic for row in list_datasets(Path(root)) if row.suite == suite)
+    arguments = ["sweep", "--suite", suite, "--backbones", "mini_vit", "--methods", "linear", "--epochs", "1"]
+    limits = ["--limit-train", "32", "--limit-test", "16", "--serial", "--data-dir", root, "--output", str(out)]
+    assert cli.main(arguments + limits) == 0
+    records = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
+    assert len(records) == tasks and all(r["synthetic"] and r["status"] == "done" for r in records)
+    assert {r["dataset"] for r in records} == set(SUITES[suite].defaults)
+    assert "ynthetic" in (out / "report.md").read_text()
+    capsys.readouterr()
+
+
+def test_ids_of_prepared_data_are_those_of_check(tmp_path):
+    folder = prepare("fgvc_eurosat", made("fgvc_eurosat", tmp_path), tmp_path, synthetic="miniature")
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    assert check(DataConfig("fgvc", "fgvc_eurosat", str(tmp_path))) == (manifest.data_id, manifest.split_id)
+
+
+def test_recipes_name_readers_and_makers_that_exist():
+    from s2a_bench.sources import registry
+
+    for row in DATASETS.values():
+        if row.recipe is not None:
+            assert isinstance(row.recipe, Recipe)
+            assert row.recipe.reader in registry.readers() and row.recipe.reader in plans.makers()
