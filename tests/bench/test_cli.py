@@ -286,7 +286,15 @@ def test_data_commands(capsys, tmp_path):
     assert all(name in out for name in ("digits", "caltech101"))
     assert main(["data", "list", "--data-dir", str(tmp_path)]) == 0
     assert "missing" in capsys.readouterr().out
-    assert "caltech101" in refused(capsys, "data", "prepare", "caltech", "--from", "x", "--data-dir", "d")
+    assert main(["data", "list", "caltech101", "fgvc_cub"]) == 0
+    out = capsys.readouterr().out
+    assert all(
+        word in out for word in ("caltech-101.zip", "test 6084", "CC BY 4.0", "CUB_200_2011.tgz", "trainval 5994")
+    )
+    assert "did you mean vtab" in refused(capsys, "data", "list", "vtba")
+    assert "vtab/cifar" in refused(capsys, "data", "list", "cifar")  # also a suite
+    assert main(["data", "list", "vtab/cifar"]) == 0
+    assert "caltech101" in refused(capsys, "data", "prepare", "caltech102", "--from", "x", "--data-dir", "d")
     assert "x" in refused(capsys, "data", "prepare", "caltech101", "--from", "x", "--data-dir", "d")
     assert "embedded" in refused(capsys, "data", "verify", "digits", "--data-dir", "d")
 
@@ -318,10 +326,12 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
 
 def test_the_commands_in_the_readme_parse(monkeypatch):
     """Every ``nox -s bench`` and ``s2a-bench`` line of the README is understood; none is run."""
-    from s2a_bench import commands
+    from s2a_bench import commands, commands_data
 
-    for name in ("sweep", "memory", "memory_paper", "data_list", "data_prepare", "data_verify", "report", "track"):
+    for name in ("sweep", "memory", "memory_paper", "report", "track"):
         monkeypatch.setattr(commands, name, lambda *args: 0)
+    for name in ("show", "prepare", "download", "make", "verify"):
+        monkeypatch.setattr(commands_data, name, lambda *args: 0)
     lines = [line.partition(" #")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
     found = [shlex.split(line.removeprefix("nox -s bench --")) for line in lines if line.startswith("nox -s bench --")]
     found = [["sweep", *arguments] for arguments in found]

@@ -27,7 +27,8 @@ from s2a_bench.errors import InputError
 from s2a_bench.prepare import prepare
 
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
-COUNTS = Counts(6, 3, 9, 7)
+SIZES = (6, 3, 9, 7)
+COUNTS = Counts(*SIZES)
 
 
 def picture(seed: int, width: int = 8, height: int = 8) -> Image.Image:
@@ -37,7 +38,7 @@ def picture(seed: int, width: int = 8, height: int = 8) -> Image.Image:
 def write_vtab(folder: Path, suffix: str = ".png", width: int = 8, height: int = 8) -> dict[str, Image.Image]:
     """A folder as other tools write it: copies for train800val200, no manifest."""
     seed, written = 0, {}
-    for name, n in zip(VTAB_LISTS, COUNTS, strict=True):
+    for name, n in zip(VTAB_LISTS, SIZES, strict=True):
         (folder / "images" / name).mkdir(parents=True)
         lines = []
         if name == "train800val200":
@@ -103,7 +104,7 @@ def test_images_and_labels_are_those_of_the_lists(svhn, size, evaluate):
     names = ("train800val200", "test") if evaluate == "test" else ("train800", "val200")
     for part, name in zip((task.train, task.scored), names, strict=True):
         lines = [line.split() for line in (folder / f"{name}.txt").read_text().splitlines()]
-        assert len(part) == COUNTS[VTAB_LISTS.index(name)]
+        assert len(part) == SIZES[VTAB_LISTS.index(name)]
         assert part.labels.dtype == torch.int64 and part.labels.tolist() == [int(label) for _, label in lines]
         got = all_of(part)
         assert got.dtype == torch.float32

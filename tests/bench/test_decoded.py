@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s2a_bench import decoded
-from s2a_bench.decoded import Listed, as_read, open_pixels, short_side
+from s2a_bench.decoded import Form, Listed, as_read, open_pixels, short_side
 from s2a_bench.layout import CACHE, Entry
 from torchvision.transforms import v2
 
@@ -26,7 +26,7 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def listed(folder: Path, size: int = 14, form="short") -> Listed:
+def listed(folder: Path, size: int = 14, form: Form = "short") -> Listed:
     entries = [Entry(f"{i}.png", 0, i + 1) for i in range(len(SIZES))]
     return Listed(folder, None, entries, size, "bicubic", form)
 

@@ -233,7 +233,7 @@ def test_notes_say_what_does_not_compare():
     assert "random" in notes(make_record(random_weights=True))
     assert "limit_train=32" in notes(make_record(limit_train=32))
     assert "validation images" in notes(make_record(evaluated_on="val"))
-    assert "Rendered images" in notes(make_record(synthetic=True))
+    assert "Synthetic images" in notes(make_record(synthetic=True))
     assert "lossily" in notes(make_record(lossy=True))
     assert "One seed" in notes(make_record())
     assert "different hardware" in notes(make_record(), make_record(seed=1, hardware={"device": "cuda"}))

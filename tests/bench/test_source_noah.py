@@ -7,6 +7,7 @@ import io
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,9 @@ from s2a_bench.errors import InputError
 from s2a_bench.prepare import prepare
 from s2a_bench.verify import verify
 
-COUNTS = Counts(6, 3, 9, 7)
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+SIZES = (6, 3, 9, 7)
+COUNTS = Counts(*SIZES)
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +35,7 @@ def small(monkeypatch):
 def folder(place: Path, format: str = "JPEG", **save) -> Path:
     """As NOAH's script writes it: train800val200 is a copy of its own."""
     suffix = {"JPEG": ".jpg", "PNG": ".png"}[format]
-    for name, n in zip(VTAB_LISTS, COUNTS, strict=True):
+    for name, n in zip(VTAB_LISTS, SIZES, strict=True):
         (place / "images" / name).mkdir(parents=True)
         lines = []
         for i in range(n):

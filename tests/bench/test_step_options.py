@@ -32,7 +32,7 @@ class Noise:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def batch(self, indices: Tensor) -> Tensor:
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
         return self.images[indices]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ from s2a_bench.synthetic import plans
 from s2a_bench.verify import verify
 
 EACH = [name for name, row in DATASETS.items() if row.recipe is not None]
-HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
+HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
 def made(name: str, base: Path, seed: int = 0) -> Path:

@@ -136,19 +136,21 @@ class Methods:
 
 @dataclasses.dataclass(frozen=True)
 class DataList:
-    """Lists every dataset, and what of it is on disk.
+    """Lists every dataset and what of it is on disk; with names, everything that is known of these.
 
     Attributes:
+        datasets: Which datasets; a suite's name stands for all of its datasets.
         data_dir: Where prepared datasets lie.
     """
 
+    datasets: tyro.conf.Positional[tuple[str, ...]] = ()
     data_dir: _Folder = None
 
     def run(self, console: Console) -> int:
         """Runs the command."""
         from s2a_bench import commands_data
 
-        return commands_data.show(self.data_dir, console)
+        return commands_data.show(self.datasets, self.data_dir, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,21 +195,21 @@ class DataPrepare:
 
 @dataclasses.dataclass(frozen=True)
 class DataVerify:
-    """Checks a prepared dataset: counts, hashes, every image.
+    """Checks prepared datasets: counts, hashes, every image.
 
     Attributes:
-        dataset: Which dataset.
+        datasets: Which datasets; a suite's name stands for all of its datasets.
         data_dir: Where prepared datasets lie.
     """
 
-    dataset: tyro.conf.Positional[str]
+    datasets: tyro.conf.Positional[tuple[str, ...]]
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
     def run(self, console: Console) -> int:
         """Runs the command."""
         from s2a_bench import commands_data
 
-        return commands_data.verify(self.dataset, self.data_dir, console)
+        return commands_data.verify(self.datasets, self.data_dir, console)
 
 
 @dataclasses.dataclass(frozen=True)

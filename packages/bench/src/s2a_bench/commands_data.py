@@ -7,15 +7,19 @@ import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from s2a_bench import datasets
 from s2a_bench.dataset_types import Dataset
-from s2a_bench.errors import InputError
+from s2a_bench.errors import InputError, unknown
 from s2a_bench.verify import Progress
+
+if TYPE_CHECKING:
+    from s2a_bench.data import Row
 
 DONE, SOME_FAILED = 0, 1
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -23,25 +27,75 @@ _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
 
-def show(root: Path | None, console: Console) -> int:
-    """Prints every dataset and what of it is on disk."""
+def show(names: Sequence[str], root: Path | None, console: Console) -> int:
+    """Prints every dataset and what of it is on disk; with names, all that is known of these.
+
+    Raises:
+        InputError: An unknown name.
+    """
     from s2a_bench import data
 
-    table = Table("dataset", "suite", "group", "classes", "train/val/test", "state", "data id", "where")
-    for row in data.list_datasets(root):
-        state = "here" if row.present else "missing"
-        if row.present and not row.prepared and row.split_id is None:
-            state = "here, no manifest"
-        if row.synthetic:
-            state += ", synthetic"
-        if row.lossy:
-            state += ", lossy"
+    rows = {row.name: row for row in data.list_datasets(root)}
+    if names:
+        for dataset in _named(names):
+            console.print(_card(dataset, rows[dataset.name]))
+        return DONE
+    if not console.is_terminal:
+        console.width = max(console.width, 140)  # A file or a pipe gets whole lines.
+    wide = console.width >= 110
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
+    for title in ("dataset", "suite", "group")[: 3 if wide else 2]:
+        table.add_column(title, no_wrap=True)
+    for title in ("classes", "train/val/test"):
+        table.add_column(title, justify="right", no_wrap=True)
+    table.add_column("state", overflow="fold")
+    table.add_column("data id", no_wrap=True)
+    for row in rows.values():
         sizes = "/".join("?" if n is None else f"{n}" for n in (row.counts.train, row.counts.val, row.counts.test))
-        table.add_row(row.name, row.suite, row.group, str(row.classes), sizes, state, row.data_id or "", row.where)
+        group = [row.group] if wide else []
+        table.add_row(row.name, row.suite, *group, str(row.classes), sizes, _state(row), row.data_id or "")
     console.print(table)
     if root is None:
-        console.print("Embedded datasets only; pass --data-dir to see what is on disk.")
+        console.print("Pass --data-dir DIR to see what is on disk.", **_VERBATIM)
+    console.print("`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.", **_VERBATIM)
     return DONE
+
+
+def _state(row: Row) -> str:
+    state = "here" if row.present else "missing"
+    if row.present and not row.prepared and row.split_id is None:
+        state = "here, no manifest"
+    return state + ", synthetic" * row.synthetic + ", lossy" * row.lossy
+
+
+def _card(dataset: Dataset, row: Row) -> Table:
+    """All that is known of a dataset."""
+    card = Table(box=None, show_header=False, pad_edge=False, title=dataset.name, title_justify="left")
+    card.add_column(no_wrap=True, style="dim")
+    card.add_column(overflow="fold")
+    counted = ((name, dataset.count(name)) for name in dataset.lists)
+    facts = {
+        "suite": f"{dataset.suite}, {dataset.group}",
+        "also called": ", ".join(dataset.aliases),
+        "classes": str(dataset.classes),
+        "images": ", ".join(f"{name} {'any number' if n is None else n}" for name, n in counted),
+        "metric": dataset.metric,
+        "published as": "" if dataset.embedded else "JPEG files" if dataset.encoding == "jpeg" else "lossless images",
+        "source": dataset.source,
+        "licence": dataset.licence,
+        "get it": dataset.where,
+        "prepare": " or ".join(["--from"] * (dataset.recipe is not None) + ["--download"] * bool(dataset.remotes)),
+        "state": _state(row),
+        "folder": row.where if row.present and not dataset.embedded else "",
+        "on disk": row.size,
+        "data id": row.data_id or "",
+        "split id": row.split_id or "",
+        "note": row.note,
+    }
+    for title, text in facts.items():
+        if text:
+            card.add_row(title, Text(text))
+    return card
 
 
 def prepare(names: Sequence[str], source: Path, root: Path, split: Path | None, console: Console) -> int:
@@ -103,25 +157,28 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
     return DONE
 
 
-def verify(name: str, root: Path, console: Console) -> int:
-    """Checks a prepared folder; prints what is wrong with it, or worth knowing, and returns 1 if anything is wrong.
+def verify(names: Sequence[str], root: Path, console: Console) -> int:
+    """Checks prepared folders; prints what is wrong with them, or worth knowing, and returns 1 if anything is wrong.
 
     Raises:
         InputError: Unknown or embedded dataset, or no folder.
     """
     from s2a_bench import verify as door
 
-    with _steps(console) as say:
-        found = door.verify(name, root, say)
-    problems = [problem for problem in found if not problem.note]
-    notes = [problem for problem in found if problem.note]
-    for title, each in (("", problems), ("note: ", notes)):
-        for problem in each[:_SHOWN]:
-            console.print(f"{title}{problem}", **_VERBATIM)
-        if len(each) > _SHOWN:
-            console.print(f"{title}and {len(each) - _SHOWN} more.", **_VERBATIM)
-    console.print(f"{name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.", **_VERBATIM)
-    return SOME_FAILED if problems else DONE
+    wrong = False
+    for dataset in _named(names):
+        with _steps(console) as say:
+            found = door.verify(dataset.name, root, say)
+        problems = [problem for problem in found if not problem.note]
+        notes = [problem for problem in found if problem.note]
+        for title, each in (("", problems), ("note: ", notes)):
+            for problem in each[:_SHOWN]:
+                console.print(f"{title}{problem}", **_VERBATIM)
+            if len(each) > _SHOWN:
+                console.print(f"{title}and {len(each) - _SHOWN} more.", **_VERBATIM)
+        console.print(f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.", **_VERBATIM)
+        wrong = wrong or bool(problems)
+    return SOME_FAILED if wrong else DONE
 
 
 def _named(names: Sequence[str]) -> list[Dataset]:
@@ -134,7 +191,20 @@ def _named(names: Sequence[str]) -> list[Dataset]:
         raise InputError("Name a dataset or a suite; `s2a-bench data list` shows them.")
     found: dict[str, Dataset] = {}
     for name in names:
-        inside = datasets.SUITES[name].datasets if name in datasets.SUITES else (datasets.find(name).name,)
+        inside = datasets.SUITES[name].datasets if name in datasets.SUITES else ()
+        known = [datasets.DATASETS[name]] if name in datasets.DATASETS else []
+        if inside and known and inside != (name,):
+            raise InputError(
+                f"{name!r} is a dataset and a suite; write {known[0].suite}/{name} for the one, {' '.join(inside)} "
+                "for the other."
+            )
+        if not inside:
+            try:
+                inside = (datasets.find(name).name,)
+            except InputError:
+                if "/" in name:
+                    raise
+                raise unknown("dataset or suite", name, [*datasets.SUITES, *datasets.DATASETS]) from None
         found |= {each: datasets.DATASETS[each] for each in inside}
     return list(found.values())
 

@@ -111,6 +111,8 @@ class Row:
         where: Its folder, or how to get it.
         synthetic: Whether its images were made up.
         lossy: Whether its images were re-encoded with loss.
+        size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
+        note: What its manifest says a reader of results must know.
     """
 
     name: str
@@ -125,6 +127,8 @@ class Row:
     where: str
     synthetic: bool = False
     lossy: bool = False
+    size: str = ""
+    note: str = ""
 
 
 def load(
@@ -224,9 +228,15 @@ def list_datasets(root: Path | None) -> list[Row]:
                 where=where,
                 synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
                 lossy=manifest is not None and manifest.lossy,
+                size=_disk_size(manifest) if manifest is not None else "",
+                note=manifest.note if manifest is not None else "",
             )
         )
     return rows
+
+
+def _disk_size(manifest: Manifest) -> str:
+    return f"{len(manifest.files)} images, {sum(info.bytes for info in manifest.files.values()) / 1e6:.1f} MB"
 
 
 def _dataset(config: DataConfig) -> Dataset:

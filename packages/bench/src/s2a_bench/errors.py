@@ -14,6 +14,6 @@ def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
     """``InputError`` for a name that is not in a table, with the near matches first."""
     names = sorted(known)
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
-    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    hint = f"did you mean {' or '.join(near)}? Known: " if near else ""
     shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")
-    return InputError(f"Unknown {kind} {given!r}: {hint}Known: {shown}.")
+    return InputError(f"Unknown {kind} {given!r}: {hint or 'known: '}{shown}.")

@@ -180,7 +180,7 @@ def _with_split(dataset: Dataset, recipe: Recipe, tree: Tree, source: Source, gi
         raise InputError(f"{dataset.name} takes no split file: its lists follow from its source alone.")
     lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source)
     items = tuple(dataclasses.replace(item, label=labels[item.name]) for item in source.items if item.name in labels)
-    renamed = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
+    renamed: dict[str, str] = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
     return dataclasses.replace(
         source,
         items=items,

@@ -267,7 +267,10 @@ def notes(section: Section) -> list[str]:
             "Scored on the validation images, trained without them: not comparable with published test numbers."
         )
     for flag, text in (
-        ("synthetic", "Rendered images, not photographs, comparable only within this suite"),
+        (
+            "synthetic",
+            "Synthetic images, made by this package: comparable only with records of the same data id",
+        ),
         ("lossy", "Images were stored lossily (JPEG), which alone can move accuracies by points"),
     ):
         names = sorted({r.dataset for r in done if getattr(r, flag)})

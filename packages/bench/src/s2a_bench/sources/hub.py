@@ -172,6 +172,10 @@ class _Table:
             if not self.rows:
                 raise InputError(f"{self.what} is empty; download it again.")
             self.labels: list[int] = _whole(file.read(columns=[label]).column(0), f"Column {label!r} of {self.what}")
+            if len(self.labels) != self.rows:
+                raise InputError(
+                    f"{self.what} tells of {self.rows} rows but has {len(self.labels)} labels; download it again."
+                )
             self._paths = not self._binary and any(
                 field.name == "path" and str(field.type) in ("string", "large_string")
                 for field in schema.field(self._image).type
@@ -201,6 +205,10 @@ class _Table:
             with self._opened() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
             suffixes = [_suffix(path) for path in column.field("path").to_pylist()]
+            if len(suffixes) != self.rows:
+                raise InputError(
+                    f"{self.what} tells of {self.rows} rows but has {len(suffixes)} paths; download it again."
+                )
         if not all(suffixes):
             # Nothing tells but the content; all of it must be read.
             found = [_suffix_of(data) for _, data in self.images(list(range(self.rows)))]
@@ -233,6 +241,8 @@ class _Table:
                         yield row, data
                         row = next(left, None)
                     start += len(values)
+        if row is not None:
+            raise InputError(f"{self.what} ends before row {row}; download it again.")
 
 
 def _image_column(schema: pa.Schema, what: str) -> tuple[str, bool]:
