@@ -106,7 +106,7 @@ def _drawn(recipe: Recipe, purpose: str) -> Callable[[Item], str]:
 
     def draw(item: Item) -> str:
         folder, slash, file = item.name.rpartition("/")
-        return hashlib.sha256(f"{purpose} {recipe.seed} {folder.lower()}{slash}{file}".encode()).hexdigest()
+        return hashlib.sha256(f"s2a {purpose} {recipe.seed} {folder.lower()}{slash}{file}".encode()).hexdigest()
 
     return draw
 
