@@ -328,3 +328,37 @@ def locked(folder: Path, wait: bool) -> Iterator[bool]:
             yield True
     finally:
         os.close(handle)
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[bool]:
+    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
+
+    Yields:
+        Whether it was free; what a dead process reserved is free again.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(handle, beside):
+                try:
+                    yield True
+                finally:
+                    beside.unlink(missing_ok=True)
+                return
+            # Its holder removed the file between our opening and locking it: the lock is on nothing.
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

@@ -21,9 +21,9 @@ from s2a_bench.layout import (
     FileInfo,
     Manifest,
     content_id,
-    locked,
     read_manifest,
     replacing,
+    reserved,
     sha256,
 )
 from s2a_bench.sources import registry, split_files
@@ -80,7 +80,7 @@ def prepare(
 
     Raises:
         InputError: Unknown dataset or no recipe for it, wrong, broken or incomplete source, a place that is taken or
-            not writable, or another process preparing under the same root.
+            not writable, or another process preparing the same dataset there.
     """
     dataset = datasets.find(name)
     recipe = _recipe(dataset)
@@ -90,9 +90,9 @@ def prepare(
         raise InputError(f"Source {source} does not exist; give {_wanted(dataset, recipe)}.")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with locked(root, wait=False) as held:
+        with reserved(root / dataset.name) as held:
             if not held:
-                raise InputError(f"Another process is preparing a dataset in {root}; wait for it to end.")
+                raise InputError(f"Another process is preparing {dataset.name} in {root}; wait for it to end.")
             for stale in root.glob(f".{dataset.name}.*.partial"):
                 shutil.rmtree(stale)
             target = root / dataset.name
