@@ -19,7 +19,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import pytest
 import scipy.io
@@ -31,6 +30,8 @@ from s2a_bench.sources.arrays import READERS
 from s2a_bench.sources.items import Source
 from s2a_bench.sources.tree import Tree
 from s2a_bench.synthetic.arrays import MAKERS
+
+h5py = pytest.importorskip("h5py")
 
 OPEN = {reader.name: reader for reader in READERS}
 DSPRITES = "dsprites_ndarray_co1sh3sc6or40x32y32_64x64.npz"

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
 from s2a_bench.errors import InputError
@@ -23,6 +21,10 @@ from s2a_bench.sources.items import Source
 from s2a_bench.sources.tree import Tree
 from s2a_bench.synthetic.hub import MAKERS
 from s2a_bench.synthetic.pictures import jpeg, picture, png
+
+pytest.importorskip("pyarrow")
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 READER = READERS[0]
 NONE = Counts(None, None, None, None)

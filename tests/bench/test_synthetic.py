@@ -23,6 +23,8 @@ from s2a_bench.prepare import prepare
 from s2a_bench.synthetic import plans
 from s2a_bench.verify import verify
 
+pytest.importorskip("h5py")  # PatchCamelyon's format
+
 EACH = [name for name, row in DATASETS.items() if row.recipe is not None]
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 

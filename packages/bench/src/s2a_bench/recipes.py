@@ -25,7 +25,7 @@ _LEARNING_RATES: dict[str, dict[str, Any]] = {
     "adapter": {"lr": 1e-2},
     "adaptformer": {"lr": 1e-2},
     "ssf": {"lr": 1e-2},
-    "vpt": {"lr": 1e-2},
+    "vpt": {"lr": 1e-1},
     "unipt": {"lr": 1e-2},
     "lst": {"lr": 1e-2},
     "s2a": {"lr": 1e-2},
