@@ -299,6 +299,29 @@ def test_data_commands(capsys, tmp_path):
     assert "embedded" in refused(capsys, "data", "verify", "digits", "--data-dir", "d")
 
 
+def test_of_several_datasets_those_that_are_there_are_prepared(capsys, tmp_path):
+    """One folder of downloads, some in folders of their own; what is missing is named and keeps nobody back."""
+    from s2a_bench.datasets import DATASETS
+    from s2a_bench.synthetic import plans
+
+    downloads, root = tmp_path / "downloads", tmp_path / "root"
+    bad = refused(capsys, "data", "prepare", "fgvc_dtd", "--synthetic", "--data-dir", str(root), "--seed", "-1")
+    assert "--seed -1" in bad and not root.exists()
+    for name in ("fgvc_dtd", "fgvc_eurosat"):
+        (downloads / name).mkdir(parents=True)
+        plans.make(DATASETS[name], downloads / name)
+    wanted = ["fgvc_dtd", "fgvc_eurosat", "fgvc_pets"]
+    assert main(["data", "prepare", *wanted, "--from", str(downloads), "--data-dir", str(root)]) == 1
+    out = capsys.readouterr().out
+    assert "holds nothing that is known of fgvc_pets" in out and "0 of 3 datasets are ready" in out  # miniatures
+    assert "some images are missing or added" in out and not list(root.iterdir())
+    made = ["data", "prepare", *wanted[:2], "--synthetic", "--data-dir", str(root)]
+    assert main(made) == 0 and sorted(p.name for p in root.iterdir()) == wanted[:2]
+    assert main([*made[:4], "--synthetic", "--data-dir", str(root), "--seed", "1"]) == 1  # others are there already
+    assert "prepared from other images" in capsys.readouterr().out
+    assert sorted(p.name for p in root.iterdir()) == wanted[:2]
+
+
 def test_commands_without_what_they_need_are_refused(capsys):
     assert "records" in refused(capsys, "report", "--output", "nothing")
     assert "records" in refused(capsys, "track", "--output", "nothing")

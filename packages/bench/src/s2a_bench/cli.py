@@ -159,7 +159,8 @@ class DataPrepare:
 
     Attributes:
         datasets: Which datasets; a suite's name stands for all of its datasets.
-        source: The archive, the folder it extracts to, or a folder that holds either.
+        source: The archive, the folder it extracts to, or a folder that holds either, or one such folder per dataset
+            under the dataset's name.
         data_dir: Where prepared datasets lie.
         download: Get the files first, into DIR/.downloads/; interrupted downloads go on where they ended.
         synthetic: Make up a source in the original format: offline, marked in every record.

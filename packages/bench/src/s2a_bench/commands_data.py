@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -99,29 +98,45 @@ def _card(dataset: Dataset, row: Row) -> Table:
 
 
 def prepare(names: Sequence[str], source: Path, root: Path, split: Path | None, console: Console) -> int:
-    """Brings a download into the standard folder.
+    """Brings downloads into the standard folder.
+
+    Args:
+        names: Datasets or suites.
+        source: A download, or a folder of downloads; a folder in it that has a dataset's name is looked into first.
+        root: Data root.
+        split: A published split.
+        console: Where to say so.
+
+    Returns:
+        0, or 1 if some of several could not be prepared; the others are.
 
     Raises:
-        InputError: See ``prepare.prepare``.
+        InputError: See ``prepare.prepare``; for one dataset.
     """
     from s2a_bench import prepare as door
 
-    for dataset in _named(names):
+    def work(dataset: Dataset) -> str:
+        own = source / dataset.name
         with _steps(console) as say:
-            folder = door.prepare(dataset.name, source, root, say, split=split)
-        console.print(f"{dataset.name} is ready: {folder}", **_VERBATIM)
-    return DONE
+            folder = door.prepare(dataset.name, own if own.is_dir() else source, root, say, split=split)
+        return f"{dataset.name} is ready: {folder}"
+
+    return _each(_named(names), work, console)
 
 
 def download(names: Sequence[str], root: Path, split: Path | None, console: Console) -> int:
-    """Gets a dataset's files and brings them into the standard folder.
+    """Gets the files of datasets and brings them into the standard folder.
+
+    Returns:
+        As ``prepare``.
 
     Raises:
         InputError: No address is known, a file cannot be had, or as ``prepare``.
     """
-    from s2a_bench import download as door
+    from s2a_bench import download as fetcher
+    from s2a_bench import prepare as door
 
-    for dataset in _named(names):
+    def work(dataset: Dataset) -> str:
         folder = root / ".downloads" / dataset.name
         if not dataset.remotes:
             raise InputError(
@@ -129,32 +144,68 @@ def download(names: Sequence[str], root: Path, split: Path | None, console: Cons
                 "it to --from."
             )
         with _steps(console) as say:
-            door.fetch(dataset.remotes, folder, say)
-        prepare([dataset.name], folder, root, split, console)
-    return DONE
+            fetcher.fetch(dataset.remotes, folder, say)
+        with _steps(console) as say:
+            return f"{dataset.name} is ready: {door.prepare(dataset.name, folder, root, say, split=split)}"
+
+    return _each(_named(names), work, console)
 
 
 def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Console) -> int:
     """Makes up sources in their original formats and brings them into the standard folder.
 
+    Returns:
+        As ``prepare``.
+
     Raises:
-        InputError: An embedded dataset, or as ``prepare``.
+        InputError: An embedded dataset, a seed below 0, or as ``prepare``.
     """
     from s2a_bench import prepare as door
+    from s2a_bench.layout import reserved
     from s2a_bench.synthetic import plans
 
-    for dataset in _named(names):
-        root.mkdir(parents=True, exist_ok=True)
-        place = Path(tempfile.mkdtemp(dir=root, prefix=f".{dataset.name}.", suffix=".source"))
+    if seed < 0:
+        raise InputError(f"--seed {seed} is negative; give 0 or more.")
+
+    def work(dataset: Dataset) -> str:
         try:
-            with _steps(console) as say:
-                say("making up a source", 0, 0)
-                plans.make(dataset, place, seed, full)
-                folder = door.prepare(dataset.name, place, root, say, synthetic="full" if full else "miniature")
-        finally:
-            shutil.rmtree(place, ignore_errors=True)
-        console.print(f"{dataset.name} is ready, with made-up images: {folder}", **_VERBATIM)
-    return DONE
+            root.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
+        place = root / f".{dataset.name}.source"
+        with reserved(place) as held:
+            if not held:
+                raise InputError(f"Another process is making up {dataset.name} in {root}; wait for it to end.")
+            shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
+            try:
+                place.mkdir()
+                with _steps(console) as say:
+                    say("making up a source", 0, 0)
+                    plans.make(dataset, place, seed, full)
+                    folder = door.prepare(dataset.name, place, root, say, synthetic="full" if full else "miniature")
+            except OSError as error:
+                raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
+            finally:
+                shutil.rmtree(place, ignore_errors=True)
+        return f"{dataset.name} is ready, with made-up images: {folder}"
+
+    return _each(_named(names), work, console)
+
+
+def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Console) -> int:
+    """Does the work for every dataset; with several, one that fails does not keep the others from it."""
+    failures = 0
+    for dataset in found:
+        try:
+            console.print(work(dataset), **_VERBATIM)
+        except InputError as error:
+            if len(found) == 1:
+                raise
+            failures += 1
+            console.print(f"{dataset.name} is not: {error}", style="red", **_VERBATIM)
+    if failures:
+        console.print(f"{len(found) - failures} of {len(found)} datasets are ready.", **_VERBATIM)
+    return SOME_FAILED if failures else DONE
 
 
 def verify(names: Sequence[str], root: Path, console: Console) -> int:
