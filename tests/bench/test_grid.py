@@ -111,7 +111,6 @@ def test_shared_options_reach_the_methods_that_have_them_and_yield_to_a_labels_o
         (Request(settings=("train.epochs=2",), epochs=3), ["train.epochs", "twice"]),
         (Request(epochs=0), ["train.epochs=0", "at least 1"]),
         (Request(seeds=(-1,)), ["-1"]),
-        (Request(seeds=()), ["Seeds"]),
         (Request(backbones=("a", "b"), weights="w.safetensors"), ["--weights", "one backbone"]),
     ],
     ids=lambda value: None if isinstance(value, list) else "",
@@ -163,3 +162,48 @@ def test_values_take_the_type_of_their_field(value, hint, fitted):
 def test_values_of_another_type_are_refused(value, hint):
     with pytest.raises(InputError, match="wrong type"):
         coerce(value, hint, "x")
+
+
+def test_axes_are_multiplied_and_repeat_nothing():
+    axes = ("method.lrp_rank=5,15,5", "method.lsb_reduction=[8],4".replace("[8]", "8"), "train.lr=1e-3,1e-2")
+    cells = expand(Request(datasets=("digits",), methods=("s2a", "linear"), axes=axes, settings=("train.epochs=2",)))
+    points = [(c.method.name, *c.method.options.values(), c.train.lr) for c in cells]
+    ours = {("s2a", rank, reduction, lr) for rank in (5, 15) for reduction in (8, 4) for lr in (1e-3, 1e-2)}
+    assert set(points) == ours | {("linear", 1e-3), ("linear", 1e-2)} and len(points) == len(set(points))
+    assert {c.train.epochs for c in cells} == {2}
+
+
+def test_values_of_an_axis_may_be_lists_and_words():
+    axes = ('method.sites=[1,2],"all"', "method.activations=exact,paper")
+    cells = expand(Request(datasets=("digits",), methods=("s2a",), axes=axes))
+    found = {(str(c.method.options["sites"]), c.method.options["activations"]) for c in cells}
+    assert found == {(sites, kept) for sites in ("(1, 2)", "all") for kept in ("exact", "paper")}
+
+
+@pytest.mark.parametrize(
+    ("axes", "settings", "words"),
+    [
+        (("method.lrp_rank",), (), ["--sweep method.lrp_rank", "KEY=V1,V2"]),
+        (("lrp_rank=1,2",), (), ["lrp_rank=1,2", "method.KEY"]),
+        (("data.x=1,2",), (), ["'data'", "method", "train"]),
+        (("method.lrp_rank=1", "method.lrp_rank=2"), (), ["method.lrp_rank", "twice"]),
+        (("method.lrp_rank=1,2",), ("method.lrp_rank=3",), ["--set", "--sweep", "method.lrp_rank"]),
+        (("method.lrp_rank=1,",), (), ["method.lrp_rank=1,"]),
+        (("method.lpr_rank=1,2",), (), ["lpr_rank", "method.lrp_rank"]),
+        (("train.lr=fast,2",), (), ["train.lr", "fast"]),
+        (("method.lrp_rank=-1,2",), (), ["lrp_rank=-1"]),
+    ],
+)
+def test_bad_axes(axes, settings, words):
+    with pytest.raises(ValueError) as error:
+        expand(Request(methods=("s2a",), datasets=("digits",), axes=axes, settings=settings))
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_seeds_follow_the_suite():
+    def seeds(**request):
+        return {cell.seed for cell in expand(Request(methods=("linear",), **request))}
+
+    assert seeds(suite="vtab", datasets=("dtd",)) == seeds(suite="fgvc", datasets=("cub",)) == {0, 1, 2}
+    assert seeds(datasets=("digits",)) == seeds(suite="cifar") == {0}
+    assert seeds(suite="vtab", datasets=("dtd",), seeds=(7,)) == {7}

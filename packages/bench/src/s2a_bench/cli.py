@@ -33,13 +33,16 @@ class Sweep:
         datasets: Datasets of the suite; its default subset if left out.
         backbones: timm names, mini_vit, ...
         methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
-        seeds: One cell each.
+        seeds: One cell each; 0 1 2 for vtab and fgvc, 0 for the others if left out.
         epochs: Passes over the training images; short for --set train.epochs=N.
         batch_size: Images per step; short for --set train.batch_size=N.
         data_dir: Where prepared datasets lie.
         output: Folder of records, report and the default tracking store.
         tracking_uri: MLflow store: sqlite:///PATH or http://HOST:PORT; <output>/mlflow.db if left out.
+        experiment: One of the paper's: table1, table2, table3, table4, fig1, fig5, or a .toml file of that form; its
+            methods and backbones where none are named.
         set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
+        sweep: method.KEY=V1,V2,... or train.KEY=V1,V2,...; given more than once: all combinations.
         weights: Local .safetensors or .pth file for the backbone.
         random_weights: Start from random weights; the record says so.
         image_size: Side in pixels, instead of the checkpoint's own.
@@ -56,13 +59,15 @@ class Sweep:
     datasets: _Names = ()
     backbones: _Names = ()
     methods: _Names = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
     epochs: _Number = None
     batch_size: _Number = None
     data_dir: _Folder = None
     output: Path = Path("results")
     tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
     set: _Settings = ()
+    sweep: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2")] = ()
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     random_weights: bool = False
     image_size: _Number = None
@@ -79,7 +84,9 @@ class Sweep:
         from s2a_bench import commands, grid
 
         same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
-        request = grid.Request(**{name: getattr(self, name) for name in same}, settings=_flat(self.set))
+        request = grid.Request(
+            **{name: getattr(self, name) for name in same}, settings=_flat(self.set), axes=_flat(self.sweep)
+        )
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)

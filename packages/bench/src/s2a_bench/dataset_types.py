@@ -191,6 +191,7 @@ class Suite:
         defaults: Those a sweep runs when none is named.
         view: How images reach the model: ``"direct"``: resized to a square, no augmentation (VTAB-1k); ``"crop"``:
             short side to 8/7 of the size, random crop and flip in training, centre crop otherwise (VPT's FGVC).
+        seeds: Those a sweep runs when none is named.
     """
 
     name: str
@@ -198,3 +199,4 @@ class Suite:
     datasets: tuple[str, ...]
     defaults: tuple[str, ...]
     view: Literal["direct", "crop"] = "direct"
+    seeds: tuple[int, ...] = (0,)

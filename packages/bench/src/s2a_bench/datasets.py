@@ -15,10 +15,14 @@ DATASETS: dict[str, Dataset] = {entry.name: entry for entry in TABLE}
 
 
 def _suite(
-    name: str, description: str, defaults: tuple[str, ...] = (), view: Literal["direct", "crop"] = "direct"
+    name: str,
+    description: str,
+    defaults: tuple[str, ...] = (),
+    view: Literal["direct", "crop"] = "direct",
+    seeds: tuple[int, ...] = (0,),
 ) -> Suite:
     members = tuple(entry.name for entry in TABLE if entry.suite == name)
-    return Suite(name, description, members, defaults or members, view)
+    return Suite(name, description, members, defaults or members, view, seeds)
 
 
 SUITES: dict[str, Suite] = {
@@ -29,12 +33,13 @@ SUITES: dict[str, Suite] = {
             "Five embedded tasks of 32 x 32 pixels in the VTAB-1k protocol; offline.",
             ("digits", "textures", "location"),  # One of each group: a first look in minutes.
         ),
-        _suite("vtab", "VTAB-1k: 19 tasks of 1,000 training images in three groups."),
+        _suite("vtab", "VTAB-1k: 19 tasks of 1,000 training images in three groups.", seeds=(0, 1, 2)),
         _suite(
             "fgvc",
             "The paper's eight fine-grained sets.",
             tuple(e.name for e in TABLE if e.suite == "fgvc" and e.name != "fgvc_caltech101_all"),
             view="crop",
+            seeds=(0, 1, 2),
         ),
         _suite("cifar", "CIFAR-10 and CIFAR-100, whole.", view="crop"),
         _suite("domainnet", "DomainNet's six domains, one by one.", view="crop"),

@@ -12,7 +12,7 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from s2a_bench import datasets, recipes
+from s2a_bench import datasets, experiment, recipes
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError, unknown
 
@@ -22,7 +22,7 @@ METHODS = ("linear", "bias", "lora", "full", "s2a")
 BACKBONES: dict[str, tuple[str, ...]] = {"mini": ("mini_vit",)}
 """Suite -> backbones of a sweep that names none; other suites take ``REAL_BACKBONES``."""
 
-REAL_BACKBONES = ("vit_base_patch16_224.augreg_in21k",)
+REAL_BACKBONES = (experiment.FAMILIES["vit"][1],)
 """A checkpoint that has seen no ImageNet-1k labels, by its full name: timm's plain names change what they load."""
 
 SCOPES = ("method", "train")
@@ -39,6 +39,8 @@ class Request:
         methods: Labels ``name`` or ``name:key=value,key=value``.
         seeds: One cell each.
         settings: ``method.KEY=VALUE`` (every named method that has the option) and ``train.KEY=VALUE``.
+        axes: ``method.KEY=V1,V2`` and ``train.KEY=V1,V2``: all combinations are run.
+        experiment: Name or file of an experiment: its methods and backbones where none are named here.
         epochs: Short for ``train.epochs``.
         batch_size: Short for ``train.batch_size``.
         data_dir: Root of prepared datasets.
@@ -55,8 +57,10 @@ class Request:
     datasets: tuple[str, ...] = ()
     backbones: tuple[str, ...] = ()
     methods: tuple[str, ...] = ()
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[int, ...] = ()
     settings: tuple[str, ...] = ()
+    axes: tuple[str, ...] = ()
+    experiment: str | None = None
     epochs: int | None = None
     batch_size: int | None = None
     data_dir: str | None = None
@@ -78,16 +82,19 @@ def expand(request: Request) -> list[CellConfig]:
     """
     suite = datasets.get_suite(request.suite)
     names = [datasets.get(suite.name, name).name for name in request.datasets or suite.defaults]
-    backbones = request.backbones or BACKBONES.get(suite.name, REAL_BACKBONES)
+    planned = experiment.load(request.experiment) if request.experiment is not None else None
+    labels = request.methods or (planned.methods(suite.name) if planned else METHODS)
+    usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
+    backbones = request.backbones or usual
     if request.weights and len(set(backbones)) > 1:
         raise InputError(
             f"--weights is one file for one backbone, not for {', '.join(backbones)}; sweep them one by one."
         )
-    if not request.seeds or min(request.seeds) < 0:
-        raise InputError(f"Seeds {list(request.seeds)} must be one or more integers of 0 or above.")
-    settings = parse_settings(request.settings)
-    methods = methods_with([parse_method(label) for label in request.methods or METHODS], settings["method"])
-    train = train_settings(request, settings["train"])
+    seeds = request.seeds or suite.seeds
+    if min(seeds) < 0:
+        raise InputError(f"Seeds {list(seeds)} must be integers of 0 or above.")
+    parsed = [parse_method(label) for label in labels]
+    points = combinations(parse_settings(request.settings), parse_axes(request.axes))
     cells = [
         CellConfig(
             data=DataConfig(
@@ -100,17 +107,19 @@ def expand(request: Request) -> list[CellConfig]:
             ),
             backbone=BackboneConfig(backbone, request.weights, request.random_weights, request.image_size),
             method=method,
-            train=recipes.train_config(suite.name, method.name, **train),
+            train=recipes.train_config(suite.name, method.name, **train_settings(request, point["train"])),
             seed=seed,
             device=request.device,
         )
-        for method, backbone, dataset, seed in itertools.product(methods, backbones, names, request.seeds)
+        for point in points
+        for method, backbone, dataset, seed in itertools.product(
+            methods_with(parsed, point["method"]), backbones, names, seeds
+        )
     ]
-    unique: list[CellConfig] = []
+    unique: dict[str, CellConfig] = {}
     for cell in cells:
-        if cell not in unique:
-            unique.append(cell)
-    return sorted(unique, key=lambda cell: _COST.get(cell.method.name, 1))
+        unique.setdefault(json.dumps(dataclasses.asdict(cell), sort_keys=True), cell)
+    return sorted(unique.values(), key=lambda cell: _COST.get(cell.method.name, 1))
 
 
 _COST = {"full": 0, "linear": 2}
@@ -153,6 +162,52 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
         if key in found[scope] and found[scope][key] != value:
             raise InputError(f"--set gives {name} twice ({found[scope][key]!r} and {value!r}); give it once.")
         found[scope][key] = value
+    return found
+
+
+def parse_axes(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
+    """``scope.KEY=V1,V2,...`` texts by scope: the values of each key, each once.
+
+    Raises:
+        InputError: Not of this form, an unknown scope, or a key given twice.
+    """
+    found: dict[str, dict[str, list[Any]]] = {scope: {} for scope in SCOPES}
+    for text in texts:
+        name, equals, rest = text.partition("=")
+        scope, dot, key = name.strip().partition(".")
+        if not equals or not dot or not key:
+            raise InputError(f"--sweep {text}: write method.KEY=V1,V2 or train.KEY=V1,V2.")
+        if scope not in SCOPES:
+            raise unknown(f"scope in --sweep {text}:", scope, SCOPES)
+        if key in found[scope]:
+            raise InputError(f"--sweep gives {scope}.{key} twice; list all of its values in one.")
+        values: list[Any] = []
+        for part in _split(rest):
+            _, value = _assignment(f"{key}={part}", text)
+            if value not in values:
+                values.append(value)
+        found[scope][key] = values
+    return found
+
+
+def combinations(
+    settings: Mapping[str, Mapping[str, Any]], axes: Mapping[str, Mapping[str, list[Any]]]
+) -> list[dict[str, dict[str, Any]]]:
+    """Every combination of the axes, with the fixed settings, as ``parse_settings`` gives them.
+
+    Raises:
+        InputError: A key that is both fixed and swept.
+    """
+    for scope in SCOPES:
+        if both := settings[scope].keys() & axes[scope].keys():
+            raise InputError(f"{scope}.{min(both)} is given to --set and to --sweep; give it to one of them.")
+    keys = [(scope, key) for scope in SCOPES for key in axes[scope]]
+    found = []
+    for values in itertools.product(*(axes[scope][key] for scope, key in keys)):
+        point = {scope: dict(settings[scope]) for scope in SCOPES}
+        for (scope, key), value in zip(keys, values, strict=True):
+            point[scope][key] = value
+        found.append(point)
     return found
 
 
