@@ -62,7 +62,9 @@ class LoRAConfig:
                 )
         if isinstance(self.alpha, str):
             if not _MULTIPLE.fullmatch(self.alpha) or not float(self.alpha[2:]):
-                raise S2AError(f"alpha={self.alpha!r} is no multiple of the rank; write r*4, a number, or leave it out.")
+                raise S2AError(
+                    f"alpha={self.alpha!r} is no multiple of the rank; write r*4, a number, or leave it out."
+                )
         elif self.alpha is not None and not 0 < self.alpha < math.inf:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")
         if not 0 <= self.dropout < 1:

@@ -50,6 +50,8 @@ class Sweep:
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
         dry_run: Only print what would run.
+        search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
+            weight decay and scale on val, the same number of trials for every method.
     """
 
     suite: str = "mini"
@@ -73,17 +75,22 @@ class Sweep:
     serial: bool = False
     max_concurrent: _Number = None
     dry_run: bool = False
+    search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands, grid
+        from s2a_bench import commands, commands_search, grid
+        from s2a_bench.search import parse_mode
 
         same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
         request = grid.Request(**{name: getattr(self, name) for name in same}, settings=_flat(self.set))
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
+        request = dataclasses.replace(request, **paths)
+        if (mode := parse_mode(self.search)) is not None:
+            return commands_search.sweep(request, mode, conduct, console)
+        return commands.sweep(request, conduct, console)
 
 
 @dataclasses.dataclass(frozen=True)
