@@ -63,7 +63,7 @@ class LoRAConfig:
         if isinstance(self.alpha, str):
             if not _MULTIPLE.fullmatch(self.alpha) or not float(self.alpha[2:]):
                 raise S2AError(
-                    f"alpha={self.alpha!r} is no multiple of the rank; write r*4, a number, or leave it out."
+                    f"alpha={self.alpha!r} is no multiple of the rank; write r*4 or a number, or leave it out."
                 )
         elif self.alpha is not None and not 0 < self.alpha < math.inf:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")

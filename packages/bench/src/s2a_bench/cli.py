@@ -237,6 +237,43 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Audit:
+    """Measures what looking at the test set would have added to the records of a sweep. It changes none of them.
+
+    Attributes:
+        peek: Train the recorded cells again and score the test set after every epoch; print best epoch minus last.
+        output: Folder of a sweep.
+        datasets: Only these; all that have test records if left out.
+        backbones: Only these.
+        methods: Only these.
+        seeds: Only these.
+        data_dir: Where prepared datasets lie.
+        weights: Local file of the backbone, where the sweep had one.
+        device: cpu, cuda, cuda:0.
+    """
+
+    peek: bool = False
+    output: Path = Path("results")
+    datasets: _Names = ()
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: tuple[int, ...] = ()
+    data_dir: _Folder = None
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    device: str = "cpu"
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands_audit
+
+        if not self.peek:
+            raise InputError("audit has one question so far: give --peek.")
+        wanted = {f.name: getattr(self, f.name) for f in dataclasses.fields(commands_audit.Wanted)}
+        paths = {name: str(wanted[name]) for name in ("data_dir", "weights") if wanted[name] is not None}
+        return commands_audit.peek(self.output, commands_audit.Wanted(**{**wanted, **paths}), console)
+
+
+@dataclasses.dataclass(frozen=True)
 class Track:
     """Rebuilds the MLflow store from the records.
 
@@ -270,6 +307,7 @@ def _commands(argv: Sequence[str]) -> Any:
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),
         named(Track, "track"),
+        named(Audit, "audit"),
         named(_pretrain() if [*argv][:1] == ["pretrain"] else _Pretrain, "pretrain"),
     ]
 

@@ -25,8 +25,8 @@ class Record:
     ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
     trainable parameters (head included) over the backbone's without its head, the paper's definition.
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
-    process's peak resident size on CPU. ``trial``: a search ran this cell to choose from; ``search``: how a search chose
-    this cell's config, ``None`` where none did.
+    process's peak resident size on CPU. ``trial``: a search ran this cell to choose from; ``search``: how one
+    chose this cell's config, ``None`` where none did.
     """
 
     cell_id: str

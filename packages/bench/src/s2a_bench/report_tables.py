@@ -80,7 +80,7 @@ class Section:
 
 
 def sections(records: Iterable[Record]) -> list[Section]:
-    """Records by suite, backbone and setting; in each pair the newest setting first. A search's trials are no results."""
+    """Records by suite, backbone and setting; in each pair the newest setting first. Trials are left out."""
     buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
     for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):

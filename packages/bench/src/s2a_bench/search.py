@@ -200,7 +200,7 @@ def _check_free(cell: CellConfig) -> None:
         given = getattr(cell.train, name) if scope == "train" else cell.method.options.get(name)
         if given is not None and not (scope == "train" and given == getattr(default, name)):
             raise InputError(
-                f"{axis.key}={given} was given for {cell.method.name}, but the search is what chooses {axis.key}; leave "
+                f"{axis.key}={given} was given for {cell.method.name}, but the search chooses {axis.key}; leave "
                 "it out, or run with --search none."
             )
 
@@ -245,7 +245,7 @@ def search_id(ids: Sequence[str]) -> str:
 
 
 def write(choice: Choice, output: Path) -> Path:
-    """Writes ``<output>/search/<search id>.json`` atomically: a view of the trials' records, with all that was tried."""
+    """Writes ``<output>/search/<search id>.json`` atomically, with all that was tried: a view of the records."""
     first = choice.search.finals[0]
     content = {
         "search_id": search_id(choice.ids),
