@@ -34,11 +34,11 @@ class Axis:
     logarithmic: bool = False
 
     def at(self, quantile: float) -> Any:
-        """The value at a quantile in [0, 1); numbers are rounded to two digits, so that they can be typed."""
+        """The value at a quantile in [0, 1); numbers are rounded to three digits, so that they can be typed."""
         if not self.logarithmic:
             return self.values[int(quantile * len(self.values))]
         low, high = self.values[0], self.values[-1]
-        return float(f"{math.exp(math.log(low) + quantile * math.log(high / low)):.2g}")
+        return float(f"{math.exp(math.log(low) + quantile * math.log(high / low)):.3g}")
 
 
 Space = tuple[Axis, ...]

@@ -57,7 +57,7 @@ def tags(record: Record) -> dict[str, str]:
     values |= dict(_flat(record.hardware, "hardware.")) | dict(_flat(record.versions, "versions."))
     values["search"] = record.search["mode"] if record.search else None
     if record.search:
-        values |= {f"search.{name}": value for name, value in record.search.items() if name != "trial_ids"}
+        values |= dict(_flat({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
     if record.error:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
     # Two names of MLflow's own, which its pages show as the run's source.
