@@ -481,7 +481,7 @@ def test_a_search_alone_needs_no_test_set_and_a_whole_one_says_what_is_missing(s
 @pytest.mark.timeout(900)
 def test_ray_and_this_process_choose_the_same(monkeypatch):
     monkeypatch.setattr(track_store, "find_spec", lambda name: None)
-    common = ["sweep", *SMALL, "--datasets", "digits", "--methods", "linear", "--search", "3"]
+    common = ["sweep", *SMALL, "--datasets", "digits", "--methods", "linear", "--search", "3", "--evaluate", "val"]
     assert main([*common, "--output", "here"]) == 0
     assert main([*[word for word in common if word != "--serial"], "--max-concurrent", "2", "--output", "ray"]) == 0
     here, ray = ({p.name: p.read_text() for p in Path(place, "search").iterdir()} for place in ("here", "ray"))

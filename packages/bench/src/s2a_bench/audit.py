@@ -127,28 +127,31 @@ def cell_of(record: Record, data_dir: str | None, weights: str | None, device: s
     Raises:
         ValueError: It cannot be run again here, or what would run is another cell: other data, other weights.
     """
-    plain = CellConfig(
-        data=DataConfig(
-            suite=record.suite,
-            dataset=record.dataset,
-            root=data_dir,
-            limit_train=record.limit_train,
-            limit_test=record.limit_test,
-        ),
-        backbone=BackboneConfig(record.backbone, weights, record.random_weights),
-        method=MethodConfig(record.method, record.method_config),
-        train=from_dict(TrainConfig, record.train_config, "train."),
-        seed=record.seed,
-        device=device,
-    )
-    sized = dataclasses.replace(plain.backbone, image_size=record.data_config.get("size"))
-    for cell in (plain, dataclasses.replace(plain, backbone=sized)):
-        if run.identify(cell) == record.cell_id:
-            return cell
+    what = f"Record {record.cell_id} ({record.method} on {record.dataset}, seed {record.seed}) cannot be trained again"
+    try:
+        plain = CellConfig(
+            data=DataConfig(
+                suite=record.suite,
+                dataset=record.dataset,
+                root=data_dir,
+                limit_train=record.limit_train,
+                limit_test=record.limit_test,
+            ),
+            backbone=BackboneConfig(record.backbone, weights, record.random_weights),
+            method=MethodConfig(record.method, record.method_config),
+            train=from_dict(TrainConfig, record.train_config, "train."),
+            seed=record.seed,
+            device=device,
+        )
+        sized = dataclasses.replace(plain.backbone, image_size=record.data_config.get("size"))
+        for cell in (plain, dataclasses.replace(plain, backbone=sized)):
+            if run.identify(cell) == record.cell_id:
+                return cell
+    except ValueError as error:
+        raise InputError(f"{what}: {error}") from error
     raise InputError(
-        f"Record {record.cell_id} ({record.method} on {record.dataset}, seed {record.seed}) cannot be trained again: "
-        "its data, weights or protocol differ from what is here; run the sweep again, or give its --data-dir and "
-        "--weights."
+        f"{what}: its data, weights, recipe or protocol are not what is here; give its --data-dir and --weights, or "
+        "run the sweep again."
     )
 
 
