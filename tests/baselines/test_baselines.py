@@ -249,6 +249,8 @@ def test_a_merged_model_can_be_adapted_again() -> None:
         ({"targets": ("query",)}, "choose from qkv, proj, fc1, fc2"),
         ({"alpha": 0.0}, "alpha=0.0 must be above 0"),
         ({"alpha": float("nan")}, "alpha=nan"),
+        ({"alpha": "r*0"}, "alpha='r\\*0'"),
+        ({"alpha": "4r"}, "alpha='4r' is no multiple of the rank"),
         ({"dropout": 1.0}, r"dropout=1.0 is out of range; give a probability in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],
@@ -256,6 +258,16 @@ def test_a_merged_model_can_be_adapted_again() -> None:
 def test_bad_lora_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(s2a.S2AError, match=message):
         LoRAConfig(**options)
+
+
+@pytest.mark.parametrize("name", ["vit", "swin"])
+def test_alpha_as_a_multiple_of_the_rank_is_one_scale_in_every_layer(name: str) -> None:
+    """Swin's ranks follow its widths; ``r*4`` is 4 r / r in each of them, a number is not."""
+    make_model, size = tiny.MODELS[name]
+    adapted = s2a.attach(make_model(), LoRAConfig(reduction=8, alpha="r*4"), 7, image_size=size)
+    updates: Any = adapted.method.updates
+    assert {update.scale for update in updates} == {4.0}
+    assert len({update.a.weight.shape[0] for update in updates}) == (3 if name == "swin" else 1)
 
 
 def test_targets_may_be_a_list_or_one_name() -> None:

@@ -30,7 +30,7 @@ def both(name: str, config: LoRAConfig) -> tuple[Any, nn.Module, dict[str, tuple
     make_model, size = tiny.MODELS[name]
     theirs = make_model().eval().double()
     ours = s2a.attach(copy.deepcopy(theirs), config, image_size=size)
-    layers = injected(theirs, config.rank, float(config.alpha or config.rank), tuple(config.targets))
+    layers = injected(theirs, config.rank, config.rank * config.scale(config.rank), tuple(config.targets))
     method: Any = ours.method
     assert layers.keys() == set(method.names)
     pairs = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
@@ -19,6 +20,8 @@ ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
 PRESETS = (("qkv",), ("fc1", "fc2"), ("conv2",))
 """What ``targets="preset"`` updates: the first where there is attention, else the first that a block has."""
 
+_MULTIPLE = re.compile(r"r\*[0-9]+(\.[0-9]+)?")
+
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig:
@@ -31,7 +34,8 @@ class LoRAConfig:
         targets: Roles of the updated layers in every block, from ``ROLES``, or ``"preset"``: ``qkv`` where there is
             attention, one update of the fused projection, A ``(r, C)`` and B ``(3C, r)``; both layers of the MLP in
             ConvNeXt; the 3 x 3 convolutions in ResNet. The paper has a row for ViT only.
-        alpha: The update is scaled by alpha / r; ``None``: alpha = r, scale 1.
+        alpha: The update is scaled by alpha / r; ``None``: alpha = r, scale 1; ``"r*4"``: alpha = 4 r, scale 4 in every
+            layer, whatever its rank.
         dropout: Probability of dropping an element of the update's input in training, in [0, 1).
         train_a: False freezes A as it was drawn (LoRA-FA, Zhang et al., 2023): the backward pass then keeps A x,
             ``(..., r)``, instead of x, ``(..., C)``.
@@ -40,7 +44,7 @@ class LoRAConfig:
     rank: int = 0
     reduction: int = 16
     targets: str | tuple[str, ...] = "preset"
-    alpha: float | None = None
+    alpha: float | str | None = None
     dropout: float = 0.0
     train_a: bool = True
 
@@ -56,12 +60,23 @@ class LoRAConfig:
                 raise S2AError(
                     f"targets={targets} must name each of its layers once; choose from {', '.join(ROLES)}, or 'preset'."
                 )
-        if self.alpha is not None and not 0 < self.alpha < math.inf:
+        if isinstance(self.alpha, str):
+            if not _MULTIPLE.fullmatch(self.alpha) or not float(self.alpha[2:]):
+                raise S2AError(
+                    f"alpha={self.alpha!r} is no multiple of the rank; write r*4 or a number, or leave it out."
+                )
+        elif self.alpha is not None and not 0 < self.alpha < math.inf:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")
         if not 0 <= self.dropout < 1:
             raise S2AError(f"dropout={self.dropout} is out of range; give a probability in [0, 1).")
         if not isinstance(self.train_a, bool):
             raise S2AError(f"train_a={self.train_a!r} is no switch; give True or False.")
+
+    def scale(self, rank: int) -> float:
+        """Factor of an update of some rank: alpha / r."""
+        if isinstance(self.alpha, str):
+            return float(self.alpha[2:])
+        return 1.0 if self.alpha is None else self.alpha / rank
 
 
 class Update(nn.Module):
@@ -146,8 +161,7 @@ class LoRA(Method):
             name = block.linears[role]
             layer = backbone.module(name)
             rank = _rank(config, block.channels, name, layer)
-            scale = 1.0 if config.alpha is None else config.alpha / rank
-            update = Update(layer, rank, scale, config.dropout)  # type: ignore[arg-type]
+            update = Update(layer, rank, config.scale(rank), config.dropout)  # type: ignore[arg-type]
             update.a.requires_grad_(config.train_a)
             edits.after(layer, update.after)
             self._note(name, update, sizes[name])

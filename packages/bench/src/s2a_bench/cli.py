@@ -53,6 +53,8 @@ class Sweep:
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
         dry_run: Only print what would run.
+        search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
+            weight decay and scale on val, the same number of trials for every method.
     """
 
     suite: str = "mini"
@@ -78,10 +80,12 @@ class Sweep:
     serial: bool = False
     max_concurrent: _Number = None
     dry_run: bool = False
+    search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands, grid
+        from s2a_bench import commands, commands_search, grid
+        from s2a_bench.search import parse_mode
 
         same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
         request = grid.Request(
@@ -90,7 +94,10 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
+        request = dataclasses.replace(request, **paths)
+        if (mode := parse_mode(self.search)) is not None:
+            return commands_search.sweep(request, mode, conduct, console)
+        return commands.sweep(request, conduct, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,6 +245,43 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True)
+class Audit:
+    """Measures what looking at the test set would have added to the records of a sweep. It changes none of them.
+
+    Attributes:
+        peek: Train the recorded cells again and score the test set after every epoch; print best epoch minus last.
+        output: Folder of a sweep.
+        datasets: Only these; all that have test records if left out.
+        backbones: Only these.
+        methods: Only these.
+        seeds: Only these.
+        data_dir: Where prepared datasets lie.
+        weights: Local file of the backbone, where the sweep had one.
+        device: cpu, cuda, cuda:0.
+    """
+
+    peek: bool = False
+    output: Path = Path("results")
+    datasets: _Names = ()
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: tuple[int, ...] = ()
+    data_dir: _Folder = None
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    device: str = "cpu"
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands_audit
+
+        if not self.peek:
+            raise InputError("audit has one question so far: give --peek.")
+        wanted = {f.name: getattr(self, f.name) for f in dataclasses.fields(commands_audit.Wanted)}
+        paths = {name: str(wanted[name]) for name in ("data_dir", "weights") if wanted[name] is not None}
+        return commands_audit.peek(self.output, commands_audit.Wanted(**{**wanted, **paths}), console)
+
+
+@dataclasses.dataclass(frozen=True)
 class Track:
     """Rebuilds the MLflow store from the records.
 
@@ -271,6 +315,7 @@ def _commands(argv: Sequence[str]) -> Any:
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),
         named(Track, "track"),
+        named(Audit, "audit"),
         named(_pretrain() if [*argv][:1] == ["pretrain"] else _Pretrain, "pretrain"),
     ]
 

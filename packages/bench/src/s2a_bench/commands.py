@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from rich.table import Table
 from s2a_bench import grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
-from s2a_bench.config import TrainConfig
+from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError, unknown
 from s2a_bench.record import Record
 from s2a_bench.track import TrackingError
@@ -61,12 +61,37 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
     output = conduct.output.absolute()
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)  # the quickest check of all
-    cells = sweeping.identify(grid.expand(_checked(request)))
+    cells = sweeping.identify(grid.expand(checked(request)))
     if conduct.dry_run:
         console.print(_plan_table(sweeping.plan(cells, output)))
         return DONE
+    return run_cells(cells, request, conduct, console)
+
+
+def run_cells(
+    cells: Mapping[str, CellConfig],
+    request: grid.Request,
+    conduct: Conduct,
+    console: Console,
+    find: Callable[[Mapping[str, CellConfig], Path], sweeping.Plan] = sweeping.plan,
+    conclude: Callable[[sweeping.Plan, Path, Tracker, Console], int] | None = None,
+) -> int:
+    """Runs the missing ones of identified cells, followed by the tracker.
+
+    Args:
+        cells: By id.
+        request: What they were made from.
+        conduct: How to run them.
+        console: Where to say so.
+        find: Which are missing.
+        conclude: What to do at the end; its value is returned. ``None``: table, report, failures.
+
+    Returns:
+        As ``sweep``.
+    """
+    output = conduct.output.absolute()
     with sweeping.only_writer(output):
-        plan = sweeping.plan(cells, output)
+        plan = find(cells, output)
         workers = sweeping.choose_workers(
             len(plan.todo), request.device, conduct.max_concurrent, small=request.suite in grid.BACKBONES
         )
@@ -81,14 +106,14 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
                 _run(plan, output, None if conduct.serial else workers, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
-            _close(tracker, found, "KILLED", console)
+            close(tracker, found, "KILLED", console)
             done = sum(record.status == "done" for record in found)
             console.print(
                 f"Interrupted: {done} of {len(plan.cells)} cells are done; the same command goes on from there.",
                 **_VERBATIM,
             )
             return INTERRUPTED
-        return _conclude(plan, output, tracker, console)
+        return (conclude or _conclude)(plan, output, tracker, console)
 
 
 def _run(
@@ -114,7 +139,7 @@ def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Cons
     found = _present(sweeping.results(plan, output))
     failures = [record for record in found if record.status == "failed"]
     paths = report.build(output)
-    _close(tracker, found, "FAILED" if failures else "FINISHED", console)
+    close(tracker, found, "FAILED" if failures else "FINISHED", console)
     console.print(report.terminal_table(found, console.width))
     for record in failures:
         line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
@@ -129,7 +154,8 @@ def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Cons
     return SOME_FAILED
 
 
-def _close(tracker: Tracker, found: list[Record], status: str, console: Console) -> None:
+def close(tracker: Tracker, found: list[Record], status: str, console: Console) -> None:
+    """Closes the tracker; what it could not log is said, and stops nothing."""
     try:
         tracker.close(found, status)
     except TrackingError as error:
@@ -154,7 +180,7 @@ def _plan_table(plan: sweeping.Plan) -> Table:
     return table
 
 
-def _checked(request: grid.Request) -> grid.Request:
+def checked(request: grid.Request) -> grid.Request:
     """The request, if its device is there."""
     import torch
 

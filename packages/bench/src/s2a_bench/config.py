@@ -117,7 +117,11 @@ class MethodConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CellConfig:
-    """One cell: the whole input of ``run.run``."""
+    """One cell: the whole input of ``run.run``.
+
+    ``trial`` and ``search`` only say in the record why this cell was run; they decide nothing about its result and are
+    not part of its identity.
+    """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
@@ -126,6 +130,8 @@ class CellConfig:
     seed: int = 0
     device: str = "cpu"
     threads: int = 0  # torch threads of the cell; 0 leaves torch's own choice
+    trial: bool = False  # one of the runs that a search chooses from
+    search: Mapping[str, Any] | None = None  # how a search came to this config, see search.Choice.summary
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

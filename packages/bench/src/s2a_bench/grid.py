@@ -130,7 +130,8 @@ def label(cell: CellConfig) -> str:
     """``s2a:bits=8 on digits, mini_vit, seed 0``: a cell in words."""
     options = ",".join(f"{key}={value}" for key, value in cell.method.options.items())
     method = f"{cell.method.name}:{options}" if options else cell.method.name
-    return f"{method} on {cell.data.dataset}, {cell.backbone.name}, seed {cell.seed}"
+    recipe = f", lr {cell.train.lr:g}, weight decay {cell.train.weight_decay:g}" if cell.trial else ""
+    return f"{method} on {cell.data.dataset}, {cell.backbone.name}, seed {cell.seed}{recipe}"
 
 
 def parse_method(text: str) -> MethodConfig:

@@ -25,7 +25,8 @@ class Record:
     ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
     trainable parameters (head included) over the backbone's without its head, the paper's definition.
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
-    process's peak resident size on CPU.
+    process's peak resident size on CPU. ``trial``: a search ran this cell to choose from; ``search``: how one
+    chose this cell's config, ``None`` where none did.
     """
 
     cell_id: str
@@ -66,6 +67,8 @@ class Record:
     seconds: float | None = None
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     error: dict[str, str] | None = None
+    trial: bool = False
+    search: dict[str, Any] | None = None
     started_at: str = ""
     git_sha: str = ""
     git_dirty: bool | None = None

@@ -47,7 +47,7 @@ def build(output: Path) -> ReportPaths:
             f"There are no records under {output / 'records'}; give the --output of a sweep, or run "
             f"`s2a-bench sweep --output {output}` first."
         )
-    summary = Summary(tuple(sections(good)), tuple(broken))
+    summary = Summary(tuple(sections(good)), tuple(broken), sum(record.trial for record in good))
     drawn = pictures(summary.sections, summary.methods)
     written = []
     for picture in (p for several in drawn for p in several):

@@ -80,10 +80,10 @@ class Section:
 
 
 def sections(records: Iterable[Record]) -> list[Section]:
-    """Records by suite, backbone and setting; in each pair the newest setting first."""
+    """Records by suite, backbone and setting; in each pair the newest setting first. Trials are left out."""
     buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
-    for record in sorted(records, key=lambda r: r.cell_id):
+    for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):
         if record.status == "failed":
             failed.append(record)
         else:
@@ -165,7 +165,7 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
     for method, members in by_method.items():
         recipes: dict[str, set[str]] = collections.defaultdict(set)
         for r in members:
-            recipes[key_of([r.method_config, r.dataset])].add(key_of(r.train_config))
+            recipes[key_of([_options(r, False), r.dataset])].add(key_of(stats.train_config(r)))
         swept = any(len(several) > 1 for several in recipes.values())
         options = [_options(record, swept) for record in members]
         keys = sorted({key for option in options for key in option})
@@ -188,8 +188,9 @@ _ABSENT = "\0absent"
 
 
 def _options(record: Record, recipe: bool) -> dict[str, Any]:
-    options = dict(record.method_config)
-    return options | {f"train.{k}": v for k, v in record.train_config.items()} if recipe else options
+    search = stats.searched(record)
+    options = stats.method_config(record) | ({"search": search} if search else {})
+    return options | {f"train.{k}": v for k, v in stats.train_config(record).items()} if recipe else options
 
 
 def option_value(value: Any) -> str:

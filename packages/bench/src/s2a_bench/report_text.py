@@ -63,10 +63,12 @@ class Summary:
     Attributes:
         sections: In the order of the page.
         broken: One sentence for each file that is not a record.
+        trials: Records of searches' trials, which are in no section.
     """
 
     sections: tuple[Section, ...]
     broken: tuple[str, ...] = ()
+    trials: int = 0
 
     @property
     def records(self) -> list[Record]:
@@ -86,6 +88,9 @@ class Summary:
         times = sorted(record.started_at for record in self.records if record.started_at)
         words = [f"{states['done']} cells done", f"{states['failed']} failed", f"{missing} of the grid not run"]
         words += [f"{len(self.broken)} broken file{'s' * (len(self.broken) > 1)}"] if self.broken else []
+        words += (
+            [f"{self.trials} trial{'s' * (self.trials > 1)} of searches on val, in no table"] if self.trials else []
+        )
         times = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
         when = f" Cells started between {times[0]} and {times[-1]}." if times else ""
         return ", ".join(words) + "." + when

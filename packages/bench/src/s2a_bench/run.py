@@ -133,6 +133,8 @@ def _blank(cell: CellConfig, identity: str, facts: dict[str, Any]) -> Record:
         limit_train=cell.data.limit_train,
         limit_test=cell.data.limit_test,
         classes=DATASETS[cell.data.dataset].classes,
+        trial=cell.trial,
+        search=_plain(cell.search),
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         git_sha=sha,
         git_dirty=dirty,

@@ -130,6 +130,28 @@ def data_identity(record: Record) -> dict[str, Any]:
     }
 
 
+def method_config(record: Record) -> dict[str, Any]:
+    """A method's options as rows compare them: without those that a search chose, which may differ between datasets."""
+    return _given("method", record.method_config, record)
+
+
+def train_config(record: Record) -> dict[str, Any]:
+    """A recipe as rows compare them, as ``method_config``."""
+    return _given("train", record.train_config, record)
+
+
+def searched(record: Record) -> str | None:
+    """How large a search chose the config: ``grid of 12``, ``random 5``; ``None`` without one."""
+    if record.search is None:
+        return None
+    return f"{record.search['mode']} {'of ' if record.search['mode'] == 'grid' else ''}{record.search['trials']}"
+
+
+def _given(scope: str, config: Mapping[str, Any], record: Record) -> dict[str, Any]:
+    chosen = record.search["chosen"] if record.search else {}
+    return {key: value for key, value in config.items() if f"{scope}.{key}" not in chosen}
+
+
 def task_mean(records: Sequence[Record]) -> Stat:
     """Accuracy over the seeds of one method on one dataset.
 
@@ -137,7 +159,7 @@ def task_mean(records: Sequence[Record]) -> Stat:
         NotComparable: Anything but the seed differs between two of them, one has no accuracy, or a seed comes twice.
     """
     _same(records, lambda r: {"suite": r.suite, "dataset": r.dataset, **_who(r), **setting(r), **data_identity(r)})
-    _same(records, lambda r: {"train_config": r.train_config})
+    _same(records, lambda r: {"train_config": r.train_config, "method_config": r.method_config})
     for a, b in itertools.pairwise(sorted(records, key=lambda r: r.seed)):
         if a.seed == b.seed:
             raise NotComparable(f"Records {a.cell_id} and {b.cell_id} are the same cell: both have seed {a.seed}.")
@@ -199,7 +221,8 @@ def _view(config: Mapping[str, Any]) -> str:
 
 
 def _who(record: Record) -> dict[str, Any]:
-    return {"backbone": record.backbone, "method": record.method, "method_config": record.method_config}
+    who = {"backbone": record.backbone, "method": record.method, "method_config": method_config(record)}
+    return {**who, "search": searched(record)}
 
 
 def _accuracy(record: Record) -> float:

@@ -212,6 +212,8 @@ def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) 
         random_weights=cell.backbone.random_weights,
         limit_train=cell.data.limit_train,
         limit_test=cell.data.limit_test,
+        trial=cell.trial,
+        search=None if cell.search is None else dict(cell.search),
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         error={"type": kind, "message": message, "traceback": trace},
     )

@@ -12,7 +12,17 @@ from typing import Any
 from s2a_bench.record import Record
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
-_TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
+_TAGS += (
+    "checkpoint_id",
+    "git_sha",
+    "git_dirty",
+    "synthetic",
+    "lossy",
+    "random_weights",
+    "started_at",
+    "cell_id",
+    "trial",
+)
 _PARAMS = ("suite", "dataset", "group", "backbone", "method", "seed", "epochs", "evaluated_on", "classes")
 _PARAMS += (
     "train_images",
@@ -45,6 +55,9 @@ def tags(record: Record) -> dict[str, str]:
     """A record's tags: what one filters by, hardware, versions, and the error of a failed cell."""
     values: dict[str, Any] = {name: getattr(record, name) for name in _TAGS}
     values |= dict(_flat(record.hardware, "hardware.")) | dict(_flat(record.versions, "versions."))
+    values["search"] = record.search["mode"] if record.search else None
+    if record.search:
+        values |= dict(_flat({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
     if record.error:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
     # Two names of MLflow's own, which its pages show as the run's source.

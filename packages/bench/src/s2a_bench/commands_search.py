@@ -1,0 +1,179 @@
+"""`sweep --search`: the trials, the choice, then the final cells with the chosen configs, in this order."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2a_bench import commands, grid, progress, search, track_store
+from s2a_bench import record as records
+from s2a_bench import sweep as sweeping
+from s2a_bench.config import CellConfig
+from s2a_bench.record import Record
+from s2a_bench.search import Choice, Mode, Search
+from s2a_bench.tracker import Tracker
+
+_VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identified:
+    """A search with the cell ids of its trials."""
+
+    search: Search
+    ids: tuple[str, ...]
+
+
+def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console: Console) -> int:
+    """Runs the missing trials, chooses, then runs the missing final cells; with ``evaluate="val"`` no final ones.
+
+    The final cells are made when their search is over: until then nothing of a test set is opened.
+
+    Returns:
+        0 if every cell is done, 1 if some failed or a search has no choice, 130 after Ctrl-C.
+
+    Raises:
+        ValueError: Bad input, before anything ran.
+    """
+    output = conduct.output.absolute()
+    if conduct.tracking_uri is not None:
+        track_store.check_uri(conduct.tracking_uri, output)
+    cells = grid.expand(commands.checked(request))
+    search.check_lists(cells)
+    asked = search.searches(cells, mode)
+    trials = sweeping.identify(trial for each in asked for trial in each.trials)
+    by_config = {_key(cell): cell_id for cell_id, cell in trials.items()}
+    known = [_Identified(each, tuple(_id(trial, by_config) for trial in each.trials)) for each in asked]
+    finals = request.evaluate == "test"
+    if conduct.dry_run:
+        console.print(_dry_run(known, trials, finals, output))
+        return commands.DONE
+    console.print(_announced(known, trials), **_VERBATIM)
+    choices: list[Choice] = []
+
+    def conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:
+        choices.extend(_decide(known, plan, output, tracker, console))
+        return commands.DONE
+
+    if commands.run_cells(trials, request, conduct, console, find=plan_trials, conclude=conclude) != commands.DONE:
+        return commands.INTERRUPTED
+    code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
+    if not finals or not choices:
+        return code
+    chosen = sweeping.identify(cell for choice in choices for cell in search.final_cells(choice))
+    return max(code, commands.run_cells(chosen, request, conduct, console, find=plan_finals))
+
+
+def plan_trials(cells: Mapping[str, CellConfig], output: Path) -> sweeping.Plan:
+    """As ``sweep.plan``, but a trial whose loss was not finite has ended: running it again would give the same."""
+    plan = sweeping.plan(cells, output)
+    ended = {cell_id for cell_id in plan.again if search.settled(records.read(records.record_path(output, cell_id)))}
+    return dataclasses.replace(plan, done=plan.done | ended, again=plan.again - ended)
+
+
+def plan_finals(cells: Mapping[str, CellConfig], output: Path) -> sweeping.Plan:
+    """As ``sweep.plan``; records that are there already are told how their config was chosen."""
+    for cell_id, cell in cells.items():
+        search.stamp(cell_id, cell, output)
+    return sweeping.plan(cells, output)
+
+
+def _key(cell: CellConfig) -> str:
+    return repr(dataclasses.asdict(cell))
+
+
+def _id(cell: CellConfig, known: dict[str, str]) -> str:
+    """The id of a trial; of two ways to ask for the same one, ``identify`` has kept only the first."""
+    from s2a_bench import run
+
+    key = _key(cell)
+    if key not in known:
+        known[key] = run.identify(cell)
+    return known[key]
+
+
+def _decide(
+    known: Sequence[_Identified], plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console
+) -> list[Choice]:
+    """Chooses where a search is complete, writes the choices down and shows them."""
+    found = sweeping.results(plan, output)
+    choices = []
+    for each in known:
+        choice = search.choose(each.search, each.ids, found)
+        if choice is not None:
+            search.write(choice, output)
+            choices.append(choice)
+    present = [record for record in found.values() if record is not None]
+    commands.close(tracker, present, "FINISHED" if len(choices) == len(known) else "FAILED", console)
+    console.print(_chosen_table(choices))
+    console.print(f"Search: {output / 'search'}", **_VERBATIM)
+    for record in present:
+        if not search.settled(record):
+            line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
+            console.print(line, style="red", **_VERBATIM)
+    decided = {search.search_id(choice.ids) for choice in choices}
+    for each in known:
+        if search.search_id(each.ids) not in decided:
+            console.print(_undecided(each, found), style="red", **_VERBATIM)
+    return choices
+
+
+def _undecided(each: _Identified, found: Mapping[str, Record | None]) -> str:
+    open_trials = sum((record := found.get(i)) is None or not search.settled(record) for i in each.ids)
+    if open_trials:
+        why = f"{open_trials} of {len(each.ids)} trials have not ended; the same command runs them again"
+    else:
+        why = f"the loss of all {len(each.ids)} trials became infinite"
+    return f"Nothing was chosen for {_what(each.search)}: {why}."
+
+
+def _what(each: Search) -> str:
+    first = each.finals[0]
+    options = ",".join(f"{key}={value}" for key, value in first.method.options.items())
+    method = f"{first.method.name}:{options}" if options else first.method.name
+    return f"{method} on {first.data.dataset}, {first.backbone.name}"
+
+
+def _announced(known: Sequence[_Identified], trials: Mapping[str, CellConfig]) -> str:
+    each = len(known[0].ids)
+    total = f"{len(known)} searches of {each}" if len(known) > 1 else "1 search of " + str(each)
+    return f"Search: {total} trials ({len(trials)} cells, seed {search.SEED}), scored on val; no test set is opened."
+
+
+def _point(point: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={'default' if value is None else value}" for key, value in point.items())
+
+
+def _chosen_table(choices: Sequence[Choice]) -> Table:
+    table = Table("search", "chosen", "val %", "trials", title="Chosen on val", title_justify="left")
+    for choice in choices:
+        diverged = sum(accuracy is None for accuracy in choice.accuracies)
+        trials = f"{len(choice.ids)}, {diverged} diverged" if diverged else str(len(choice.ids))
+        table.add_row(_what(choice.search), _point(choice.point), f"{choice.accuracy:.1f}", trials)
+    return table
+
+
+def _dry_run(known: Sequence[_Identified], trials: Mapping[str, CellConfig], finals: bool, output: Path) -> Table:
+    plan = plan_trials(trials, output)
+    found = sweeping.results(plan, output)
+    table = Table("cell", "record", "what", "epochs")
+    for cell_id, cell in trials.items():
+        state = "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"
+        table.add_row(cell_id, state, f"trial: {grid.label(cell)}", str(cell.train.epochs))
+    for each in known if finals else ():
+        choice = search.choose(each.search, each.ids, found)
+        if choice is None:
+            for cell in each.search.finals:
+                table.add_row("after the search", "", grid.label(cell), str(cell.train.epochs))
+            continue
+        chosen = sweeping.identify(search.final_cells(choice))
+        after = sweeping.plan(chosen, output)
+        for cell_id, cell in chosen.items():
+            state = "done" if cell_id in after.done else "failed" if cell_id in after.again else "missing"
+            table.add_row(cell_id, state, f"{grid.label(cell)} ({_point(choice.point)})", str(cell.train.epochs))
+    return table

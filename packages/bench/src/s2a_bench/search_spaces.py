@@ -1,0 +1,95 @@
+"""What a search tries: a written space per method, of one size for all, in one table.
+
+Every grid has ``GRID`` points: six learning rates and two weight decays, or, where a method has a scale, three learning
+rates a decade apart, two decays and two scales. Every grid holds the method's default recipe.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import itertools
+import math
+from typing import Any
+
+GRID = 12
+"""Trials of the whole grid, the same for every method."""
+
+DRAWS = "s2a-bench search 1"
+"""The fixed seed of random draws."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Axis:
+    """One searched key.
+
+    Attributes:
+        key: As in ``--set``: ``train.lr``, ``method.scale``.
+        values: Of the grid, ascending; ``None`` is the method's own default.
+        logarithmic: Random draws are log-uniform between the ends; otherwise they are among the values.
+    """
+
+    key: str
+    values: tuple[Any, ...]
+    logarithmic: bool = False
+
+    def at(self, quantile: float) -> Any:
+        """The value at a quantile in [0, 1); numbers are rounded to three digits, so that they can be typed."""
+        if not self.logarithmic:
+            return self.values[int(quantile * len(self.values))]
+        low, high = self.values[0], self.values[-1]
+        return float(f"{math.exp(math.log(low) + quantile * math.log(high / low)):.3g}")
+
+
+Space = tuple[Axis, ...]
+
+_DECAY = Axis("train.weight_decay", (1e-4, 5e-2), logarithmic=True)
+
+
+def _space(*rates: float, scale: Axis | None = None) -> Space:
+    return (*([scale] if scale else []), _DECAY, Axis("train.lr", rates, logarithmic=True))
+
+
+_ADDED = _space(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
+
+SPACES: dict[str, Space] = {
+    "full": _space(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
+    "linear": _space(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
+    "bias": _ADDED,
+    "lora": _space(1e-3, 1e-2, 1e-1, scale=Axis("method.alpha", (None, "r*4"))),
+    "adapter": _ADDED,
+    "adaptformer": _space(1e-3, 1e-2, 1e-1, scale=Axis("method.scale", (0.1, 1.0))),
+    "ssf": _ADDED,
+    "vpt": _ADDED,
+    "unipt": _ADDED,
+    "lst": _ADDED,
+    "s2a": _ADDED,
+}
+"""Method -> its space; a method that is not named, one from another package, gets that of the added modules."""
+
+
+def get(method: str) -> Space:
+    """The space of a method."""
+    return SPACES.get(method, _ADDED)
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+    """Every point of a space, by key; the last axis, the learning rate, moves fastest."""
+    keys = [axis.key for axis in space]
+    return [dict(zip(keys, values, strict=True)) for values in itertools.product(*(axis.values for axis in space))]
+
+
+def draws(space: Space, count: int) -> list[dict[str, Any]]:
+    """Random points of a space, independent of each other, the same on every machine.
+
+    A draw lies at the same quantiles of every method's space, and the first draws of a longer search are those of a
+    shorter one.
+    """
+    return [{axis.key: axis.at(_quantile(index, axis.key)) for axis in space} for index in range(count)]
+
+
+def _quantile(index: int, key: str) -> float:
+    """Uniform in [0, 1); all method scales share their draws."""
+    name = key if key.startswith("train.") else "method"
+    digest = hashlib.sha256(f"{DRAWS} {index} {name}".encode()).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
