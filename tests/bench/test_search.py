@@ -422,8 +422,7 @@ def svhn(tmp_path, monkeypatch) -> Path:
     """A small VTAB folder without manifest."""
     monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(DATASETS["svhn"], counts=COUNTS))
     folder, random = tmp_path / "data" / "svhn", np.random.default_rng(0)
-    sizes = dict(zip(VTAB_LISTS, COUNTS, strict=True)) if isinstance(COUNTS, tuple) else {}
-    sizes = sizes or dict(zip(VTAB_LISTS, dataclasses.astuple(COUNTS), strict=True))
+    sizes = {name: count or 0 for name, count in zip(VTAB_LISTS, COUNTS, strict=True)}
     for name, count in sizes.items():
         (folder / "images" / name).mkdir(parents=True)
         lines = []
