@@ -7,20 +7,35 @@ import multiprocessing
 import os
 import resource
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
+EPOCHS = 12
+"""Of every small cell."""
+
 _SERVER = multiprocessing.get_context("forkserver")
 _SERVER.set_forkserver_preload(["bench.fault_imports"])
 
 
 def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
-    """A process that runs ``target``; it is a child's child, so nothing of pytest is in it."""
+    """A process that runs ``target``; it is the fork of a server, so nothing of pytest is in it."""
     process = _SERVER.Process(target=target, args=arguments)
-    process.start()
+    before = os.environ.get("PYTHONPATH")
+    # The server that the first process starts imports by this path, not by ours.
+    os.environ["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    try:
+        process.start()
+    finally:
+        if before is None:
+            del os.environ["PYTHONPATH"]
+        else:
+            os.environ["PYTHONPATH"] = before
     return process
 
 
@@ -37,6 +52,7 @@ def _command(log: str, arguments: list[str], tracked: bool) -> None:
     os.dup2(handle, 2)
     sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = "60"  # a server on a busy machine; one that is gone refuses at once
     if not tracked:  # as where MLflow is not installed: seconds less for every process
         track_store.find_spec = lambda name: None
     sys.argv = ["s2a-bench", *arguments]
@@ -97,3 +113,42 @@ def no_orphans(*processes: BaseProcess) -> Iterator[None]:
         for process in processes:
             if process.is_alive():
                 process.kill()
+
+
+def arguments(output: Path, *more: str, seeds: int = 1) -> list[str]:
+    """A serial sweep of small cells that write a checkpoint after every epoch."""
+    return [
+        *("sweep", "--serial", "--random-weights", "--datasets", "digits", "--methods", "s2a", "--limit-train", "48"),
+        *("--limit-test", "48", "--epochs", str(EPOCHS), "--batch-size", "8", "--checkpoint-every", "0"),
+        *("--output", str(output), "--seeds", *map(str, range(seeds)), *more),
+    ]
+
+
+def records(output: Path) -> list[Path]:
+    return sorted((output / "records").glob("*.json"))
+
+
+@contextlib.contextmanager
+def small_disk(folder: Path, size: str) -> Iterator[Path]:
+    """A real file system of a few megabytes."""
+    folder.mkdir()
+    done = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}", "s2a-test", str(folder)], capture_output=True, check=False
+    )
+    if done.returncode:
+        pytest.skip(f"mounting a tmpfs is not permitted here ({done.stderr.decode().strip()})")
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def fill(disk: Path) -> Path:
+    """Takes every byte that is left."""
+    path = disk / "filler"
+    with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
+        for block in (65536, 512, 1):
+            with contextlib.suppress(OSError):
+                while file.write(b"x" * block):
+                    pass
+    return path

@@ -14,11 +14,11 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from s2a_bench import checkpoint, record, run
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.keep import Keep, adapter_path, checkpoint_path, own_adapter, settle, tidy
+from safetensors.torch import load_file
 from torch import nn
 
 EPOCHS = 4
@@ -319,18 +319,13 @@ def test_records_from_before_are_read(tmp_path):
 def test_a_power_cut_finds_the_file_whole_and_its_folders_named(tmp_path, monkeypatch):
     """What must have reached the disk when a record counts: content, then name, then the folders' own names."""
     calls = []
-    names = {}
-    fsync, replace, opened = os.fsync, Path.replace, os.open
+    fsync, replace = os.fsync, Path.replace
 
-    def note_open(path, *args, **kwargs):
-        handle = opened(path, *args, **kwargs)
-        names[handle] = str(path)
-        return handle
+    def noted(handle):
+        calls.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
+        fsync(handle)
 
-    monkeypatch.setattr(os, "open", note_open)
-    monkeypatch.setattr(
-        os, "fsync", lambda handle: (calls.append(("sync", os.readlink(f"/proc/self/fd/{handle}"))), fsync(handle))[1]
-    )
+    monkeypatch.setattr(os, "fsync", noted)
     monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append(("rename", str(b))), replace(a, b))[1])
     path = record.write(make_record(cell_id="c0"), tmp_path / "new" / "output")
     content = calls.index(("sync", str(path.with_name(f".c0.json.{os.getpid()}.tmp"))))

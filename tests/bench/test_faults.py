@@ -2,38 +2,33 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from bench.fault_children import command, eat_memory, ended, limited, no_orphans, start, wait_for
+from bench.fault_children import (
+    arguments,
+    command,
+    eat_memory,
+    ended,
+    fill,
+    limited,
+    no_orphans,
+    records,
+    small_disk,
+    start,
+    wait_for,
+)
 from s2a_bench import faults, record, run
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.keep import Keep, checkpoint_path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork, tmpfs and cgroups are Linux's")
-
-EPOCHS = 12
-
-
-def arguments(output: Path, *more: str, seeds: int = 1) -> list[str]:
-    """A serial sweep of small cells that write a checkpoint after every epoch."""
-    return [
-        *("sweep", "--serial", "--random-weights", "--datasets", "digits", "--methods", "s2a", "--limit-train", "48"),
-        *("--limit-test", "48", "--epochs", str(EPOCHS), "--batch-size", "8", "--checkpoint-every", "0"),
-        *("--output", str(output), "--seeds", *map(str, range(seeds)), *more),
-    ]
-
-
-def records(output: Path) -> list[Path]:
-    return sorted((output / "records").glob("*.json"))
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -102,32 +97,6 @@ def test_an_interrupt_and_a_second_harness_meanwhile(tmp_path, undisturbed, sign
     assert ended(command(log, arguments(output, seeds=2))) == 0
     assert results(output).items() <= undisturbed.items()
     assert len(records(output)) == 2
-
-
-@contextlib.contextmanager
-def small_disk(folder: Path, size: str) -> Iterator[Path]:
-    """A real file system of a few megabytes."""
-    folder.mkdir()
-    done = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", f"size={size}", "s2a-test", str(folder)], capture_output=True, check=False
-    )
-    if done.returncode:
-        pytest.skip(f"mounting a tmpfs is not permitted here ({done.stderr.decode().strip()})")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "-l", str(folder)], check=True)
-
-
-def fill(disk: Path) -> Path:
-    """Takes every byte that is left."""
-    path = disk / "filler"
-    with contextlib.suppress(OSError), path.open("ab", buffering=0) as file:
-        for block in (65536, 512, 1):
-            with contextlib.suppress(OSError):
-                while file.write(b"x" * block):
-                    pass
-    return path
 
 
 def test_a_disk_that_fills_ends_the_sweep_with_one_sentence_and_loses_nothing(tmp_path, undisturbed):

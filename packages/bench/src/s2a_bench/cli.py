@@ -87,9 +87,7 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        conduct = dataclasses.replace(
-            conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters
-        )
+        conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
         return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
 
 

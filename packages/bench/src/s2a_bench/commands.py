@@ -109,9 +109,7 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
             return SOME_FAILED
 
 
-def _run(
-    plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console
-) -> None:
+def _run(plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console) -> None:
     output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
         if workers is None:
