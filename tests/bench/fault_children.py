@@ -88,7 +88,7 @@ def limited(output: str, cells: dict, more: int) -> None:
     run_here(Plan(cells, frozenset(), frozenset(), ()), Path(output), [])
 
 
-def wait_for(what: Callable[[], object], process: BaseProcess | None = None, seconds: float = 120) -> None:
+def wait_for(what: Callable[[], object], process: BaseProcess | None = None, seconds: float = 300) -> None:
     """Waits until something holds; fails if the process ends before."""
     end = time.monotonic() + seconds
     while not what():
@@ -97,7 +97,7 @@ def wait_for(what: Callable[[], object], process: BaseProcess | None = None, sec
         time.sleep(0.005)
 
 
-def ended(process: BaseProcess, seconds: float = 180) -> int | None:
+def ended(process: BaseProcess, seconds: float = 300) -> int | None:
     """Exit code of a process that ends by itself, or by the signal it was sent."""
     process.join(seconds)
     assert process.exitcode is not None, "it does not end"

@@ -289,7 +289,7 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
     asked = cell("s2a")
     found = run.run(asked, keep=Keep(tmp_path, adapters=True))
     path = own_adapter(found, tmp_path)
-    assert path == adapter_path(tmp_path, found.cell_id)
+    assert path is not None and path == adapter_path(tmp_path, found.cell_id)
     model, expected = backbones.create(asked.backbone, asked.seed)
     loaded = data.load(
         asked.data, size=expected.size, mean=expected.mean, std=expected.std, interpolation=expected.interpolation

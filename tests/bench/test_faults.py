@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,28 @@ def test_a_disk_that_fills_ends_the_sweep_with_one_sentence_and_loses_nothing(tm
         assert ended(command(log, ["report", "--output", str(output)])) == 1
         assert "No space left on device" in log.read_text() and log.read_text().count("s2a-bench:") == 1
         assert (output / "report.html").read_bytes() == report and not half_written(output)
+
+
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
+def test_a_disk_that_fills_under_rays_workers(tmp_path, undisturbed):
+    log = tmp_path / "log"
+    with small_disk(tmp_path / "disk", "8m") as disk:
+        output = disk / "out"
+        asked = [word for word in arguments(output, "--max-concurrent", "1", seeds=3) if word != "--serial"]
+        sweep = command(log, asked)
+        with no_orphans(sweep):
+            wait_for(lambda: records(output), sweep)
+            filler = fill(disk)
+            before = content(output)
+            assert ended(sweep) == 1
+        text = log.read_text()
+        assert text.count("No space left on device") == 1 and "of 3 cells are done and safe" in text
+        assert "Traceback" not in text
+        assert before.items() <= content(output).items() and not half_written(output)
+        filler.unlink()
+        assert ended(command(log, arguments(output, seeds=3))) == 0
+        assert [r[:2] for r in results(output).values()] == [r[:2] for r in undisturbed.values()]
 
 
 def test_an_output_on_a_read_only_disk_is_bad_input(tmp_path):
