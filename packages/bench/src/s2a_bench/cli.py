@@ -55,6 +55,8 @@ class Sweep:
         dry_run: Only print what would run.
         search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
             weight decay and scale on val, the same number of trials for every method.
+        checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
+        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
     """
 
     suite: str = "mini"
@@ -81,6 +83,8 @@ class Sweep:
     max_concurrent: _Number = None
     dry_run: bool = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    keep_adapters: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -94,6 +98,7 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
+        conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
         request = dataclasses.replace(request, **paths)
         if (mode := parse_mode(self.search)) is not None:
             return commands_search.sweep(request, mode, conduct, console)
@@ -385,6 +390,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"s2a-bench: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        from s2a_bench import faults
+
+        if (sentence := faults.full_sentence(error)) is None:
+            raise
+        print(f"s2a-bench: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("s2a-bench: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -60,8 +60,10 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
         choices.extend(_decide(known, plan, output, tracker, console))
         return commands.DONE
 
-    if commands.run_cells(trials, request, conduct, console, find=plan_trials, conclude=conclude) != commands.DONE:
-        return commands.INTERRUPTED
+    trying = dataclasses.replace(conduct, keep_adapters=False)
+    code = commands.run_cells(trials, request, trying, console, find=plan_trials, conclude=conclude)
+    if code != commands.DONE:
+        return code
     code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
     if not finals or not choices:
         return code

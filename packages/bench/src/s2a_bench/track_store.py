@@ -49,11 +49,13 @@ class Store:
         uri: Absolute; ``mlflow ui --backend-store-uri`` takes it.
         artifacts: Where new experiments put their files; ``None`` leaves it to the server.
         client: MLflow's client of that store.
+        output: The output folder that it is a view of.
     """
 
     uri: str
     artifacts: str | None
     client: MlflowClient
+    output: Path
 
 
 def check_uri(uri: str | None, output: Path) -> str:
@@ -98,7 +100,7 @@ def open_store(uri: str | None, output: Path) -> Store:
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
     artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
     try:
-        with _quiet(), _impatient():
+        with quiet(), _impatient():
             from mlflow import MlflowClient
 
             if uri.startswith("sqlite"):
@@ -109,7 +111,7 @@ def open_store(uri: str | None, output: Path) -> Store:
         raise InputError(
             f"The tracking store {_shown(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
         ) from error
-    return Store(uri, artifacts, client)
+    return Store(uri, artifacts, client, output.absolute())
 
 
 def first_line(error: BaseException) -> str:
@@ -196,12 +198,12 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the migration's progress on the user's terminal."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Without what MLflow has to say below a level, the progress of a migration say, on the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)
     try:
         yield
     finally:
