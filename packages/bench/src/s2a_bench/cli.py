@@ -51,6 +51,8 @@ class Sweep:
         max_concurrent: Cells at once; chosen by cores and memory if left out.
         dry_run: Only print what would run.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
+        ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
+        gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
         keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
     """
 
@@ -77,6 +79,8 @@ class Sweep:
     dry_run: bool = False
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -87,9 +91,8 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        conduct = dataclasses.replace(
-            conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters
-        )
+        conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
+        conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
         return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
 
 

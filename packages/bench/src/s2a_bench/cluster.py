@@ -40,11 +40,13 @@ class Join:
         address: ``HOST:PORT`` of its head, or ``auto``: the one that runs on this machine.
         concurrent: Cells at once; ``None``: as many as fit.
         small: The cells are small enough for one core each; others get a whole node.
+        patience: Seconds to wait for nodes when none is left that could run a cell.
     """
 
     address: str
     concurrent: int | None = None
     small: bool = True
+    patience: float = PATIENCE
 
 
 Nodes = Sequence[Mapping[str, Any]]
@@ -193,4 +195,6 @@ def lost_sentence(error: str, node: str | None, attempts: int) -> str | None:
     named = re.search(r"[Nn]ode [Ii][Dd]:? (?P<id>[0-9a-f]{8,})", error)
     where = node or (f"node {named['id'][:12]}" if named else "its node")
     tries = f"{attempts} attempts" if attempts > 1 else "1 attempt"
-    return f"Lost {where} while the cell ran on it, after {tries}; the same command runs it again on the nodes there are"
+    return (
+        f"Lost {where} while the cell ran on it, after {tries}; the same command runs it again on the nodes that live"
+    )

@@ -104,9 +104,7 @@ class _Sizes:
 def _sizes(backbone: BackboneConfig, method: str, options: str, classes: int, train: TrainConfig) -> _Sizes:
     with torch.random.fork_rng([]):
         model, expected = backbones.create(backbone)
-        adapted = s2a.attach(
-            model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size
-        )
+        adapted = s2a.attach(model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size)
         set_checkpointing(adapted.backbone, train)
         images = torch.zeros(2, 3, expected.size, expected.size)
         widest = _widest(adapted, images[:1])
