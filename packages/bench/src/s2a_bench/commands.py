@@ -109,6 +109,8 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
             safe = f"{done} of {len(plan.cells)} cells are done and safe: "
             sentence = faults.disk_sentence(error, output, safe)
             if sentence is None:
+                if isinstance(error, InputError):  # a cluster that cannot be joined, say
+                    _close(tracker, found, "KILLED", console)
                 raise
             with contextlib.suppress(TrackingError):  # its database may lie on the same disk
                 tracker.close(found, "KILLED")

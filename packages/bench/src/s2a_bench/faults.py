@@ -102,7 +102,8 @@ def worker_death(error: str, detail: str, kills_before: int | None) -> tuple[str
 
 def oom_kills() -> int | None:
     """How many processes the kernel has killed so far for want of memory, in this container or machine; ``None``
-    where it does not say (elsewhere than on Linux)."""
+    where it does not say (elsewhere than on Linux).
+    """
     for path in (
         "/sys/fs/cgroup/memory.events",
         "/sys/fs/cgroup/memory/memory.oom_control",
