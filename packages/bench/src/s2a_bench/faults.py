@@ -10,6 +10,7 @@ from pathlib import Path
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG}
+_DISK |= {errno.EISDIR, errno.ENOTDIR}
 _ALLOCATORS = ("DefaultCPUAllocator", "alloc_cpu", "out of memory", "std::bad_alloc", "Cannot allocate memory")
 _PROBE_BYTES = 65_536
 
@@ -101,14 +102,9 @@ def worker_death(error: str, detail: str, kills_before: int | None) -> tuple[str
 
 
 def oom_kills() -> int | None:
-    """How many processes the kernel has killed so far for want of memory, in this container or machine; ``None``
-    where it does not say (elsewhere than on Linux).
-    """
-    for path in (
-        "/sys/fs/cgroup/memory.events",
-        "/sys/fs/cgroup/memory/memory.oom_control",
-        "/proc/vmstat",
-    ):
+    """How many processes the kernel has killed so far for want of memory; ``None`` where it does not say."""
+    # The first counts those of the whole machine, the others those of a container that does not see it.
+    for path in ("/proc/vmstat", "/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"):
         with contextlib.suppress(OSError, ValueError, StopIteration):
             lines = (line.split() for line in Path(path).read_text(encoding="utf-8").splitlines())
             return next(int(line[1]) for line in lines if line[0] == "oom_kill")

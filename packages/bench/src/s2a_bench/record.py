@@ -98,8 +98,10 @@ def record_path(output: Path, cell: str) -> Path:
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` when the block ends well: its old content or all of the new one is there,
-    even after a power cut, and nothing is left of a block that failed.
+    """A file to write that becomes ``path`` when the block ends well.
+
+    Whatever happens, a power cut too, ``path`` holds its old content or all of the new one, and nothing is left of a
+    block that failed.
     """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
