@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from s2a_bench import grid, record, run
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
+from s2a_bench.keep import Keep
 from s2a_bench.pool import run_with_ray
 from s2a_bench.record import Record
 from s2a_bench.sweep import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
@@ -185,7 +186,8 @@ def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tm
     found = identify(dataclasses.replace(cell, train=recipe, threads=1) for cell in grid.expand(request))
     victim = next(iter(found))
     heard = Killer(victim)
-    run_with_ray(plan(found, tmp_path), tmp_path, [heard], Workers(count=2, cpus=1))
+    keep = Keep(tmp_path, 0)
+    run_with_ray(plan(found, tmp_path), tmp_path, [heard], Workers(count=2, cpus=1), keep)
 
     after = plan(found, tmp_path)
     assert (after.todo, after.again) == ([victim], {victim}), "the others ran on"
@@ -194,11 +196,14 @@ def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tm
     for cell_id in after.done:
         events = [event for event, cell in heard.events if cell == cell_id]
         assert events == ["started", "epoch 1", "epoch 2", "done"]
-    assert {path.name for path in tmp_path.iterdir()} == {"records"}, "Ray's storage is gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "checkpoints"}, "Ray's storage is gone"
+    assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == [victim]
 
+    run_here(after, tmp_path, [], keep)  # the rest: the victim goes on where its worker died
+    assert record.read(record.record_path(tmp_path, victim)).resumed == 1
     here = tmp_path / "here"
-    run_here(plan({cell_id: found[cell_id] for cell_id in after.done}, here), here, [])
-    for cell_id in after.done:
+    run_here(plan(found, here), here, [])
+    for cell_id in found:
         theirs, ours = (record.read(record.record_path(place, cell_id)) for place in (tmp_path, here))
         assert theirs.accuracy == ours.accuracy
         assert [point["loss"] for point in theirs.curve] == pytest.approx([point["loss"] for point in ours.curve])

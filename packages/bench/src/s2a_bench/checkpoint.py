@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor, nn
@@ -157,7 +157,7 @@ def write(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
     with replacing(path) as file:
         file.write(_header(identity, "0" * 64))
         body = _Hashing(file, _key(identity))
-        torch.save(state, body)
+        torch.save(state, cast("BinaryIO", body))
         if body.error is not None:
             raise body.error
         file.seek(0)

@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import json
+import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -21,7 +22,7 @@ from s2a_bench import track_names as names
 from s2a_bench.errors import InputError
 from s2a_bench.keep import own_adapter
 from s2a_bench.record import Record
-from s2a_bench.track_store import Store, check_uri, first_line, open_store
+from s2a_bench.track_store import Store, check_uri, first_line, open_store, quiet
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -300,6 +301,7 @@ def _milliseconds(moment: str) -> int:
 @contextlib.contextmanager
 def _failures(what: str) -> Iterator[None]:
     try:
-        yield
+        with quiet(logging.CRITICAL):  # it prints the traceback of an error that we say in one sentence
+            yield
     except Exception as error:
         raise TrackingError(f"MLflow could not {what} ({type(error).__name__}: {first_line(error)}).") from error

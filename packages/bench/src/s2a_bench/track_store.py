@@ -100,7 +100,7 @@ def open_store(uri: str | None, output: Path) -> Store:
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
     artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
     try:
-        with _quiet(), _impatient():
+        with quiet(), _impatient():
             from mlflow import MlflowClient
 
             if uri.startswith("sqlite"):
@@ -198,12 +198,12 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the migration's progress on the user's terminal."""
+def quiet(level: int = logging.WARNING) -> Iterator[None]:
+    """Without what MLflow has to say below a level, the progress of a migration say, on the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
-        logger.setLevel(logging.WARNING)
+        logger.setLevel(level)
     try:
         yield
     finally:

@@ -95,8 +95,8 @@ def train(
         keeper: Where the training goes on from, if it was interrupted.
 
     Yields:
-        After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak group, last step), ``seconds`` (of the
-        epoch), ``images_per_second``.
+        After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak
+        group, last step), ``seconds`` (of the epoch), ``images_per_second``.
 
     Raises:
         Diverged: A loss that is not finite.
