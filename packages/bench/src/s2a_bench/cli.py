@@ -56,6 +56,8 @@ class Sweep:
         search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
             weight decay and scale on val, the same number of trials for every method.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
+        ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
+        gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
         keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
     """
 
@@ -85,6 +87,8 @@ class Sweep:
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -99,6 +103,7 @@ class Sweep:
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
         conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
+        conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
         request = dataclasses.replace(request, **paths)
         if (mode := parse_mode(self.search)) is not None:
             return commands_search.sweep(request, mode, conduct, console)

@@ -16,9 +16,10 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import faults, grid, pool, progress, track_store
+from s2a_bench import faults, grid, pool, progress, scale, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
+from s2a_bench.cluster import ClusterError
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError, unknown
 from s2a_bench.keep import CHECKPOINT_SECONDS, Keep
@@ -44,6 +45,8 @@ class Conduct:
         dry_run: Only say what would run.
         checkpoint_every: Seconds between checkpoints of a cell, see ``keep.Keep``.
         keep_adapters: Keep the trained state of every cell that runs.
+        ray_address: Running Ray cluster to use; ``None``: this machine.
+        gpu_memory_gb: Memory of a card, for the shares of cells; ``None``: what this machine's has.
     """
 
     output: Path = Path("results")
@@ -53,6 +56,8 @@ class Conduct:
     dry_run: bool = False
     checkpoint_every: float = CHECKPOINT_SECONDS
     keep_adapters: bool = False
+    ray_address: str | None = None
+    gpu_memory_gb: float | None = None
 
 
 def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
@@ -68,11 +73,23 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
     Keep(output, conduct.checkpoint_every, conduct.keep_adapters)  # bad numbers are found before anything else
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)  # the quickest check of all
-    cells = sweeping.identify(grid.expand(checked(request)))
+    wish = wished(request, conduct)
+    cells = sweeping.identify(grid.expand(checked(request, here=wish.address is None)))
     if conduct.dry_run:
         console.print(_plan_table(sweeping.plan(cells, output)))
         return DONE
     return run_cells(cells, request, conduct, console)
+
+
+def wished(request: grid.Request, conduct: Conduct) -> scale.Wish:
+    """Where cells shall run.
+
+    Raises:
+        InputError: Wishes that exclude each other or the device.
+    """
+    wish = scale.Wish(conduct.ray_address, conduct.gpu_memory_gb, conduct.max_concurrent, conduct.serial)
+    wish.check(request.device)
+    return wish
 
 
 def run_cells(
@@ -100,8 +117,8 @@ def run_cells(
     keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters)
     with sweeping.only_writer(output):
         plan = find(cells, output)
-        workers = sweeping.choose_workers(
-            len(plan.todo), request.device, conduct.max_concurrent, small=request.suite in grid.BACKBONES
+        where = scale.decide(
+            plan, output, request.device, wished(request, conduct), small=request.suite in grid.BACKBONES
         )
         tracker = Tracker(plan, request.suite, conduct.tracking_uri, output)
         for sentence in plan.broken:
@@ -109,9 +126,11 @@ def run_cells(
         if tracker.missing:
             console.print(f"Nothing is tracked: {tracker.missing}", style="yellow", **_VERBATIM)
         console.print(_planned(plan), **_VERBATIM)
+        if where.sentence:
+            console.print(where.sentence, **_VERBATIM)
         try:
             if plan.todo:
-                _run(plan, keep, None if conduct.serial else workers, tracker, console)
+                _run(plan, keep, None if conduct.serial else where, tracker, console)
             return (conclude or _conclude)(plan, output, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
@@ -128,6 +147,8 @@ def run_cells(
             safe = f"{done} of {len(plan.cells)} cells are done and safe: "
             sentence = faults.disk_sentence(error, output, safe)
             if sentence is None:
+                if isinstance(error, InputError):  # a cluster that cannot be joined, say
+                    close(tracker, found, "KILLED", console)
                 raise
             with contextlib.suppress(TrackingError):  # its database may lie on the same disk
                 tracker.close(found, "KILLED")
@@ -135,17 +156,21 @@ def run_cells(
             return SOME_FAILED
 
 
-def _run(plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console) -> None:
+def _run(plan: sweeping.Plan, keep: Keep, where: scale.Scale | None, tracker: Tracker, console: Console) -> None:
     output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
-        if workers is None:
+        if where is None:
             sweeping.run_here(plan, output, [shown, tracker], keep)
         elif find_spec("ray") is None:
             console.print("Ray is not installed; the cells run one after the other.", style="yellow", **_VERBATIM)
             sweeping.run_here(plan, output, [shown, tracker], keep)
         else:
             try:
-                pool.run_with_ray(plan, output, [shown, tracker], workers, keep)
+                pool.run_with_ray(
+                    plan, output, [shown, tracker], where.workers, keep, shares=where.shares, join=where.join
+                )
+            except ClusterError as error:
+                console.print(str(error), style="red", **_VERBATIM)
             except pool.PoolError as error:
                 console.print(f"{error}; the cells run one after the other instead.", style="yellow", **_VERBATIM)
                 sweeping.run_here(plan, output, [shown, tracker], keep)
@@ -198,15 +223,15 @@ def _plan_table(plan: sweeping.Plan) -> Table:
     return table
 
 
-def checked(request: grid.Request) -> grid.Request:
-    """The request, if its device is there."""
+def checked(request: grid.Request, here: bool = True) -> grid.Request:
+    """The request, if its device is there; of a cluster's devices only the workers know."""
     import torch
 
     try:
         kind = torch.device(request.device).type
     except RuntimeError:
         raise InputError(f"Unknown device {request.device!r}: write cpu, cuda or cuda:0.") from None
-    if kind == "cuda" and not torch.cuda.is_available():
+    if here and kind == "cuda" and not torch.cuda.is_available():
         raise InputError(
             f"Device {request.device!r} was asked for but torch finds no CUDA device here; use --device cpu."
         )

@@ -43,7 +43,8 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
     output = conduct.output.absolute()
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)
-    cells = grid.expand(commands.checked(request))
+    wish = commands.wished(request, conduct)
+    cells = grid.expand(commands.checked(request, here=wish.address is None))
     search.check_lists(cells)
     asked = search.searches(cells, mode)
     trials = sweeping.identify(trial for each in asked for trial in each.trials)

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import io
+import json
 import logging
 import math
 import os
@@ -18,14 +19,20 @@ import shutil
 import signal
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+import time
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2a_bench import faults
+from s2a_bench import cluster, faults
 from s2a_bench import record as records
+from s2a_bench.cluster import ClusterError, Join
 from s2a_bench.config import CellConfig, from_dict
+from s2a_bench.errors import InputError
 from s2a_bench.keep import Keep, settle
+from s2a_bench.record import Record
+from s2a_bench.shares import cores
 from s2a_bench.sweep import Listener, Plan, Workers, failed, tell
 
 if TYPE_CHECKING:
@@ -33,13 +40,20 @@ if TYPE_CHECKING:
 
 _RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is an exception here, not a request to wind down slowly
 }
 """What Ray offers only as environment variables; set before it is imported, unless the user has."""
+
+_OWN_SWITCHES = {
+    "RAY_AUTH_MODE": "token",
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
+}
+"""The same for a Ray of our own. A cluster that is joined has its own rules."""
+
+_LOOK_SECONDS = 5.0
+"""How often the nodes of a cluster are looked at."""
 
 
 class PoolError(RuntimeError):
@@ -47,93 +61,202 @@ class PoolError(RuntimeError):
 
 
 def run_with_ray(
-    plan: Plan, output: Path, listeners: Sequence[Listener], workers: Workers, keep: Keep | None = None
+    plan: Plan,
+    output: Path,
+    listeners: Sequence[Listener],
+    workers: Workers,
+    keep: Keep | None = None,
+    *,
+    shares: Mapping[str, float] | None = None,
+    join: Join | None = None,
 ) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
+    Args:
+        plan: What is to run.
+        output: Where records go.
+        listeners: Who is told.
+        workers: How many cells at once on this machine, and with what.
+        keep: What else the cells leave there.
+        shares: Of a card, by cell; ``None``: as ``workers`` says.
+        join: A running cluster to use in place of this machine, and of ``workers``.
+
     Raises:
         PoolError: Ray could not be started.
+        InputError: The cluster could not be joined, or none of its nodes could run a cell.
+        ClusterError: It has lost every node that could run what is left.
         OSError: A record could not be written.
     """
     output = output.absolute()
-    mark = hashlib.sha256(str(output).encode()).hexdigest()[:6]
-    with _ray(workers, mark):
+    keep = dataclasses.replace(keep or Keep(output), output=output)
+    with contextlib.ExitStack() as stack:
+        if join is None:
+            mark = hashlib.sha256(str(output).encode()).hexdigest()[:6]
+            stack.enter_context(_ray(workers, mark))
+            asked = {cell_id: _here(workers, shares[cell_id] if shares else None) for cell_id in plan.todo}
+            token, concurrent = "", workers.count
+        else:
+            nodes = stack.enter_context(_joined(join))
+            asked = cluster.requests(plan.todo, nodes, join, shares)
+            token, concurrent = stack.enter_context(cluster.marker(output)), join.concurrent
         from ray import tune
 
         cells = [
             {
                 "id": cell_id,
-                "keep": dataclasses.replace(keep or Keep(output), output=output),
-                "config": dataclasses.asdict(dataclasses.replace(plan.cells[cell_id], threads=workers.cpus)),
+                "keep": keep,
+                "config": dataclasses.asdict(
+                    dataclasses.replace(plan.cells[cell_id], threads=int(asked[cell_id]["cpu"]))
+                ),
+                "asked": asked[cell_id],
+                "token": token,
             }
             for cell_id in plan.todo
         ]
         try:
             tune.Tuner(
-                tune.with_resources(_trial, {"cpu": workers.cpus, "gpu": workers.gpus}),
+                tune.with_resources(_trial, _resources),
                 param_space={"cell": tune.grid_search(cells)},
                 tune_config=tune.TuneConfig(
                     reuse_actors=True,
-                    max_concurrent_trials=workers.count,
+                    max_concurrent_trials=concurrent,
                     trial_dirname_creator=lambda trial: trial.config["cell"]["id"],
                 ),
                 run_config=tune.RunConfig(
                     name="sweep",
                     storage_path=str(output / ".ray"),
                     verbose=0,
-                    callbacks=[_events(plan, output, listeners)],
+                    callbacks=[_events(plan, output, listeners, join)],
+                    failure_config=tune.FailureConfig(max_failures=cluster.RETRIES if join else 0),
                 ),
             ).fit()
         finally:
             shutil.rmtree(output / ".ray", ignore_errors=True)
 
 
+def _here(workers: Workers, share: float | None) -> dict[str, float]:
+    """What a cell asks of this machine; with a share of a card, the same share of the cores that go with the card."""
+    if share is None:
+        return {"cpu": workers.cpus, "gpu": workers.gpus}
+    return {"cpu": cores(share, workers.count * workers.cpus, workers.cards or 1), "gpu": share}
+
+
+def _resources(config: dict[str, Any]) -> Any:
+    from ray import tune
+
+    return tune.PlacementGroupFactory([dict(config["cell"]["asked"])])
+
+
 def _trial(config: dict[str, Any]) -> None:
-    """One cell in a worker."""
+    """One cell in a worker, which may be on another machine: it writes the record if it sees the driver's folder."""
     from ray import tune
 
     from s2a_bench import run
 
-    cell, keep = config["cell"], config["cell"]["keep"]
-    record = run.run(from_dict(CellConfig, cell["config"]), lambda metrics: tune.report(dict(metrics)), keep)
-    records.write(record, keep.output)
-    settle(record, keep.output)
-    tune.report({"status": record.status})
+    cell, keep, token = config["cell"], config["cell"]["keep"], config["cell"]["token"]
+    node = _node() if token else ""
+    sees = not token or cluster.sees(keep.output, token)
+    if token:
+        tune.report({"node": node})
+    known = from_dict(CellConfig, cell["config"])
+    try:
+        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None)
+        if record.cell_id != cell["id"]:
+            raise InputError(
+                f"The worker's data, checkpoint or version of s2a-bench is another one: cell {record.cell_id} there, "
+                f"{cell['id']} on the driver; make them the same."
+            )
+    except ValueError as error:  # what is good on the driver may not be there
+        message = f"On {node}: {error}" if token else str(error)
+        record = failed(cell["id"], known, type(error).__name__, message, traceback.format_exc())
+    if sees:
+        records.write(record, keep.output)
+        settle(record, keep.output)
+    elif keep.adapters:
+        record.notes.append("The trained state was not kept: the worker does not see the output folder.")
+    tune.report({"status": record.status, "record": json.dumps(dataclasses.asdict(record), allow_nan=False)})
 
 
-def _events(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
+def _node() -> str:
+    """Where this worker runs, in words."""
+    import ray
+
+    return f"node {ray.get_runtime_context().get_node_id()[:12]} ({ray.util.get_node_ip_address()})"
+
+
+def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join | None = None) -> Any:
     from ray.tune import Callback
 
     class Events(Callback):
-        """Passes Tune's events on, and leaves a record for workers that died."""
+        """Passes Tune's events on, and leaves a record for workers that died or do not see the folder."""
 
         # Given as arguments, not closed over: Tune pickles the class, and what it closes over with it.
-        def __init__(self, plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
-            self.plan, self.output, self.listeners = plan, output, listeners
+        def __init__(self, plan: Plan, output: Path, listeners: Sequence[Listener], join: Join | None) -> None:
+            self.plan, self.output, self.listeners, self.join = plan, output, listeners, join
             self.oom_kills = faults.oom_kills()
+            self.starts: dict[str, int] = {}
+            self.nodes: dict[str, str] = {}
+            self.texts: dict[str, str] = {}
+            self.looked = self.hopeful = time.monotonic()
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: Tune stores its callbacks for a restore that the records make needless."""
             return {}
 
+        def on_step_end(self, iteration: int, trials: list[Trial], **info: Any) -> None:
+            if self.join is not None and time.monotonic() - self.looked >= _LOOK_SECONDS:
+                self._look(self.join, trials)
+
         def on_trial_start(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            tell(self.listeners, "started", _id(trial))
+            self.starts[_id(trial)] = self.starts.get(_id(trial), 0) + 1
+            if self.starts[_id(trial)] == 1:
+                tell(self.listeners, "started", _id(trial))
 
         def on_trial_result(
             self, iteration: int, trials: list[Trial], trial: Trial, result: dict[str, Any], **info: Any
         ) -> None:
-            if "epoch" in result and "status" not in result:
+            if "record" in result:
+                self.texts[_id(trial)] = result["record"]
+            elif "epoch" in result:
                 tell(self.listeners, "epoch", _id(trial), result)
+            elif "node" in result:
+                self.nodes[_id(trial)] = result["node"]
 
         def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            tell(self.listeners, "finished", records.read(records.record_path(self.output, _id(trial))))
+            record = Record(**json.loads(self.texts.pop(_id(trial))))
+            path = records.record_path(self.output, _id(trial))
+            try:
+                written = records.read(path)
+            except (OSError, ValueError):
+                written = None
+            if written != record:
+                records.write(record, self.output)
+            tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            record = failed(_id(trial), self.plan.cells[_id(trial)], *_cause(trial, self.oom_kills))
+            kind, message, text = _cause(trial, self.oom_kills)
+            if self.join is not None and kind == "WorkerDied":
+                lost = cluster.lost_sentence(text, self.nodes.get(_id(trial)), self.starts.get(_id(trial), 1))
+                kind, message = ("NodeLost", lost) if lost else (kind, message)
+            record = failed(_id(trial), self.plan.cells[_id(trial)], kind, message, text)
             records.write(record, self.output)
             tell(self.listeners, "finished", record)
 
-    return Events(plan, output, listeners)
+        def _look(self, join: Join, trials: list[Trial]) -> None:
+            """Ends a sweep that could only wait for nodes that are gone."""
+            import ray
+
+            nodes, self.looked = ray.nodes(), time.monotonic()
+            waiting = [trial.config["cell"]["asked"] for trial in trials if not trial.is_finished()]
+            if not waiting or any(cluster.possible(asked, nodes) for asked in waiting):
+                self.hopeful = self.looked
+            elif self.looked - self.hopeful >= join.patience:
+                raise ClusterError(
+                    f"The Ray cluster at {join.address} has lost every node that could run the {len(waiting)} cells "
+                    f"left, for {join.patience:g} s ({cluster.describe(nodes)})."
+                )
+
+    return Events(plan, output, listeners, join)
 
 
 def _id(trial: Trial) -> str:
@@ -167,7 +290,7 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
         workers: What to make room for.
         mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
     """
-    for name, value in _RAY_SWITCHES.items():
+    for name, value in (_RAY_SWITCHES | _OWN_SWITCHES).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
     # Paths of Unix sockets have at most 107 bytes, of which Ray takes more than 60.
@@ -186,6 +309,33 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def _joined(join: Join) -> Iterator[cluster.Nodes]:
+    """A cluster of somebody else's: nothing of it is started or stopped here. Gives its nodes."""
+    for name, value in _RAY_SWITCHES.items():
+        os.environ.setdefault(name, value)
+    cluster.check_address(join.address)
+    on_terminate = signal.getsignal(signal.SIGTERM)
+    with contextlib.redirect_stdout(io.StringIO()):
+        import ray
+
+        try:
+            try:
+                ray.init(address=join.address, log_to_driver=False, logging_level=logging.CRITICAL)
+            except Exception as error:  # Ray has a plain exception for every cause
+                raise cluster.cannot_join(join.address, error) from error
+            _give_back_signal(on_terminate)
+            yield ray.nodes()
+        finally:
+            ray.shutdown()
+
+
+def _give_back_signal(handler: Any) -> None:
+    """Takes SIGTERM back from Ray, whose own handler ends the process at once and cleans nothing up."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
 def _start(workers: Workers, folder: str) -> None:
     import ray
 
@@ -195,15 +345,14 @@ def _start(workers: Workers, folder: str) -> None:
             ray.init(
                 address="local",
                 num_cpus=workers.count * workers.cpus,
-                num_gpus=math.ceil(workers.count * workers.gpus),
+                num_gpus=math.ceil(workers.count * workers.gpus) if workers.cards is None else workers.cards,
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
                 object_store_memory=100_000_000,
                 _temp_dir=folder,
             )
-            if threading.current_thread() is threading.main_thread():
-                signal.signal(signal.SIGTERM, on_terminate)  # Ray's own ends the process at once and cleans nothing up
+            _give_back_signal(on_terminate)
             return
         except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
             ray.shutdown()

@@ -66,11 +66,19 @@ class Plan:
 
 @dataclasses.dataclass(frozen=True)
 class Workers:
-    """How many cells run at once, and what each is given."""
+    """How many cells run at once, and what each is given.
+
+    Attributes:
+        count: Cells at once.
+        cpus: Cores of each.
+        gpus: Share of a card of each.
+        cards: Cards of the machine; ``None``: as many as ``count`` such shares make.
+    """
 
     count: int
     cpus: int
     gpus: float = 0.0
+    cards: int | None = None
 
 
 def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
@@ -169,7 +177,7 @@ def choose_workers(cells: int, device: str, concurrent: int | None = None, *, sm
         concurrent = max(1, min(cpus, memory // WORKER_BYTES)) if small else 1
         concurrent = devices if cuda else concurrent
     count = max(1, min(concurrent, cells))
-    return Workers(count, max(1, cpus // count), min(1.0, devices / count))
+    return Workers(count, max(1, cpus // count), min(1.0, devices / count), devices if cuda else None)
 
 
 def _cuda_devices() -> int:
