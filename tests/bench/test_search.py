@@ -18,7 +18,7 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from s2a_bench import grid, recipes, record, run, search, search_spaces, track, track_store
+from s2a_bench import grid, recipes, record, report_tables, run, search, search_spaces, stats, track, track_store
 from s2a_bench.cli import main
 from s2a_bench.config import CellConfig
 from s2a_bench.dataset_types import VTAB_LISTS
@@ -396,7 +396,7 @@ def test_a_value_that_is_the_recipes_own_or_not_searched_may_be_given():
 # The test set
 
 
-COUNTS = Counts(6, 4, 10, 5)
+SIZES = dict(zip(VTAB_LISTS, (6, 4, 10, 5), strict=True))
 OPENED: list[str] | None = None
 
 
@@ -420,16 +420,16 @@ def opened() -> Iterator[list[str]]:
 @pytest.fixture
 def svhn(tmp_path, monkeypatch) -> Path:
     """A small VTAB folder without manifest."""
-    monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(DATASETS["svhn"], counts=COUNTS))
+    row = dataclasses.replace(DATASETS["svhn"], counts=Counts(*SIZES.values()))
+    monkeypatch.setitem(DATASETS, "svhn", row)
     folder, random = tmp_path / "data" / "svhn", np.random.default_rng(0)
-    sizes = {name: count or 0 for name, count in zip(VTAB_LISTS, COUNTS, strict=True)}
-    for name, count in sizes.items():
+    for name, count in SIZES.items():
         (folder / "images" / name).mkdir(parents=True)
         lines = []
         for i in range(count):
             pixels = random.integers(0, 256, (8, 8, 3), dtype=np.uint8)
             if name == "train800val200":  # the same images as in train and val
-                source, k = ("train800", i) if i < sizes["train800"] else ("val200", i - sizes["train800"])
+                source, k = ("train800", i) if i < SIZES["train800"] else ("val200", i - SIZES["train800"])
                 pixels = np.asarray(Image.open(folder / f"images/{source}/{k:06d}.png"))
             Image.fromarray(pixels).save(folder / f"images/{name}/{i:06d}.png")
             lines.append(f"images/{name}/{i:06d}.png {i % 3}")
@@ -470,6 +470,60 @@ def test_a_search_alone_needs_no_test_set_and_a_whole_one_says_what_is_missing(s
     assert {(each.train_images, each.scored_images) for each in found} == {(6, 4)}
     assert len([*Path("results/search").glob("*.json")]) == 1
     assert not [path for path in opened if "/images/test/" in path]
+
+
+# The views
+
+
+def _searched(mode: str = "grid", trials: int = 12, **changes: Any) -> Record:
+    chosen = {"method.scale": changes["method_config"]["scale"], "train.lr": changes["train_config"]["lr"]}
+    return make_record(method="adaptformer", search={"mode": mode, "trials": trials, "chosen": chosen}, **changes)
+
+
+def _row(dataset: str, scale: float, lr: float) -> dict[str, Any]:
+    config = {"width": 64, "scale": scale}
+    return {"dataset": dataset, "method_config": config, "train_config": {"epochs": 3, "batch_size": 32, "lr": lr}}
+
+
+def test_what_a_search_chose_for_each_dataset_is_one_row_with_averages():
+    found = [_searched(**_row("digits", 0.1, 0.01), seed=seed, accuracy=80.0 + seed) for seed in (0, 1)]
+    found += [_searched(**_row("texture", 1.0, 0.1), seed=seed, accuracy=60.0 + seed) for seed in (0, 1)]
+    (section,) = report_tables.sections(found)
+    (row,) = section.rows
+    assert row.label == "adaptformer"
+    assert row.averages is not None and row.averages.mean_of_tasks.mean == 70.5
+
+
+def test_searched_and_unsearched_and_searches_of_other_sizes_are_rows_of_their_own():
+    plain = {"method": "adaptformer"} | _row("digits", 0.1, 0.01)
+    found = [
+        make_record(**plain),
+        _searched(**_row("digits", 1.0, 0.1)),
+        _searched("random", 5, **_row("digits", 0.2, 0.03)),
+    ]
+    (section,) = report_tables.sections(found)
+    assert {row.label for row in section.rows} == {
+        "adaptformer (scale=0.1)",
+        "adaptformer (search=grid of 12)",
+        "adaptformer (search=random 5)",
+    }
+    other = make_record(**({"method": "adaptformer"} | _row("texture", 0.1, 0.01)))
+    with pytest.raises(stats.NotComparable, match="search"):
+        stats.averages(
+            [_searched(**_row("digits", 0.1, 0.01)), dataclasses.replace(other, method_config={"width": 64})]
+        )
+
+
+def test_seeds_of_one_task_with_different_choices_are_not_averaged():
+    found = [_searched(**_row("digits", 0.1, 0.01), seed=0), _searched(**_row("digits", 1.0, 0.01), seed=1)]
+    with pytest.raises(stats.NotComparable, match="method_config"):
+        stats.task_mean(found)
+
+
+def test_trials_are_in_no_table():
+    trial = make_record(trial=True, evaluated_on="val", method="bias")
+    (section,) = report_tables.sections([make_record(), trial, make_record(trial=True, status="failed", seed=9)])
+    assert [each.method for _, each in section.records] == ["s2a"]
 
 
 # Ray, and MLflow
