@@ -68,6 +68,7 @@ def run_with_ray(
             }
             for cell_id in plan.todo
         ]
+        events = _events(plan, output, listeners)
         try:
             tune.Tuner(
                 tune.with_resources(_trial, {"cpu": workers.cpus, "gpu": workers.gpus}),
@@ -81,9 +82,13 @@ def run_with_ray(
                     name="sweep",
                     storage_path=str(output / ".ray"),
                     verbose=0,
-                    callbacks=[_events(plan, output, listeners)],
+                    callbacks=[events],
                 ),
             ).fit()
+        except Exception as error:
+            if events.refused is not None:
+                raise events.refused from error
+            raise
         finally:
             shutil.rmtree(output / ".ray", ignore_errors=True)
 
@@ -111,6 +116,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
         def __init__(self, plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
             self.plan, self.output, self.listeners = plan, output, listeners
             self.oom_kills = faults.oom_kills()
+            self.refused: OSError | None = None
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: Tune stores its callbacks for a restore that the records make needless."""
@@ -130,7 +136,11 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
             record = failed(_id(trial), self.plan.cells[_id(trial)], *_cause(trial, self.oom_kills))
-            records.write(record, self.output)
+            try:
+                records.write(record, self.output)
+            except OSError as error:  # Tune would turn it into text
+                self.refused = error
+                raise
             tell(self.listeners, "finished", record)
 
     return Events(plan, output, listeners)
