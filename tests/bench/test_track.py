@@ -10,11 +10,13 @@ import socket
 import subprocess
 import sys
 from importlib.util import find_spec
+from pathlib import Path
 
 import pytest
 from bench.factories import make_grid, make_record
 from s2a_bench import track, track_names
 from s2a_bench.errors import InputError
+from s2a_bench.keep import adapter_path, file_id
 from s2a_bench.record import Record, record_path, write
 from s2a_bench.track import TrackingError
 
@@ -228,6 +230,37 @@ def test_rebuild_makes_a_store_of_the_records(fresh_database, tmp_path):
     write(make_record(method="lora", seed=7), tmp_path)
     assert track.rebuild(tmp_path) == 1
     assert runs < {run.info.run_id for run in cells(store)}
+
+
+def test_rebuild_closes_what_a_dead_server_left_open(store, tmp_path):
+    records = make_grid(["lora"], ["digits"])
+    for record in records:
+        write(record, tmp_path)
+    (tmp_path / "report.html").write_text("<p>report</p>")
+    sweep = track.start_sweep(store, "mini", [record.cell_id for record in records])
+    for record in records:
+        track.log_cell(sweep, record)  # and then the server was gone: nobody closed the parent
+    before = {run.info.run_id for run in cells(store)}
+    other = track.start_sweep(store, "mini", ["of another output"])
+    assert track.rebuild(tmp_path) == 0
+    status = {run.info.run_id: run.info.status for run in sweeps(store)}
+    assert status == {sweep.run_id: "FINISHED", other.run_id: "RUNNING"}
+    assert [item.path for item in store.client.list_artifacts(sweep.run_id)] == ["report.html"]
+    assert {run.info.run_id for run in cells(store)} == before
+
+
+def test_the_adapter_of_a_cell_is_logged_if_it_is_the_records_own(store, tmp_path):
+    path = adapter_path(tmp_path, "kept")
+    path.parent.mkdir()
+    path.write_bytes(b"trained")
+    kept = make_record(cell_id="kept", adapter_id=file_id(path))
+    stale = make_record(cell_id="stale", seed=1, adapter_id="0" * 16)
+    adapter_path(tmp_path, "stale").write_bytes(b"of another run")
+    log_all(store, [kept, stale])
+    found = {run.data.tags["cell_id"]: run.info.run_id for run in cells(store)}
+    there = store.client.download_artifacts(found["kept"], "adapter/kept.safetensors", str(tmp_path))
+    assert Path(there).read_bytes() == b"trained"
+    assert "adapter" not in [item.path for item in store.client.list_artifacts(found["stale"])]
 
 
 def test_rebuild_leaves_a_finished_sweep_as_it_is(store, tmp_path):

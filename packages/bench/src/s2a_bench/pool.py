@@ -113,6 +113,7 @@ def run_with_ray(
             }
             for cell_id in plan.todo
         ]
+        events = _events(plan, output, listeners, join)
         try:
             tune.Tuner(
                 tune.with_resources(_trial, _resources),
@@ -126,10 +127,14 @@ def run_with_ray(
                     name="sweep",
                     storage_path=str(output / ".ray"),
                     verbose=0,
-                    callbacks=[_events(plan, output, listeners, join)],
+                    callbacks=[events],
                     failure_config=tune.FailureConfig(max_failures=cluster.RETRIES if join else 0),
                 ),
             ).fit()
+        except Exception as error:
+            if events.refused is not None:
+                raise events.refused from error
+            raise
         finally:
             shutil.rmtree(output / ".ray", ignore_errors=True)
 
@@ -198,6 +203,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             self.nodes: dict[str, str] = {}
             self.texts: dict[str, str] = {}
             self.looked = self.hopeful = time.monotonic()
+            self.refused: Exception | None = None  # what ends the sweep; Tune would turn it into text
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: Tune stores its callbacks for a restore that the records make needless."""
@@ -230,7 +236,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             except (OSError, ValueError):
                 written = None
             if written != record:
-                records.write(record, self.output)
+                self._write(record)
             tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -239,8 +245,15 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 lost = cluster.lost_sentence(text, self.nodes.get(_id(trial)), self.starts.get(_id(trial), 1))
                 kind, message = ("NodeLost", lost) if lost else (kind, message)
             record = failed(_id(trial), self.plan.cells[_id(trial)], kind, message, text)
-            records.write(record, self.output)
+            self._write(record)
             tell(self.listeners, "finished", record)
+
+        def _write(self, record: Record) -> None:
+            try:
+                records.write(record, self.output)
+            except OSError as error:
+                self.refused = error
+                raise
 
         def _look(self, join: Join, trials: list[Trial]) -> None:
             """Ends a sweep that could only wait for nodes that are gone."""
@@ -251,10 +264,11 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             if not waiting or any(cluster.possible(asked, nodes) for asked in waiting):
                 self.hopeful = self.looked
             elif self.looked - self.hopeful >= join.patience:
-                raise ClusterError(
+                self.refused = ClusterError(
                     f"The Ray cluster at {join.address} has lost every node that could run the {len(waiting)} cells "
                     f"left, for {join.patience:g} s ({cluster.describe(nodes)})."
                 )
+                raise self.refused
 
     return Events(plan, output, listeners, join)
 
