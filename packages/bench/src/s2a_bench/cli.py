@@ -92,10 +92,7 @@ class Sweep:
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
         conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
-<<<<<<< HEAD
         conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
-=======
->>>>>>> h6c
         return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
 
 
