@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -176,7 +178,8 @@ def local_cluster(tmp_path):
     from ray.cluster_utils import Cluster
 
     size = 80_000_000
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": size}
+    folder = tempfile.mkdtemp(prefix="s2a-", dir="/tmp")  # names of Unix sockets are short
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": size, "temp_dir": folder}
     local = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     blind: list[subprocess.Popen[bytes]] = []
 
@@ -196,6 +199,7 @@ def local_cluster(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     local.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def parent(pid: int) -> int:
