@@ -5,15 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 from s2a_bench import cluster, grid, record, scale
@@ -22,6 +25,8 @@ from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
 from s2a_bench.sweep import Plan, Workers, identify, plan, run_here
+
+T = TypeVar("T")
 
 
 def node(cpus: float, gpus: float = 0, alive: bool = True) -> dict:
@@ -151,6 +156,16 @@ def same_as_serial(found: Plan, output: Path, serial: Path) -> None:
         assert [p["loss"] for p in theirs.curve] == pytest.approx([p["loss"] for p in ours.curve])
 
 
+def patiently(start: Callable[[], T]) -> T:
+    """Starts one of Ray's nodes; Ray gives it 30 seconds, which a busy machine may not have for it."""
+    for _ in range(3):
+        try:
+            return start()
+        except Exception as error:
+            refused = error
+    raise refused
+
+
 @pytest.fixture
 def local_cluster(tmp_path):
     """A head without CPUs and a node with one, on loopback behind a token; and a way to add a node that is blind.
@@ -163,8 +178,9 @@ def local_cluster(tmp_path):
     from ray.cluster_utils import Cluster
 
     size = 80_000_000
-    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": size}
-    local = Cluster(initialize_head=True, head_node_args=head)
+    folder = tempfile.mkdtemp(prefix="s2a-", dir="/tmp")  # names of Unix sockets are short
+    head = {"num_cpus": 0, "include_dashboard": False, "object_store_memory": size, "temp_dir": folder}
+    local = patiently(lambda: Cluster(initialize_head=True, head_node_args=head))
     blind: list[subprocess.Popen[bytes]] = []
 
     def add_blind(folder: Path) -> None:
@@ -183,6 +199,7 @@ def local_cluster(tmp_path):
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
     local.shutdown()
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def parent(pid: int) -> int:
@@ -208,7 +225,7 @@ def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_r
     local, add_blind = local_cluster
     output = tmp_path / "output"
     (output / "records").mkdir(parents=True)
-    sighted = local.add_node(num_cpus=1, object_store_memory=80_000_000)
+    sighted = patiently(lambda: local.add_node(num_cpus=1, object_store_memory=80_000_000))
     raylet = sighted.all_processes["raylet"][0].process.pid
     killed: list[str] = []
 

@@ -33,7 +33,8 @@ def test_the_kept_bytes_of_a_large_batch_follow_from_two_small_ones(method, back
     adapted = s2a.attach(model, s2a.method_config(method), 10, image_size=expected.size).train()
     measured = s2a.saved_bytes(adapted, torch.zeros(12, 3, expected.size, expected.size)).total
     need = shares.predict(cell(method, backbone, batch_size=12))
-    assert need.saved == pytest.approx(measured, rel=0.01, abs=4096)
+    # A convolution chooses its workspace by the batch; a tenth of the margin is enough for it.
+    assert need.saved == pytest.approx(measured, rel=0.1 * (shares.MARGIN - 1), abs=4096)
     assert need.weights == sum(t.numel() * t.element_size() for t in (*adapted.parameters(), *adapted.buffers()))
     assert need.trained == 12 * sum(p.numel() for p in adapted.parameters() if p.requires_grad)
 
@@ -76,10 +77,10 @@ def test_cells_that_fill_a_card_find_cores(share, cpus, cards):
 
 
 def test_cells_of_different_sizes_get_different_shares_and_one_that_ran_out_a_card():
-    found = shares.shares({"a": cell("linear"), "b": cell("full", batch_size=2048), "c": cell()}, 8.0, whole=["c"])
+    found = shares.shares({"a": cell("linear"), "b": cell("full", batch_size=2048), "c": cell()}, 40.0, whole=["c"])
     assert 0 < found["a"] < found["b"] < found["c"] == 1
-    text = shares.sentence(found, 8.0)
-    assert "8 GB" in text and "1 cell 100%" in text
+    text = shares.sentence(found, 40.0)
+    assert "40 GB" in text and "1 cell 100%" in text
 
 
 def test_a_card_too_small_is_taken_whole():

@@ -149,7 +149,7 @@ def _here(workers: Workers, share: float | None) -> dict[str, float]:
 def _resources(config: dict[str, Any]) -> Any:
     from ray import tune
 
-    return tune.PlacementGroupFactory([dict(config["cell"]["asked"])])
+    return tune.PlacementGroupFactory([{name.upper(): amount for name, amount in config["cell"]["asked"].items()}])
 
 
 def _trial(config: dict[str, Any]) -> None:

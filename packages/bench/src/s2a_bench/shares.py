@@ -84,7 +84,7 @@ def predict(cell: CellConfig) -> Need:
     return Need(
         weights=found.weights,
         trained=12 * found.trainable,
-        saved=max(0, found.saved[0] + (batch - 1) * (found.saved[1] - found.saved[0])),
+        saved=max(0, found.saved[0] + (batch - 2) * (found.saved[1] - found.saved[0])),
         step=_STEP * found.widest * batch,
         scoring=_FORWARD * found.widest * SCORING_BATCH,
     )
@@ -92,7 +92,7 @@ def predict(cell: CellConfig) -> Need:
 
 @dataclasses.dataclass(frozen=True)
 class _Sizes:
-    """Bytes of weights, number of trainable values, bytes saved for 1 and 2 images, bytes of the largest layer."""
+    """Bytes of weights, number of trainable values, bytes saved for 2 and 3 images, bytes of the largest layer."""
 
     weights: int
     trainable: int
@@ -106,11 +106,12 @@ def _sizes(backbone: BackboneConfig, method: str, options: str, classes: int, tr
         model, expected = backbones.create(backbone)
         adapted = s2a.attach(model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size)
         set_checkpointing(adapted.backbone, train)
-        images = torch.zeros(2, 3, expected.size, expected.size)
+        images = torch.zeros(3, 3, expected.size, expected.size)
         widest = _widest(adapted, images[:1])
         adapted.train()
         with precision(train, images.device):
-            saved = tuple(s2a.saved_bytes(adapted, images[:count]).total for count in (1, 2))
+            # Not from one image: there, tensors that are expanded over the batch need no copy.
+            saved = tuple(s2a.saved_bytes(adapted, images[:count]).total for count in (2, 3))
     held = {t.data_ptr(): t.numel() * t.element_size() for t in (*adapted.parameters(), *adapted.buffers())}
     trainable = sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
     return _Sizes(sum(held.values()), trainable, (saved[0], saved[1]), widest)
