@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from s2a_bench.figures import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
 from s2a_bench.markup import Markup, element
@@ -114,8 +114,9 @@ def heat(
     return _svg(title, drawn, style)
 
 
-def _frame(ticks: Sequence[tuple[float, str]], scale: object, right: float, x_label: str) -> list[Markup]:
-    assert callable(scale)
+def _frame(
+    ticks: Sequence[tuple[float, str]], scale: Callable[[float], float], right: float, x_label: str
+) -> list[Markup]:
     drawn = []
     for value, text in ticks:
         y = scale(value)

@@ -34,6 +34,12 @@ class Difference:
     tasks: int
     pairs: int
 
+    def __neg__(self) -> Difference:
+        """The same comparison the other way round."""
+        if self.low is None or self.high is None:
+            return dataclasses.replace(self, mean=-self.mean)
+        return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low)
+
     @property
     def real(self) -> bool:
         """Whether it is outside the noise: ``FEWEST`` pairs, and an interval with a width that leaves out 0."""

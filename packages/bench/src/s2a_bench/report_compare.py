@@ -6,6 +6,7 @@ Only records are read. The printed numbers are those of the experiments' files.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 
 from s2a_bench import datasets, experiment, stats
@@ -22,7 +23,7 @@ EPOCHS, BATCH, SIDE, CLASSES = 80, 32, 224, 100
 
 SIZES = {"params_percent": "trainable %", "params_m": "trainable M", "memory_mb": "theoretical MB"}
 GROUPS = {"vtab_natural": "natural", "vtab_specialized": "specialized", "vtab_structured": "structured"}
-MEANS = {"tasks": "mean of 19 tasks", "groups": "mean of 3 groups"}
+MEANS = {"tasks": "mean of all tasks (the paper: 19)", "groups": "mean of the 3 groups"}
 WEIGHTS = {"vtab_natural": 7, "vtab_specialized": 4, "vtab_structured": 8}
 """Tasks of VTAB-1k in each group: the paper prints group means, the mean of tasks follows from them."""
 
@@ -132,6 +133,7 @@ def rows_of(section: Section, label: str) -> list[tuple[Row, list[Record]]]:
     return found
 
 
+@functools.lru_cache(maxsize=256)
 def _options(label: str) -> tuple[str, dict[str, object]]:
     from s2a import method_config
 

@@ -44,12 +44,14 @@ def page(
     )
     blocks = [element("h1", "S2A Bench report"), element("p", summary.headline, class_="soft")]
     if len(summary.sections) > 1:
-        blocks.append(element("ul", *(_entry(s, index) for index, s in enumerate(summary.sections))))
+        paper = element("li", element("a", "The paper's numbers and ours", href="#paper"))
+        blocks.append(element("ul", *(_entry(s, index) for index, s in enumerate(summary.sections)), paper))
     if summary.broken:
         items = (element("li", text, class_="break") for text in summary.broken)
         blocks += [element("h3", "Files that are not records", class_="bad"), element("ul", *items)]
-    for index, (section, drawn) in enumerate(zip(summary.sections, pictures, strict=True)):
-        blocks.append(_section(section, summary.methods, drawn, f"s{index}"))
+    together = zip(summary.sections, pictures, beside.pairs, strict=True)
+    for index, (section, drawn, pairs) in enumerate(together):
+        blocks.append(_section(section, summary.methods, drawn, pairs, f"s{index}"))
     blocks += _paper(beside, printed)
     reading = (element("li", element("b", f"{name}: "), text) for name, text in report_text.READING)
     blocks += [element("h2", "How to read this"), element("ul", *reading)]
@@ -64,7 +66,9 @@ def _entry(section: Section, index: int) -> Markup:
     return element("li", link, setting)
 
 
-def _section(section: Section, methods: Sequence[str], pictures: Sequence[Picture], anchor: str) -> Markup:
+def _section(
+    section: Section, methods: Sequence[str], pictures: Sequence[Picture], pairs: PairTable | None, anchor: str
+) -> Markup:
     notes = (element("li", note, class_="break") for note in report_text.notes(section))
     parts = [
         element("h2", report_text.title(section), id=anchor),
@@ -79,8 +83,8 @@ def _section(section: Section, methods: Sequence[str], pictures: Sequence[Pictur
     parts += [element("h3", "What to know before comparing"), element("div", element("ul", *notes), class_="notes")]
     if report_text.has_task_table(section):
         parts += [element("h3", "Accuracy per task"), _task_table(section, methods)]
-    if table := report_words.pair_table(section):
-        parts += [element("h3", "Differences, paired"), _pairs(table, section, methods)]
+    if pairs:
+        parts += [element("h3", "Differences, paired"), _pairs(pairs, section, methods)]
     if found := report_text.remarks(section):
         parts.append(element("ul", *(element("li", element("b", f"{where}: "), why) for where, why in found)))
     if section.failed:

@@ -27,8 +27,8 @@ def page(
     blocks = ["# S2A Bench report", text(summary.headline)]
     if summary.broken:
         blocks += ["## Files that are not records", _list(map(text, summary.broken))]
-    for section, drawn in zip(summary.sections, pictures, strict=True):
-        blocks += _section(section, drawn)
+    for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
+        blocks += _section(section, drawn, pairs)
     blocks += _paper(beside, printed)
     blocks += ["## How to read this", _list(f"**{name}**: {text(words)}" for name, words in report_text.READING)]
     rows = [[what, value, str(count)] for what, value, count in summary.provenance]
@@ -41,7 +41,7 @@ def text(value: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
 
 
-def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
+def _section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None) -> list[str]:
     blocks = [
         f"## {text(report_text.title(section))}",
         text(report_text.setting_shown(section.setting).capitalize()) + ".",
@@ -62,8 +62,8 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
     ]
     if report_text.has_task_table(section):
         blocks += ["### Accuracy per task", _table(["task", *(text(row.label) for row in section.rows)], lines)]
-    if table := report_words.pair_table(section):
-        blocks += ["### Differences, paired", *_pairs(table)]
+    if pairs:
+        blocks += ["### Differences, paired", *_pairs(pairs)]
     if found := report_text.remarks(section):
         blocks.append(_list(f"**{text(where)}**: {text(why)}" for where, why in found))
     if section.failed:

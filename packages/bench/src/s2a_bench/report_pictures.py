@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from s2a_bench import experiment, figures, figures_sweep, report_compare, report_sweeps, stats
 from s2a_bench.figures import Mark
-from s2a_bench.markup import Markup, join
+from s2a_bench.markup import Markup
 from s2a_bench.report_tables import Row, Section, key_of
 from s2a_bench.report_text import few, title
 
@@ -112,7 +112,7 @@ def _time(section: Section, methods: Sequence[str], stem: str) -> Picture | None
 def _sweeps(section: Section, methods: Sequence[str], stem: str) -> list[Picture]:
     """Figure 5: a curve picture for each size of S2A that was swept, and a map where both were."""
     found = []
-    style = join([figures.css(methods), figures_sweep.css()])
+    style = Markup(figures.css(methods) + figures_sweep.css())
     for part in report_sweeps.slices(section):
         caption = f"Accuracy over {part.key}, with {part.held[0]}={part.held[1]:g}. {report_sweeps.moved(part)}."
         caption += " Bars: ± one standard deviation between seeds."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import string
 from collections.abc import Sequence
 
@@ -15,8 +16,8 @@ from s2a_bench.report_text import MANY_ROWS, fixed
 FIGURE_1 = "Figure 1 with the paper's numbers (Table 1, ViT-B/16)"
 
 TAGS = (
-    f"reproduced: an accuracy within {report_compare.POINTS:g} point of the printed one or inside its own 95 % interval "
-    f"between seeds, a size within {100 * report_compare.RELATIVE:g} %. differs: comparable, and outside of that. "
+    f"reproduced: an accuracy within {report_compare.POINTS:g} point of the printed one or inside its own 95 % "
+    f"interval between seeds, a size within {100 * report_compare.RELATIVE:g} %. differs: comparable, but outside. "
     "not comparable: the letters below the table say why; such a number is neither for nor against the paper. "
     "The paper's memory is theoretical and stands beside our theoretical figure, never beside a measured one. "
     "Means over tasks and groups follow from the printed group means."
@@ -24,9 +25,9 @@ TAGS = (
 
 PAIRED = (
     f"Row minus column, in points of accuracy, over the cells that both have (same dataset, same seed, same images). "
-    f"In brackets the bootstrap {100 * pairs.LEVEL:g} % interval ({pairs.RESAMPLES:,} draws with a fixed seed, tasks and "
-    f"the seeds within them). Bold: the interval leaves out 0 and there are {pairs.FEWEST} pairs or more; everything "
-    "else is inside the noise. Intervals are for one comparison each, not corrected for how many there are."
+    f"In brackets the bootstrap {100 * pairs.LEVEL:g} % interval ({pairs.RESAMPLES:,} draws with a fixed seed, of "
+    f"tasks and the seeds within them). Bold: the interval leaves out 0 and there are {pairs.FEWEST} pairs or more; "
+    "everything else is inside the noise. Intervals are for one comparison each, not corrected for how many there are."
 )
 
 
@@ -50,7 +51,7 @@ def letters(comparison: Comparison) -> dict[str, str]:
 
 def tag(value: Value, marks: dict[str, str]) -> str:
     """The state of a cell, with the letters of its reasons."""
-    return " ".join([value.state, ", ".join(marks[reason] for reason in value.reasons)]).strip()
+    return " ".join([value.state, ", ".join(sorted(marks[reason] for reason in value.reasons))]).strip()
 
 
 def ours(value: Value, decimals: int) -> str:
@@ -68,26 +69,28 @@ def printed(value: Value, decimals: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Beside:
-    """The paper's tables.
+    """What stands beside the sections: the paper's tables, and paired differences.
 
     Attributes:
         tables: Those of which something was run.
         absent: A sentence for each of the others.
+        pairs: Paired differences of each section.
     """
 
     tables: tuple[Comparison, ...]
     absent: tuple[str, ...]
+    pairs: tuple[PairTable | None, ...]
 
 
 def beside(sections: Sequence[Section]) -> Beside:
     """Every table of the paper, with what the sections hold of it."""
     found, absent = report_compare.comparisons(sections)
     words = (
-        f"{each.name.replace('table', 'Table ')}, {each.title}: fewer than two of its rows were run on a backbone of the "
-        f"paper's families; s2a-bench sweep --experiment {each.name} runs them."
+        f"{each.name.replace('table', 'Table ')}, {each.title}: fewer than two of its rows were run on a backbone of "
+        f"the paper's families; s2a-bench sweep --experiment {each.name} runs them."
         for each in absent
     )
-    return Beside(tuple(found), tuple(words))
+    return Beside(tuple(found), tuple(words), tuple(pair_table(section) for section in sections))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +117,11 @@ def pair_table(section: Section) -> PairTable | None:
         best = max(whole, key=lambda row: row.averages.mean_of_tasks.mean if row.averages else 0.0)
         columns = [best.label]
         note = "Only against the row with the highest mean, which choosing it favours."
-    values = tuple(tuple(None if a == b else pairs.between(by_label[a], by_label[b]) for b in columns) for a in labels)
+    known: dict[tuple[str, str], Difference | None] = {}
+    for a, b in itertools.product(labels, columns):
+        turned = known.get((b, a))
+        known[a, b] = None if a == b else -turned if turned else pairs.between(by_label[a], by_label[b])
+    values = tuple(tuple(known[a, b] for b in columns) for a in labels)
     if not any(value for line in values for value in line):
         return None
     return PairTable(tuple(labels), tuple(columns), values, note)
