@@ -62,7 +62,7 @@ def test_the_map_has_every_combination_and_dashes_what_was_not_run():
     picture = ET.fromstring(
         figures_sweep.heat({(5, 8): 40.0, (15, 8): 45.0, (5, 4): 50.0}, title="t", x_label="x", y_label="y")
     )
-    classes = [rect.get("class") for rect in picture.iter("rect")]
+    classes = [rect.get("class", "") for rect in picture.iter("rect")]
     assert sorted(classes) == ["none", "tile", "tile", "tile"]
     words = [text.text for text in picture.iter("text")]
     assert {"40.0", "45.0", "50.0"} <= set(words)
