@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Sequence
+from typing import Any
 
 from s2a_bench import experiment, figures, figures_sweep, report_compare, report_sweeps, stats
 from s2a_bench.figures import Mark
@@ -116,7 +117,7 @@ def _sweeps(section: Section, methods: Sequence[str], stem: str) -> list[Picture
     for part in report_sweeps.slices(section):
         caption = f"Accuracy over {part.key}, with {part.held[0]}={part.held[1]:g}. {report_sweeps.moved(part)}."
         caption += " Bars: ± one standard deviation between seeds."
-        drawing = {"title": f"{title(section)}: {caption}", "x_label": part.key}
+        drawing: dict[str, Any] = {"title": f"{title(section)}: {caption}", "x_label": part.key}
         inline = figures_sweep.curves(part.curves, **drawing)
         alone = figures_sweep.curves(part.curves, **drawing, style=style)
         found.append(Picture(f"{stem}-{part.key.replace('_', '-')}", caption, inline, alone))
@@ -124,7 +125,7 @@ def _sweeps(section: Section, methods: Sequence[str], stem: str) -> list[Picture
     if len({x for x, _ in rows}) > 1 and len({y for _, y in rows}) > 1 and len(rows) > 3:
         cells = {point: row.averages.mean_of_tasks.mean for point, row in rows.items() if row.averages}
         caption = f"Mean accuracy by {report_sweeps.RANK} and {report_sweeps.REDUCTION}; dashed: not run."
-        drawing = {"title": f"{title(section)}: {caption}", "x_label": report_sweeps.RANK}
+        drawing: dict[str, Any] = {"title": f"{title(section)}: {caption}", "x_label": report_sweeps.RANK}
         inline = figures_sweep.heat(cells, **drawing, y_label=report_sweeps.REDUCTION)
         alone = figures_sweep.heat(cells, **drawing, y_label=report_sweeps.REDUCTION, style=style)
         found.append(Picture(f"{stem}-map", caption, inline, alone))
