@@ -117,8 +117,8 @@ def scatter(
     """
     costs = [v for m in marks for v in (m.x, m.ghost) if v is not None]
     sides = [v for m in marks for v in (m.y - (m.spread or 0), m.y + (m.spread or 0))]
-    scale_x, ticks_x = (_log_axis if log else _linear_axis)(costs, LEFT, WIDTH - RIGHT, 0.0)
-    scale_y, ticks_y = _linear_axis(sides, HEIGHT - BOTTOM, TOP, 0.08)
+    scale_x, ticks_x = (log_axis if log else linear_axis)(costs, LEFT, WIDTH - RIGHT, 0.0)
+    scale_y, ticks_y = linear_axis(sides, HEIGHT - BOTTOM, TOP, 0.08)
     classes = _classes(methods)
 
     grid = []
@@ -303,14 +303,19 @@ def _shape(method: str, x: float, y: float, size: float, class_: str) -> Markup:
 
 def _classes(methods: Sequence[str]) -> dict[str, str]:
     """Class names that need no escaping, whatever a method is called."""
-    return {name: f"m{index}" for index, name in enumerate(sorted(set(methods)))}
+    others = sorted(set(methods) - COLOURS.keys())
+    # Known names are plain words, and the same in every figure of a page.
+    return {name: f"m-{name}" for name in COLOURS} | {name: f"m{index}" for index, name in enumerate(others)}
 
 
 _Axis = tuple[Callable[[float], float], list[tuple[float, str]]]
 
 
-def _linear_axis(values: Sequence[float], start: float, end: float, pad: float) -> _Axis:
-    """With ``pad`` 0 the axis begins at 0: the length of a cost then says how large it is."""
+def linear_axis(values: Sequence[float], start: float, end: float, pad: float) -> _Axis:
+    """Place of a value, and ticks.
+
+    With ``pad`` 0 the axis begins at 0: the length of a cost then says how large it is.
+    """
     low, high = min(values), max(values)
     room = (high - low) * pad or 1.0
     # Twice as much above: that is where names crowd.
@@ -322,7 +327,8 @@ def _linear_axis(values: Sequence[float], start: float, end: float, pad: float) 
     return (lambda v: start + (v - low) / (high - low) * (end - start)), [(t, f"{t:,.{decimals}f}") for t in ticks]
 
 
-def _log_axis(values: Sequence[float], start: float, end: float, pad: float) -> _Axis:
+def log_axis(values: Sequence[float], start: float, end: float, pad: float) -> _Axis:
+    """Place of a value above 0, and ticks."""
     low, high = math.log10(min(values)) - 0.12 - pad, math.log10(max(values)) + 0.12 + pad
     decades = range(math.floor(low), math.ceil(high) + 1)
     leads = (1,) if high - low > 3 else (1, 3) if high - low > 1.5 else (1, 2, 5)

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench import record as records_door
-from s2a_bench import report_html, report_markdown, report_text
+from s2a_bench import report_html, report_markdown, report_text, report_words
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
-from s2a_bench.report_pictures import PREFIX, pictures
+from s2a_bench.report_pictures import PREFIX, paper_pictures, pictures
 from s2a_bench.report_tables import Section, sections
 from s2a_bench.report_text import Summary
 
@@ -49,16 +49,18 @@ def build(output: Path) -> ReportPaths:
         )
     summary = Summary(tuple(sections(good)), tuple(broken), sum(record.trial for record in good))
     drawn = pictures(summary.sections, summary.methods)
+    printed = paper_pictures(summary.sections, summary.methods)
+    beside = report_words.beside(summary.sections)
     written = []
-    for picture in (p for several in drawn for p in several):
+    for picture in [p for several in [*drawn, printed] for p in several]:
         path = output / "figures" / f"{picture.name}.svg"
         records_door.write_atomic(path, picture.alone + "\n")
         written.append(path)
     for stale in set((output / "figures").glob(f"{PREFIX}*.svg")) - set(written):
         stale.unlink(missing_ok=True)
     html, markdown = output / "report.html", output / "report.md"
-    records_door.write_atomic(html, report_html.page(summary, drawn))
-    records_door.write_atomic(markdown, report_markdown.page(summary, drawn))
+    records_door.write_atomic(html, report_html.page(summary, drawn, beside, printed))
+    records_door.write_atomic(markdown, report_markdown.page(summary, drawn, beside, printed))
     return ReportPaths(html, markdown, tuple(written))
 
 

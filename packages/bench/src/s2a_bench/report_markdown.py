@@ -5,24 +5,31 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from s2a_bench import report_text
+from s2a_bench import report_text, report_words
+from s2a_bench.report_compare import Comparison
 from s2a_bench.report_pictures import Picture
 from s2a_bench.report_tables import Section
 from s2a_bench.report_text import Summary
+from s2a_bench.report_words import Beside, PairTable
 
 
-def page(summary: Summary, pictures: Sequence[Sequence[Picture]]) -> str:
+def page(
+    summary: Summary, pictures: Sequence[Sequence[Picture]], beside: Beside, printed: Sequence[Picture] = ()
+) -> str:
     """The whole file.
 
     Args:
         summary: What to show.
         pictures: For each section; they lie in ``figures/``.
+        beside: The paper's tables.
+        printed: The paper's own figures.
     """
     blocks = ["# S2A Bench report", text(summary.headline)]
     if summary.broken:
         blocks += ["## Files that are not records", _list(map(text, summary.broken))]
-    for section, drawn in zip(summary.sections, pictures, strict=True):
-        blocks += _section(section, drawn)
+    for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
+        blocks += _section(section, drawn, pairs)
+    blocks += _paper(beside, printed)
     blocks += ["## How to read this", _list(f"**{name}**: {text(words)}" for name, words in report_text.READING)]
     rows = [[what, value, str(count)] for what, value, count in summary.provenance]
     blocks += ["## What ran where", _table(["what", "which", "cells"], [[text(v) for v in row] for row in rows])]
@@ -34,7 +41,7 @@ def text(value: str) -> str:
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
 
 
-def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
+def _section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None) -> list[str]:
     blocks = [
         f"## {text(report_text.title(section))}",
         text(report_text.setting_shown(section.setting).capitalize()) + ".",
@@ -55,6 +62,8 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
     ]
     if report_text.has_task_table(section):
         blocks += ["### Accuracy per task", _table(["task", *(text(row.label) for row in section.rows)], lines)]
+    if pairs:
+        blocks += ["### Differences, paired", *_pairs(pairs)]
     if found := report_text.remarks(section):
         blocks.append(_list(f"**{text(where)}**: {text(why)}" for where, why in found))
     if section.failed:
@@ -67,6 +76,44 @@ def _section(section: Section, pictures: Sequence[Picture]) -> list[str]:
     if missing := report_text.missing_shown(section):
         blocks += ["### Not run", _list(map(text, missing))]
     return blocks
+
+
+def _pairs(table: PairTable) -> list[str]:
+    rows = []
+    for label, values in zip(table.rows, table.values, strict=True):
+        shown = [text(report_words.difference_shown(value)) for value in values]
+        marked = [f"**{s}**" if value and value.real else s for s, value in zip(shown, values, strict=True)]
+        rows.append([text(label), *marked])
+    words = text(" ".join([report_words.PAIRED, table.note]).strip())
+    return [words, _table(["row minus column", *map(text, table.columns)], rows)]
+
+
+def _paper(beside: Beside, printed: Sequence[Picture]) -> list[str]:
+    blocks = ["## The paper's numbers and ours"]
+    if beside.tables:
+        blocks.append(text(report_words.TAGS))
+    for comparison in beside.tables:
+        blocks += [f"### {text(report_words.heading(comparison))}", *_beside(comparison)]
+    if printed:
+        blocks += [f"### {text(report_words.FIGURE_1)}"]
+        blocks += [f"![{text(picture.caption)}](figures/{picture.name}.svg)" for picture in printed]
+    if beside.absent:
+        blocks += ["### Not run", _list(map(text, beside.absent))]
+    return blocks
+
+
+def _beside(comparison: Comparison) -> list[str]:
+    marks = report_words.letters(comparison)
+    rows = []
+    for line in comparison.lines:
+        cells = []
+        for value, decimals in zip(line.values, comparison.decimals, strict=True):
+            ours, paper = report_words.ours(value, decimals), report_words.printed(value, decimals)
+            cells.append(text(f"{ours} (paper {paper}) {report_words.tag(value, marks)}"))
+        rows.append([text(f"{line.name}: {line.method}"), *cells])
+    blocks = [text(report_words.counted(comparison)), _table(["row", *map(text, comparison.columns)], rows)]
+    blocks += [text(comparison.experiment.note)] if comparison.experiment.note else []
+    return blocks + ([_list(f"**{mark}**: {text(why)}" for why, mark in marks.items())] if marks else [])
 
 
 def _value(section: Section, key: str | None, label: str, value: str) -> str:
