@@ -114,7 +114,7 @@ def fake(monkeypatch):
 
     state = Fake()
 
-    def play(cell, on_epoch=None):
+    def play(cell, on_epoch=None, keep=None):
         state.ran.append(cell.seed)
         outcome = state.outcome.get(cell.seed)
         if isinstance(outcome, BaseException):

@@ -53,6 +53,8 @@ class Sweep:
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
         dry_run: Only print what would run.
+        checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
+        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
     """
 
     suite: str = "mini"
@@ -78,6 +80,8 @@ class Sweep:
     serial: bool = False
     max_concurrent: _Number = None
     dry_run: bool = False
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    keep_adapters: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -90,6 +94,9 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
+        conduct = dataclasses.replace(
+            conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters
+        )
         return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
 
 
@@ -340,6 +347,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(f"s2a-bench: {error}", file=sys.stderr)
         return BAD_INPUT
+    except OSError as error:
+        from s2a_bench import faults
+
+        if (sentence := faults.full_sentence(error)) is None:
+            raise
+        print(f"s2a-bench: {sentence}", file=sys.stderr)
+        return 1
     except KeyboardInterrupt:
         print("s2a-bench: interrupted", file=sys.stderr)
         return INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import sys
@@ -15,11 +16,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import grid, pool, progress, track_store
+from s2a_bench import faults, grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError, unknown
+from s2a_bench.keep import CHECKPOINT_SECONDS, Keep
 from s2a_bench.record import Record
 from s2a_bench.track import TrackingError
 from s2a_bench.tracker import Tracker
@@ -40,6 +42,8 @@ class Conduct:
         serial: Run the cells in this process, without Ray.
         max_concurrent: Cells at once.
         dry_run: Only say what would run.
+        checkpoint_every: Seconds between checkpoints of a cell, see ``keep.Keep``.
+        keep_adapters: Keep the trained state of every cell that runs.
     """
 
     output: Path = Path("results")
@@ -47,6 +51,8 @@ class Conduct:
     serial: bool = False
     max_concurrent: int | None = None
     dry_run: bool = False
+    checkpoint_every: float = CHECKPOINT_SECONDS
+    keep_adapters: bool = False
 
 
 def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
@@ -59,6 +65,7 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         ValueError: Bad input, before anything ran.
     """
     output = conduct.output.absolute()
+    keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters)
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)  # the quickest check of all
     cells = sweeping.identify(grid.expand(_checked(request)))
@@ -78,7 +85,8 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         console.print(_planned(plan), **_VERBATIM)
         try:
             if plan.todo:
-                _run(plan, output, None if conduct.serial else workers, tracker, console)
+                _run(plan, keep, None if conduct.serial else workers, tracker, console)
+            return _conclude(plan, output, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
             _close(tracker, found, "KILLED", console)
@@ -88,24 +96,35 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
                 **_VERBATIM,
             )
             return INTERRUPTED
-        return _conclude(plan, output, tracker, console)
+        except Exception as error:
+            found = _present(sweeping.results(plan, output))
+            done = sum(record.status == "done" for record in found)
+            safe = f"{done} of {len(plan.cells)} cells are done and safe: "
+            sentence = faults.disk_sentence(error, output, safe)
+            if sentence is None:
+                raise
+            with contextlib.suppress(TrackingError):  # its database may lie on the same disk
+                tracker.close(found, "KILLED")
+            print(f"s2a-bench: {sentence}", file=sys.stderr)
+            return SOME_FAILED
 
 
 def _run(
-    plan: sweeping.Plan, output: Path, workers: sweeping.Workers | None, tracker: Tracker, console: Console
+    plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console
 ) -> None:
+    output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
         if workers is None:
-            sweeping.run_here(plan, output, [shown, tracker])
+            sweeping.run_here(plan, output, [shown, tracker], keep)
         elif find_spec("ray") is None:
             console.print("Ray is not installed; the cells run one after the other.", style="yellow", **_VERBATIM)
-            sweeping.run_here(plan, output, [shown, tracker])
+            sweeping.run_here(plan, output, [shown, tracker], keep)
         else:
             try:
-                pool.run_with_ray(plan, output, [shown, tracker], workers)
+                pool.run_with_ray(plan, output, [shown, tracker], workers, keep)
             except pool.PoolError as error:
                 console.print(f"{error}; the cells run one after the other instead.", style="yellow", **_VERBATIM)
-                sweeping.run_here(plan, output, [shown, tracker])
+                sweeping.run_here(plan, output, [shown, tracker], keep)
 
 
 def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:

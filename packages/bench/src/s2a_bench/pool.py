@@ -22,8 +22,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from s2a_bench import faults
 from s2a_bench import record as records
 from s2a_bench.config import CellConfig, from_dict
+from s2a_bench.keep import Keep, settle
 from s2a_bench.sweep import Listener, Plan, Workers, failed, tell
 
 if TYPE_CHECKING:
@@ -44,7 +46,9 @@ class PoolError(RuntimeError):
     """Ray could not be started; nothing ran."""
 
 
-def run_with_ray(plan: Plan, output: Path, listeners: Sequence[Listener], workers: Workers) -> None:
+def run_with_ray(
+    plan: Plan, output: Path, listeners: Sequence[Listener], workers: Workers, keep: Keep | None = None
+) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
     Raises:
@@ -59,7 +63,7 @@ def run_with_ray(plan: Plan, output: Path, listeners: Sequence[Listener], worker
         cells = [
             {
                 "id": cell_id,
-                "output": str(output),
+                "keep": dataclasses.replace(keep or Keep(output), output=output),
                 "config": dataclasses.asdict(dataclasses.replace(plan.cells[cell_id], threads=workers.cpus)),
             }
             for cell_id in plan.todo
@@ -90,9 +94,10 @@ def _trial(config: dict[str, Any]) -> None:
 
     from s2a_bench import run
 
-    cell = config["cell"]
-    record = run.run(from_dict(CellConfig, cell["config"]), on_epoch=lambda metrics: tune.report(dict(metrics)))
-    records.write(record, Path(cell["output"]))
+    cell, keep = config["cell"], config["cell"]["keep"]
+    record = run.run(from_dict(CellConfig, cell["config"]), lambda metrics: tune.report(dict(metrics)), keep)
+    records.write(record, keep.output)
+    settle(record, keep.output)
     tune.report({"status": record.status})
 
 
@@ -105,6 +110,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
         # Given as arguments, not closed over: Tune pickles the class, and what it closes over with it.
         def __init__(self, plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
             self.plan, self.output, self.listeners = plan, output, listeners
+            self.oom_kills = faults.oom_kills()
 
         def __getstate__(self) -> dict[str, Any]:
             """Nothing: Tune stores its callbacks for a restore that the records make needless."""
@@ -123,7 +129,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener]) -> Any:
             tell(self.listeners, "finished", records.read(records.record_path(self.output, _id(trial))))
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            record = failed(_id(trial), self.plan.cells[_id(trial)], *_cause(trial))
+            record = failed(_id(trial), self.plan.cells[_id(trial)], *_cause(trial, self.oom_kills))
             records.write(record, self.output)
             tell(self.listeners, "finished", record)
 
@@ -134,19 +140,19 @@ def _id(trial: Trial) -> str:
     return trial.config["cell"]["id"]
 
 
-def _cause(trial: Trial) -> tuple[str, str, str]:
+def _cause(trial: Trial, oom_kills: int | None) -> tuple[str, str, str]:
     """Type, message and traceback of what ended a trial; a dead worker leaves only Ray's account of it."""
-    from ray.exceptions import RayActorError, RayTaskError
+    from ray.exceptions import OutOfMemoryError, RayActorError, RayTaskError
 
     path = trial.pickled_error_file
     error = pickle.loads(Path(path).read_bytes()) if path and Path(path).exists() else None
     text = str(error or trial.get_error() or "unknown")
     if isinstance(error, RayTaskError):
         return type(error.cause).__name__, str(error.cause), text
-    if isinstance(error, RayActorError):
+    if isinstance(error, RayActorError | OutOfMemoryError):
         _, _, detail = text.partition("Worker exit detail: ")
         detail = detail.partition(" Some common causes")[0].strip() or text.strip().splitlines()[0]
-        return "WorkerDied", f"The worker process was killed, ran out of memory or crashed ({detail})", text
+        return (*faults.worker_death(type(error).__name__, detail, oom_kills), text)
     return "WorkerDied", text.strip().splitlines()[-1], text
 
 

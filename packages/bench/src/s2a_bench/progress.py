@@ -85,10 +85,12 @@ def clock_text(seconds: float) -> str:
 
 def ended(record: Record, cell: CellConfig) -> str:
     """One line about a cell that ended."""
+    notes = "".join(f" ({note})" for note in record.notes)
     if record.status == "failed":
-        return f"FAILED {label(cell)}: {cause(record)}"
+        return f"FAILED {label(cell)}: {cause(record)}{notes}"
     took = f" in {clock_text(record.seconds)}" if record.seconds is not None else ""
-    return f"done {label(cell)}: {record.accuracy:.1f} %{took}"
+    resumed = f", resumed {record.resumed}x" if record.resumed else ""
+    return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{notes}"
 
 
 def cause(record: Record) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 SCHEMA = 1
 """Version of the record's fields."""
@@ -25,7 +26,9 @@ class Record:
     ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
     trainable parameters (head included) over the backbone's without its head, the paper's definition.
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
-    process's peak resident size on CPU.
+    process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
+    after its last checkpoint is not in it. ``resumed`` is how often the training went on from a checkpoint, ``notes``
+    are sentences about it, ``adapter_id`` the hash of the trained state's file, if it was kept.
     """
 
     cell_id: str
@@ -65,6 +68,9 @@ class Record:
     images_per_second: float | None = None
     seconds: float | None = None
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
+    resumed: int = 0
+    notes: list[str] = dataclasses.field(default_factory=list)
+    adapter_id: str = ""
     error: dict[str, str] | None = None
     started_at: str = ""
     git_sha: str = ""
@@ -90,24 +96,45 @@ def record_path(output: Path, cell: str) -> Path:
     return output / "records" / f"{cell}.json"
 
 
-def write_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` so that ``path`` holds either its old content or all of the new one, even after a power cut."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` when the block ends well: its old content or all of the new one is there,
+    even after a power cut, and nothing is left of a block that failed."""
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(text)
+        with temporary.open("wb") as file:
+            yield file
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    directory = os.open(path.parent, os.O_RDONLY)
+    sync_folder(path.parent)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path``, see ``replacing``."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it; their names survive a power cut too."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(directory)
+        os.fsync(folder)
     finally:
-        os.close(directory)
+        os.close(folder)
 
 
 def write(record: Record, output: Path) -> Path:

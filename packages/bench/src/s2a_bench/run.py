@@ -8,7 +8,9 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import functools
+import gc
 import json
+import math
 import os
 import sys
 import traceback
@@ -19,11 +21,13 @@ from typing import Any
 import s2a
 import torch
 
-from s2a_bench import backbones, data, measure
+from s2a_bench import backbones, data, faults, measure
 from s2a_bench.backbones import DataFormat
+from s2a_bench.checkpoint import Keeper
 from s2a_bench.config import BackboneConfig, CellConfig, from_dict
 from s2a_bench.datasets import DATASETS
-from s2a_bench.record import Record, cell_id, write
+from s2a_bench.keep import Keep, adapter_path, file_id, settle
+from s2a_bench.record import Record, cell_id, make_folder, sync_folder, write
 from s2a_bench.train import accuracy, train
 
 OnEpoch = Callable[[dict[str, float]], None]
@@ -79,12 +83,13 @@ def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def run(cell: CellConfig, on_epoch: OnEpoch | None = None) -> Record:
+def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = None) -> Record:
     """Runs a cell; a failure becomes a record too.
 
     Args:
         cell: The whole input.
         on_epoch: Called after every epoch with the loop's metrics.
+        keep: Where to keep checkpoints, from which a killed cell goes on, and the trained state; ``None``: nowhere.
 
     Returns:
         A record of status ``done``, or ``failed`` with the error and its traceback.
@@ -98,16 +103,19 @@ def run(cell: CellConfig, on_epoch: OnEpoch | None = None) -> Record:
     record = _blank(cell, identity, facts)
     try:
         with measure.peak(cell.device) as peak:
-            _train_and_measure(cell, record, on_epoch)
+            _train_and_measure(cell, record, on_epoch, keep)
         record.peak_mb = peak.get("peak_mb")
         record.status = "done"
     except Exception as error:
         record.status, record.accuracy = "failed", None
-        record.error = {
-            "type": type(error).__name__,
-            "message": str(error) or type(error).__name__,
-            "traceback": traceback.format_exc(),
-        }
+        kind, message = type(error).__name__, str(error) or type(error).__name__
+        if faults.out_of_memory(error):
+            kind, message = "OutOfMemory", faults.memory_sentence(error, cell.device)
+        record.error = {"type": kind, "message": message, "traceback": traceback.format_exc()}
+    if record.error and record.error["type"] == "OutOfMemory":
+        gc.collect()  # What the failed cell held must not be missing from the next one of this process.
+        if cell.device.startswith("cuda"):
+            torch.cuda.empty_cache()
     return record
 
 
@@ -141,7 +149,7 @@ def _blank(cell: CellConfig, identity: str, facts: dict[str, Any]) -> Record:
     )
 
 
-def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None) -> None:
+def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None, keep: Keep | None) -> None:
     model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
     loaded = data.load(
         cell.data,
@@ -162,15 +170,28 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     del first
 
     torch.manual_seed(cell.seed)  # Dropout and stochastic depth do not depend on what was measured before.
-    for metrics in train(adapted, loaded.train, cell.train, cell.seed):
+    keeper = Keeper(keep, record, cell.device) if keep and math.isfinite(keep.checkpoint_every) else None
+    for metrics in train(adapted, loaded.train, cell.train, cell.seed, keeper):
         record.curve.append(metrics)
         if on_epoch is not None:
             on_epoch(metrics)
     record.seconds = sum(m["seconds"] for m in record.curve)
-    # The first epoch pays for warm caches; a single epoch has nothing better to offer.
-    steady = record.curve[1:] or record.curve
+    # A process's first epoch pays for warm caches; a single epoch has nothing better to offer.
+    first_epochs = {0, *(keeper.starts if keeper else ())}
+    steady = [m for index, m in enumerate(record.curve) if index not in first_epochs] or record.curve
     record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
     record.accuracy = accuracy(adapted, loaded.scored, cell.train)
+    if keep and keep.adapters:
+        record.adapter_id = _keep_adapter(adapted, adapter_path(keep.output, record.cell_id))
+
+
+def _keep_adapter(adapted: s2a.Adapted, path: Path) -> str:
+    make_folder(path.parent)
+    s2a.save(adapted, path)
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    sync_folder(path.parent)
+    return file_id(path)
 
 
 def main(arguments: list[str]) -> int:
@@ -180,11 +201,14 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         cell = from_dict(CellConfig, json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
-        record = run(cell, lambda m: print(json.dumps(m), flush=True))
+        record = run(cell, lambda m: print(json.dumps(m), flush=True), Keep(Path(arguments[1])))
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = write(record, Path(arguments[1]))
+    settle(record, Path(arguments[1]))
+    for note in record.notes:
+        print(f"note: {note}", file=sys.stderr)
     print(f"{record.status}: {path}")
     return os.EX_OK if record.status == "done" else 1
 

@@ -18,9 +18,11 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from s2a_bench import datasets
+from s2a_bench import keep as keeping
 from s2a_bench import record as records
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
+from s2a_bench.keep import Keep
 from s2a_bench.record import Record
 
 WORKER_BYTES = 2_000_000_000
@@ -119,9 +121,9 @@ def only_writer(output: Path) -> Iterator[None]:
         InputError: The folder cannot be written, or another sweep holds it.
     """
     try:
-        (output / "records").mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=output / "records"):
-            pass
+        records.make_folder(output / "records")
+        with tempfile.TemporaryFile(dir=output / "records") as probe:
+            probe.write(b"a full disk may still have room for names")
         lock = (output / ".lock").open("a+", encoding="utf-8")
     except OSError as error:
         raise InputError(
@@ -138,9 +140,9 @@ def only_writer(output: Path) -> Iterator[None]:
             ) from None
         lock.truncate(0)
         lock.write(str(os.getpid()))
-        lock.flush()
-        for stale in (output / "records").glob(".*.tmp"):
-            stale.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later
+            lock.flush()
+        keeping.tidy(output)
         shutil.rmtree(output / ".ray", ignore_errors=True)
         yield
 
@@ -176,8 +178,14 @@ def _cuda_devices() -> int:
     return max(1, torch.cuda.device_count())
 
 
-def run_here(plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
+def run_here(plan: Plan, output: Path, listeners: Sequence[Listener], keep: Keep | None = None) -> None:
     """Runs the missing cells one after the other in this process.
+
+    Args:
+        plan: What is to run.
+        output: Where records go.
+        listeners: Who is told.
+        keep: What else the cells leave there; ``None``: checkpoints, at the default distance.
 
     Raises:
         OSError: A record could not be written.
@@ -187,10 +195,13 @@ def run_here(plan: Plan, output: Path, listeners: Sequence[Listener]) -> None:
     for cell_id in plan.todo:
         tell(listeners, "started", cell_id)
         try:
-            record = run.run(plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m))
+            record = run.run(
+                plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output)
+            )
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
             record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
         records.write(record, output)
+        keeping.settle(record, output)
         tell(listeners, "finished", record)
 
 

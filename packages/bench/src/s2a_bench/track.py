@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 from s2a_bench import record as records_door
 from s2a_bench import track_names as names
 from s2a_bench.errors import InputError
+from s2a_bench.keep import own_adapter
 from s2a_bench.record import Record
 from s2a_bench.track_store import Store, check_uri, first_line, open_store
 
@@ -188,14 +189,29 @@ def rebuild(output: Path, uri: str | None = None) -> int:
         with _failures(f"read experiment {suite!r}"):
             known = _known(store, _experiment(store, suite))
         stale = [record for record in own if not _stands(known.get(record.cell_id, []), record)]
-        if not stale:
-            continue
-        sweep = start_sweep(store, suite, [record.cell_id for record in own])
-        for record in stale:
-            log_cell(sweep, record)
-        finish_sweep(sweep, own, [output / "report.html", output / "report.md"])
-        logged += len(stale)
+        if stale:
+            sweep = start_sweep(store, suite, [record.cell_id for record in own])
+            for record in stale:
+                log_cell(sweep, record)
+            finish_sweep(sweep, own, [output / "report.html", output / "report.md"])
+            logged += len(stale)
+        _close_open_sweeps(store, suite, own)
     return logged
+
+
+def _close_open_sweeps(store: Store, suite: str, own: Sequence[Record]) -> None:
+    """Closes the parent runs of these records that a server which went away has left running."""
+    by_id = {record.cell_id: record for record in own}
+    with _failures(f"read experiment {suite!r}"):
+        experiment = _experiment(store, suite)
+        running = "tags.kind = 'sweep' and attributes.status = 'RUNNING'"
+        unfinished = store.client.search_runs([experiment], running, max_results=_PAGE)
+        known = _known(store, experiment) if unfinished else {}
+    for run in unfinished:
+        children = [by_id[cell] for cell, runs in known.items() if cell in by_id and runs[0].parent == run.info.run_id]
+        if children:
+            sweep = Sweep(store, experiment, run.info.run_id, run.data.tags.get("sweep_id", ""), known)
+            finish_sweep(sweep, children, [store.output / "report.html", store.output / "report.md"])
 
 
 def _experiment(store: Store, suite: str) -> str:
@@ -267,6 +283,8 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
     client.log_text(run_id, json.dumps(vars(record), indent=1) + "\n", "record.json")
     if record.error and record.error.get("traceback"):
         client.log_text(run_id, record.error["traceback"], "traceback.txt")
+    if (adapter := own_adapter(record, sweep.store.output)) is not None:
+        client.log_artifact(run_id, str(adapter), "adapter")
     client.set_terminated(run_id, "FINISHED" if record.status == "done" else "FAILED", start + length)
     own.whole = True
     return run_id

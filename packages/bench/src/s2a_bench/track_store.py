@@ -49,11 +49,13 @@ class Store:
         uri: Absolute; ``mlflow ui --backend-store-uri`` takes it.
         artifacts: Where new experiments put their files; ``None`` leaves it to the server.
         client: MLflow's client of that store.
+        output: The output folder that it is a view of.
     """
 
     uri: str
     artifacts: str | None
     client: MlflowClient
+    output: Path
 
 
 def check_uri(uri: str | None, output: Path) -> str:
@@ -109,7 +111,7 @@ def open_store(uri: str | None, output: Path) -> Store:
         raise InputError(
             f"The tracking store {_shown(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
         ) from error
-    return Store(uri, artifacts, client)
+    return Store(uri, artifacts, client, output.absolute())
 
 
 def first_line(error: BaseException) -> str:

@@ -112,7 +112,8 @@ class Tracker:
 
     def _stamp(self, found: Sequence[Record]) -> None:
         stamps = {**self._read_stamps(), self._key(): _digest(found)}
-        write_atomic(self._stamps, json.dumps(stamps, indent=1))
+        with contextlib.suppress(OSError):  # without a stamp the next sweep opens the store and sees for itself
+            write_atomic(self._stamps, json.dumps(stamps, indent=1))
 
     def _read_stamps(self) -> dict[str, str]:
         with contextlib.suppress(OSError, ValueError):

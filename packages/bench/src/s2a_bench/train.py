@@ -27,6 +27,26 @@ class Images(Protocol):
         ...
 
 
+class Keeper(Protocol):
+    """Who keeps the training's state while it goes on (see ``checkpoint.Keeper``)."""
+
+    def restore(
+        self, model: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator
+    ) -> list[dict[str, float]]:
+        """Puts an earlier state into the arguments; the curve up to there, empty if there is none."""
+        ...
+
+    def epoch(
+        self,
+        model: nn.Module,
+        optimiser: torch.optim.Optimizer,
+        order: torch.Generator,
+        curve: list[dict[str, float]],
+    ) -> None:
+        """Told of the end of every epoch."""
+        ...
+
+
 class Diverged(RuntimeError):
     """The loss became NaN or infinite."""
 
@@ -62,7 +82,9 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
-def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> Iterator[dict[str, float]]:
+def train(
+    model: nn.Module, images: Images, config: TrainConfig, seed: int, keeper: Keeper | None = None
+) -> Iterator[dict[str, float]]:
     """Trains ``model`` in place.
 
     Args:
@@ -70,9 +92,10 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
         images: The training images.
         config: The recipe.
         seed: Of the order of the images and of their augmentation.
+        keeper: Where the training goes on from, if it was interrupted.
 
     Yields:
-        After every epoch: ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak group, last step), ``seconds`` (of the
+        After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak group, last step), ``seconds`` (of the
         epoch), ``images_per_second``.
 
     Raises:
@@ -83,9 +106,11 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
     trained = [p for p in model.parameters() if p.requires_grad]
     order = torch.Generator().manual_seed(seed)
     steps = -(-len(images) // config.batch_size)
-    total, step = steps * config.epochs, 0
     model.train()
-    for epoch in range(1, config.epochs + 1):
+    curve = [] if keeper is None else keeper.restore(model, optimiser, order)
+    yield from curve
+    total, step = steps * config.epochs, steps * len(curve)
+    for epoch in range(len(curve) + 1, config.epochs + 1):
         started, loss_sum, lr = time.perf_counter(), 0.0, 0.0
         for indices in torch.randperm(len(images), generator=order).split(config.batch_size):
             factor = schedule(step, total, steps * config.warmup_epochs)
@@ -107,13 +132,17 @@ def train(model: nn.Module, images: Images, config: TrainConfig, seed: int) -> I
             loss_sum += value * len(indices)
             step += 1
         seconds = time.perf_counter() - started
-        yield {
+        metrics = {
             "epoch": epoch,
             "loss": loss_sum / len(images),
             "lr": lr,
             "seconds": seconds,
             "images_per_second": len(images) / seconds,
         }
+        if keeper is not None:
+            curve = [*curve, metrics]
+            keeper.epoch(model, optimiser, order, curve)
+        yield metrics
 
 
 def accuracy(model: nn.Module, images: Images, config: TrainConfig, batch_size: int = 128) -> float:

@@ -1,0 +1,99 @@
+"""What the processes run that ``test_faults`` kills: real commands, forked from a server that has imported torch."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+
+_SERVER = multiprocessing.get_context("forkserver")
+_SERVER.set_forkserver_preload(["bench.fault_imports"])
+
+
+def start(target: Callable[..., None], *arguments: object) -> BaseProcess:
+    """A process that runs ``target``; it is a child's child, so nothing of pytest is in it."""
+    process = _SERVER.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def command(log: Path, arguments: list[str], tracked: bool = False) -> BaseProcess:
+    """Starts ``s2a-bench ARGUMENTS``; what it prints goes into ``log``."""
+    return start(_command, str(log), arguments, tracked)
+
+
+def _command(log: str, arguments: list[str], tracked: bool) -> None:
+    from s2a_bench import cli, track_store
+
+    handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    os.dup2(handle, 1)
+    os.dup2(handle, 2)
+    sys.stdout, sys.stderr = os.fdopen(1, "w", buffering=1), os.fdopen(2, "w", buffering=1)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not tracked:  # as where MLflow is not installed: seconds less for every process
+        track_store.find_spec = lambda name: None
+    sys.argv = ["s2a-bench", *arguments]
+    sys.exit(cli.main())
+
+
+def eat_memory(folder: str, output: str, cell: object) -> None:
+    """Runs a cell in a memory cgroup; after its first epoch takes more memory than that has."""
+    import torch
+    from s2a_bench import run
+    from s2a_bench.keep import Keep
+
+    torch.set_num_threads(1)
+    (Path(folder) / "cgroup.procs").write_text(str(os.getpid()))
+    kept = []
+
+    def greedy(metrics: object) -> None:
+        while True:
+            kept.append(bytearray(b"x" * 10_000_000))
+
+    run.run(cell, greedy, Keep(Path(output), 0))  # type: ignore[arg-type]
+
+
+def limited(output: str, cells: dict, more: int) -> None:
+    """Runs cells where the process may have ``more`` bytes than it has now."""
+    import torch
+    from s2a_bench.sweep import Plan, run_here
+
+    torch.set_num_threads(1)
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * os.sysconf("SC_PAGE_SIZE") + more
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    run_here(Plan(cells, frozenset(), frozenset(), ()), Path(output), [])
+
+
+def wait_for(what: Callable[[], object], process: BaseProcess | None = None, seconds: float = 120) -> None:
+    """Waits until something holds; fails if the process ends before."""
+    end = time.monotonic() + seconds
+    while not what():
+        assert process is None or process.is_alive(), f"ended with {process.exitcode} before it was told to"
+        assert time.monotonic() < end, "it took too long"
+        time.sleep(0.005)
+
+
+def ended(process: BaseProcess, seconds: float = 180) -> int | None:
+    """Exit code of a process that ends by itself, or by the signal it was sent."""
+    process.join(seconds)
+    assert process.exitcode is not None, "it does not end"
+    return process.exitcode
+
+
+@contextlib.contextmanager
+def no_orphans(*processes: BaseProcess) -> Iterator[None]:
+    """Ends what a failed test has left running."""
+    try:
+        yield
+    finally:
+        for process in processes:
+            if process.is_alive():
+                process.kill()
