@@ -28,7 +28,10 @@ class Record:
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
     process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
     after its last checkpoint is not in it. ``resumed`` is how often the training went on from a checkpoint, ``notes``
-    are sentences about it, ``adapter_id`` the hash of the trained state's file, if it was kept.
+    are sentences about it, ``adapter_id`` the hash of the trained state's file, if it was kept. ``feature_cache``: the
+    head trained on features that were computed once; ``seconds`` are then those of the head alone, and
+    ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
+    pass, ``wall_seconds`` of everything that the last process did for the cell.
     """
 
     cell_id: str
@@ -67,6 +70,9 @@ class Record:
     peak_mb: float | None = None
     images_per_second: float | None = None
     seconds: float | None = None
+    scoring_seconds: float | None = None
+    wall_seconds: float | None = None
+    feature_cache: bool = False
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     resumed: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)
@@ -99,7 +105,8 @@ def record_path(output: Path, cell: str) -> Path:
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[BinaryIO]:
     """A file to write that becomes ``path`` when the block ends well: its old content or all of the new one is there,
-    even after a power cut, and nothing is left of a block that failed."""
+    even after a power cut, and nothing is left of a block that failed.
+    """
     make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
