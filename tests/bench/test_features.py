@@ -133,11 +133,11 @@ def test_seeds_and_recipes_share_the_files_and_random_weights_do_not(tmp_path):
     first = run.run(cell(), keep=keep)
     made = files(tmp_path)
     assert len(made) == 2  # training and scored
-    stamps = [os.stat(features_folder(tmp_path) / name).st_ino for name in made]
+    stamps = [(features_folder(tmp_path) / name).stat().st_ino for name in made]
     other = dataclasses.replace(cell(seed=1), train=TrainConfig(epochs=1, warmup_epochs=0, lr=0.01))
     run.run(other, keep=keep)
     assert files(tmp_path) == made
-    assert [os.stat(features_folder(tmp_path) / name).st_ino for name in made] == stamps
+    assert [(features_folder(tmp_path) / name).stat().st_ino for name in made] == stamps
     random = [
         dataclasses.replace(cell(seed=seed), backbone=BackboneConfig("mini_vit", random_weights=True))
         for seed in (0, 1)

@@ -52,9 +52,10 @@ class Sweep:
         device: cpu, cuda, cuda:0.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
-        dry_run: Only print what would run.
+        dry_run: Only print what would run, with an estimate of time and memory from the records so far.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
         keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
+        no_feature_cache: Run the backbone of linear in every epoch, instead of once (features: <output>/cache).
     """
 
     suite: str = "mini"
@@ -82,6 +83,7 @@ class Sweep:
     dry_run: bool = False
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
+    no_feature_cache: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -94,9 +96,8 @@ class Sweep:
         # The workers' folder is not this one.
         paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        conduct = dataclasses.replace(
-            conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters
-        )
+        conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
+        conduct = dataclasses.replace(conduct, feature_cache=not self.no_feature_cache)
         return commands.sweep(dataclasses.replace(request, **paths), conduct, console)
 
 
@@ -127,6 +128,43 @@ class Memory:
         if self.paper:
             return commands.memory_paper(self.batch_size, self.json, console)
         return commands.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The paper's Table 1 in full (27 datasets, 3 backbones, 7 methods, 3 seeds) in device-hours. Nothing is trained.
+
+    Attributes:
+        experiment: Another of the paper's experiments, or a .toml file.
+        backbones: Only these.
+        methods: Only these.
+        seeds: One cell each.
+        epochs: Passes over the training images; the recipe's if left out.
+        batch_size: Images per step; the recipe's if left out.
+        device: cpu, cuda, cuda:0.
+        records: Take the times from a sweep's records instead of measuring steps now.
+        seconds: How long each step is measured, after one to warm up.
+        json: Print JSON.
+    """
+
+    experiment: str = "table1"
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: _Number = None
+    batch_size: _Number = None
+    device: str = "cpu"
+    records: _Folder = None
+    seconds: float = 2.0
+    json: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands, commands_estimate, grid
+
+        commands.checked(grid.Request(device=self.device))
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(commands_estimate.Asked)}
+        return commands_estimate.run(commands_estimate.Asked(**asked), self.json, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -274,6 +312,7 @@ def _commands(argv: Sequence[str]) -> Any:
     return Union[  # noqa: UP007
         named(Sweep, "sweep"),
         named(Memory, "memory"),
+        named(Estimate, "estimate"),
         named(Methods, "methods"),
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),

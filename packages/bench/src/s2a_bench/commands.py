@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import faults, grid, pool, progress, track_store
+from s2a_bench import estimate, faults, grid, pool, progress, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
 from s2a_bench.config import TrainConfig
@@ -44,6 +44,7 @@ class Conduct:
         dry_run: Only say what would run.
         checkpoint_every: Seconds between checkpoints of a cell, see ``keep.Keep``.
         keep_adapters: Keep the trained state of every cell that runs.
+        feature_cache: Run frozen backbones once, see ``features``.
     """
 
     output: Path = Path("results")
@@ -53,6 +54,7 @@ class Conduct:
     dry_run: bool = False
     checkpoint_every: float = CHECKPOINT_SECONDS
     keep_adapters: bool = False
+    feature_cache: bool = True
 
 
 def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
@@ -65,12 +67,15 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         ValueError: Bad input, before anything ran.
     """
     output = conduct.output.absolute()
-    keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters)
+    keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters, conduct.feature_cache)
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)  # the quickest check of all
-    cells = sweeping.identify(grid.expand(_checked(request)))
+    cells = sweeping.identify(grid.expand(checked(request)))
     if conduct.dry_run:
-        console.print(_plan_table(sweeping.plan(cells, output)))
+        plan = sweeping.plan(cells, output)
+        console.print(_plan_table(plan))
+        console.print(_planned(plan), **_VERBATIM)
+        console.print(_estimated(plan, request, conduct, output), **_VERBATIM)
         return DONE
     with sweeping.only_writer(output):
         plan = sweeping.plan(cells, output)
@@ -109,9 +114,7 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
             return SOME_FAILED
 
 
-def _run(
-    plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console
-) -> None:
+def _run(plan: sweeping.Plan, keep: Keep, workers: sweeping.Workers | None, tracker: Tracker, console: Console) -> None:
     output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
         if workers is None:
@@ -165,6 +168,15 @@ def _planned(plan: sweeping.Plan) -> str:
     return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
 
 
+def _estimated(plan: sweeping.Plan, request: grid.Request, conduct: Conduct, output: Path) -> str:
+    count = 1
+    if plan.todo and not conduct.serial:
+        small = request.suite in grid.BACKBONES
+        count = sweeping.choose_workers(len(plan.todo), request.device, conduct.max_concurrent, small=small).count
+    good = [found for _, found in records.read_all(output) if isinstance(found, Record)]
+    return estimate.sentence([plan.cells[cell_id] for cell_id in plan.todo], good, request.device, count)
+
+
 def _plan_table(plan: sweeping.Plan) -> Table:
     table = Table("cell", "record", "what", "epochs")
     for cell_id, cell in plan.cells.items():
@@ -173,7 +185,7 @@ def _plan_table(plan: sweeping.Plan) -> Table:
     return table
 
 
-def _checked(request: grid.Request) -> grid.Request:
+def checked(request: grid.Request) -> grid.Request:
     """The request, if its device is there."""
     import torch
 
