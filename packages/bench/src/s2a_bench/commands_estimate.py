@@ -12,9 +12,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import estimate, grid, measure
+from s2a_bench import backbones, estimate, grid, measure
 from s2a_bench import record as records
-from s2a_bench.config import CellConfig
+from s2a_bench.config import BackboneConfig, CellConfig
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
 
@@ -84,6 +84,8 @@ def run(asked: Asked, as_json: bool, console: Console) -> int:
     if not asked.seconds > 0:
         raise InputError(f"--seconds {asked.seconds:g} is too short; give a number above 0.")
     cells = cells_of(asked)
+    for name in dict.fromkeys(cell.backbone.name for cell in cells):
+        backbones.weights_file(BackboneConfig(name, random_weights=True))  # a wrong name, before anything is measured
     pairs: dict[tuple[str, str], list[CellConfig]] = {}
     for cell in cells:
         pairs.setdefault((cell.backbone.name, _method(cell)), []).append(cell)
