@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 METHODS = ("full", "linear", "bias", "lora", "s2a")
-REPEATS = 6
+REPEATS = 4
 
 
 class Stopwatch:
