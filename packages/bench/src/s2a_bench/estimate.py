@@ -283,6 +283,9 @@ def sentence(todo: Sequence[CellConfig], records: Iterable[Record], device: str,
     if not count:
         return f"Estimate: unknown, there is no finished record of this hardware yet{note}."
     found = forecast(todo, costs)
+    named = ", ".join(f"{cells} x {name}" for name, cells in found.unknown.items())
+    if len(todo) == sum(found.unknown.values()):
+        return f"Estimate: unknown; nothing comparable ran: {named}."
     parts = [f"about {duration(found.seconds)} of computing"]
     if workers > 1:
         wall = max(found.longest, found.seconds / workers)
@@ -293,8 +296,5 @@ def sentence(todo: Sequence[CellConfig], records: Iterable[Record], device: str,
     if found.extrapolated:
         parts.append(f"{found.extrapolated} of {len(todo)} cells extrapolated from other settings or backbones")
     if found.unknown:
-        named = ", ".join(f"{cells} x {name}" for name, cells in found.unknown.items())
         parts.append(f"unknown and not counted: {named}")
-    if len(todo) == sum(found.unknown.values()):
-        return f"Estimate: unknown; nothing comparable ran: {named}."
     return f"Estimate: {'; '.join(parts)}."

@@ -160,7 +160,7 @@ def _name(identity: Mapping[str, Any]) -> str:
 
 def _digest(identity: Mapping[str, Any], array: np.ndarray) -> bytes:
     digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode())
-    digest.update(array)
+    digest.update(memoryview(array).cast("B"))  # type: ignore[arg-type]
     return digest.digest()
 
 
