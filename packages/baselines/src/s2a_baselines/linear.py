@@ -27,6 +27,7 @@ class Linear(Method):
 
     identity_at_start = True
     trains_backbone = False
+    fixed_features = True
     card = Card(
         title="Linear probing",
         trains="The head.",

@@ -52,13 +52,14 @@ class Sweep:
         device: cpu, cuda, cuda:0.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
-        dry_run: Only print what would run.
+        dry_run: Only print what would run, with an estimate of time and memory from the records so far.
         search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
             weight decay and scale on val, the same number of trials for every method.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
         ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
         gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
         keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
+        no_feature_cache: Run the backbone of linear in every epoch, instead of once (features: <output>/cache).
     """
 
     suite: str = "mini"
@@ -89,6 +90,7 @@ class Sweep:
     keep_adapters: bool = False
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
+    no_feature_cache: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -104,6 +106,7 @@ class Sweep:
         conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
         conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
         conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
+        conduct = dataclasses.replace(conduct, feature_cache=not self.no_feature_cache)
         request = dataclasses.replace(request, **paths)
         if (mode := parse_mode(self.search)) is not None:
             return commands_search.sweep(request, mode, conduct, console)
@@ -137,6 +140,43 @@ class Memory:
         if self.paper:
             return commands.memory_paper(self.batch_size, self.json, console)
         return commands.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The paper's Table 1 in full (27 datasets, 3 backbones, 7 methods, 3 seeds) in device-hours. Nothing is trained.
+
+    Attributes:
+        experiment: Another of the paper's experiments, or a .toml file.
+        backbones: Only these.
+        methods: Only these.
+        seeds: One cell each.
+        epochs: Passes over the training images; the recipe's if left out.
+        batch_size: Images per step; the recipe's if left out.
+        device: cpu, cuda, cuda:0.
+        records: Take the times from a sweep's records instead of measuring steps now.
+        seconds: How long each step is measured, after one to warm up.
+        json: Print JSON.
+    """
+
+    experiment: str = "table1"
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: _Number = None
+    batch_size: _Number = None
+    device: str = "cpu"
+    records: _Folder = None
+    seconds: float = 2.0
+    json: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import commands, commands_estimate, grid
+
+        commands.checked(grid.Request(device=self.device))
+        asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(commands_estimate.Asked)}
+        return commands_estimate.run(commands_estimate.Asked(**asked), self.json, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -321,6 +361,7 @@ def _commands(argv: Sequence[str]) -> Any:
     return Union[  # noqa: UP007
         named(Sweep, "sweep"),
         named(Memory, "memory"),
+        named(Estimate, "estimate"),
         named(Methods, "methods"),
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
         named(Report, "report"),

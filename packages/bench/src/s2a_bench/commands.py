@@ -16,7 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench import faults, grid, pool, progress, scale, track_store
+from s2a_bench import estimate, faults, grid, pool, progress, scale, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
 from s2a_bench.cluster import ClusterError
@@ -47,6 +47,7 @@ class Conduct:
         keep_adapters: Keep the trained state of every cell that runs.
         ray_address: Running Ray cluster to use; ``None``: this machine.
         gpu_memory_gb: Memory of a card, for the shares of cells; ``None``: what this machine's has.
+        feature_cache: Run frozen backbones once, see ``features``.
     """
 
     output: Path = Path("results")
@@ -58,6 +59,7 @@ class Conduct:
     keep_adapters: bool = False
     ray_address: str | None = None
     gpu_memory_gb: float | None = None
+    feature_cache: bool = True
 
 
 def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
@@ -76,7 +78,10 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
     wish = wished(request, conduct)
     cells = sweeping.identify(grid.expand(checked(request, here=wish.address is None)))
     if conduct.dry_run:
-        console.print(_plan_table(sweeping.plan(cells, output)))
+        plan = sweeping.plan(cells, output)
+        console.print(_plan_table(plan))
+        console.print(_planned(plan), **_VERBATIM)
+        console.print(_estimated(plan, request, conduct, output), **_VERBATIM)
         return DONE
     return run_cells(cells, request, conduct, console)
 
@@ -114,7 +119,7 @@ def run_cells(
         As ``sweep``.
     """
     output = conduct.output.absolute()
-    keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters)
+    keep = Keep(output, conduct.checkpoint_every, conduct.keep_adapters, conduct.feature_cache)
     with sweeping.only_writer(output):
         plan = find(cells, output)
         where = scale.decide(
@@ -213,6 +218,15 @@ def _planned(plan: sweeping.Plan) -> str:
     again = f", {len(plan.again)} of them failed before" if plan.again else ""
     todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
     return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
+
+
+def _estimated(plan: sweeping.Plan, request: grid.Request, conduct: Conduct, output: Path) -> str:
+    count = 1
+    if plan.todo and not conduct.serial:
+        small = request.suite in grid.BACKBONES
+        count = sweeping.choose_workers(len(plan.todo), request.device, conduct.max_concurrent, small=small).count
+    good = [found for _, found in records.read_all(output) if isinstance(found, Record)]
+    return estimate.sentence([plan.cells[cell_id] for cell_id in plan.todo], good, request.device, count)
 
 
 def _plan_table(plan: sweeping.Plan) -> Table:

@@ -29,11 +29,13 @@ class Keep:
         checkpoint_every: Seconds of training between two checkpoints, taken at the ends of epochs; 0: after every
             epoch, infinity: none.
         adapters: Keep the trained state too, in the format of ``s2a.save``.
+        features: Train heads of frozen backbones on features that are computed once (``features``).
     """
 
     output: Path
     checkpoint_every: float = CHECKPOINT_SECONDS
     adapters: bool = False
+    features: bool = True
 
     def __post_init__(self) -> None:
         if math.isnan(self.checkpoint_every) or self.checkpoint_every < 0:
@@ -51,6 +53,11 @@ def checkpoint_path(output: Path, cell: str) -> Path:
 def adapter_path(output: Path, cell: str) -> Path:
     """Where the trained state of a cell lies, if it was kept."""
     return output / "adapters" / f"{cell}.safetensors"
+
+
+def features_folder(output: Path) -> Path:
+    """Where the features of frozen backbones lie; they can be deleted at any time."""
+    return output / "cache" / "features"
 
 
 def file_id(path: Path) -> str:
@@ -87,6 +94,7 @@ def tidy(output: Path) -> None:
     """
     stale = [*(output / "records").glob(".*.tmp"), *(output / "checkpoints").glob(".*.tmp")]
     stale += (output / "adapters").glob(".*")
+    stale += features_folder(output).glob(".*.tmp")
     # The report may be rebuilt by another process just now.
     stale += [path for folder in (output, output / "figures") for path in folder.glob(".*.tmp") if not _alive(path)]
     for path in (output / "checkpoints").glob("*.pt"):

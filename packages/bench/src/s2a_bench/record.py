@@ -29,7 +29,10 @@ class Record:
     process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
     after its last checkpoint is not in it. ``resumed`` is how often the training went on from a checkpoint, ``notes``
     are sentences about it, ``adapter_id`` the hash of the trained state's file, if it was kept. ``trial``: a search ran
-    this cell to choose from; ``search``: how one chose this cell's config, ``None`` where none did.
+    this cell to choose from; ``search``: how one chose this cell's config, ``None`` where none did. ``feature_cache``:
+    the head trained on features that were computed once; ``seconds`` are then those of the head alone, and
+    ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
+    pass, ``wall_seconds`` of everything that the last process did for the cell.
     """
 
     cell_id: str
@@ -68,6 +71,9 @@ class Record:
     peak_mb: float | None = None
     images_per_second: float | None = None
     seconds: float | None = None
+    scoring_seconds: float | None = None
+    wall_seconds: float | None = None
+    feature_cache: bool = False
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     resumed: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)

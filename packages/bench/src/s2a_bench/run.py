@@ -13,6 +13,7 @@ import json
 import math
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -20,15 +21,16 @@ from typing import Any
 
 import s2a
 import torch
+from torch import nn
 
-from s2a_bench import backbones, data, faults, measure
+from s2a_bench import backbones, data, faults, features, measure
 from s2a_bench.backbones import DataFormat
 from s2a_bench.checkpoint import Keeper
 from s2a_bench.config import BackboneConfig, CellConfig, from_dict
 from s2a_bench.datasets import DATASETS
-from s2a_bench.keep import Keep, adapter_path, file_id, settle
+from s2a_bench.keep import Keep, adapter_path, features_folder, file_id, settle
 from s2a_bench.record import Record, cell_id, make_folder, sync_folder, write
-from s2a_bench.train import accuracy, train
+from s2a_bench.train import Images, accuracy, train
 
 OnEpoch = Callable[[dict[str, float]], None]
 
@@ -97,13 +99,14 @@ def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = N
     Raises:
         ValueError: Bad input, as ``identify``.
     """
+    began = time.perf_counter()
     identity, facts = _identity(cell)
     if cell.threads:
         torch.set_num_threads(cell.threads)
     record = _blank(cell, identity, facts)
     try:
         with measure.peak(cell.device) as peak:
-            _train_and_measure(cell, record, on_epoch, keep)
+            _train_and_measure(cell, record, facts, on_epoch, keep)
         record.peak_mb = peak.get("peak_mb")
         record.status = "done"
     except Exception as error:
@@ -112,6 +115,7 @@ def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = N
         if faults.out_of_memory(error):
             kind, message = "OutOfMemory", faults.memory_sentence(error, cell.device)
         record.error = {"type": kind, "message": message, "traceback": traceback.format_exc()}
+    record.wall_seconds = time.perf_counter() - began
     if record.error and record.error["type"] == "OutOfMemory":
         gc.collect()  # What the failed cell held must not be missing from the next one of this process.
         if cell.device.startswith("cuda"):
@@ -151,7 +155,9 @@ def _blank(cell: CellConfig, identity: str, facts: dict[str, Any]) -> Record:
     )
 
 
-def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None, keep: Keep | None) -> None:
+def _train_and_measure(
+    cell: CellConfig, record: Record, facts: dict[str, Any], on_epoch: OnEpoch | None, keep: Keep | None
+) -> None:
     model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
     loaded = data.load(
         cell.data,
@@ -171,9 +177,10 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
         setattr(record, name, value)
     del first
 
+    model, images, scored = _what_trains(cell, record, facts, adapted, loaded, keep)
     torch.manual_seed(cell.seed)  # Dropout and stochastic depth do not depend on what was measured before.
     keeper = Keeper(keep, record, cell.device) if keep and math.isfinite(keep.checkpoint_every) else None
-    for metrics in train(adapted, loaded.train, cell.train, cell.seed, keeper):
+    for metrics in train(model, images, cell.train, cell.seed, keeper):
         record.curve.append(metrics)
         if on_epoch is not None:
             on_epoch(metrics)
@@ -181,10 +188,38 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     # A process's first epoch pays for warm caches; a single epoch has nothing better to offer.
     first_epochs = {0, *(keeper.starts if keeper else ())}
     steady = [m for index, m in enumerate(record.curve) if index not in first_epochs] or record.curve
-    record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
-    record.accuracy = accuracy(adapted, loaded.scored, cell.train)
+    if not record.feature_cache:
+        record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
+    started = time.perf_counter()
+    record.accuracy = accuracy(model, scored(), cell.train)
+    record.scoring_seconds = time.perf_counter() - started
     if keep and keep.adapters:
         record.adapter_id = _keep_adapter(adapted, adapter_path(keep.output, record.cell_id))
+
+
+def _what_trains(
+    cell: CellConfig,
+    record: Record,
+    facts: dict[str, Any],
+    adapted: s2a.Adapted,
+    loaded: data.TaskData,
+    keep: Keep | None,
+) -> tuple[nn.Module, Images, Callable[[], Images]]:
+    """The model, what it trains on and, when asked for after the last epoch, what it is scored on.
+
+    Images, or features of a frozen backbone in their place.
+    """
+    longest = max(len(loaded.train), len(loaded.scored))
+    if (keep and not keep.features) or not features.usable(adapted, loaded.data_config, longest):
+        return adapted, loaded.train, lambda: loaded.scored
+    record.feature_cache = True
+    record.images_per_second = features.step_speed(adapted, loaded.train, cell.train)
+    key, folder = features.key(facts, cell.device), keep and features_folder(keep.output)
+
+    def of(images: Images, name: str) -> Images:
+        return features.compute(adapted, images, cell.train, {**key, "list": name}, folder)
+
+    return features.HeadOnly(adapted), of(loaded.train, "train"), lambda: of(loaded.scored, "scored")
 
 
 def _keep_adapter(adapted: s2a.Adapted, path: Path) -> str:

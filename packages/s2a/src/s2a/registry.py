@@ -59,6 +59,8 @@ class Method(nn.Module):
         identity_at_start: True where the first ``backbone.features`` columns of ``forward``'s output are the backbone's
             own before any training.
         trains_backbone: False where the backbone runs under ``no_grad`` and keeps nothing for the backward pass.
+        fixed_features: True where nothing but the head trains and ``forward`` is a fixed function of the image: the
+            features may then be computed once.
         card: What ``s2a-bench methods`` says about it.
         paper_rules: Of the theoretical calculator's special rules, those that hold (``"R8"``, ``"R9"``).
         appended_tokens: Tokens that the method adds to every sequence of a block (rule R8).
@@ -67,6 +69,7 @@ class Method(nn.Module):
     feature_dim: int
     identity_at_start: bool = False
     trains_backbone: bool = True
+    fixed_features: bool = False
     card: ClassVar[Card]
     paper_rules: ClassVar[frozenset[str]] = frozenset()
     appended_tokens: int = 0
