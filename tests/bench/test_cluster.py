@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -101,7 +102,8 @@ def test_a_cluster_without_room_is_bad_input(nodes):
 
 def test_only_the_marked_folder_is_the_drivers(tmp_path):
     mine, other = tmp_path / "mine", tmp_path / "other"
-    mine.mkdir(), other.mkdir()
+    mine.mkdir()
+    other.mkdir()
     with marker(mine) as token, marker(other) as another:
         assert token != another
         assert sees(mine, token)
@@ -158,12 +160,10 @@ def same_as_serial(found: Plan, output: Path, serial: Path) -> None:
 
 def patiently(start: Callable[[], T]) -> T:
     """Starts one of Ray's nodes; Ray gives it 30 seconds, which a busy machine may not have for it."""
-    for _ in range(3):
-        try:
+    for _ in range(2):
+        with contextlib.suppress(Exception):
             return start()
-        except Exception as error:
-            refused = error
-    raise refused
+    return start()
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def s2a_head(output, cell_id) -> torch.Tensor:
 
 
 def test_the_speed_recorded_is_that_of_real_steps(tmp_path):
-    record = run.run(cell(), keep=Keep(tmp_path))
+    record: Any = run.run(cell(), keep=Keep(tmp_path))
     head_alone = record.train_images * record.epochs / record.seconds
     assert record.images_per_second < head_alone / 3  # a backbone of 6 blocks against a product of 96 x 10
 
@@ -151,7 +152,9 @@ def test_seeds_and_recipes_share_the_files_and_random_weights_do_not(tmp_path):
 
 
 def test_everything_that_decides_features_decides_the_file():
-    facts = {name: name for name in ("suite", "dataset", "data_id", "split_id", "evaluate", "backbone", "method")}
+    facts: dict[str, Any] = {
+        name: name for name in ("suite", "dataset", "data_id", "split_id", "evaluate", "backbone", "method")
+    }
     facts |= {"limits": [None, None], "format": {"size": 32}, "method_config": {}, "checkpoint_id": "abc", "seed": 0}
     facts["train"] = {"precision": "fp32", "lr": 0.1}
 
