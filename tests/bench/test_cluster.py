@@ -184,8 +184,20 @@ def local_cluster(tmp_path):
     blind: list[subprocess.Popen[bytes]] = []
 
     def add_blind(folder: Path) -> None:
-        ray = f"{sys.executable} -m ray.scripts.scripts start --address={local.address} --num-cpus=1 --block"
-        hidden = f"mount -t tmpfs none '{folder}' && exec {ray} --object-store-memory={size} --disable-usage-stats"
+        # As ``Cluster.add_node`` does it, which cannot put the node into another namespace.
+        script = tmp_path / "blind.py"
+        script.write_text(
+            "import time\n"
+            "from ray._private.node import Node\n"
+            "from ray._private.parameter import RayParams\n"
+            f"params = RayParams(num_cpus=1, num_gpus=0, object_store_memory={size}, include_log_monitor=False)\n"
+            f"params.update(redis_address={local.redis_address!r}, gcs_address={local.gcs_address!r})\n"
+            "params.update(min_worker_port=0, max_worker_port=0, node_manager_port=0)\n"
+            "params.dashboard_agent_listen_port = None\n"
+            "Node(params, head=False, shutdown_at_exit=True, spawn_reaper=True)\n"
+            "time.sleep(3600)\n"
+        )
+        hidden = f"mount -t tmpfs none '{folder}' && exec {sys.executable} '{script}'"
         command = ["unshare", "--mount", "sh", "-c", hidden]
         with (tmp_path / "blind.log").open("wb") as log:
             blind.append(subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True))
