@@ -137,7 +137,19 @@ def test_whole_suites_run_end_to_end_offline(suite, tasks, tmp_path, capsys):
     assert cli.main(["data", "prepare", suite, "--synthetic", "--data-dir", root]) == 0
     assert all(row.present and row.synthetic for row in list_datasets(Path(root)) if row.suite == suite)
     arguments = ["sweep", "--suite", suite, "--backbones", "mini_vit", "--methods", "linear", "--epochs", "1"]
-    limits = ["--limit-train", "32", "--limit-test", "16", "--serial", "--data-dir", root, "--output", str(out)]
+    limits = [
+        "--seeds",
+        "0",
+        "--limit-train",
+        "32",
+        "--limit-test",
+        "16",
+        "--serial",
+        "--data-dir",
+        root,
+        "--output",
+        str(out),
+    ]
     assert cli.main(arguments + limits) == 0
     records = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
     assert len(records) == tasks and all(r["synthetic"] and r["status"] == "done" for r in records)

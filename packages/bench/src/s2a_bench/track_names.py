@@ -13,7 +13,7 @@ from s2a_bench.record import Record
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
 _TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
-_TAGS += ("adapter_id", "notes", "trial")
+_TAGS += ("adapter_id", "notes", "trial", "feature_cache")
 _PARAMS = ("suite", "dataset", "group", "backbone", "method", "seed", "epochs", "evaluated_on", "classes")
 _PARAMS += (
     "train_images",
@@ -29,6 +29,7 @@ _PARAMS += (
 _NESTED = {"method_config": "method", "train_config": "train", "data_config": "data"}
 _METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
 _METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds", "resumed")
+_METRICS += ("scoring_seconds", "wall_seconds")
 
 # MLflow's limits are 6,000 characters for a parameter and, in older versions, 5,000 for a tag.
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
