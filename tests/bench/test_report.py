@@ -234,6 +234,10 @@ def test_notes_say_what_does_not_compare():
     assert "limit_train=32" in notes(make_record(limit_train=32))
     assert "validation images" in notes(make_record(evaluated_on="val"))
     assert "Synthetic images" in notes(make_record(synthetic=True))
+    seen = "pretrained on CIFAR-10"
+    assert seen in notes(make_record(suite="cifar", dataset="cifar10", backbone="mini_swin"))
+    assert seen not in notes(make_record(suite="cifar", dataset="cifar100", backbone="mini_swin"))
+    assert seen not in notes(make_record(suite="cifar", dataset="cifar10", backbone="resnet50"))
     assert "lossily" in notes(make_record(lossy=True))
     assert "One seed" in notes(make_record())
     assert "different hardware" in notes(make_record(), make_record(seed=1, hardware={"device": "cuda"}))

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from s2a_bench import stats
+from s2a_bench.experiment import FAMILIES
 from s2a_bench.record import Record
 from s2a_bench.report_tables import Row, Section, key_of, option_value
 from s2a_bench.stats import Stat
@@ -281,6 +282,11 @@ def notes(section: Section) -> list[str]:
         names = sorted({r.dataset for r in done if getattr(r, flag)})
         if names:
             found.append(f"{text}: {', '.join(names)}.")
+    mini = {small for small, _ in FAMILIES.values()}
+    if any(r.dataset == "cifar10" and r.backbone in mini and not r.random_weights for r in done):
+        found.append(
+            "The mini backbones were pretrained on CIFAR-10's training images: cifar10 says nothing of transfer."
+        )
     if all(len(row.seeds) < 2 for row in section.rows):
         found.append("One seed per cell: the spread between seeds is unknown, so no difference is called real.")
     elif len({row.seeds for row in section.rows if row.seeds}) > 1:
