@@ -226,3 +226,13 @@ def test_sprites_stand_out_from_their_background():
     images = mini_tasks.arrays("orientation")["val200"][0].astype(float)
     spread = np.abs(images - np.median(images, axis=(2, 3), keepdims=True)).max(axis=1)
     assert (np.sort(spread.reshape(len(images), -1), axis=1)[:, -20:].mean(axis=1) > 60).all()
+
+
+def test_the_digits_are_scikit_learns_with_and_without_its_file(monkeypatch):
+    data: Any = load_digits()
+    for search in (mini_tasks.importlib.util.find_spec, lambda name: None):
+        monkeypatch.setattr(mini_tasks.importlib.util, "find_spec", search)
+        images, labels = mini_tasks._handwritten()
+        np.testing.assert_array_equal(images, data.images)
+        np.testing.assert_array_equal(labels, data.target)
+        assert (images.dtype, labels.dtype) == (np.float64, np.int64)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import importlib.util
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -116,11 +118,25 @@ def _count(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     return finish(rng, canvas)
 
 
-def _digits() -> dict[str, Split]:
-    from sklearn.datasets import load_digits  # takes seconds, and the other tasks do without it
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: ``(1797, 8, 8)`` float64, whole numbers 0..16, and ``(1797,)`` int64.
+
+    Read from its file where that is in its place: importing scikit-learn takes seconds in every process.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for place in (found.submodule_search_locations or ()) if found else ():
+        path = Path(place) / "datasets/data/digits.csv.gz"
+        if path.is_file():
+            values = np.loadtxt(path, delimiter=",")
+            return values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
 
     data: Any = load_digits()
-    small = data.images.astype(np.float64)  # (1797, 8, 8), whole numbers 0..16
+    return data.images.astype(np.float64), data.target.astype(np.int64)
+
+
+def _digits() -> dict[str, Split]:
+    small, labels = _handwritten()
     # Keys' cubic at phases of n/8: every weight is a dyadic fraction, so the sums are exact in any order.
     position = (np.arange(SIZE) + 0.5) / 4 - 0.5
     first = np.floor(position).astype(np.int64) - 1
@@ -132,7 +148,7 @@ def _digits() -> dict[str, Split]:
     grey = np.rint(full.clip(0, 16) * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
     parts = zip(SPLITS, np.split(order(_generator("digits", 0), len(images)), [800, 1000]), strict=True)
-    return {name: (images[part], data.target[part].astype(np.int64)) for name, part in parts}
+    return {name: (images[part], labels[part]) for name, part in parts}
 
 
 def _textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
