@@ -60,11 +60,12 @@ def test_the_same_cell_in_two_processes_gives_the_same_numbers_bit_for_bit(tmp_p
 # Peeking
 
 
-@pytest.mark.parametrize("method", ["bias", "adaptformer"])
+@pytest.mark.parametrize("method", ["bias", "adaptformer", "linear"])
 def test_looking_changes_nothing_about_the_training(method):
     """Loss curve and last accuracy are those of the record, though the model was scored in between (with dropout)."""
     cell = _cell(method)
     found = run.run(cell)
+    assert found.feature_cache is (method == "linear")  # then the audit trains on features as well
     looked = audit.peek(audit.cell_of(found, None, None, "cpu"), found)
     assert list(looked.loss) == [point["loss"] for point in found.curve]
     assert looked.test[-1] == found.accuracy == looked.record_accuracy

@@ -13,11 +13,10 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import s2a
 import torch
 
-from s2a_bench import backbones, data, measure, run
 from s2a_bench import record as records
+from s2a_bench import run
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
 from s2a_bench.record import Record
@@ -166,27 +165,16 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
     Raises:
         Diverged: The loss became NaN or infinite, which it did not when the record was made.
     """
-    model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
-    loaded = data.load(
-        cell.data,
-        size=expected.size,
-        mean=expected.mean,
-        std=expected.std,
-        interpolation=expected.interpolation,
-    )
-    torch.manual_seed(cell.seed)
-    config = s2a.method_config(cell.method.name, **cell.method.options)
-    adapted = s2a.attach(model, config, loaded.classes, image_size=expected.size).to(cell.device)
-    first = loaded.train.batch(torch.arange(min(cell.train.batch_size, len(loaded.train)))).to(cell.device)
-    measure.memory(adapted, first, cell.train)  # as a cell does, which may move what a model keeps of its inputs
-    del first
+    found = run.ready(cell)
+    what = run.material(cell, found, cached=record.feature_cache)
+    scored = what.scored()
     torch.manual_seed(cell.seed)
     test: list[float] = []
     loss: list[float] = []
-    for metrics in train(adapted, loaded.train, cell.train, cell.seed):
+    for metrics in train(what.model, what.train, cell.train, cell.seed):
         loss.append(metrics["loss"])
-        test.append(accuracy(adapted, loaded.scored, cell.train))
-        adapted.train()
+        test.append(accuracy(what.model, scored, cell.train))
+        what.model.train()
         if on_epoch is not None:
             on_epoch(len(test), test[-1])
     assert record.accuracy is not None

@@ -106,7 +106,7 @@ def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = N
     record = _blank(cell, identity, facts)
     try:
         with measure.peak(cell.device) as peak:
-            _train_and_measure(cell, record, facts, on_epoch, keep)
+            _train_and_measure(cell, record, on_epoch, keep)
         record.peak_mb = peak.get("peak_mb")
         record.status = "done"
     except Exception as error:
@@ -155,9 +155,27 @@ def _blank(cell: CellConfig, identity: str, facts: dict[str, Any]) -> Record:
     )
 
 
-def _train_and_measure(
-    cell: CellConfig, record: Record, facts: dict[str, Any], on_epoch: OnEpoch | None, keep: Keep | None
-) -> None:
+@dataclasses.dataclass(frozen=True)
+class Ready:
+    """A cell before its first step.
+
+    Attributes:
+        adapted: The backbone with its method and head, on the cell's device.
+        loaded: Its images.
+        memory: What one step holds, see ``measure.memory``.
+    """
+
+    adapted: s2a.Adapted
+    loaded: data.TaskData
+    memory: dict[str, Any]
+
+
+def ready(cell: CellConfig) -> Ready:
+    """Data, backbone, method and measurement of a cell: everything that comes before training.
+
+    Raises:
+        ValueError: Bad input, as ``identify``.
+    """
     model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
     loaded = data.load(
         cell.data,
@@ -166,21 +184,66 @@ def _train_and_measure(
         std=expected.std,
         interpolation=expected.interpolation,
     )
-    record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
-    record.train_images, record.scored_images = len(loaded.train), len(loaded.scored)
-
     torch.manual_seed(cell.seed)
     config = s2a.method_config(cell.method.name, **cell.method.options)
     adapted = s2a.attach(model, config, loaded.classes, image_size=expected.size).to(cell.device)
     first = loaded.train.batch(torch.arange(min(cell.train.batch_size, len(loaded.train)))).to(cell.device)
-    for name, value in measure.memory(adapted, first, cell.train).items():
-        setattr(record, name, value)
-    del first
+    return Ready(adapted, loaded, measure.memory(adapted, first, cell.train))
 
-    model, images, scored = _what_trains(cell, record, facts, adapted, loaded, keep)
+
+@dataclasses.dataclass(frozen=True)
+class Material:
+    """What the loop trains on.
+
+    Attributes:
+        model: The adapted backbone, or its head alone.
+        train: Images, or features of a frozen backbone in their place.
+        scored: Gives what is scored; to be called after the last epoch.
+    """
+
+    model: nn.Module
+    train: Images
+    scored: Callable[[], Images]
+
+
+def material(cell: CellConfig, found: Ready, *, cached: bool, folder: Path | None = None) -> Material:
+    """Images, or with ``cached`` features that the frozen backbone computes once.
+
+    Args:
+        cell: Whose.
+        found: The cell, ready.
+        cached: Whether features take the images' place, which ``features.usable`` must allow.
+        folder: Where features are kept and shared; ``None``: in memory.
+    """
+    if not cached:
+        return Material(found.adapted, found.loaded.train, lambda: found.loaded.scored)
+    key = features.key(_identity(cell)[1], cell.device)
+
+    def of(images: Images, name: str) -> Images:
+        return features.compute(found.adapted, images, cell.train, {**key, "list": name}, folder)
+
+    scored = found.loaded.scored
+    return Material(features.HeadOnly(found.adapted), of(found.loaded.train, "train"), lambda: of(scored, "scored"))
+
+
+def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None, keep: Keep | None) -> None:
+    found = ready(cell)
+    loaded = found.loaded
+    record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
+    record.train_images, record.scored_images = len(loaded.train), len(loaded.scored)
+    for name, value in found.memory.items():
+        setattr(record, name, value)
+
+    longest = max(len(loaded.train), len(loaded.scored))
+    wanted = keep is None or keep.features
+    record.feature_cache = wanted and features.usable(found.adapted, loaded.data_config, longest)
+    if record.feature_cache:
+        record.images_per_second = features.step_speed(found.adapted, loaded.train, cell.train)
+    folder = features_folder(keep.output) if keep else None
+    what = material(cell, found, cached=record.feature_cache, folder=folder)
     torch.manual_seed(cell.seed)  # Dropout and stochastic depth do not depend on what was measured before.
     keeper = Keeper(keep, record, cell.device) if keep and math.isfinite(keep.checkpoint_every) else None
-    for metrics in train(model, images, cell.train, cell.seed, keeper):
+    for metrics in train(what.model, what.train, cell.train, cell.seed, keeper):
         record.curve.append(metrics)
         if on_epoch is not None:
             on_epoch(metrics)
@@ -191,35 +254,10 @@ def _train_and_measure(
     if not record.feature_cache:
         record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
     started = time.perf_counter()
-    record.accuracy = accuracy(model, scored(), cell.train)
+    record.accuracy = accuracy(what.model, what.scored(), cell.train)
     record.scoring_seconds = time.perf_counter() - started
     if keep and keep.adapters:
-        record.adapter_id = _keep_adapter(adapted, adapter_path(keep.output, record.cell_id))
-
-
-def _what_trains(
-    cell: CellConfig,
-    record: Record,
-    facts: dict[str, Any],
-    adapted: s2a.Adapted,
-    loaded: data.TaskData,
-    keep: Keep | None,
-) -> tuple[nn.Module, Images, Callable[[], Images]]:
-    """The model, what it trains on and, when asked for after the last epoch, what it is scored on.
-
-    Images, or features of a frozen backbone in their place.
-    """
-    longest = max(len(loaded.train), len(loaded.scored))
-    if (keep and not keep.features) or not features.usable(adapted, loaded.data_config, longest):
-        return adapted, loaded.train, lambda: loaded.scored
-    record.feature_cache = True
-    record.images_per_second = features.step_speed(adapted, loaded.train, cell.train)
-    key, folder = features.key(facts, cell.device), keep and features_folder(keep.output)
-
-    def of(images: Images, name: str) -> Images:
-        return features.compute(adapted, images, cell.train, {**key, "list": name}, folder)
-
-    return features.HeadOnly(adapted), of(loaded.train, "train"), lambda: of(loaded.scored, "scored")
+        record.adapter_id = _keep_adapter(found.adapted, adapter_path(keep.output, record.cell_id))
 
 
 def _keep_adapter(adapted: s2a.Adapted, path: Path) -> str:
