@@ -307,6 +307,12 @@ def test_of_several_datasets_those_that_are_there_are_prepared(capsys, tmp_path)
     downloads, root = tmp_path / "downloads", tmp_path / "root"
     bad = refused(capsys, "data", "prepare", "fgvc_dtd", "--synthetic", "--data-dir", str(root), "--seed", "-1")
     assert "--seed -1" in bad and not root.exists()
+    for useless in (["--seed", "3"], ["--full"]):
+        assert "--synthetic" in refused(
+            capsys, "data", "prepare", "fgvc_dtd", "--from", "x", "--data-dir", str(root), *useless
+        )
+    both = ["--synthetic", "--split", "x.json"]
+    assert "--split" in refused(capsys, "data", "prepare", "fgvc_dtd", "--data-dir", str(root), *both)
     for name in ("fgvc_dtd", "fgvc_eurosat"):
         (downloads / name).mkdir(parents=True)
         plans.make(DATASETS[name], downloads / name)

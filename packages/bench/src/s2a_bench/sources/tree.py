@@ -13,15 +13,13 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import Any
 
 from s2a_bench.errors import InputError
+from s2a_bench.sources.packs import Pack, open_pack
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
 _PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
-_SMALL = 32 << 20
-"""Bytes up to which a file that is no image is kept in memory while an archive is listed."""
-_IMAGE_LIKE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz", ".h5")
 
 ARCHIVE_ERRORS = (
     tarfile.TarError,
@@ -62,7 +60,7 @@ class Tree:
         self.place = place
         self.folder: Path | None = None
         self._readers: dict[str, tuple[int, Callable[[], bytes]]] = {}
-        self._packs: list[_Pack] = []
+        self._packs: list[Pack] = []
         self._scratch: Path | None = None
         self._archives = tuple(name for name in archives if name)  # the name of "." is empty
         try:
@@ -228,7 +226,7 @@ class Tree:
 
     def _add_archive(self, path: Path) -> None:
         with self._explained(str(path)):
-            pack: _Pack = _Zip(path) if _is_zip(path) else _Tar(path)
+            pack = open_pack(path)
         self._packs.append(pack)
         for name in pack.members:
             if self._named(PurePosixPath(name).name) and name.lower().endswith(ARCHIVE_SUFFIXES):
@@ -236,7 +234,7 @@ class Tree:
             elif not _hidden(name):
                 self._readers[name] = (len(self._packs) - 1, lambda pack=pack, name=name: pack.read(name))
 
-    def _inner(self, pack: _Pack, name: str) -> Path:
+    def _inner(self, pack: Pack, name: str) -> Path:
         """An archive within an archive, put down on disk."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
@@ -255,111 +253,6 @@ class Tree:
         except OSError as error:
             reason = error.strerror or error
             raise InputError(f"{what} cannot be read ({reason}); check the file and its permissions.") from error
-
-
-class _Pack:
-    """An archive: its members by path, one by one or in their order."""
-
-    path: Path
-    members: dict[str, Any]
-
-    def read(self, name: str) -> bytes:
-        raise NotImplementedError
-
-    def stream(self, names: set[str]) -> Iterator[tuple[str, bytes]]:
-        raise NotImplementedError
-
-    def copy(self, name: str, out: IO[bytes]) -> None:
-        raise NotImplementedError
-
-    def close(self) -> None:
-        pass
-
-
-class _Zip(_Pack):
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self._archive = zipfile.ZipFile(path)
-        self.members = {}
-        for info in self._archive.infolist():
-            name = _plain(info.filename)
-            if name in self.members:
-                raise zipfile.BadZipFile(f"it holds {name} twice")
-            if not info.is_dir():
-                self.members[name] = info.filename
-
-    def read(self, name: str) -> bytes:
-        return self._archive.read(self.members[name])
-
-    def stream(self, names: set[str]) -> Iterator[tuple[str, bytes]]:
-        for name in self.members:
-            if name in names:
-                yield name, self.read(name)
-
-    def copy(self, name: str, out: IO[bytes]) -> None:
-        with self._archive.open(self.members[name]) as stream:
-            shutil.copyfileobj(stream, out, 1 << 20)
-
-    def close(self) -> None:
-        self._archive.close()
-
-
-class _Tar(_Pack):
-    """Compressed tars have no index: one pass lists the members and keeps the small files that are no images."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.members = {}
-        self._kept: dict[str, bytes] = {}
-        room = 8 * _SMALL
-        with tarfile.open(path) as archive:
-            for member, name in _walk(archive):
-                if name in self.members:
-                    raise tarfile.TarError(f"it holds {name} twice")
-                self.members[name] = None
-                if member.size <= min(_SMALL, room) and not name.lower().endswith(_IMAGE_LIKE):
-                    self._kept[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    room -= member.size
-
-    def read(self, name: str) -> bytes:
-        if name in self._kept:
-            return self._kept[name]
-        return next(self.stream({name}))[1]
-
-    def stream(self, names: set[str]) -> Iterator[tuple[str, bytes]]:
-        left = set(names)
-        with tarfile.open(self.path) as archive:
-            for member, name in _walk(archive):
-                if name in left:
-                    left.remove(name)
-                    yield name, archive.extractfile(member).read()  # type: ignore[union-attr]
-        if left:
-            raise tarfile.TarError(f"{min(left)} is gone")
-
-    def copy(self, name: str, out: IO[bytes]) -> None:
-        with tarfile.open(self.path) as archive:
-            for member, found in _walk(archive):
-                if found == name:
-                    shutil.copyfileobj(archive.extractfile(member), out, 1 << 20)  # type: ignore[arg-type]
-                    return
-
-
-def _walk(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
-    for member in archive:
-        if member.isfile():
-            yield member, _plain(member.name)
-    # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
-    stream = archive.fileobj
-    while stream is not None and stream.read(1 << 20):
-        pass
-
-
-def _is_zip(path: Path) -> bool:
-    return zipfile.is_zipfile(path)
-
-
-def _plain(name: str) -> str:
-    return name[2:] if name.startswith("./") else name
 
 
 def _hidden(name: str) -> bool:
