@@ -1,123 +1,43 @@
-"""Preparing and verifying: whole or not at all, and every problem named."""
+"""Preparing a download: whole or not at all."""
 
 from __future__ import annotations
 
 import dataclasses
-import io
-import json
 import os
 import random
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import zipfile
 from collections import Counter
 from pathlib import Path
 
-import numpy as np
 import pytest
+from bench.small_caltech import (
+    ARCHIVE,
+    FILES,
+    FOLDER,
+    PER_CLASS,
+    SIZES,
+    TINY_COUNTS,
+    entries,
+    jpeg,
+    nothing_there,
+    source_files,
+    write_folder,
+    write_tar,
+    wrong,
+)
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from PIL import Image
-from s2a_bench import datasets, layout, splits
+from s2a_bench import layout, splits
 from s2a_bench import prepare as prepare_module
-from s2a_bench.config import DataConfig
-from s2a_bench.data import check, list_datasets
-from s2a_bench.dataset_types import VTAB_LISTS, Pool
+from s2a_bench.dataset_types import VTAB_LISTS
 from s2a_bench.datasets import DATASETS, Counts
 from s2a_bench.errors import InputError
 from s2a_bench.prepare import prepare
 from s2a_bench.sources.items import Item, Source
-from s2a_bench.verify import Problem, verify
-
-FOLDER = "101_ObjectCategories"
-ARCHIVE = f"{FOLDER}.tar.gz"
-NAMES = ("Alpha", "beta", "Gamma_x")
-PER_CLASS, SIZES = 6, (9, 11, 8)
-TINY_COUNTS = Counts(8, 3, 11, sum(SIZES) - PER_CLASS * len(SIZES))
-
-
-def jpeg(seed: int, mode: str = "RGB", size: tuple[int, int] = (8, 8)) -> bytes:
-    shape = (size[1], size[0]) + {"RGB": (3,), "L": (), "CMYK": (4,)}[mode]
-    pixels = np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
-    out = io.BytesIO()
-    Image.fromarray(pixels, mode).save(out, "JPEG")
-    return out.getvalue()
-
-
-def source_files(names, sizes) -> dict[str, bytes]:
-    """``"<class>/<file>"`` to content, with a grey and a CMYK image among them."""
-    files, seed = {}, 0
-    for name, size in zip(names, sizes, strict=True):
-        for i in range(1, size + 1):
-            seed += 1
-            files[f"{name}/image_{i:04d}.jpg"] = jpeg(seed, {1: "L", 2: "CMYK"}.get(seed, "RGB"), (8 + seed % 3, 8))
-    return files
-
-
-def write_tar(path: Path, files: dict[str, bytes], prefix: str = FOLDER, extra: bool = True) -> Path:
-    junk = {"BACKGROUND_Google/tmp": b"", ".DS_Store": b"x", "beta/Thumbs.db": b"x", "beta/._image_0001.jpg": b"x"}
-    with tarfile.open(path, "w:gz") as archive:
-        for name, data in {**files, **(junk if extra else {})}.items():
-            info = tarfile.TarInfo(f"{prefix}/{name}")
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def write_folder(path: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
-
-
-FILES = source_files(NAMES, SIZES)
-
-
-def wrong(root: Path) -> list[Problem]:
-    """What ``verify`` finds, without its notes (the grey image, the CMYK one)."""
-    return [problem for problem in verify("caltech101", root) if not problem.note]
-
-
-@pytest.fixture
-def tiny(monkeypatch):
-    """Caltech101's row cut down to three classes, so that a test takes milliseconds."""
-    row = DATASETS["caltech101"]
-    assert row.recipe is not None
-    recipe = dataclasses.replace(
-        row.recipe, class_names=tuple(sorted(n.lower() for n in NAMES)), rule=Pool(PER_CLASS, (0, 8), (14, 17))
-    )
-    small = dataclasses.replace(row, classes=3, counts=TINY_COUNTS, recipe=recipe)
-    monkeypatch.setitem(DATASETS, "caltech101", small)
-    return small
-
-
-@pytest.fixture
-def source(tmp_path, tiny) -> Path:
-    folder = tmp_path / "download"
-    folder.mkdir()
-    return write_tar(folder / ARCHIVE, FILES)
-
-
-@pytest.fixture
-def prepared(tmp_path, source) -> Path:
-    return prepare("caltech101", source, tmp_path / "root")
-
-
-def entries(folder: Path, name: str) -> list[tuple[str, int]]:
-    lines = (folder / f"{name}.txt").read_text().splitlines()
-    return [(path, int(label)) for path, label in (line.split(" ") for line in lines)]
-
-
-def nothing_there(root: Path) -> bool:
-    """No dataset, no left-over, nothing that loads."""
-    with pytest.raises(InputError, match="was not found"):
-        check(DataConfig("vtab", "caltech101", str(root)))
-    return not root.exists() or not list(root.iterdir())
-
+from s2a_bench.verify import verify
 
 # --- Good input ------------------------------------------------------------------------------------------------------
 
@@ -479,129 +399,3 @@ def test_a_killed_process_leaves_nothing_that_loads(tmp_path, source, tiny, stag
     prepare("caltech101", source, root)
     assert wrong(root) == []
     assert [path.name for path in root.iterdir()] == ["caltech101"]  # the stale one is gone
-
-
-# --- Verify ----------------------------------------------------------------------------------------------------------
-
-
-def test_a_prepared_folder_has_no_problems(tmp_path, prepared):
-    assert wrong(tmp_path / "root") == []
-
-
-def flip(path: Path) -> None:
-    data = bytearray(path.read_bytes())
-    data[-3] ^= 1
-    path.write_bytes(data)
-
-
-def edit(path: Path, old: str, new: str) -> None:
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new, 1))
-
-
-def break_manifest(folder: Path, **changes) -> None:
-    values = json.loads((folder / layout.MANIFEST).read_text())
-    (folder / layout.MANIFEST).write_text(json.dumps({**values, **changes}))
-
-
-TAMPERING = {
-    "changed image": (lambda f: flip(f / "images/test/000004.jpg"), "test.txt:5", "images/test/000004.jpg"),
-    "missing image": (lambda f: (f / "images/val200/000001.jpg").unlink(), "val200.txt:2", "cannot be read"),
-    "broken image": (lambda f: (f / "images/test/000000.jpg").write_bytes(b"x"), "test.txt:1", "cannot be decoded"),
-    "swapped images": (
-        lambda f: shutil.copy(f / "images/test/000001.jpg", f / "images/train800/000000.jpg"),
-        "test.txt:2",
-        "same image as images/train800/000000.jpg",
-    ),
-    "missing list": (lambda f: (f / "val200.txt").unlink(), "val200.txt", "cannot be read"),
-    "bad line": (lambda f: edit(f / "test.txt", "000002.jpg ", "000002.jpg;"), "test.txt:3", "is not of the form"),
-    "label out of range": (lambda f: append(f, "images/test/000000.jpg 3"), "test.txt:", "label 3 is out of range"),
-    "repeated line": (lambda f: append(f, "images/test/000000.jpg 1"), "test.txt:", "already listed on line 1"),
-    "outside path": (lambda f: append(f, "../../x.jpg 1"), "test.txt:", "not a plain path"),
-    "not text": (lambda f: (f / "test.txt").write_bytes(b"\xff\xfe"), "test.txt", "is not text"),
-    "extra image": (
-        lambda f: (f / "images/test/999999.jpg").write_bytes(jpeg(1)),
-        "images/test/999999.jpg",
-        "was not prepared",
-    ),
-    "broken manifest": (lambda f: (f / layout.MANIFEST).write_text("{"), "manifest.json", "cannot be used"),
-    "wrong data_id": (lambda f: break_manifest(f, data_id="0" * 16), "manifest.json", "data_id"),
-    "another's manifest": (lambda f: break_manifest(f, dataset="svhn"), "manifest.json", "describes 'svhn'"),
-}
-
-
-def append(folder: Path, line: str) -> None:
-    with (folder / "test.txt").open("a") as file:
-        file.write(line + "\n")
-
-
-@pytest.mark.parametrize("case", TAMPERING)
-def test_tampering_is_found_and_named(tmp_path, prepared, case):
-    tamper, where, what = TAMPERING[case]
-    tamper(prepared)
-    problems = verify("caltech101", tmp_path / "root")
-    assert any(str(problem).startswith(where) and what in problem.what for problem in problems), problems
-
-
-def test_a_changed_label_is_found_with_and_without_manifest(tmp_path, prepared):
-    path, label = entries(prepared, "train800")[3]
-    edit(prepared / "train800.txt", f"{path} {label}\n", f"{path} {(label + 1) % 3}\n")
-    assert any("its hash differs" in p.what and p.file == "train800.txt" for p in verify("caltech101", prepared.parent))
-    (prepared / layout.MANIFEST).unlink()
-    problems = verify("caltech101", prepared.parent)
-    assert (
-        Problem("train800val200.txt", 4, f"{path} with label {label} is in neither train800.txt nor val200.txt")
-        in problems
-    )
-
-
-def test_every_problem_is_listed_not_the_first(tmp_path, prepared):
-    for i in range(3):
-        flip(prepared / f"images/test/{i:06d}.jpg")
-    changed = [p for p in verify("caltech101", prepared.parent) if "was changed" in p.what]
-    assert [(p.file, p.line) for p in changed] == [("test.txt", i + 1) for i in range(3)]
-
-
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.data())
-def test_any_flipped_bit_is_found(tmp_path, prepared, data):
-    files = sorted(p for p in prepared.rglob("*") if p.is_file() and p.name != layout.MANIFEST)
-    path = data.draw(st.sampled_from(files))
-    original = path.read_bytes()
-    position = data.draw(st.integers(0, len(original) - 1))
-    changed = bytearray(original)
-    changed[position] ^= 1 << data.draw(st.integers(0, 7))
-    path.write_bytes(changed)
-    try:
-        assert wrong(prepared.parent)
-    finally:
-        path.write_bytes(original)
-    assert wrong(prepared.parent) == []
-
-
-def test_verify_without_data(tmp_path):
-    with pytest.raises(InputError, match="data prepare caltech101"):
-        verify("caltech101", tmp_path)
-    with pytest.raises(InputError, match="embedded"):
-        verify("digits", tmp_path)
-
-
-# --- Listing ---------------------------------------------------------------------------------------------------------
-
-
-def test_list_says_what_is_there(tmp_path, prepared):
-    rows = {row.name: row for row in list_datasets(tmp_path / "root")}
-    assert list(rows) == list(datasets.DATASETS)
-    manifest = layout.read_manifest(prepared)
-    assert manifest is not None
-    row = rows["caltech101"]
-    assert row.present and row.prepared and (row.data_id, row.split_id) == (manifest.data_id, manifest.split_id)
-    assert row.where == str(prepared)
-    assert rows["digits"].present and not rows["svhn"].present and rows["svhn"].data_id is None
-    assert [row.present for row in list_datasets(None)] == [d.embedded for d in DATASETS.values()]
-
-
-def test_list_survives_a_broken_manifest(tmp_path, prepared):
-    (prepared / layout.MANIFEST).write_text("{")
-    assert not {row.name: row for row in list_datasets(tmp_path / "root")}["caltech101"].present

@@ -1,0 +1,95 @@
+"""Fixtures that several files share: a web server, made-up sources, small prepared folders."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from bench.small_caltech import ARCHIVE, FILES, NAMES, PER_CLASS, TINY_COUNTS, write_tar
+from bench.small_folders import COUNTS, picture, write_vtab
+from bench.web_site import Site, serving
+from s2a_bench import web
+from s2a_bench.dataset_types import Pool
+from s2a_bench.datasets import DATASETS
+from s2a_bench.prepare import prepare
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    """A running web server that answers as it is told."""
+    with serving() as each:
+        yield each
+
+
+@pytest.fixture
+def quick_web(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Downloads lose no time with waiting."""
+    monkeypatch.setattr(web, "_PAUSES", (0.0, 0.0))
+    monkeypatch.setattr(web, "_TIMEOUT", 5.0)
+    monkeypatch.setenv("no_proxy", "*")
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Sources of every kind of array, by name of their plan."""
+    from bench.array_sources import PLANS, ROWS  # needs what only some machines have
+    from s2a_bench.synthetic.arrays import MAKERS
+
+    places = {}
+    for name, dataset in ROWS.items():
+        places[name] = tmp_path_factory.mktemp(name)
+        assert dataset.recipe is not None
+        MAKERS[dataset.recipe.reader](dataset, places[name], PLANS[name], 5)
+    return places
+
+
+@pytest.fixture
+def tiny(monkeypatch):
+    """Caltech101's row cut down to three classes, so that a test takes milliseconds."""
+    row = DATASETS["caltech101"]
+    assert row.recipe is not None
+    recipe = dataclasses.replace(
+        row.recipe, class_names=tuple(sorted(n.lower() for n in NAMES)), rule=Pool(PER_CLASS, (0, 8), (14, 17))
+    )
+    small = dataclasses.replace(row, classes=3, counts=TINY_COUNTS, recipe=recipe)
+    monkeypatch.setitem(DATASETS, "caltech101", small)
+    return small
+
+
+@pytest.fixture
+def source(tmp_path, tiny) -> Path:
+    """A download of the small Caltech101."""
+    folder = tmp_path / "download"
+    folder.mkdir()
+    return write_tar(folder / ARCHIVE, FILES)
+
+
+@pytest.fixture
+def prepared(tmp_path, source) -> Path:
+    """The same, prepared."""
+    return prepare("caltech101", source, tmp_path / "root")
+
+
+@pytest.fixture
+def svhn(tmp_path, monkeypatch):
+    """A small folder of another tool under the name of a VTAB task."""
+    monkeypatch.setitem(DATASETS, "svhn", dataclasses.replace(DATASETS["svhn"], counts=COUNTS))
+    written = write_vtab(tmp_path / "root" / "svhn")
+    return tmp_path / "root" / "svhn", written
+
+
+@pytest.fixture
+def caltech(tmp_path, monkeypatch):
+    """A small folder made by ``prepare``, with images of several sizes."""
+    row = DATASETS["caltech101"]
+    assert row.recipe is not None
+    recipe = dataclasses.replace(row.recipe, class_names=("ant", "bee", "cat"), rule=Pool(4, (0, 6), (9, 12)))
+    monkeypatch.setitem(DATASETS, "caltech101", dataclasses.replace(row, classes=3, counts=COUNTS, recipe=recipe))
+    source = tmp_path / recipe.folder
+    for label, name in enumerate(recipe.class_names):
+        (source / name).mkdir(parents=True)
+        for i in range(7 if label == 0 else 6):
+            picture(100 * label + i, 8 + i, 12 - i).save(source / name / f"image_{i:04d}.jpg")
+    return prepare("caltech101", source, tmp_path / "root")
