@@ -12,10 +12,11 @@ from functools import partial
 from typing import Any, Literal
 
 import torch
-from timm.models.convnext import ConvNeXt
+from timm.models.convnext import ConvNeXt, ConvNeXtBlock
 from timm.models.eva import Eva
 from timm.models.resnet import ResNet
-from timm.models.swin_transformer import SwinTransformer
+from timm.models.swin_transformer import SwinTransformer, SwinTransformerBlock
+from timm.models.vision_transformer import Block as ViTBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -36,7 +37,9 @@ class Family:
         stages: Model -> names of its residual blocks, stage by stage.
         layout: Of a block's input: ``NLC`` tokens, ``NHWC`` or ``NCHW`` maps.
         linears: Role -> path of the frozen linear inside a block; a block may lack some.
-        parts: Role (``attn``, ``mlp_norm``, ``mlp``) -> path of the module inside a block; a block may lack some.
+        parts: Role (``attn_norm``, ``attn``, ``mlp_norm``, ``mlp``) -> path of the module inside a block; a block may
+            lack some.
+        plain: timm's classes of blocks whose attention and MLP get what their norm returns and nothing else reads it.
         final_norm: Path of the last normalisation layer, in front of pooling or classifier; empty if there is none.
         windowed: Attention runs in windows of each block's ``window_size``.
     """
@@ -49,6 +52,7 @@ class Family:
     parts: dict[str, str]
     final_norm: str
     windowed: bool = False
+    plain: tuple[type[nn.Module], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +71,8 @@ class Block:
         heads: Attention heads; 0 where there are none.
         linears: Role (``qkv``, ``proj``, ``fc1``, ``fc2``; ``conv1`` ... ``conv3``) -> dotted path in the model, of
             linear and convolution layers that are called.
-        parts: Role (``attn``, ``mlp_norm``, ``mlp``) -> dotted path in the model, of modules that are called.
+        parts: Role (``attn_norm``, ``attn``, ``mlp_norm``, ``mlp``) -> dotted path in the model, of modules that are
+            called.
     """
 
     name: str
@@ -135,14 +140,31 @@ def _resnet_stages(model: Any) -> list[list[str]]:
 
 _MLP = {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", **_MLP}
-_PARTS = {"attn": "attn", "mlp_norm": "norm2", "mlp": "mlp"}
+_PARTS = {"attn_norm": "norm1", "attn": "attn", "mlp_norm": "norm2", "mlp": "mlp"}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
+    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm", plain=(ViTBlock,)),
     Family("vit", Eva, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
-    Family("swin", SwinTransformer, partial(_nested, "layers"), "NHWC", _LINEARS, _PARTS, "norm", windowed=True),
     Family(
-        "convnext", ConvNeXt, partial(_nested, "stages"), "NCHW", _MLP, {"mlp_norm": "norm", "mlp": "mlp"}, "head.norm"
+        "swin",
+        SwinTransformer,
+        partial(_nested, "layers"),
+        "NHWC",
+        _LINEARS,
+        _PARTS,
+        "norm",
+        windowed=True,
+        plain=(SwinTransformerBlock,),
+    ),
+    Family(
+        "convnext",
+        ConvNeXt,
+        partial(_nested, "stages"),
+        "NCHW",
+        _MLP,
+        {"mlp_norm": "norm", "mlp": "mlp"},
+        "head.norm",
+        plain=(ConvNeXtBlock,),
     ),
     Family("resnet", ResNet, _resnet_stages, "NCHW", {f"conv{i}": f"conv{i}" for i in (1, 2, 3)}, {}, ""),
 )

@@ -13,13 +13,14 @@ from s2a.activations.pack import BITS, packed_bytes
 from s2a.activations.pointwise import LEVEL_KINDS
 from s2a.backbones import Backbone, Block, pooled_features
 from s2a.errors import S2AError
+from s2a.lean import make_lean
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.lrp import LowRankPrompt, max_rank
 from s2a.structure.lsb import LiteSideBranch, Tap
 from s2a.surgery import Edits
 
-Activations = Literal["exact", "paper"]
+Activations = Literal["exact", "paper", "lean"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,7 @@ class S2AConfig:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 to switch it off.")
         if not isinstance(self.train_bias, bool):
             raise S2AError(f"train_bias={self.train_bias!r} is no switch; give True or False.")
-        _choice("activations", self.activations, ("exact", "paper"))
+        _choice("activations", self.activations, ("exact", "paper", "lean"))
         _choice("bits", self.bits, BITS)
         _choice("levels", self.levels, LEVEL_KINDS)
         _choice("lrp_shape", self.lrp_shape, ("preset", "map", "window"))
@@ -157,6 +158,9 @@ class S2A(Method):
             for part in (backbone.model, self.branch):
                 if part is not None:
                     quantize_activations(part, config.bits, config.levels, edits=edits)
+        if config.activations == "lean":
+            make_lean(backbone, self, edits, levels=config.levels)
+        self.lean = config.activations == "lean"
 
     def _add_prompts(self, config: S2AConfig, sites: tuple[Block, ...], backbone: Backbone, edits: Edits) -> None:
         windows = [None if config.lrp_shape == "map" else block.window for block in sites]
@@ -185,6 +189,8 @@ class S2A(Method):
         """Backbone features, and the side branch's behind them, ``(B, C + c)``."""
         if self.branch is None:
             return pooled_features(model, images)
-        self.branch.start()
+        # Under gradient checkpointing blocks run twice, and would run the branch twice with them.
+        again = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
+        self.branch.start(at_once=self.lean and not again)
         features = pooled_features(model, images)
         return torch.cat([features, self.branch.finish()], dim=1)

@@ -47,12 +47,13 @@ class SideBlock(nn.Module):
 
     def forward(self, grid: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """``grid`` ``(B, c, H, W)`` and ``prefix`` ``(B, P, c)`` to the same shapes."""
-        out = self.pw2(self.act(self.dw(self.pw1(grid))))
-        if prefix is None:
-            return out, None
+        return self.pw2(self.act(self.dw(self.pw1(grid)))), None if prefix is None else self.tokens(prefix)
+
+    def tokens(self, prefix: Tensor) -> Tensor:
+        """The two 1x1 convolutions on ``prefix`` ``(B, P, c)``."""
         # The prefix is a slice of all tokens, which a view of it would hold.
         hidden = F.linear(prefix.contiguous(), self.pw1.weight.flatten(1), self.pw1.bias)
-        return out, F.linear(self.act(hidden), self.pw2.weight.flatten(1), self.pw2.bias)
+        return F.linear(self.act(hidden), self.pw2.weight.flatten(1), self.pw2.bias)
 
 
 class Transition(nn.Module):
@@ -114,12 +115,20 @@ class LiteSideBranch(nn.Module):
             if blocks[i].grid != blocks[i - 1].grid or widths[i] != widths[i - 1]:
                 self.transitions[str(i)] = Transition(widths[i - 1], widths[i], blocks[i - 1].grid, blocks[i].grid)
         self._taps: list[Tensor | None] = []
-        self._grad = False
+        self._state: tuple[Tensor | None, Tensor | None] = (None, None)
+        self._grad = self._at_once = False
+        self._done = 0
 
-    def start(self) -> None:
-        """Forgets the taps of an earlier forward pass and opens the branch for the next one."""
+    def start(self, at_once: bool = False) -> None:
+        """Forgets the taps of an earlier forward pass and opens the branch for the next one.
+
+        Args:
+            at_once: Every site runs as soon as its block is tapped, so that no more than one tap is held. Not for
+                blocks under gradient checkpointing: what their forward pass does, it would do again.
+        """
         self._taps = [None] * len(self.blocks)
         self._grad = torch.is_grad_enabled()
+        self._at_once, self._done, self._state = at_once, 0, (None, None)
 
     def tap(self, index: int, x: Tensor) -> None:
         """Keeps the pooled input of tapped block ``index``; a re-run inside gradient checkpointing changes nothing.
@@ -127,7 +136,7 @@ class LiteSideBranch(nn.Module):
         Raises:
             S2AError: A block that runs without gradient inside of a training step.
         """
-        if self._taps and self._taps[index] is None:
+        if self._taps and self._taps[index] is None and index >= self._done:
             if self._grad and not torch.is_grad_enabled():
                 raise S2AError(
                     f"Block {self.blocks[index].name} runs without gradient in a training step (reentrant gradient "
@@ -135,24 +144,36 @@ class LiteSideBranch(nn.Module):
                 )
             axis = 1 if self.blocks[index].layout == "NCHW" else -1
             self._taps[index] = channel_average_pool(x, self.reduction, axis)
+            if self._at_once:
+                self._advance(index + 1)
 
-    def finish(self) -> Tensor:
-        """Runs the branch on the taps: mean over the grid of the last site's output, ``(B, width)``."""
-        taps, self._taps = self._taps, []
-        grid_state: Tensor | None = None
-        prefix_state: Tensor | None = None
-        for i, (block, site, pooled) in enumerate(zip(self.blocks, self.sites, taps, strict=True)):
+    def _advance(self, stop: int) -> None:
+        """Runs the sites up to ``stop`` that have not run, and lets their taps go."""
+        for i in range(self._done, stop):
+            pooled, self._taps[i] = self._taps[i], None
             if pooled is None:
-                raise S2AError(f"Block {block.name} did not run in the backbone's forward pass; nothing to tap.")
-            prefix, grid = split_tokens(pooled, block)
+                name = self.blocks[i].name
+                raise S2AError(f"Block {name} did not run in the backbone's forward pass; nothing to tap.")
+            grid_state, prefix_state = self._state
+            prefix, grid = split_tokens(pooled, self.blocks[i])
+            del pooled
             if grid_state is not None:
                 if str(i) in self.transitions:
                     grid_state, prefix_state = self.transitions[str(i)](grid_state), None
                 grid = grid + grid_state  # type: ignore[operator]
                 prefix = prefix + prefix_state if prefix is not None and prefix_state is not None else prefix
-            grid_state, prefix_state = site(grid, prefix)
-        assert grid_state is not None
-        return self.readout(grid_state, prefix_state)
+            self._state = self.sites[i](grid, prefix)
+            self._done = i + 1
+
+    def finish(self) -> Tensor:
+        """Runs the branch on the taps: mean over the grid of the last site's output, ``(B, width)``."""
+        try:
+            self._advance(len(self.blocks))
+            grid_state, prefix_state = self._state
+            assert grid_state is not None
+            return self.readout(grid_state, prefix_state)
+        finally:
+            self._taps, self._state = [], (None, None)
 
     def keeps(self, batch_size: int, activation_bytes: Callable[[int], int]) -> dict[str, int]:
         """Bytes that the branch holds for the backward pass in fp32, by module.

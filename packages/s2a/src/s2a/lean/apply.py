@@ -1,0 +1,98 @@
+"""Puts lean activations on a model, in place and undoable."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from s2a.activations.quantize import quantize_activations
+from s2a.backbones import Backbone, Block, family_of
+from s2a.lean import fused, layerwise
+from s2a.lean.branch import Keep
+from s2a.structure.lsb import SideBlock, Transition
+from s2a.surgery import Edits
+
+ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
+"""A block's branches -> the roles of norm and body in ``Block.parts``."""
+
+DEFAULTS = {"attn": Keep(norm=8, inner=0), "mlp": Keep(norm=4, inner=4)}
+"""Without a plan: q, k, v from 8-bit codes again, the activation's derivative in 4 bits."""
+
+Plan = Mapping[tuple[str, str], Keep]
+"""(block, branch) -> what it keeps."""
+
+
+def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
+    """Block, branch, norm and body of every branch that has both, in forward order."""
+    plain = family_of(backbone.model).plain
+    found = []
+    for block in backbone.blocks:
+        if type(backbone.module(block.name)) not in plain:
+            continue
+        for branch, (norm, body) in ROLES.items():
+            if norm in block.parts and body in block.parts:
+                found.append((block, branch, backbone.module(block.parts[norm]), backbone.module(block.parts[body])))
+    return found
+
+
+def make_lean(
+    backbone: Backbone, method: nn.Module, edits: Edits, *, plan: Plan | None = None, levels: str = "derivative"
+) -> None:
+    """Makes everything that a backbone and a method's own modules keep for the backward pass small.
+
+    Branches of known blocks run as one step that keeps the codes of their norm and activation (``fused``); other
+    layers keep codes each (``layerwise``). The forward pass is the stock one up to the order of sums.
+
+    Args:
+        backbone: With the method's hooks in place.
+        method: The method's modules.
+        edits: Log that takes it back.
+        plan: Bits of every branch; what it leaves out has ``DEFAULTS``.
+        levels: Kind of the activations' levels.
+    """
+    plan = plan or {}
+    for part in (backbone.model, method):
+        quantize_activations(part, 4, levels, softmax=False, edits=edits)
+        for module in part.modules():
+            _layerwise(module, edits)
+    blocks: dict[str, list[fused.Branch]] = {}
+    for block, role, norm, body in branches_of(backbone):
+        module = backbone.module(block.name)
+        if "forward" in module.__dict__:
+            continue
+        stock = body.forward
+        keep = plan.get((block.name, role), DEFAULTS[role])
+        windows = block.window if role == "attn" else None
+        branch = fused.Branch(block.name, norm, body, keep, levels, stock, windows)
+        if branch.obstacle() is None:
+            blocks.setdefault(block.name, []).append(branch)
+    for name, branches in blocks.items():
+        for branch in branches:
+            for module, forward in ((branch.norm, fused.norm_forward), (branch.body, fused.body_forward)):
+                edits.override(module, "s2a_branch", branch)
+                edits.override(module, "forward", forward)
+        edits.override(backbone.module(name), "s2a_branches", tuple(branches))
+        edits.override(backbone.module(name), "forward", fused.block_forward)
+
+
+_FORWARDS: dict[type[nn.Module], Any] = {
+    **dict.fromkeys(fused.LAYER_NORMS, fused.lean_norm_forward),
+    nn.BatchNorm2d: layerwise.batch_norm_forward,
+    SideBlock: layerwise.side_block_forward,
+    Transition: layerwise.transition_forward,
+}
+
+
+def _layerwise(module: nn.Module, edits: Edits) -> None:
+    kind: Any = type(module)
+    if kind in _FORWARDS:
+        trained = any(p.requires_grad for n, p in module.named_parameters(recurse=False) if n == "weight")
+        small = kind in fused.LAYER_NORMS and not trained
+        edits.override(module, "s2a_norm_bits", 4 if small else 8)
+        edits.override(module, "forward", _FORWARDS[kind])
+    elif "fused_attn" in module.__dict__:
+        edits.override(module, "s2a_qkv_bits", 8)
+        edits.override(module, "fused_attn", True)
+        edits.override(module, "forward", layerwise.attention_forward)

@@ -1,0 +1,191 @@
+"""A norm and the attention behind it as one step: q, k, v and the map are computed again in the backward pass.
+
+Or q, k, v are kept as codes. Their attention is computed again from them either way, map and sums of exponentials
+together: numbers of the exact map beside approximate q and k would be wrong by factors.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from s2a.lean import ops
+from s2a.lean.branch import Shape, like, put_rows, rows_of, total
+from s2a.lean.layers import Layer, spans
+
+
+class _Attention(torch.autograd.Function):
+    """proj(attention(qkv(norm(x)))); tensors: the norm's weight and bias, then W, b, A, U of both layers."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, shape: Shape, x: Tensor, bias: Tensor | None, mask: Tensor | None, *tensors: Tensor | None
+    ) -> Tensor:
+        norm_weight, norm_bias = tensors[:2]
+        first, second = _layers(shape, tensors, (False,) * 10)
+        items, tokens, _ = x.shape
+        out = torch.empty(items, tokens, len(second.weight), dtype=shape.dtype, device=x.device)
+        kept: list[Tensor] = []
+        multiple = 1 if mask is None else len(mask)
+        parts = list(spans(items, tokens * len(first.weight), multiple))
+        for part in parts:
+            h, *codes = ops.norm_pack(rows_of(x, part, False), norm_weight, norm_bias, shape.eps, shape.keep.norm)
+            kept += codes
+            qkv = first(h.to(shape.dtype))
+            del h
+            if shape.keep.inner:
+                kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), shape.keep.inner)
+            added = _added(shape, bias, mask, part)
+            mixed = attend(*split(qkv, tokens, shape.heads), added, shape.scale)
+            del qkv, added
+            put_rows(out, part, second(mixed), False)
+            del mixed
+        ctx.shape, ctx.parts, ctx.like = shape, parts, (x.shape, x.dtype)
+        ctx.save_for_backward(*tensors, bias, mask, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        shape: Shape = ctx.shape
+        tensors, (bias, mask), kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:12], list(ctx.saved_tensors[12:])
+        needs = ctx.needs_input_grad[4:]
+        norm_weight, norm_bias = tensors[:2]
+        first, second = _layers(shape, tensors, needs)
+        tokens, columns = ctx.like[0][1:]
+        out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
+        weight_sum = bias_sum = added_sum = None
+        each = 5 if shape.keep.inner else 3
+        for i, part in enumerate(ctx.parts):
+            codes, numbers, rstd, *inner = kept[i * each : (i + 1) * each]
+            g = rows_of(grad, part, False)
+            h = None
+            if not inner or first.reads_input:
+                h = ops.norm_rebuild(codes, numbers, norm_weight, norm_bias, columns, shape.keep.norm, shape.dtype)
+            if inner:
+                width = len(first.weight)
+                qkv = ops.rows_unpack(*inner, width // 3, shape.keep.inner, shape.dtype).view(-1, width)
+            else:
+                qkv = first(h)  # type: ignore[arg-type]
+            if not first.reads_input:
+                h = None
+            dmixed = second.input_grad(g)
+            want = ctx.needs_input_grad[2]
+            mixed, dqkv, dadded = attend_backward(
+                qkv, dmixed, tokens, shape.heads, _added(shape, bias, mask, part), shape.scale, want
+            )
+            del qkv, dmixed
+            if dadded is not None and bias is not None:
+                added_sum = total(added_sum, dadded.sum_to_size(bias.shape), True)
+            second.gather(g, mixed if second.reads_input else None)
+            del g, mixed
+            first.gather(dqkv, h)
+            del h
+            dh = first.input_grad(dqkv)
+            del dqkv
+            own = ops.norm_backward(
+                dh, codes, numbers, rstd, norm_weight, shape.keep.norm, needs[0], out[part].view(-1, columns)
+            )
+            weight_sum, bias_sum = total(weight_sum, own[0], needs[0]), total(bias_sum, own[1], needs[1])
+            del dh
+        norm = (like(norm_weight, weight_sum), like(norm_bias, bias_sum))
+        moved = out if ctx.needs_input_grad[1] else None
+        return None, moved, like(bias, added_sum), None, *norm, *first.grads(), *second.grads()
+
+
+def _layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer]:
+    first = Layer(*tensors[2:6], scale=shape.scales[0], needs=tuple(needs[2:6]))
+    second = Layer(*tensors[6:10], scale=shape.scales[1], needs=tuple(needs[6:10]))
+    return first.to(shape.dtype), second.to(shape.dtype)
+
+
+def _added(shape: Shape, bias: Tensor | None, mask: Tensor | None, part: slice) -> Tensor | None:
+    """What is added to the scores of a chunk of windows, broadcastable to ``(items, heads, N, N)``."""
+    if bias is None and mask is None:
+        return None
+    if mask is None:
+        return bias.to(shape.dtype)  # type: ignore[union-attr]
+    full = mask.unsqueeze(1) if bias is None else bias + mask.unsqueeze(1)  # (windows, heads, N, N)
+    images = (part.stop - part.start) // len(mask)
+    return full.to(shape.dtype).repeat(images, 1, 1, 1)
+
+
+def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, ...]:
+    """Rows of a fused projection ``(items * N, 3 H d)`` to q, k, v ``(items, H, N, d)``, views."""
+    return qkv.view(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
+    """Attention's output as rows, ``(items * N, H d)``."""
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+    return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
+
+
+def attend_backward(
+    qkv: Tensor, grad: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float, want_added: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Attention once more, and its backward pass, by autograd on leaves of their own.
+
+    Args:
+        qkv: ``(items * N, 3 H d)``.
+        grad: Of the output's rows, ``(items * N, H d)``.
+        tokens: N.
+        heads: H.
+        added: To the scores.
+        scale: Of the scores.
+        want_added: Whether ``added`` has a gradient.
+
+    Returns:
+        The output's rows, the gradient of ``qkv``, and that of ``added``.
+    """
+    if torch.compiler.is_compiling():
+        return _attend_backward_written_out(qkv, grad, tokens, heads, added, scale, want_added)
+    with torch.enable_grad():
+        leaf = qkv.detach().requires_grad_()
+        if added is not None:
+            added = added.detach().requires_grad_(want_added)
+        mixed = attend(*split(leaf, tokens, heads), added, scale)
+        wanted = [leaf, added] if want_added and added is not None else [leaf]
+        found = torch.autograd.grad(mixed, wanted, grad)
+    return mixed.detach(), found[0], found[1] if len(found) > 1 else None
+
+
+def _attend_backward_written_out(
+    qkv: Tensor, grad: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float, want_added: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The same without autograd, for compilers: a graph within a backward pass is none that they can trace."""
+    q, k, v = split(qkv, tokens, heads)
+    scores = (q @ k.transpose(-2, -1)) * scale
+    attention = (scores if added is None else scores + added).softmax(-1)
+    out = attention @ v
+    dout = grad.view(-1, tokens, heads, v.shape[-1]).transpose(1, 2)
+    dv = attention.transpose(-2, -1) @ dout
+    moved = dout @ v.transpose(-2, -1)
+    dscores = attention * (moved - (moved * attention).sum(-1, keepdim=True))
+    dq, dk = (dscores @ k) * scale, (dscores.transpose(-2, -1) @ q) * scale
+    dqkv = torch.stack([dq, dk, dv]).permute(1, 3, 0, 2, 4).reshape(qkv.shape)
+    mixed = out.transpose(1, 2).reshape(-1, grad.shape[1])
+    return mixed, dqkv, dscores if want_added else None
+
+
+def attention(
+    shape: Shape, x: Tensor, bias: Tensor | None, mask: Tensor | None, tensors: tuple[Tensor | None, ...]
+) -> Tensor:
+    """Attention of a block on its norm's input.
+
+    Args:
+        shape: What is kept, and how.
+        x: ``(items, N, C)``: images, or windows, those of one image one after the other.
+        bias: Added to all scores, broadcastable to ``(items, heads, N, N)``.
+        mask: ``(windows, N, N)``, added to the scores of an image's windows.
+        tensors: Weight and bias of the norm; W, b, A and U of both linear layers.
+
+    Returns:
+        ``(items, N, C)`` in ``shape.dtype``.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _Attention.apply(shape, x, bias, mask, *tensors)  # type: ignore[no-any-return]

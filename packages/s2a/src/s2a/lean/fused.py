@@ -1,0 +1,237 @@
+"""Fused branches in a timm block: its norm hands its input on, and the attention or MLP behind it does the norm's work.
+
+The block's own forward stays timm's: residual sums, layer scales, dropped paths, and all that hooks do at the block, in
+front of the norm, and with what attention or MLP put out. A branch is fused for one forward pass at a time: whatever
+was changed in it meanwhile sends it back to separate layers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from typing import Any
+
+import timm.layers
+import torch
+from timm.layers import Attention, Mlp
+from timm.models.swin_transformer import WindowAttention
+from torch import Tensor, nn
+
+from s2a.activations.quantize import ACTIVATIONS
+from s2a.lean.attention import attention
+from s2a.lean.branch import Keep, Shape, compute_dtype
+from s2a.lean.mlp import mlp
+from s2a.lean.norm import layer_norm
+
+LAYER_NORMS: dict[type[nn.Module], bool] = {
+    nn.LayerNorm: False,
+    timm.layers.LayerNorm: False,
+    timm.layers.LayerNorm2d: True,
+}
+"""Norm -> whether it takes maps ``(B, C, H, W)``."""
+
+_BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
+    Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
+    WindowAttention: ("qkv", "proj", ("attn_drop",), ()),
+    Mlp: ("fc1", "fc2", ("drop1",), ("norm",)),
+}
+"""Attention or MLP -> first and last linear layer, dropouts between them, and what must not be there."""
+
+
+def activation_key(module: nn.Module) -> str | None:
+    """An activation module's name in ``reference.FORWARDS``."""
+    if type(module) not in ACTIVATIONS or isinstance(module, nn.LeakyReLU):
+        return None
+    name = ACTIVATIONS[type(module)][0]
+    tanh = getattr(module, "approximate", "none") == "tanh" or isinstance(module, timm.layers.GELUTanh)
+    return "gelu_tanh" if name == "gelu" and tanh else name
+
+
+def low_rank_of(layer: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
+    """A, U and scale of the low-rank updates that hooks add to a linear layer's output."""
+    owners = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
+    return [owner.low_rank() for owner in owners if _is_low_rank(owner)]
+
+
+def _is_low_rank(owner: Any) -> bool:
+    return getattr(owner, "low_rank", None) is not None and owner.low_rank() is not None
+
+
+def _hooks(module: nn.Module) -> list[Any]:
+    return [*module._forward_pre_hooks.values(), *module._backward_hooks.values(), *module._backward_pre_hooks.values()]
+
+
+def _reads_output_only(hook: Any) -> bool:
+    return getattr(getattr(hook, "__self__", None), "reads_output_only", False)
+
+
+@dataclasses.dataclass(eq=False)
+class Branch:
+    """One norm and the attention or MLP behind it.
+
+    Attributes:
+        name: The block's path.
+        norm: The norm.
+        body: Attention or MLP.
+        keep: Bits.
+        levels: Kind of the activation's levels.
+        stock: The body's forward without fusion.
+        windows: Height and width of attention's windows on a map; the map must be whole windows.
+        inside: The block is running: outside of it the norm is a norm like any other.
+        open: The norm handed its input on; the body does the rest.
+        warned: The fallback was said.
+    """
+
+    name: str
+    norm: nn.Module
+    body: nn.Module
+    keep: Keep
+    levels: str
+    stock: Any
+    windows: tuple[int, int] | None = None
+    inside: bool = False
+    open: bool = False
+    warned: bool = False
+
+    @property
+    def layers(self) -> tuple[Any, Any]:
+        """The first and the last linear layer."""
+        first, last, _, _ = _BODIES[type(self.body)]
+        return getattr(self.body, first), getattr(self.body, last)
+
+    def obstacle(self) -> str | None:
+        """What keeps the branch from being fused as it is now; ``None``: nothing."""
+        if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
+            return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
+        first, last, dropouts, foreign = _BODIES[type(self.body)]
+        for name in foreign:
+            if not isinstance(getattr(self.body, name), nn.Identity | None):
+                return f"{name} is {type(getattr(self.body, name)).__name__}"
+        for name in dropouts:
+            drop = getattr(self.body, name)
+            if type(drop) not in (nn.Dropout, nn.Identity) or (drop.training and getattr(drop, "p", 0) > 0):
+                return f"{name} drops between the layers"
+        if isinstance(self.body, Mlp) and activation_key(self.body.act) is None:
+            return f"{type(self.body.act).__name__} has no code"
+        for name in (first, last):
+            layer = getattr(self.body, name)
+            kind = nn.Conv2d if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else nn.Linear
+            if type(layer) is not kind or (kind is nn.Conv2d and layer.groups != 1):
+                return f"{name} is {type(layer).__name__}"
+            if (kind is nn.Conv2d) != LAYER_NORMS[type(self.norm)]:
+                return f"{name} and the norm take different layouts"
+            if _hooks(layer) or not _forwards_are(layer, kind):
+                return f"{name} has hooks or a forward of its own"
+            updates = low_rank_of(layer)
+            others = [h for h in layer._forward_hooks.values() if not _is_low_rank(getattr(h, "__self__", None))]
+            if len(updates) > 1 or (updates and (kind is nn.Conv2d or (name == last and self._codes_alone))):
+                return f"{name} has updates that need its exact input"
+            if others and (name == first or not all(map(_reads_output_only, others))):
+                return f"{name} has a hook"
+        if self.norm._forward_hooks or self.norm._backward_hooks or self.norm._backward_pre_hooks:
+            return "the norm has a hook"
+        if _hooks(self.body) or not all(map(_reads_output_only, self.body._forward_hooks.values())):
+            return f"{type(self.body).__name__} has a hook"
+        if self.layers[1].weight.requires_grad and self._codes_alone:
+            return f"{last} trains and needs its exact input"
+        return None
+
+    @property
+    def _codes_alone(self) -> bool:
+        """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
+        return isinstance(self.body, Mlp) and self.keep.inner > 0
+
+    def takes(self, x: Tensor) -> bool:
+        """Whether this forward pass on ``x`` runs fused."""
+        if not self.inside or not torch.is_grad_enabled():
+            return False
+        if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
+            return False  # Padding: the norm of a padded zero is its bias, not zero.
+        if not (x.requires_grad or any(p.requires_grad for m in (self.norm, self.body) for p in m.parameters())):
+            if not any(low_rank_of(layer) for layer in self.layers):
+                return False
+        why = None if torch.compiler.is_compiling() else self.obstacle()
+        if why is not None and not self.warned:
+            self.warned = True
+            warnings.warn(
+                f"Block {self.name} was changed after lean activations were set up ({why}): its layers now keep their "
+                "inputs one by one, which takes more memory.",
+                stacklevel=2,
+            )
+        return why is None
+
+    def run(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The body's output for the norm's input."""
+        norm: Any = self.norm
+        first, last = self.layers
+        layers, scales = [], []
+        for layer in (first, last):
+            a, u, scale = next(iter(low_rank_of(layer)), (None, None, 1.0))
+            layers += [layer.weight.flatten(1), layer.bias, a, u]
+            scales.append(scale)
+        tensors = (norm.weight, norm.bias, *layers)
+        common = {"scales": tuple(scales), "dtype": compute_dtype(x, first.weight)}
+        body: Any = self.body
+        if isinstance(body, Mlp):
+            maps = LAYER_NORMS[type(norm)]
+            key = activation_key(body.act)
+            assert key is not None
+            out = mlp(Shape(self.keep, norm.eps, maps, key, self.levels, **common), x, tensors)
+            drop = body.drop2
+        else:
+            bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
+            shape = Shape(self.keep, norm.eps, heads=body.num_heads, scale=body.scale, **common)
+            out = attention(shape, x, bias, mask, tensors)
+            drop = body.proj_drop
+        for hook in last._forward_hooks.values():
+            if _reads_output_only(hook):
+                changed = hook(last, (), out)
+                out = out if changed is None else changed
+        return drop(out)
+
+
+def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
+    own = layer.__dict__.get("forward")
+    return own is None or (kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a."))
+
+
+def norm_forward(self: Any, x: Tensor) -> Tensor:
+    """A norm in front of a fused branch hands its input on; otherwise it is a lean norm."""
+    branch: Branch = self.s2a_branch
+    branch.open = branch.takes(x)
+    return x if branch.open else lean_norm_forward(self, x)
+
+
+def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
+    """A layer norm that keeps codes, where a gradient is asked for."""
+    wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
+    if not torch.is_grad_enabled() or not wanted:
+        return type(self).forward(self, x)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.float()  # As autocast does for norms.
+    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_norm_bits, LAYER_NORMS[type(self)])
+
+
+def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """Attention or MLP of a fused branch, on what the norm got; otherwise as without fusion, on what it returned."""
+    branch: Branch = self.s2a_branch
+    opened, branch.open = branch.open, False
+    if not opened:
+        return branch.stock(x, *args, **kwargs)
+    if isinstance(self, WindowAttention):
+        return branch.run(x, *args, **kwargs)
+    if any(value is not None and value is not False for value in (*args, *kwargs.values())):
+        return branch.stock(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask of someone else's.
+    return branch.run(x)
+
+
+def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
+    """A block's own forward, during which its norms may hand their inputs on."""
+    for branch in self.s2a_branches:
+        branch.inside, branch.open = True, False
+    try:
+        return type(self).forward(self, *args, **kwargs)
+    finally:
+        for branch in self.s2a_branches:
+            branch.inside = branch.open = False

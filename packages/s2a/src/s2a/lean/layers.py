@@ -1,0 +1,123 @@
+"""Linear layers inside a fused branch: forward with low-rank updates, and gradients gathered over chunks of images."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CHUNK = 5 << 20
+"""Elements of the widest matrix that a chunk of images makes: 21 MB in float32. A multiple of what fills any device."""
+
+
+def spans(items: int, width: int, multiple: int = 1) -> Iterator[slice]:
+    """Even chunks of a batch.
+
+    Args:
+        items: Images (or windows) of the batch.
+        width: Elements of the widest matrix that one of them makes.
+        multiple: A chunk holds a multiple of that many items.
+    """
+    groups = -(-items // multiple)
+    count = -(-groups // max(1, CHUNK // max(width * multiple, 1)))
+    size = -(-groups // max(count, 1)) * multiple
+    for start in range(0, items, max(size, 1)):
+        yield slice(start, min(start + size, items))
+
+
+@dataclasses.dataclass
+class Layer:
+    """A linear layer y = x W^T + b + scale * (x A^T) U^T, by its tensors, and the gradients asked for.
+
+    Attributes:
+        weight: W ``(out, in)``.
+        bias: b ``(out,)``.
+        a: A ``(r, in)`` of a low-rank update.
+        u: U ``(out, r)`` of it.
+        scale: Its factor.
+        needs: Whether each of W, b, A, U wants a gradient.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None
+    u: Tensor | None
+    scale: float
+    needs: tuple[bool, ...] = (False,) * 4
+    _dtypes: tuple[Any, ...] = ()
+
+    def __post_init__(self) -> None:
+        tensors = (self.weight, self.bias, self.a, self.u)
+        self._dtypes = tuple(None if t is None else t.dtype for t in tensors)
+        self._sums: list[Tensor | None] = [
+            torch.zeros(t.shape, dtype=torch.promote_types(t.dtype, torch.float32), device=t.device)
+            if needed and t is not None
+            else None
+            for needed, t in zip(self.needs, tensors, strict=True)
+        ]
+
+    def to(self, dtype: torch.dtype) -> Layer:
+        """The same layer with its tensors in the dtype that the product runs in; gradients keep their own."""
+        if self.weight.dtype != dtype or (self.bias is not None and self.bias.dtype != dtype):
+            self.weight = self.weight.to(dtype)
+            self.bias = None if self.bias is None else self.bias.to(dtype)
+        if self.a is not None and self.u is not None:
+            self.a, self.u = self.a.to(dtype), self.u.to(dtype)
+        return self
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``(R, in)`` to ``(R, out)``."""
+        out = F.linear(x, self.weight, self.bias)
+        if self.a is not None and self.u is not None:
+            out.addmm_(x @ self.a.t(), self.u.t(), alpha=self.scale)
+        return out
+
+    @property
+    def reads_input(self) -> bool:
+        """Whether a gradient needs the layer's input."""
+        return self.needs[0] or self.needs[2] or self.needs[3]
+
+    def gather(self, grad: Tensor, x: Tensor | None, bias: Tensor | None = None) -> None:
+        """Adds one chunk to the gradients of the layer's tensors.
+
+        Args:
+            grad: Of the output, ``(R, out)``.
+            x: The input, ``(R, in)``, where ``reads_input``.
+            bias: The columns' sums of ``grad``, where they are known.
+        """
+        weight_sum, bias_sum, a_sum, u_sum = self._sums
+        if bias_sum is not None:
+            bias_sum += grad.sum(0, dtype=bias_sum.dtype) if bias is None else bias
+        if x is None:
+            return
+        if weight_sum is not None:
+            _add_product(weight_sum, grad, x, 1.0)
+        if a_sum is not None and self.u is not None:
+            _add_product(a_sum, grad @ self.u, x, self.scale)
+        if u_sum is not None and self.a is not None:
+            _add_product(u_sum, grad, x @ self.a.t(), self.scale)
+
+    def input_grad(self, grad: Tensor) -> Tensor:
+        """Gradient of the input ``(R, in)`` for that of the output ``(R, out)``."""
+        out = grad @ self.weight
+        if self.a is not None and self.u is not None:
+            out.addmm_(grad @ self.u, self.a, alpha=self.scale)
+        return out
+
+    def grads(self) -> list[Tensor | None]:
+        """What was gathered: gradients of W, b, A, U, each in the dtype of its tensor."""
+        return [
+            None if total is None else total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)
+        ]
+
+
+def _add_product(total: Tensor, grad: Tensor, x: Tensor, factor: float) -> None:
+    """total += factor * grad^T x."""
+    if total.dtype == grad.dtype:
+        total.addmm_(grad.t(), x, alpha=factor)
+    else:
+        total.add_(grad.t() @ x, alpha=factor)

@@ -1,0 +1,118 @@
+"""Norms that keep codes of their normalised input, where they are not part of a fused branch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from s2a.lean import ops
+from s2a.lean.branch import like, put_rows, rows_of, total
+from s2a.lean.layers import spans
+
+
+class _LayerNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, bits: int, first: bool
+    ) -> Tensor:
+        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        parts = list(spans(len(x), x[:1].numel()))
+        kept: list[Tensor] = []
+        for part in parts:
+            h, *codes = ops.norm_pack(rows_of(x, part, first), weight, bias, eps, bits)
+            kept += codes
+            put_rows(out, part, h, first)
+        ctx.parts, ctx.bits, ctx.first, ctx.like = parts, bits, first, (x.shape, x.dtype)
+        ctx.save_for_backward(weight, bias, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, bias, *kept = ctx.saved_tensors
+        out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
+        weight_sum = bias_sum = None
+        for i, part in enumerate(ctx.parts):
+            rows = rows_of(grad, part, ctx.first)
+            moved = rows.new_empty(rows.shape, dtype=ctx.like[1])
+            own = ops.norm_backward(rows, *kept[3 * i : 3 * i + 3], weight, ctx.bits, ctx.needs_input_grad[1], moved)
+            weight_sum = total(weight_sum, own[0], ctx.needs_input_grad[1])
+            bias_sum = total(bias_sum, own[1], ctx.needs_input_grad[2])
+            put_rows(out, part, moved, ctx.first)
+        moved = out if ctx.needs_input_grad[0] else None
+        return moved, like(weight, weight_sum), like(bias, bias_sum), None, None, None
+
+
+def layer_norm(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, bits: int, channels_first: bool = False
+) -> Tensor:
+    """Layer normalisation over the channels that keeps its normalised input in ``bits`` bits.
+
+    Args:
+        x: ``(B, ..., C)``, or maps ``(B, C, H, W)``.
+        weight: ``(C,)``.
+        bias: ``(C,)``.
+        eps: Added to the variance.
+        bits: One of ``rows.WIDTHS``.
+        channels_first: Maps.
+    """
+    with torch.autocast(x.device.type, enabled=False):
+        return _LayerNorm.apply(x, weight, bias, eps, bits, channels_first)  # type: ignore[no-any-return]
+
+
+class _BatchNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, norm: nn.BatchNorm2d, bits: int, *affine: Tensor | None) -> Tensor:
+        weight, bias = affine
+        # Statistics move as they do in the stock layer.
+        out = nn.BatchNorm2d.forward(norm, x)
+        kept: list[Tensor] = []
+        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
+        rstd = (variance.float() + norm.eps).rsqrt()
+        parts = list(spans(len(x), x[:1].numel()))
+        for part in parts:
+            normed = (x[part].float() - mean.view(1, -1, 1, 1)) * rstd.view(1, -1, 1, 1)
+            kept += ops.rows_pack(normed.flatten(2).flatten(0, 1), bits)
+        ctx.parts, ctx.bits, ctx.like = parts, bits, (x.shape, x.dtype)
+        ctx.save_for_backward(weight, bias, rstd, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        weight, bias, rstd, *kept = ctx.saved_tensors
+        shape, dtype = ctx.like
+
+        def normed(i: int, part: slice) -> Tensor:
+            codes, numbers = kept[2 * i : 2 * i + 2]
+            values = ops.rows_unpack(codes, numbers, shape[2] * shape[3], ctx.bits, torch.float32)
+            return values.view(-1, *shape[1:])
+
+        # Two passes over the chunks: a channel's sums come before any element.
+        dbias = torch.zeros(shape[1], device=grad.device)
+        dweight = torch.zeros_like(dbias)
+        for i, part in enumerate(ctx.parts):
+            dbias += grad[part].float().sum((0, 2, 3))
+            dweight += (grad[part].float() * normed(i, part)).sum((0, 2, 3))
+        moved = None
+        if ctx.needs_input_grad[0]:
+            count = shape[0] * shape[2] * shape[3]
+            scale = rstd if weight is None else rstd * weight.float()
+            moved = torch.empty(shape, dtype=dtype, device=grad.device)
+            for i, part in enumerate(ctx.parts):
+                pulled = normed(i, part).mul_((dweight / count).view(1, -1, 1, 1))
+                pulled += (dbias / count).view(1, -1, 1, 1)
+                moved[part] = (grad[part].float() - pulled) * scale.view(1, -1, 1, 1)
+        found = (like(weight, dweight), like(bias, dbias))
+        wanted = tuple(g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True))
+        return moved, None, None, *wanted
+
+
+def batch_norm(norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
+    """A batch norm in training mode that keeps its normalised input in ``bits`` bits."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _BatchNorm.apply(x, norm, bits, norm.weight, norm.bias)  # type: ignore[no-any-return]
+
