@@ -17,8 +17,8 @@ from s2a.surgery import Edits
 ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 """A block's branches -> the roles of norm and body in ``Block.parts``."""
 
-DEFAULTS = {"attn": Keep(norm=8, inner=0), "mlp": Keep(norm=4, inner=4)}
-"""Without a plan: q, k, v from 8-bit codes again, the activation's derivative in 4 bits."""
+DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
+"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits."""
 
 Plan = Mapping[tuple[str, str], Keep]
 """(block, branch) -> what it keeps."""

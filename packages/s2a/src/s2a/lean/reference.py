@@ -13,6 +13,7 @@ from torch import Tensor
 
 from s2a.activations.pointwise import Code, activation_code
 from s2a.lean.rows import (
+    CODED,
     code_columns,
     code_dtype,
     dequantize_rows,
@@ -62,7 +63,7 @@ def rows_pack(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     codes, numbers = empty_codes(x, bits)
     for piece in _pieces(*x.shape):
         codes[piece], own = quantize_rows(x[piece], bits)
-        if bits <= 8:
+        if bits <= CODED:
             numbers[piece] = own
     return codes, numbers
 
@@ -85,7 +86,7 @@ def norm_pack(
     for piece in _pieces(*x.shape):
         normed = (x[piece] - mean.view(-1, 1)[piece]).mul_(rstd[piece])
         codes[piece], own = quantize_rows(normed, bits)
-        if bits <= 8:
+        if bits <= CODED:
             numbers[piece] = own
     return out, codes, numbers, rstd
 

@@ -2,8 +2,8 @@
 
 A matrix has a row for each token and a column for each channel. Every row is packed on its own, so that a kernel can read
 and write it alone: with ``8 / bits`` codes per byte and ``w`` bytes, byte ``j`` of a row holds columns ``j``, ``j + w``,
-``j + 2w``, ... from the low bits up (both sides of every copy are contiguous). Three bits are a plane of two, then a
-plane of one.
+``j + 2w``, ... from the low bits up (both sides of every copy are contiguous). Other widths are several such planes one
+after the other, the low bits first: three bits are two and one, ten are two and eight, twelve are four and eight.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-WIDTHS = (2, 3, 4, 8, 16, 32)
-"""Bits per element in which a matrix can be kept: codes up to 8, halves at 16, and 32 for the elements as they are."""
+WIDTHS = (2, 3, 4, 8, 10, 12, 16, 32)
+"""Bits per element in which a matrix can be kept: codes up to 12, halves at 16, and 32 for the elements as they are."""
+
+CODED = 12
+"""The widest codes."""
+
+_PLANES = {3: (2, 1), 10: (2, 8), 12: (4, 8)}
 
 _LARGEST_GROUP = 128
 
 
 def row_bytes(columns: int, bits: int) -> int:
-    """Bytes of one row's codes, for ``bits`` of 1, 2, 3, 4 or 8."""
-    if bits == 3:
-        return row_bytes(columns, 2) + row_bytes(columns, 1)
+    """Bytes of one row's codes, for ``bits`` of 1 or ``WIDTHS`` up to 12."""
+    if bits in _PLANES:
+        return sum(row_bytes(columns, plane) for plane in _PLANES[bits])
     return -(-columns * bits // 8) if bits == 8 else -(-columns // (8 // bits))
 
 
 def group_size(columns: int, bits: int) -> int:
-    """Columns that share a minimum and a step: the whole row in 8 bits; fewer in less, where one outlier costs more.
+    """Columns that share a minimum and a step: the whole row in 8 bits or more; fewer in less, where outliers cost more.
 
     The largest divisor of ``columns`` between 32 and 128, or all of them.
     """
@@ -38,17 +43,17 @@ def group_size(columns: int, bits: int) -> int:
 
 def code_dtype(bits: int, dtype: torch.dtype) -> torch.dtype:
     """Type of the tensor that holds the codes of a matrix of ``dtype``."""
-    return torch.uint8 if bits <= 8 else torch.float16 if bits == 16 else dtype
+    return torch.uint8 if bits <= CODED else torch.float16 if bits == 16 else dtype
 
 
 def code_columns(columns: int, bits: int) -> int:
     """Width of that tensor."""
-    return row_bytes(columns, bits) if bits <= 8 else columns
+    return row_bytes(columns, bits) if bits <= CODED else columns
 
 
 def number_shape(rows: int, columns: int, bits: int) -> tuple[int, int, int]:
     """Shape of the numbers that go with the codes: minimum and step of every group of every row."""
-    return (rows, columns // group_size(columns, bits), 2) if bits <= 8 else (0, 0, 2)
+    return (rows, columns // group_size(columns, bits), 2) if bits <= CODED else (0, 0, 2)
 
 
 def number_dtype(bits: int) -> torch.dtype:
@@ -65,18 +70,19 @@ def kept_bytes(rows: int, columns: int, bits: int, element: int = 4) -> int:
         bits: One of ``WIDTHS``.
         element: Bytes of an element at 32 bits: as wide as the matrix is.
     """
-    if bits > 8:
+    if bits > CODED:
         return rows * columns * (2 if bits == 16 else element)
     groups = columns // group_size(columns, bits)
-    return rows * (row_bytes(columns, bits) + 2 * groups * (4 if bits == 8 else 2))
+    return rows * (row_bytes(columns, bits) + 2 * groups * (4 if bits >= 8 else 2))
 
 
 def pack_rows(codes: Tensor, bits: int) -> Tensor:
-    """``(R, C)`` uint8, every value below ``2 ** bits``, to ``(R, row_bytes(C, bits))`` uint8."""
+    """``(R, C)`` integers, every value below ``2 ** bits``, to ``(R, row_bytes(C, bits))`` uint8."""
     if bits == 8:
-        return codes
-    if bits == 3:
-        return torch.cat([pack_rows(codes & 3, 2), pack_rows(codes >> 2, 1)], 1)
+        return codes.to(torch.uint8)
+    if bits in _PLANES:
+        low, high = _PLANES[bits]
+        return torch.cat([pack_rows((codes & ((1 << low) - 1)).to(torch.uint8), low), pack_rows(codes >> low, high)], 1)
     parts, (rows, columns) = 8 // bits, codes.shape
     width = -(-columns // parts)
     if columns < parts * width:
@@ -89,12 +95,14 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
 
 
 def unpack_rows(data: Tensor, columns: int, bits: int) -> Tensor:
-    """The inverse of ``pack_rows``: ``(R, C)`` uint8."""
+    """The inverse of ``pack_rows``: ``(R, C)`` uint8, or int16 for more than 8 bits."""
     if bits == 8:
         return data
-    if bits == 3:
-        low = row_bytes(columns, 2)
-        return unpack_rows(data[:, :low], columns, 2) | (unpack_rows(data[:, low:], columns, 1) << 2)
+    if bits in _PLANES:
+        low, high = _PLANES[bits]
+        dtype, cut = torch.int16 if bits > 8 else torch.uint8, row_bytes(columns, low)
+        above = unpack_rows(data[:, cut:], columns, high).to(dtype) << low
+        return above | unpack_rows(data[:, :cut], columns, low)
     mask, parts = (1 << bits) - 1, 8 // bits
     planes = [(data >> (bits * i)) & mask if i < parts - 1 else data >> (bits * i) for i in range(parts)]
     return torch.cat(planes, 1)[:, :columns]
@@ -114,7 +122,7 @@ def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         Codes ``(R, code_columns(C, bits))``, and numbers ``number_shape(R, C, bits)``: minimum and step.
     """
     rows, columns = x.shape
-    if bits > 8:
+    if bits > CODED:
         return x.to(code_dtype(bits, x.dtype)), x.new_empty(number_shape(rows, columns, bits), dtype=torch.float32)
     groups = x.float().view(rows, -1, group_size(columns, bits))
     top = (1 << bits) - 1
@@ -124,13 +132,14 @@ def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     # The codes refer to the numbers as they are kept.
     unit = step.float()
     codes = (groups - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
-    codes = codes.round_().clamp_(0, top).nan_to_num_(0.0).to(torch.uint8)
+    codes = codes.round_().clamp_(0, top).nan_to_num_(0.0)
+    codes = codes.to(torch.int16 if bits > 8 else torch.uint8)
     return pack_rows(codes.view(rows, columns), bits), torch.cat([low, step], 2)
 
 
 def dequantize_rows(codes: Tensor, numbers: Tensor, columns: int, bits: int, dtype: torch.dtype) -> Tensor:
     """The values of codes, ``(R, C)`` of ``dtype``."""
-    if bits > 8:
+    if bits > CODED:
         return codes.to(dtype)
     rows = len(codes)
     work = torch.promote_types(dtype, torch.float32)
