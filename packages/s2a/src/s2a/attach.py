@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, describe
 from s2a.errors import S2AError
+from s2a.lean import LeanOptions, make_lean
 from s2a.registry import Method, entry_for
 from s2a.surgery import Edits
 
@@ -94,6 +95,8 @@ def attach(
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
+        if isinstance(config, LeanOptions) and config.activations == "lean":
+            make_lean(view, method, edits, levels=getattr(config, "levels", "derivative"))
     except BaseException:
         edits.undo()
         raise

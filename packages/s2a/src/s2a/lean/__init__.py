@@ -2,5 +2,6 @@
 
 from s2a.lean.apply import make_lean
 from s2a.lean.branch import Keep
+from s2a.lean.options import LeanOptions
 
-__all__ = ["Keep", "make_lean"]
+__all__ = ["Keep", "LeanOptions", "make_lean"]

@@ -11,6 +11,7 @@ from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block, family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
+from s2a.lean.class_token import Switch
 from s2a.structure.lsb import SideBlock, Transition
 from s2a.surgery import Edits
 
@@ -75,6 +76,17 @@ def make_lean(
                 edits.override(module, "forward", forward)
         edits.override(backbone.module(name), "s2a_branches", tuple(branches))
         edits.override(backbone.module(name), "forward", fused.block_forward)
+    _narrow_last(backbone, blocks, edits)
+
+
+def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:
+    """Lets the last block of a ViT compute the class token's row alone, where the head reads nothing else."""
+    last = backbone.blocks[-1].name
+    if backbone.reads_class_token and len(blocks.get(last, ())) == 2 and backbone.blocks[-1].heads:
+        switch = Switch(backbone.model)
+        edits.override(backbone.model, "s2a_switch", switch)
+        edits.override(backbone.module(last), "s2a_switch", switch)
+        edits.override(backbone.module(last), "forward", fused.last_block_forward)
 
 
 _FORWARDS: dict[type[nn.Module], Any] = {

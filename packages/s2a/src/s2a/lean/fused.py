@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.lean.attention import attention
 from s2a.lean.branch import Keep, Shape, compute_dtype
+from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
 
@@ -79,6 +80,7 @@ class Branch:
         windows: Height and width of attention's windows on a map; the map must be whole windows.
         inside: The block is running: outside of it the norm is a norm like any other.
         open: The norm handed its input on; the body does the rest.
+        narrow: The attention puts out the class token's row alone.
         warned: The fallback was said.
     """
 
@@ -91,6 +93,7 @@ class Branch:
     windows: tuple[int, int] | None = None
     inside: bool = False
     open: bool = False
+    narrow: bool = False
     warned: bool = False
 
     @property
@@ -181,7 +184,7 @@ class Branch:
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
             shape = Shape(self.keep, norm.eps, heads=body.num_heads, scale=body.scale, **common)
-            out = attention(shape, x, bias, mask, tensors)
+            out = class_attention(shape, x, tensors) if self.narrow else attention(shape, x, bias, mask, tensors)
             drop = body.proj_drop
         for hook in last._forward_hooks.values():
             if _reads_output_only(hook):
@@ -235,3 +238,23 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         for branch in self.s2a_branches:
             branch.inside = branch.open = False
+
+
+def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
+    switch: Switch = self.s2a_switch
+    attn, mlp = self.s2a_branches
+    for branch in self.s2a_branches:
+        branch.inside = True
+    asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
+    narrow = switch.on and not asked and narrows(switch.model, self) and all(b.takes(x) for b in (attn, mlp))
+    for branch in self.s2a_branches:
+        branch.inside = False
+    if not narrow:
+        return block_forward(self, x, *args, **kwargs)
+    try:
+        attn.inside = mlp.inside = attn.narrow = True
+        x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    finally:
+        attn.inside = attn.open = attn.narrow = mlp.inside = mlp.open = False
