@@ -18,11 +18,13 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
+from s2a.backbones import Block
 from s2a.lean.attention import attention
 from s2a.lean.branch import Keep, Shape, compute_dtype
 from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
+from s2a.lean.plan import Site
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -71,12 +73,14 @@ class Branch:
     """One norm and the attention or MLP behind it.
 
     Attributes:
-        name: The block's path.
+        block: Where it is.
+        role: ``"attn"`` or ``"mlp"``.
         norm: The norm.
         body: Attention or MLP.
         keep: Bits.
         levels: Kind of the activation's levels.
         stock: The body's forward without fusion.
+        owner: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
         inside: The block is running: outside of it the norm is a norm like any other.
         open: The norm handed its input on; the body does the rest.
@@ -84,12 +88,14 @@ class Branch:
         warned: The fallback was said.
     """
 
-    name: str
+    block: Block
+    role: str
     norm: nn.Module
     body: nn.Module
     keep: Keep
     levels: str
     stock: Any
+    owner: nn.Module
     windows: tuple[int, int] | None = None
     inside: bool = False
     open: bool = False
@@ -140,6 +146,30 @@ class Branch:
         return None
 
     @property
+    def site(self) -> Site:
+        """The branch as the planner sees it."""
+        first, last = self.layers
+        reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
+        narrow = "s2a_switch" in self.owner.__dict__
+        bits = 0
+        if isinstance(self.body, Mlp):
+            key = activation_key(self.body.act)
+            bits = 1 if key in ("relu", "relu6") else 0
+        inner_tokens = 1 if narrow and self.role == "mlp" else self.block.tokens
+        return Site(
+            self.block.name,
+            self.role,
+            self.block.tokens,
+            first.weight.shape[1],
+            len(first.weight),
+            inner_tokens,
+            bits,
+            reads_first=reads[0],
+            reads_last=reads[1] and self.role == "mlp",
+            fixed=narrow,
+        )
+
+    @property
     def _codes_alone(self) -> bool:
         """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
         return isinstance(self.body, Mlp) and self.keep.inner > 0
@@ -157,7 +187,7 @@ class Branch:
         if why is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"Block {self.name} was changed after lean activations were set up ({why}): its layers now keep their "
+                f"Block {self.block.name} was changed after lean activations were set up ({why}): its layers now keep their "
                 "inputs one by one, which takes more memory.",
                 stacklevel=2,
             )
