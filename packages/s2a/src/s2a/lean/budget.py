@@ -39,8 +39,9 @@ def plan_saved(
         """Bytes of a batch that no branch keeps."""
         return saved(batch) - sum(site.nbytes(now[site.name, site.role], batch) for site in sites)
 
-    one, two = rest(1), rest(2)
-    others = one + (two - one) * (images - 1)  # What is kept is a constant and so much for every image.
+    # What is kept is a constant and so much for every image; of a single image some views are whole storages.
+    two, four = rest(2), rest(4)
+    others = two + (four - two) * (images - 2) // 2
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return make_plan(sites, images, weights + others, budget, lambda site: now[site.name, site.role])
 
