@@ -265,11 +265,11 @@ def memory(
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
     parsed = grid.parse_settings(settings)
-    useless = parsed["train"].keys() - {"precision", "checkpointing"}
+    useless = parsed["train"].keys() - {"precision", "checkpointing", "frozen"}
     if useless:
         raise InputError(
-            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and "
-            "train.checkpointing do."
+            f"memory trains nothing: train.{min(useless)} has no place here; train.precision, "
+            "train.checkpointing and train.frozen do."
         )
     method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
     step = grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"])

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s2a_bench.backbones import create
 from s2a_bench.config import BackboneConfig, TrainConfig
-from s2a_bench.train import precision, set_checkpointing
+from s2a_bench.train import attach, precision, set_checkpointing
 
 MB = 1e6
 """One MB, as in the paper: 1e6 bytes."""
@@ -43,6 +43,7 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     try:
         with precision(train, images.device):
             saved = s2a.saved_bytes(adapted, images).total
+            theory = s2a.theoretical_memory(adapted, len(images)).total
     finally:
         adapted.train(training)
     total = sum(p.numel() for p in adapted.parameters())
@@ -55,7 +56,7 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
         "params_trainable": trainable,
         "params_percent": 100 * trainable / backbone,
         "weights_mb": weights / MB,
-        "theoretical_mb": s2a.theoretical_memory(adapted, len(images)).total / MB,
+        "theoretical_mb": theory / MB,
         "saved_mb": saved / MB,
         "measured_mb": (weights + saved) / MB,
     }
@@ -79,8 +80,8 @@ def memory_row(
     """
     config = s2a.method_config(method, **(options or {}))
     model, expected = create(BackboneConfig(backbone, random_weights=True))
-    adapted = s2a.attach(model, config, num_classes, image_size=expected.size)
     train = train or TrainConfig()
+    adapted = attach(model, config, num_classes, expected.size, train)
     images = torch.randn(train.batch_size, 3, expected.size, expected.size)
     return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
 

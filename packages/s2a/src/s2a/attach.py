@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from s2a.backbones import Backbone, describe
 from s2a.errors import S2AError
 from s2a.lean import Branch, LeanOptions, Plan, make_lean
-from s2a.planning import plan_for
+from s2a.planning import plan_memory
 from s2a.registry import Method, entry_for
 from s2a.surgery import Edits
 
@@ -40,6 +40,7 @@ class Adapted(nn.Module):
         self.config = config
         self.image_size = view.image_size
         self._branches: tuple[Branch, ...] = ()
+        self._plan: Plan | None = None
         self._edits = edits
         # An average of the weights is often frozen before it is saved: what trains is noted here.
         self._trained = tuple(trainable_parameters(self))
@@ -52,7 +53,9 @@ class Adapted(nn.Module):
     @property
     def plan(self) -> Plan | None:
         """What lean activations keep, block by block, and what it comes to; ``None`` without them."""
-        return plan_for(self, self._branches) if self._branches else None
+        if self._plan is None and self._branches:
+            plan_memory(self, batch_size=self.config.budget_batch)
+        return self._plan
 
     def extra_repr(self) -> str:
         """The config, for ``print(adapted)``."""
@@ -107,14 +110,18 @@ def attach(
         edits.override(model, "s2a_method", entry.name)
         branches: tuple[Branch, ...] = ()
         if isinstance(config, LeanOptions) and config.activations == "lean":
-            branches = make_lean(view, method, edits, levels=getattr(config, "levels", "derivative"))
+            branches = make_lean(
+                view, method, edits, levels=getattr(config, "levels", "derivative"), in_place=config.in_place
+            )
         adapted = Adapted(view, config, entry.name, method, head, edits)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
         adapted._branches = branches
         if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
-            log.info("%s", plan_for(adapted, branches))
+            size = config.budget_batch
+            plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
+            log.info("%s", plan)
     except BaseException:
         edits.undo()
         raise

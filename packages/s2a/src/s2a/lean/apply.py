@@ -12,6 +12,8 @@ from s2a.backbones import Backbone, Block, family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
+from s2a.lean.stream import IN_PLACE, stepwise
+from s2a.structure.lrp import LowRankPrompt
 from s2a.structure.lsb import SideBlock, Transition
 from s2a.surgery import Edits
 
@@ -35,7 +37,7 @@ def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Modu
 
 
 def make_lean(
-    backbone: Backbone, method: nn.Module, edits: Edits, *, levels: str = "derivative"
+    backbone: Backbone, method: nn.Module, edits: Edits, *, levels: str = "derivative", in_place: bool = False
 ) -> tuple[fused.Branch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
@@ -47,6 +49,7 @@ def make_lean(
         method: The method's modules.
         edits: Log that takes it back.
         levels: Kind of the activations' levels.
+        in_place: Residual sums and prompts are written over the stream (``stream``).
 
     Returns:
         The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
@@ -74,6 +77,14 @@ def make_lean(
         edits.override(backbone.module(name), "s2a_branches", tuple(branches))
         edits.override(backbone.module(name), "forward", fused.block_forward)
     _narrow_last(backbone, blocks, edits)
+    stepwise(backbone, edits)
+    if in_place:
+        for name in blocks:
+            if type(backbone.module(name)) in IN_PLACE:
+                edits.override(backbone.module(name), "s2a_in_place", True)
+        for module in method.modules():
+            if isinstance(module, LowRankPrompt):
+                edits.override(module, "in_place", True)
     return tuple(branch for branches in blocks.values() for branch in branches)
 
 

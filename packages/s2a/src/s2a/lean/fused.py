@@ -25,6 +25,7 @@ from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
 from s2a.lean.plan import Site
+from s2a.lean.stream import IN_PLACE, writable
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -264,6 +265,8 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     for branch in self.s2a_branches:
         branch.inside, branch.open = True, False
     try:
+        if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
+            return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
     finally:
         for branch in self.s2a_branches:

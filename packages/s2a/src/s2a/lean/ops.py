@@ -154,7 +154,7 @@ def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
 
 @act_pack.register_fake
 def _(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
-    width = row_bytes(u.shape[1], reference.code_of(activation, bits, levels).bits)
+    width = row_bytes(u.shape[1], reference.code_bits(activation, bits))
     return u.new_empty((len(u), width), dtype=torch.uint8)
 
 

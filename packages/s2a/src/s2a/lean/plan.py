@@ -114,6 +114,7 @@ class Plan:
         smallest: The least that could be planned.
         extra_work: Products done again, over those of a step without.
         error: Estimated one minus cosine of the gradients.
+        peak: Simulated bytes of a whole step, where the budget was for that.
     """
 
     keeps: dict[tuple[str, str], Keep]
@@ -123,6 +124,7 @@ class Plan:
     smallest: int
     extra_work: float
     error: float
+    peak: int | None = None
 
     def __str__(self) -> str:
         """The plan as lines of text, like choices together."""
@@ -131,6 +133,8 @@ class Plan:
             f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "
             f"{self.extra_work:.1%} of a step's products again, estimated gradient cosine {1 - self.error:.4f}"
         ]
+        if self.peak is not None:
+            lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
         counts = Counter((role, keep) for (_, role), keep in self.keeps.items())
         for (role, keep), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
             inner = {"attn": "q, k, v", "mlp": "activation"}[role]

@@ -45,6 +45,11 @@ def code_of(activation: str, bits: int, levels: str) -> Code:
     return activation_code(FORWARDS[activation][0], bits, levels)
 
 
+def code_bits(activation: str, bits: int) -> int:
+    """Width of that code."""
+    return 1 if activation in ("relu", "relu6") else bits
+
+
 def _pieces(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, PIECE // max(columns, 1))
     for start in range(0, rows, step):
