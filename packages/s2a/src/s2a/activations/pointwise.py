@@ -53,8 +53,16 @@ class Code:
         if torch.compiler.is_compiling():  # A compiler fuses the search; eager kernels of it are slow.
             borders = torch.tensor(self.borders, dtype=torch.float32, device=device)
             return lambda x: torch.bucketize(x.float(), borders, out_int32=True).to(torch.uint8)
-        table, first = _cells(self.borders)
+        table, first = self.cells()
         return functools.partial(_look_up, table=torch.tensor(table, dtype=torch.uint8, device=device), first=first)
+
+    def cells(self) -> tuple[tuple[int, ...], int]:
+        """Codes of fitted cells as a table over the fine grid, and the index of its first cell.
+
+        Cell k of the grid is ((k - 1) / 128, k / 128] (``CELLS_PER_UNIT``); inputs beyond the table's ends have their
+        codes.
+        """
+        return _cells(self.borders)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of ``x``, uint8, same shape."""

@@ -1,6 +1,7 @@
 """The operators of lean activations in plain torch: the CPU's implementation, and the oracle of all others.
 
-A matrix has one row for each token. Work goes in pieces of rows that stay in a CPU's cache; no temporary is larger.
+A matrix has one row for each token. Work goes in pieces of rows that stay in a CPU's cache, or fill another device; no
+temporary is larger.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2a.activations.pack import chunk_of
 from s2a.activations.pointwise import Code, activation_code
 from s2a.lean.rows import (
     CODED,
@@ -24,9 +26,6 @@ from s2a.lean.rows import (
     row_bytes,
     unpack_rows,
 )
-
-PIECE = 1 << 17
-"""Elements of a piece."""
 
 FORWARDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "gelu": ("gelu", F.gelu),
@@ -45,8 +44,9 @@ def code_of(activation: str, bits: int, levels: str) -> Code:
     return activation_code(FORWARDS[activation][0], bits, levels)
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, PIECE // max(columns, 1))
+def _pieces(x: Tensor, columns: int) -> Iterator[slice]:
+    rows = len(x)
+    step = max(1, chunk_of(rows * columns, x.device) // columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -61,7 +61,7 @@ def empty_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def rows_pack(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """See ``ops.rows_pack``."""
     codes, numbers = empty_codes(x, bits)
-    for piece in _pieces(*x.shape):
+    for piece in _pieces(x, x.shape[1]):
         codes[piece], own = quantize_rows(x[piece], bits)
         if bits <= CODED:
             numbers[piece] = own
@@ -71,7 +71,7 @@ def rows_pack(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def rows_unpack(codes: Tensor, numbers: Tensor, columns: int, bits: int, dtype: torch.dtype) -> Tensor:
     """See ``ops.rows_unpack``."""
     out = torch.empty(len(codes), columns, dtype=dtype, device=codes.device)
-    for piece in _pieces(len(codes), columns):
+    for piece in _pieces(codes, columns):
         out[piece] = dequantize_rows(codes[piece], numbers[piece], columns, bits, dtype)
     return out
 
@@ -82,9 +82,19 @@ def norm_pack(
     """See ``ops.norm_pack``."""
     codes, numbers = empty_codes(x, bits)
     out, mean, rstd = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)
-    rstd = rstd.view(-1, 1)
-    for piece in _pieces(*x.shape):
-        normed = (x[piece] - mean.view(-1, 1)[piece]).mul_(rstd[piece])
+    work = torch.promote_types(x.dtype, torch.float32)
+    mean, rstd = mean.view(-1, 1), rstd.view(-1, 1)
+    rounded = rstd.dtype != work  # A CPU's statistics of halves are halves.
+    if rounded:
+        rstd = torch.empty(rstd.shape, dtype=work, device=x.device)
+    for piece in _pieces(x, x.shape[1]):
+        part = x[piece].to(work)
+        if rounded:
+            variance, middle = torch.var_mean(part, 1, correction=0, keepdim=True)
+            rstd[piece] = variance.add_(eps).rsqrt_()
+        else:
+            middle = mean[piece]
+        normed = (part - middle).mul_(rstd[piece])
         codes[piece], own = quantize_rows(normed, bits)
         if bits <= CODED:
             numbers[piece] = own
@@ -103,7 +113,7 @@ def norm_rebuild(
     """See ``ops.norm_rebuild``."""
     out = torch.empty(len(codes), columns, dtype=dtype, device=codes.device)
     work = torch.promote_types(dtype, torch.float32)
-    for piece in _pieces(len(codes), columns):
+    for piece in _pieces(codes, columns):
         value = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         if weight is None:
             out[piece].copy_(value)
@@ -132,10 +142,17 @@ def norm_backward(
     if weight is None:
         weight = grad.new_ones(columns)
     weight = weight.to(work)
-    for piece in _pieces(*grad.shape):
+    for piece in _pieces(grad, columns):
         normed = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         moved, own_weight, own_bias = torch.ops.aten.native_layer_norm_backward(
-            grad[piece].to(work), normed, [columns], nought[piece], one[piece], weight, weight, [True, want_weight, True]
+            grad[piece].to(work),
+            normed,
+            [columns],
+            nought[piece],
+            one[piece],
+            weight,
+            weight,
+            [True, want_weight, True],
         )
         if want_weight:
             sums[0] += own_weight
@@ -149,7 +166,7 @@ def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
     code, forward = code_of(activation, bits, levels), FORWARDS[activation][1]
     encode = code.encoder(u.device)
     codes = u.new_empty((len(u), row_bytes(u.shape[1], code.bits)), dtype=torch.uint8)
-    for piece in _pieces(*u.shape):
+    for piece in _pieces(u, u.shape[1]):
         part = u[piece]
         codes[piece] = pack_rows(encode(part.reshape(-1)).view(part.shape), code.bits)
         part.copy_(forward(part))
@@ -176,7 +193,7 @@ def act_backward(grad: Tensor, codes: Tensor, activation: str, bits: int, levels
         ]
         table = tables[0]
     width = codes.shape[1]
-    for piece in _pieces(*grad.shape):
+    for piece in _pieces(grad, columns):
         part = grad[piece]
         if code.bits == 3:
             part *= table.index_select(0, unpack_rows(codes[piece], columns, 3).reshape(-1).int()).view(part.shape)
