@@ -13,13 +13,14 @@ from typing import Any, Literal
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, Block
 from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
-class AdapterConfig:
+class AdapterConfig(LeanOptions):
     """How wide the adapters are and where they sit; the defaults are those of the S2A paper's Adapter rows.
 
     Attributes:
@@ -36,6 +37,7 @@ class AdapterConfig:
     std: float = 1e-3
 
     def __post_init__(self) -> None:
+        self.check_lean()
         for name in ("width", "reduction"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
@@ -59,6 +61,8 @@ class Bottleneck(nn.Module):
             otherwise both are linear, on tokens ``(..., C)``.
         channels_last: The maps come as ``(B, H, W, C)``.
     """
+
+    reads_output_only = True  # Lean branches do not have the input that a hook is given.
 
     def __init__(self, channels: int, width: int, std: float, spatial: bool, channels_last: bool) -> None:
         super().__init__()

@@ -9,13 +9,14 @@ from typing import Any
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, Block, called, channel_axis
 from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
-class AdaptFormerConfig:
+class AdaptFormerConfig(LeanOptions):
     """How wide the bottlenecks are and how much they add; the defaults are the AdaptFormer paper's.
 
     Attributes:
@@ -29,6 +30,7 @@ class AdaptFormerConfig:
     dropout: float = 0.1
 
     def __post_init__(self) -> None:
+        self.check_lean()
         if not isinstance(self.width, int) or isinstance(self.width, bool) or self.width < 1:
             raise S2AError(f"width={self.width!r} is not a size; give an integer of at least 1 (the paper's is 64).")
         if not 0 < self.scale < math.inf:
@@ -48,6 +50,8 @@ class Parallel(nn.Module):
         config: Width w, scale and dropout.
         maps: x is ``(B, C, H, W)`` and both layers are 1 x 1 convolutions; otherwise ``(..., C)``, and both linear.
     """
+
+    reads_output_only = True  # Lean branches do not have the input that a hook is given.
 
     def __init__(self, channels: int, config: AdaptFormerConfig, maps: bool) -> None:
         super().__init__()

@@ -10,6 +10,7 @@ import dataclasses
 
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.surgery import Edits
@@ -17,8 +18,11 @@ from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
-class BiasConfig:
+class BiasConfig(LeanOptions):
     """Bias tuning has nothing to choose."""
+
+    def __post_init__(self) -> None:
+        self.check_lean()
 
 
 @register_method("bias", BiasConfig)

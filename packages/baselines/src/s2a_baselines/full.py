@@ -5,14 +5,18 @@ from __future__ import annotations
 import dataclasses
 
 from s2a.backbones import Backbone
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
-class FullConfig:
+class FullConfig(LeanOptions):
     """Full fine-tuning has nothing to choose."""
+
+    def __post_init__(self) -> None:
+        self.check_lean()
 
 
 @register_method("full", FullConfig)

@@ -10,6 +10,7 @@ from typing import Any
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, Block, called
 from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from torch import Tensor, nn
@@ -24,7 +25,7 @@ _MULTIPLE = re.compile(r"r\*[0-9]+(\.[0-9]+)?")
 
 
 @dataclasses.dataclass(frozen=True)
-class LoRAConfig:
+class LoRAConfig(LeanOptions):
     """Where the updates go and how large they are; the defaults are those of the S2A paper's LoRA row.
 
     Attributes:
@@ -49,6 +50,7 @@ class LoRAConfig:
     train_a: bool = True
 
     def __post_init__(self) -> None:
+        self.check_lean()
         for name, least in (("rank", 0), ("reduction", 1)):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -112,6 +114,16 @@ class Update(nn.Module):
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
         """Forward hook of the frozen layer."""
         return output + self(args[0])
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
+        """A, B and the scale: all that there is to say of the update of a linear layer while nothing is dropped.
+
+        A lean branch takes the update's input from what its norm keeps, and asks for this instead of running the hook.
+        """
+        dropping = isinstance(self.dropout, nn.Dropout) and self.dropout.training
+        if dropping or not isinstance(self.a, nn.Linear):
+            return None
+        return self.a.weight, self.b.weight, self.scale  # type: ignore[return-value]
 
     def delta(self) -> Tensor:
         """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""

@@ -10,6 +10,7 @@ import torch
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, called, channel_axis
 from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.surgery import Edits
@@ -21,7 +22,7 @@ _LAYERS = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
 
 @dataclasses.dataclass(frozen=True)
-class SSFConfig:
+class SSFConfig(LeanOptions):
     """How far from the identity SSF starts.
 
     Attributes:
@@ -32,6 +33,7 @@ class SSFConfig:
     std: float = 0.02
 
     def __post_init__(self) -> None:
+        self.check_lean()
         if isinstance(self.std, bool) or not isinstance(self.std, int | float) or not 0 <= self.std < math.inf:
             raise S2AError(
                 f"std={self.std!r} is no standard deviation; give a number of at least 0 (the paper's is 0.02)."

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from s2a.activations import release_frozen_inputs
 from s2a.backbones import Backbone, Block, evaluating, pooled_features
 from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.surgery import Edits
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
@@ -23,7 +24,7 @@ from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
-class VPTConfig:
+class VPTConfig(LeanOptions):
     """How many prompts, and where; the defaults are those of the S2A paper's VPT rows.
 
     Attributes:
@@ -44,6 +45,7 @@ class VPTConfig:
     dropout: float = 0.0
 
     def __post_init__(self) -> None:
+        self.check_lean()
         for name in ("prompts", "ring"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:

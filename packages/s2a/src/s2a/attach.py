@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,8 +12,12 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, describe
 from s2a.errors import S2AError
+from s2a.lean import Branch, LeanOptions, Plan, make_lean
+from s2a.planning import plan_for
 from s2a.registry import Method, entry_for
 from s2a.surgery import Edits
+
+log = logging.getLogger("s2a")
 
 
 class Adapted(nn.Module):
@@ -34,6 +39,7 @@ class Adapted(nn.Module):
         self.name = name
         self.config = config
         self.image_size = view.image_size
+        self._branches: tuple[Branch, ...] = ()
         self._edits = edits
         # An average of the weights is often frozen before it is saved: what trains is noted here.
         self._trained = tuple(trainable_parameters(self))
@@ -42,6 +48,11 @@ class Adapted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
         return self.head(self.method(self.backbone, images))
+
+    @property
+    def plan(self) -> Plan | None:
+        """What lean activations keep, block by block, and what it comes to; ``None`` without them."""
+        return plan_for(self, self._branches) if self._branches else None
 
     def extra_repr(self) -> str:
         """The config, for ``print(adapted)``."""
@@ -94,13 +105,19 @@ def attach(
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
+        branches: tuple[Branch, ...] = ()
+        if isinstance(config, LeanOptions) and config.activations == "lean":
+            branches = make_lean(view, method, edits, levels=getattr(config, "levels", "derivative"))
+        adapted = Adapted(view, config, entry.name, method, head, edits)
+        for part in (method, head):  # The backbone's modules keep the modes they were in.
+            part.train(training)
+        adapted.training = training
+        adapted._branches = branches
+        if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
+            log.info("%s", plan_for(adapted, branches))
     except BaseException:
         edits.undo()
         raise
-    adapted = Adapted(view, config, entry.name, method, head, edits)
-    for part in (method, head):  # The backbone's modules keep the modes they were in.
-        part.train(training)
-    adapted.training = training
     return adapted
 
 

@@ -374,7 +374,14 @@ def classifier_name(model: Any) -> str:
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Pooled, normalised features in front of the classifier, ``(B, C)``."""
-    features = model.forward_head(model.forward_features(images), pre_logits=True)
+    switch = model.__dict__.get("s2a_switch")  # The last block may leave out what no feature comes from.
+    if switch is not None:
+        switch.on = True
+    try:
+        features = model.forward_head(model.forward_features(images), pre_logits=True)
+    finally:
+        if switch is not None:
+            switch.on = False
     # A class token is a slice: the head would keep the whole map for it (of a single image even a contiguous one).
     return features.clone(memory_format=torch.contiguous_format)
 

@@ -13,7 +13,7 @@ from s2a.activations.pack import BITS, packed_bytes
 from s2a.activations.pointwise import LEVEL_KINDS
 from s2a.backbones import Backbone, Block, pooled_features
 from s2a.errors import S2AError
-from s2a.lean import make_lean
+from s2a.lean.options import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.lrp import LowRankPrompt, max_rank
@@ -24,7 +24,7 @@ Activations = Literal["exact", "paper", "lean"]
 
 
 @dataclasses.dataclass(frozen=True)
-class S2AConfig:
+class S2AConfig(LeanOptions):
     """S2A's parts and sizes; the defaults are the paper's (section 4.1).
 
     Attributes:
@@ -33,7 +33,8 @@ class S2AConfig:
         lsb_reduction: Channels averaged into one for the Lite Side Branch, equation 5. 0 switches the branch off.
         train_bias: Train every additive bias of the backbone.
         activations: What the backward pass keeps. ``"exact"``: full precision. ``"paper"``: softmax outputs and
-            activation inputs in ``bits`` bits (section 3.2).
+            activation inputs in ``bits`` bits (section 3.2). ``"lean"``: everything small, see ``LeanOptions``, which
+            has the memory budgets too.
         bits: 1, 2, 3, 4 or 8.
         levels: ``"derivative"``: cells fitted to the derivative; ``"paper"``: equation 12's sine on a uniform grid.
             The same bytes; the default's gradients measure closer to the exact ones (docs/memory.md).
@@ -49,7 +50,7 @@ class S2AConfig:
     lrp_rank: int = 30
     lsb_reduction: int = 8
     train_bias: bool = True
-    activations: Activations = "paper"
+    activations: Activations = "paper"  # type: ignore[assignment]
     bits: int = 4
     levels: Literal["paper", "derivative"] = "derivative"
     sites: str | tuple[int, ...] = "preset"
@@ -63,7 +64,7 @@ class S2AConfig:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 to switch it off.")
         if not isinstance(self.train_bias, bool):
             raise S2AError(f"train_bias={self.train_bias!r} is no switch; give True or False.")
-        _choice("activations", self.activations, ("exact", "paper", "lean"))
+        self.check_lean("paper")
         _choice("bits", self.bits, BITS)
         _choice("levels", self.levels, LEVEL_KINDS)
         _choice("lrp_shape", self.lrp_shape, ("preset", "map", "window"))
@@ -158,8 +159,6 @@ class S2A(Method):
             for part in (backbone.model, self.branch):
                 if part is not None:
                     quantize_activations(part, config.bits, config.levels, edits=edits)
-        if config.activations == "lean":
-            make_lean(backbone, self, edits, levels=config.levels)
         self.lean = config.activations == "lean"
 
     def _add_prompts(self, config: S2AConfig, sites: tuple[Block, ...], backbone: Backbone, edits: Edits) -> None:

@@ -11,6 +11,7 @@ from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block, family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
+from s2a.lean.class_token import Switch
 from s2a.structure.lsb import SideBlock, Transition
 from s2a.surgery import Edits
 
@@ -19,10 +20,6 @@ ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
 """Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits."""
-
-Plan = Mapping[tuple[str, str], Keep]
-"""(block, branch) -> what it keeps."""
-
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
     """Block, branch, norm and body of every branch that has both, in forward order."""
@@ -38,8 +35,8 @@ def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Modu
 
 
 def make_lean(
-    backbone: Backbone, method: nn.Module, edits: Edits, *, plan: Plan | None = None, levels: str = "derivative"
-) -> None:
+    backbone: Backbone, method: nn.Module, edits: Edits, *, levels: str = "derivative"
+) -> tuple[fused.Branch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
     Branches of known blocks run as one step that keeps the codes of their norm and activation (``fused``); other
@@ -49,10 +46,11 @@ def make_lean(
         backbone: With the method's hooks in place.
         method: The method's modules.
         edits: Log that takes it back.
-        plan: Bits of every branch; what it leaves out has ``DEFAULTS``.
         levels: Kind of the activations' levels.
+
+    Returns:
+        The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
     """
-    plan = plan or {}
     for part in (backbone.model, method):
         quantize_activations(part, 4, levels, softmax=False, edits=edits)
         for module in part.modules():
@@ -62,10 +60,10 @@ def make_lean(
         module = backbone.module(block.name)
         if "forward" in module.__dict__:
             continue
-        stock = body.forward
-        keep = plan.get((block.name, role), DEFAULTS[role])
         windows = block.window if role == "attn" else None
-        branch = fused.Branch(block.name, norm, body, keep, levels, stock, windows)
+        branch = fused.Branch(block, role, norm, body, DEFAULTS[role], levels, body.forward, module, windows)
+        if branch.obstacle() is not None and role == "mlp":
+            branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
         if branch.obstacle() is None:
             blocks.setdefault(block.name, []).append(branch)
     for name, branches in blocks.items():
@@ -75,6 +73,18 @@ def make_lean(
                 edits.override(module, "forward", forward)
         edits.override(backbone.module(name), "s2a_branches", tuple(branches))
         edits.override(backbone.module(name), "forward", fused.block_forward)
+    _narrow_last(backbone, blocks, edits)
+    return tuple(branch for branches in blocks.values() for branch in branches)
+
+
+def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:
+    """Lets the last block of a ViT compute the class token's row alone, where the head reads nothing else."""
+    last = backbone.blocks[-1].name
+    if backbone.reads_class_token and len(blocks.get(last, ())) == 2 and backbone.blocks[-1].heads:
+        switch = Switch(backbone.model)
+        edits.override(backbone.model, "s2a_switch", switch)
+        edits.override(backbone.module(last), "s2a_switch", switch)
+        edits.override(backbone.module(last), "forward", fused.last_block_forward)
 
 
 _FORWARDS: dict[type[nn.Module], Any] = {

@@ -32,6 +32,7 @@ class _Attention(torch.autograd.Function):
         kept: list[Tensor] = []
         multiple = 1 if mask is None else len(mask)
         parts = list(spans(items, tokens * len(first.weight), multiple))
+        added = _added(shape, bias, mask)
         for part in parts:
             h, *codes = ops.norm_pack(rows_of(x, part, False), norm_weight, norm_bias, shape.eps, shape.keep.norm)
             kept += codes
@@ -39,9 +40,8 @@ class _Attention(torch.autograd.Function):
             del h
             if shape.keep.inner:
                 kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), shape.keep.inner)
-            added = _added(shape, bias, mask, part)
             mixed = attend(*split(qkv, tokens, shape.heads), added, shape.scale)
-            del qkv, added
+            del qkv
             put_rows(out, part, second(mixed), False)
             del mixed
         ctx.shape, ctx.parts, ctx.like = shape, parts, (x.shape, x.dtype)
@@ -60,6 +60,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
         weight_sum = bias_sum = added_sum = None
         each = 5 if shape.keep.inner else 3
+        added = _added(shape, bias, mask)
         for i, part in enumerate(ctx.parts):
             codes, numbers, rstd, *inner = kept[i * each : (i + 1) * each]
             g = rows_of(grad, part, False)
@@ -76,12 +77,12 @@ class _Attention(torch.autograd.Function):
             dmixed = second.input_grad(g)
             want = ctx.needs_input_grad[2]
             mixed, dqkv, dadded = attend_backward(
-                qkv, dmixed, tokens, shape.heads, _added(shape, bias, mask, part), shape.scale, want
+                qkv, dmixed, tokens, shape.heads, added, shape.scale, want, second.reads_input
             )
             del qkv, dmixed
             if dadded is not None and bias is not None:
                 added_sum = total(added_sum, dadded.sum_to_size(bias.shape), True)
-            second.gather(g, mixed if second.reads_input else None)
+            second.gather(g, mixed)
             del g, mixed
             first.gather(dqkv, h)
             del h
@@ -103,15 +104,11 @@ def _layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, 
     return first.to(shape.dtype), second.to(shape.dtype)
 
 
-def _added(shape: Shape, bias: Tensor | None, mask: Tensor | None, part: slice) -> Tensor | None:
-    """What is added to the scores of a chunk of windows, broadcastable to ``(items, heads, N, N)``."""
-    if bias is None and mask is None:
-        return None
+def _added(shape: Shape, bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
+    """What is added to the scores of windows, ``(1 or windows, heads, N, N)``."""
     if mask is None:
-        return bias.to(shape.dtype)  # type: ignore[union-attr]
-    full = mask.unsqueeze(1) if bias is None else bias + mask.unsqueeze(1)  # (windows, heads, N, N)
-    images = (part.stop - part.start) // len(mask)
-    return full.to(shape.dtype).repeat(images, 1, 1, 1)
+        return None if bias is None else bias.to(shape.dtype)
+    return (mask.unsqueeze(1) if bias is None else bias + mask.unsqueeze(1)).to(shape.dtype)
 
 
 def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, ...]:
@@ -119,15 +116,42 @@ def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, ...]:
     return qkv.view(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
 
 
+def _small(q: Tensor) -> bool:
+    """Whether a map is no larger than the projection, as a window's is: then products of whole batches are fastest."""
+    return q.shape[-2] <= 3 * q.shape[-1]
+
+
+def _map(q: Tensor, k: Tensor, added: Tensor | None) -> Tensor:
+    """softmax(q k^T + added), where ``added`` is that of one image's windows."""
+    scores = q @ k.transpose(-2, -1)
+    if added is not None:
+        scores.view(-1, *added.shape).add_(added)
+    return scores.softmax(-1)
+
+
 def attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
     """Attention's output as rows, ``(items * N, H d)``."""
-    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=added, scale=scale)
+    if _small(q):
+        mixed = _map(q * scale, k, added) @ v
+    else:
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_of_all(added, len(q)), scale=scale)
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
 
 
+def _of_all(added: Tensor | None, items: int) -> Tensor | None:
+    return added if added is None or len(added) == 1 else added.repeat(items // len(added), 1, 1, 1)
+
+
 def attend_backward(
-    qkv: Tensor, grad: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float, want_added: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
+    qkv: Tensor,
+    grad: Tensor,
+    tokens: int,
+    heads: int,
+    added: Tensor | None,
+    scale: float,
+    want_added: bool,
+    want_mixed: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Attention once more, and its backward pass, by autograd on leaves of their own.
 
     Args:
@@ -138,38 +162,50 @@ def attend_backward(
         added: To the scores.
         scale: Of the scores.
         want_added: Whether ``added`` has a gradient.
+        want_mixed: Whether the output's rows are asked for.
 
     Returns:
-        The output's rows, the gradient of ``qkv``, and that of ``added``.
+        The output's rows or ``None``, the gradient of ``qkv``, and that of ``added``.
     """
-    if torch.compiler.is_compiling():
-        return _attend_backward_written_out(qkv, grad, tokens, heads, added, scale, want_added)
+    if torch.compiler.is_compiling() or tokens * heads <= qkv.shape[1]:
+        # A graph within a backward pass is none that compilers can trace.
+        return _attend_backward_written_out(qkv, grad, tokens, heads, added, scale, want_added, want_mixed)
     with torch.enable_grad():
         leaf = qkv.detach().requires_grad_()
+        added = _of_all(added, len(qkv) // tokens)
         if added is not None:
             added = added.detach().requires_grad_(want_added)
         mixed = attend(*split(leaf, tokens, heads), added, scale)
         wanted = [leaf, added] if want_added and added is not None else [leaf]
         found = torch.autograd.grad(mixed, wanted, grad)
-    return mixed.detach(), found[0], found[1] if len(found) > 1 else None
+    return mixed.detach() if want_mixed else None, found[0], found[1] if len(found) > 1 else None
 
 
 def _attend_backward_written_out(
-    qkv: Tensor, grad: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float, want_added: bool
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The same without autograd, for compilers: a graph within a backward pass is none that they can trace."""
+    qkv: Tensor,
+    grad: Tensor,
+    tokens: int,
+    heads: int,
+    added: Tensor | None,
+    scale: float,
+    want_added: bool,
+    want_mixed: bool,
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The same without autograd: five products of batches."""
     q, k, v = split(qkv, tokens, heads)
-    scores = (q @ k.transpose(-2, -1)) * scale
-    attention = (scores if added is None else scores + added).softmax(-1)
-    out = attention @ v
+    q = q * scale
+    attention = _map(q, k, added)
+    mixed = None
+    if want_mixed:
+        mixed = (attention @ v).transpose(1, 2).reshape(-1, grad.shape[1])
     dout = grad.view(-1, tokens, heads, v.shape[-1]).transpose(1, 2)
-    dv = attention.transpose(-2, -1) @ dout
-    moved = dout @ v.transpose(-2, -1)
-    dscores = attention * (moved - (moved * attention).sum(-1, keepdim=True))
-    dq, dk = (dscores @ k) * scale, (dscores.transpose(-2, -1) @ q) * scale
-    dqkv = torch.stack([dq, dk, dv]).permute(1, 3, 0, 2, 4).reshape(qkv.shape)
-    mixed = out.transpose(1, 2).reshape(-1, grad.shape[1])
-    return mixed, dqkv, dscores if want_added else None
+    found = torch.empty_like(qkv)
+    dq, dk, dv = split(found, tokens, heads)
+    dv.copy_(attention.transpose(-2, -1) @ dout)
+    dscores = torch.ops.aten._softmax_backward_data(dout @ v.transpose(-2, -1), attention, -1, attention.dtype)
+    dq.copy_((dscores @ k).mul_(scale))
+    dk.copy_(dscores.transpose(-2, -1) @ q)
+    return mixed, found, dscores if want_added else None
 
 
 def attention(

@@ -18,10 +18,13 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
+from s2a.backbones import Block
 from s2a.lean.attention import attention
 from s2a.lean.branch import Keep, Shape, compute_dtype
+from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
+from s2a.lean.plan import Site
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -70,27 +73,33 @@ class Branch:
     """One norm and the attention or MLP behind it.
 
     Attributes:
-        name: The block's path.
+        block: Where it is.
+        role: ``"attn"`` or ``"mlp"``.
         norm: The norm.
         body: Attention or MLP.
         keep: Bits.
         levels: Kind of the activation's levels.
         stock: The body's forward without fusion.
+        owner: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
         inside: The block is running: outside of it the norm is a norm like any other.
         open: The norm handed its input on; the body does the rest.
+        narrow: The attention puts out the class token's row alone.
         warned: The fallback was said.
     """
 
-    name: str
+    block: Block
+    role: str
     norm: nn.Module
     body: nn.Module
     keep: Keep
     levels: str
     stock: Any
+    owner: nn.Module
     windows: tuple[int, int] | None = None
     inside: bool = False
     open: bool = False
+    narrow: bool = False
     warned: bool = False
 
     @property
@@ -137,6 +146,30 @@ class Branch:
         return None
 
     @property
+    def site(self) -> Site:
+        """The branch as the planner sees it."""
+        first, last = self.layers
+        reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
+        narrow = "s2a_switch" in self.owner.__dict__
+        bits = 0
+        if isinstance(self.body, Mlp):
+            key = activation_key(self.body.act)
+            bits = 1 if key in ("relu", "relu6") else 0
+        inner_tokens = 1 if narrow and self.role == "mlp" else self.block.tokens
+        return Site(
+            self.block.name,
+            self.role,
+            self.block.tokens,
+            first.weight.shape[1],
+            len(first.weight),
+            inner_tokens,
+            bits,
+            reads_first=reads[0],
+            reads_last=reads[1] and self.role == "mlp",
+            fixed=narrow,
+        )
+
+    @property
     def _codes_alone(self) -> bool:
         """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
         return isinstance(self.body, Mlp) and self.keep.inner > 0
@@ -154,7 +187,7 @@ class Branch:
         if why is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"Block {self.name} was changed after lean activations were set up ({why}): its layers now keep their "
+                f"Block {self.block.name} was changed after lean activations were set up ({why}): its layers now keep their "
                 "inputs one by one, which takes more memory.",
                 stacklevel=2,
             )
@@ -181,7 +214,7 @@ class Branch:
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
             shape = Shape(self.keep, norm.eps, heads=body.num_heads, scale=body.scale, **common)
-            out = attention(shape, x, bias, mask, tensors)
+            out = class_attention(shape, x, tensors) if self.narrow else attention(shape, x, bias, mask, tensors)
             drop = body.proj_drop
         for hook in last._forward_hooks.values():
             if _reads_output_only(hook):
@@ -235,3 +268,23 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     finally:
         for branch in self.s2a_branches:
             branch.inside = branch.open = False
+
+
+def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
+    switch: Switch = self.s2a_switch
+    attn, mlp = self.s2a_branches
+    for branch in self.s2a_branches:
+        branch.inside = True
+    asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
+    narrow = switch.on and not asked and narrows(switch.model, self) and all(b.takes(x) for b in (attn, mlp))
+    for branch in self.s2a_branches:
+        branch.inside = False
+    if not narrow:
+        return block_forward(self, x, *args, **kwargs)
+    try:
+        attn.inside = mlp.inside = attn.narrow = True
+        x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
+        return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
+    finally:
+        attn.inside = attn.open = attn.narrow = mlp.inside = mlp.open = False

@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,8 +29,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.attach import Adapted
 from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
+
+if TYPE_CHECKING:
+    from s2a.attach import Adapted
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 

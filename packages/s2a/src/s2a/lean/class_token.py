@@ -1,0 +1,138 @@
+"""The last block of a ViT whose head reads the class token alone: only that token's row is computed.
+
+Exact. Keys and values still come from all tokens; the query, the projection, the MLP and everything behind belong to one
+token of many, which saves most of a block in both passes.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from s2a.lean import ops
+from s2a.lean.branch import Shape, like, total
+from s2a.lean.layers import Layer, spans
+
+
+class Switch:
+    """On while the head's features of ``model``, and nothing else, are asked for; its last block looks at it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.on = model, False
+
+
+class _ClassAttention(torch.autograd.Function):
+    """The first token's row of proj(attention(qkv(norm(x)))): ``(B, N, C)`` to ``(B, 1, C)``."""
+
+    @staticmethod
+    def forward(ctx: Any, shape: Shape, x: Tensor, *tensors: Tensor | None) -> Tensor:
+        query, others, last = _layers(shape, tensors, (False,) * 10)
+        images, tokens, columns = x.shape
+        out = torch.empty(images, 1, len(last.weight), dtype=shape.dtype, device=x.device)
+        kept: list[Tensor] = []
+        parts = list(spans(images, tokens * len(others.weight)))
+        for part in parts:
+            h, *codes = ops.norm_pack(x[part].reshape(-1, columns), *tensors[:2], shape.eps, shape.keep.norm)
+            kept += codes
+            q, k, v = _project(query, others, h.to(shape.dtype), tokens, shape.heads)
+            del h
+            mixed = F.scaled_dot_product_attention(q, k, v, scale=shape.scale)
+            out[part] = last(mixed.transpose(1, 2).reshape(mixed.shape[0], -1)).unsqueeze(1)
+        ctx.shape, ctx.parts, ctx.like = shape, parts, (x.shape, x.dtype)
+        ctx.save_for_backward(*tensors, *kept)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+        shape: Shape = ctx.shape
+        tensors, kept = ctx.saved_tensors[:10], list(ctx.saved_tensors[10:])
+        needs = ctx.needs_input_grad[2:]
+        norm_weight, norm_bias = tensors[:2]
+        query, others, last = _layers(shape, tensors, needs)
+        tokens, columns = ctx.like[0][1:]
+        out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
+        weight_sum = bias_sum = None
+        for i, part in enumerate(ctx.parts):
+            codes, numbers, rstd = kept[3 * i : 3 * i + 3]
+            h = ops.norm_rebuild(codes, numbers, norm_weight, norm_bias, columns, shape.keep.norm, shape.dtype)
+            g = grad[part].reshape(-1, grad.shape[-1])
+            q, k, v = _project(query, others, h, tokens, shape.heads)
+            mixed, dq, dkv = _backward(q, k, v, last.input_grad(g), shape.scale)
+            del q, k, v
+            last.gather(g, mixed if last.reads_input else None)
+            others.gather(dkv, h if others.reads_input else None)
+            first = h.view(-1, tokens, columns)[:, 0]
+            query.gather(dq, first if query.reads_input else None)
+            dh = others.input_grad(dkv)
+            del dkv, h, first
+            dh.view(-1, tokens, columns)[:, 0] += query.input_grad(dq)
+            own = ops.norm_backward(
+                dh, codes, numbers, rstd, norm_weight, shape.keep.norm, needs[0], out[part].view(-1, columns)
+            )
+            weight_sum, bias_sum = total(weight_sum, own[0], needs[0]), total(bias_sum, own[1], needs[1])
+        norm = (like(norm_weight, weight_sum), like(norm_bias, bias_sum))
+        moved = out if ctx.needs_input_grad[1] else None
+        return None, moved, *norm, *_joined(query.grads(), others.grads()), *last.grads()
+
+
+def _layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer, Layer]:
+    """The projection in two, queries apart from keys and values, and the last layer."""
+    weight, bias, a, u = tensors[2:6]
+    cut = len(weight) // 3
+    halves = []
+    for part in (slice(None, cut), slice(cut, None)):
+        own = (weight[part], None if bias is None else bias[part], a, None if u is None else u[part])
+        halves.append(Layer(*own, scale=shape.scales[0], needs=tuple(needs[2:6])).to(shape.dtype))
+    last = Layer(*tensors[6:10], scale=shape.scales[1], needs=tuple(needs[6:10]))
+    return halves[0], halves[1], last.to(shape.dtype)
+
+
+def _joined(one: list[Tensor | None], other: list[Tensor | None]) -> list[Tensor | None]:
+    """Gradients of the whole projection: rows of W, b, U one after the other, A's added."""
+    joined: list[Tensor | None] = []
+    for i, (a, b) in enumerate(zip(one, other, strict=True)):
+        joined.append(None if a is None or b is None else a + b if i == 2 else torch.cat([a, b]))
+    return joined
+
+
+def _project(query: Layer, others: Layer, h: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
+    """q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
+    q = query(h.view(-1, tokens, h.shape[1])[:, 0])
+    width = q.shape[1] // heads
+    k, v = others(h).view(-1, tokens, 2, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+    return q.view(-1, 1, heads, width).transpose(1, 2), k, v
+
+
+def _backward(q: Tensor, k: Tensor, v: Tensor, grad: Tensor, scale: float) -> tuple[Tensor, Tensor, Tensor]:
+    """Output row ``(B, C)``, and gradients of the query's rows ``(B, C)`` and of keys' and values' ``(B N, 2 C)``.
+
+    One query's map is a row: written out it is small, and needs no autograd inside of the backward pass.
+    """
+    images, heads, tokens, width = k.shape
+    attention = ((q @ k.transpose(-2, -1)) * scale).softmax(-1)
+    mixed = (attention @ v).transpose(1, 2).reshape(images, -1)
+    dout = grad.view(images, 1, heads, width).transpose(1, 2)
+    dv = attention.transpose(-2, -1) @ dout
+    moved = dout @ v.transpose(-2, -1)
+    dscores = attention * (moved - (moved * attention).sum(-1, keepdim=True)) * scale
+    dq = (dscores @ k).transpose(1, 2).reshape(images, -1)
+    dk = dscores.transpose(-2, -1) @ q
+    return mixed, dq, torch.stack([dk, dv]).permute(1, 3, 0, 2, 4).reshape(images * tokens, -1)
+
+
+def class_attention(shape: Shape, x: Tensor, tensors: tuple[Tensor | None, ...]) -> Tensor:
+    """Attention of a block on its norm's input, for the first token alone: ``(B, N, C)`` to ``(B, 1, C)``."""
+    with torch.autocast(x.device.type, enabled=False):
+        return _ClassAttention.apply(shape, x, *tensors)  # type: ignore[no-any-return]
+
+
+def narrows(model: nn.Module, block: Any) -> bool:
+    """Whether nothing reads more of the last block's output than the head does."""
+    watched = (block, block.ls1, block.ls2, block.drop_path1, block.drop_path2, getattr(model, "norm", block))
+    return type(block) is Block and not any(m._forward_hooks or m._backward_hooks for m in watched)
