@@ -1,14 +1,14 @@
 """S2A: fine-tunes vision backbones in a fraction of the memory.
 
 ``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained;
-``saved_bytes`` measures what the backward pass holds.
+``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step needs.
 """
 
 from s2a.activations import quantize_activations
 from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
-from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.lean import LeanOptions, Plan
+from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.method import S2AConfig
 from s2a.planning import plan_memory
 from s2a.precision import cast_frozen

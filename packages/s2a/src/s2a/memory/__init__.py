@@ -1,7 +1,7 @@
 """Calculators, kept apart: what autograd holds (measured), a step's peak (simulated), the paper's rules (theoretical)."""
 
 from s2a.memory.measured import SavedBytes, saved_bytes
-from s2a.memory.simulated import Peak, simulated_peak
+from s2a.memory.simulated import Live, Peak, simulated_peak
 from s2a.memory.theoretical import Theory, theoretical_memory
 
-__all__ = ["Peak", "SavedBytes", "Theory", "saved_bytes", "simulated_peak", "theoretical_memory"]
+__all__ = ["Live", "Peak", "SavedBytes", "Theory", "saved_bytes", "simulated_peak", "theoretical_memory"]

@@ -1,8 +1,7 @@
-"""The peak of a training step, simulated: which storages are alive when, on tensors without data.
+"""The peak of a whole training step, by running it on tensors without data and keeping a ledger of their storages.
 
-Every operator of a step runs on fake tensors, which have shapes and storages but no data; a storage counts from the operator
-that made it until its last reference is gone, Python's own references included, as an allocator would see it. What a
-kernel uses inside, the allocator's fragmentation and libraries' workspaces are not in it.
+A step is what ``s2a_bench.train`` does: forward pass, cross-entropy, backward pass, AdamW, gradients set to ``None``.
+Nothing is computed and nothing of the model's size is allocated: a ViT-B/16 at batch 32 takes seconds on any machine.
 """
 
 from __future__ import annotations
@@ -11,174 +10,260 @@ import contextlib
 import copy
 import dataclasses
 import gc
-import weakref
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeCopyMode,
+    FakeTensorMode,
+)
 
 from s2a.backbones import input_channels
+from s2a.errors import S2AError
+from s2a.memory.ledger import Entry, Ledger
 
-if TYPE_CHECKING:
-    from s2a.attach import Adapted
+CATEGORIES = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
+"""What bytes at the peak can be. Held: made in the forward pass and still there when the loss is. Transient: all else."""
 
-BLOCK = 512
-"""Bytes that a storage is rounded up to, as CUDA's caching allocator does."""
+OPTIMISERS: dict[str, dict[str, bool]] = {
+    "foreach": {"foreach": True},
+    "single": {"foreach": False, "fused": False},
+    "fused": {"fused": True},
+}
+"""AdamW's three implementations. With default arguments, as in ``s2a_bench.train``, CUDA takes ``foreach``."""
+
+LARGEST = 20
+"""Storages that a ``Peak`` names."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Live:
+    """One storage that is there at the peak.
+
+    Attributes:
+        bytes: Rounded up to 512.
+        category: One of ``CATEGORIES``.
+        shape: Of the tensor that it was made as.
+        dtype: Likewise.
+        operator: What made it; empty for weights and input.
+        module: Where: the innermost running module, or the autograd node whose backward pass ran.
+    """
+
+    bytes: int
+    category: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    operator: str
+    module: str
+
+    def __str__(self) -> str:
+        what = f"{self.operator} in {self.module}" if self.operator else self.category
+        kind = str(self.dtype).removeprefix("torch.")
+        return f"{self.bytes / 1e6:9.2f} MB  {self.category:<16} {list(self.shape)} {kind}  {what}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Peak:
-    """The largest moment of a training step.
+    """The simulated peak of one training step, in bytes.
 
     Attributes:
-        phase: ``"forward"``, ``"backward"`` or ``"optimizer"``.
-        parts: Bytes by kind: ``weights`` (parameters and buffers), ``input``, ``gradients``, ``optimizer`` (its state),
-            ``held`` (alive when the loss is there: what the backward pass reads), ``transient`` (all else).
-        held: Bytes alive when the loss is there, all kinds together.
-        largest: The largest transient and held storages at the peak: bytes, operator, shape.
+        total: Most bytes held at once.
+        phase: ``"forward"``, ``"backward"`` or ``"optimizer"``: when that was.
+        categories: Category -> bytes at that moment; all of ``CATEGORIES``, their sum is ``total``.
+        largest: The largest storages at that moment.
+        phases: Phase -> most bytes held in it.
+        after_forward: Bytes held when the loss is there.
+        held: Held activations at that moment.
     """
 
+    total: int
     phase: str
-    parts: dict[str, int]
+    categories: dict[str, int]
+    largest: tuple[Live, ...]
+    phases: dict[str, int]
+    after_forward: int
     held: int
-    largest: tuple[tuple[int, str, tuple[int, ...]], ...]
 
-    @property
-    def total(self) -> int:
-        """All kinds together, in bytes."""
-        return sum(self.parts.values())
-
-
-class _Live(TorchDispatchMode):
-    """Counts the storages of every operator's outputs while they live."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.sizes: dict[int, tuple[int, str, tuple[int, ...]]] = {}
-        self.kinds: dict[int, str] = {}
-        self.now = self.peak = 0
-        self.phase = self.peak_phase = ""
-        self.snapshot: dict[int, tuple[int, str, tuple[int, ...]]] = {}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_iter(out):
-            if isinstance(tensor, Tensor):
-                self.see(tensor, str(func))
-        return out
-
-    def see(self, tensor: Tensor, name: str, kind: str | None = None) -> None:
-        """Counts a tensor's storage, once."""
-        storage = tensor.untyped_storage()
-        key = storage._cdata
-        if kind is not None:
-            self.kinds[key] = kind
-        if key in self.sizes:
-            return
-        size = -(-storage.nbytes() // BLOCK) * BLOCK
-        self.sizes[key] = (size, name, tuple(tensor.shape))
-        self.now += size
-        weakref.finalize(storage, self._gone, key)
-        if self.now > self.peak:
-            self.peak, self.peak_phase = self.now, self.phase
-            self.snapshot = dict(self.sizes)
-
-    def _gone(self, key: int) -> None:
-        self.now -= self.sizes.pop(key)[0]
-        self.kinds.pop(key, None)
-
-    def restart(self) -> None:
-        """Looks for the peak from here."""
-        self.peak, self.snapshot = 0, {}
+    def __str__(self) -> str:
+        lines = [f"{self.total / 1e6:.1f} MB in the {self.phase} phase"]
+        lines += [f"{size / 1e6:9.2f} MB  {name}" for name, size in self.categories.items()]
+        return "\n".join([*lines, "largest:", *map(str, self.largest)])
 
 
 def simulated_peak(
-    adapted: Adapted,
+    adapted: nn.Module,
     batch_size: int = 32,
     *,
-    optimizer: Callable[[list[nn.Parameter]], torch.optim.Optimizer] | None = None,
-    context: Callable[[], contextlib.AbstractContextManager[Any]] = contextlib.nullcontext,
+    image_size: int | Sequence[int] | None = None,
+    optimizer: Literal["foreach", "single", "fused"] = "foreach",
+    autocast: torch.dtype | None = None,
+    loss_fn: Callable[[Tensor], Tensor] | None = None,
+    input_shape: Sequence[int] | None = None,
+    steps: int = 2,
 ) -> Peak:
-    """The peak memory of one training step: forward, cross-entropy, backward, optimiser and gradients set to ``None``.
+    """Most bytes that a training step holds at once: weights, buffers, batch, gradients, optimiser state, temporaries.
 
-    The second of two steps counts: the optimiser has its state. The model is not changed and not copied: tensors of
-    the simulation have no data. Kernels are those that PyTorch picks on a CPU.
+    The model is copied without its data and trained on a blank batch; itself it stays as it is. Every storage counts
+    once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for the
+    whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (cuBLAS and cuDNN workspaces),
+    fragmentation, and the values that ``attach`` keeps for ``detach``.
 
     Args:
-        adapted: What ``s2a.attach`` returned, in any mode; the step runs in training mode.
-        batch_size: Images.
-        optimizer: Trainable parameters to an optimiser; ``None``: ``torch.optim.AdamW``, one parameter after the other
-            (its other forms make copies of all parameters at once).
-        context: Of forward pass and loss: autocast, for example.
+        adapted: What ``s2a.attach`` returned, or, with ``input_shape``, any module from a batch to logits. The step is
+            simulated in training mode, on the device that its parameters are on.
+        batch_size: Images per step.
+        image_size: Side, or height and width; ``None``: the adapted model's own.
+        optimizer: Key of ``OPTIMISERS``.
+        autocast: Dtype of an autocast around forward pass and loss; ``None``: none.
+        loss_fn: Logits to a scalar; ``None``: cross-entropy.
+        input_shape: Of one input, instead of ``image_size``.
+        steps: Steps to simulate; the last one counts. In the first there is no optimiser state before its end.
+
+    Raises:
+        S2AError: Sizes that are none, a module without parameters to train, or a forward pass that looks at values.
     """
-    fake = FakeTensorMode(allow_non_fake_inputs=True)
-    with FakeCopyMode(fake):
-        model: Any = copy.deepcopy(adapted)
-    model.train()
-    shape = (batch_size, input_channels(model.backbone), *model.image_size)
-    with fake, _collected(), _Live() as live, torch.random.fork_rng([]):
-        for tensor in (*model.parameters(), *model.buffers()):
-            live.see(tensor, "weight", "weights")
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.register_post_accumulate_grad_hook(lambda p: live.see(p.grad, "gradient", "gradients"))
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        stepper = (optimizer or _adamw)(parameters)
-        dtype = next(model.head.parameters()).dtype
-        images, labels = torch.empty(shape, dtype=dtype), torch.zeros(batch_size, dtype=torch.long)
-        live.see(images, "input", "input")
-        live.see(labels, "input", "input")
-        held, alive = 0, set[int]()
-        for _ in range(2):
-            gc.collect()
-            live.restart()
-            live.phase = "forward"
-            with context():
-                loss = F.cross_entropy(model(images), labels)
-            held, alive = live.now, set(live.sizes)
-            live.phase = "backward"
-            loss.backward()
-            del loss
-            live.phase = "optimizer"
-            stepper.step()
-            for state in stepper.state.values():
-                for value in state.values():
-                    if isinstance(value, Tensor):
-                        live.see(value, "optimizer state", "optimizer")
-            stepper.zero_grad(set_to_none=True)
-            kinds = dict(live.kinds)
-        return _peak(live, kinds, held, alive)
+    shape = _shape(adapted, image_size, input_shape)
+    for name, number in (("batch_size", batch_size), ("steps", steps)):
+        if type(number) is not int or number < 1:
+            raise S2AError(f"{name}={number!r} is no count; give an integer of at least 1.")
+    if optimizer not in OPTIMISERS:
+        raise S2AError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(map(repr, OPTIMISERS))}.")
+    if not any(p.requires_grad for p in adapted.parameters()):
+        raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
+    device = next(adapted.parameters()).device
+    devices = [device] if device.type == "cuda" else []
+    ledger = Ledger(device)
+    try:
+        with torch.random.fork_rng(devices), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model = _without_data(adapted, mode)
+            with _no_collection(), ledger, ledger.following(model):
+                _enter_weights(model, ledger)
+                options = OPTIMISERS[optimizer]
+                trained = [p for p in model.parameters() if p.requires_grad]
+                optimiser = torch.optim.AdamW(trained, lr=1e-3, **options)
+                loss = loss_fn or _cross_entropy
+                for _ in range(steps):
+                    after_forward = _step(model, (batch_size, *shape), optimiser, autocast, loss, ledger)
+    except (DataDependentOutputException, DynamicOutputShapeException) as error:
+        raise S2AError(
+            f"The model decides by values what it computes ({error}); a simulation has none, measure it on a device."
+        ) from None
+    return _summary(ledger, after_forward)
 
 
-def _peak(live: _Live, kinds: dict[int, str], held: int, alive: set[int]) -> Peak:
-    parts = dict.fromkeys(("weights", "input", "gradients", "optimizer", "held", "transient"), 0)
-    others: list[tuple[int, str, tuple[int, ...]]] = []
-    for key, storage in live.snapshot.items():
-        kind = kinds.get(key, "held" if key in alive else "transient")
-        parts[kind] += storage[0]
-        if kind in ("held", "transient"):
-            others.append(storage)
-    others.sort(key=lambda entry: -entry[0])
-    return Peak(live.peak_phase, parts, held, tuple(others[:12]))
+def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> tuple[int, ...]:
+    """Shape of one input."""
+    if input_shape is not None:
+        if image_size is not None:
+            raise S2AError("image_size and input_shape both say how large an input is; give one of them.")
+        shape = tuple(input_shape)
+    else:
+        if not hasattr(adapted, "image_size"):
+            raise S2AError("The model does not say how large its images are; give input_shape=(3, height, width).")
+        size = adapted.image_size if image_size is None else image_size
+        sides = (size, size) if isinstance(size, int) else tuple(size)
+        if len(sides) != 2:
+            raise S2AError(f"image_size={image_size!r} is no size; give a side, or height and width.")
+        shape = (input_channels(adapted.backbone), *sides)
+    if any(type(n) is not int or n < 1 for n in shape):
+        raise S2AError(f"An input of shape {shape} has no elements; every size must be an integer of at least 1.")
+    return shape
 
 
-def _adamw(parameters: list[nn.Parameter]) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(parameters, lr=1e-3, foreach=False)
+def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
+    with FakeCopyMode(mode):
+        model = copy.deepcopy(adapted)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.train()
 
 
 @contextlib.contextmanager
-def _collected() -> Iterator[None]:
-    """Garbage is collected before, and not in the middle: a cycle's end would be a matter of chance."""
+def _no_collection() -> Iterator[None]:
+    """No run of Python's cycle collector: when it runs is chance, and what only it frees counts as held."""
     gc.collect()
-    was = gc.isenabled()
+    enabled = gc.isenabled()
     gc.disable()
     try:
         yield
     finally:
-        if was:
+        if enabled:
             gc.enable()
+
+
+def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
+    for tensor in (*model.parameters(), *model.buffers()):
+        ledger.note(tensor, category="weights")
+
+
+def _cross_entropy(logits: Tensor) -> Tensor:
+    return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
+
+
+def _step(
+    model: nn.Module,
+    shape: tuple[int, ...],
+    optimiser: torch.optim.Optimizer,
+    autocast: torch.dtype | None,
+    loss_fn: Callable[[Tensor], Tensor],
+    ledger: Ledger,
+) -> int:
+    """One training step; the event at which the loss was there."""
+    reference = next(model.parameters())
+    ledger.begin("forward")
+    images = torch.empty(shape, device=reference.device, dtype=reference.dtype)
+    ledger.category(images, "input")
+    with torch.autocast(reference.device.type, autocast, enabled=autocast is not None):
+        logits = model(images)
+        loss = loss_fn(logits)
+    after_forward = ledger.now
+    ledger.begin("backward")
+    loss.backward()
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            ledger.category(parameter.grad, "gradients")
+    ledger.begin("optimizer")
+    optimiser.step()
+    for state in optimiser.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                ledger.category(value, "optimiser state")
+    optimiser.zero_grad(set_to_none=True)
+    return after_forward
+
+
+def _summary(ledger: Ledger, after_forward: int) -> Peak:
+    phases = {phase: size for phase, (size, _) in ledger.peaks.items() if phase}
+    phase = max(phases, key=lambda name: phases[name])
+    total, event = ledger.peaks[phase]
+    categories = dict.fromkeys(CATEGORIES, 0)
+    found = ledger.at(event)
+    for entry in found:
+        categories[_category(entry, after_forward)] += entry.bytes
+    held = ledger.at(after_forward)
+    return Peak(
+        total,
+        phase,
+        categories,
+        tuple(_live(entry, after_forward) for entry in found[:LARGEST]),
+        phases,
+        sum(entry.bytes for entry in held),
+        sum(entry.bytes for entry in held if _category(entry, after_forward) == "held activations"),
+    )
+
+
+def _category(entry: Entry, after_forward: int) -> str:
+    if entry.category:
+        return entry.category
+    return "held activations" if entry.lives_at(after_forward) else "transient"
+
+
+def _live(entry: Entry, after_forward: int) -> Live:
+    category = _category(entry, after_forward)
+    return Live(entry.bytes, category, entry.shape, entry.dtype, entry.operator, entry.module)

@@ -1,0 +1,166 @@
+"""A ledger of storages: what an allocator would have to hold at every moment, read off as operators run."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+BLOCK = 512
+"""Bytes in which the CUDA caching allocator rounds every request up."""
+
+
+@dataclasses.dataclass(eq=False)
+class Entry:
+    """One storage.
+
+    Attributes:
+        bytes: Its size, rounded up to ``BLOCK``.
+        shape: Of the tensor that it was first seen under.
+        dtype: Likewise.
+        operator: What made it.
+        module: The innermost module that was running, or the node of the graph whose backward pass was.
+        phase: Of the step in which it was made.
+        born: Number of the event with which it came.
+        died: Number of the event with which it went; ``None``: it has not.
+        category: What it is, once that is known.
+    """
+
+    bytes: int
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    operator: str
+    module: str
+    phase: str
+    born: int
+    died: int | None = None
+    category: str = ""
+
+    def lives_at(self, event: int) -> bool:
+        """Whether it is there right after an event."""
+        return self.born <= event and (self.died is None or self.died > event)
+
+
+class Ledger(TorchDispatchMode):
+    """Notes, while it is active, every storage that an operator's output brings, and when it goes.
+
+    A storage counts once, however many views of it there are, from the operator that made it until the last tensor on
+    it dies. What operators use inside themselves is not seen.
+
+    Attributes:
+        entries: Everything seen so far.
+        now: Number of the latest event.
+        live: Bytes held now.
+        phase: Name that new entries and peaks are put under.
+        peaks: Phase -> most bytes held in it, and the event at which it was reached.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.entries: list[Entry] = []
+        self.now = 0
+        self.live = 0
+        self.phase = ""
+        self.peaks: dict[str, tuple[int, int]] = {}
+        self.modules: list[str] = []
+        self._open: dict[int, tuple[Entry, Any]] = {}
+
+    def begin(self, phase: str) -> None:
+        """From here on, entries and peaks belong to ``phase``; its peak starts anew."""
+        self.phase = phase
+        self.peaks[phase] = (self.live, self.now)
+
+    def note(self, tensor: Tensor, operator: str = "", category: str = "") -> None:
+        """Enters a tensor's storage, if it is new and lies on the device."""
+        if tensor.device.type != self.device.type:
+            return
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
+        if key in self._open:
+            found = self._open[key][0]
+            self._resized(found, size)
+            found.category = found.category or category
+            return
+        if not size:
+            return
+        self.now += 1
+        place = self.modules[-1] if self.modules else ""
+        node = torch._C._current_autograd_node()
+        if node is not None and not self.modules:
+            place = node.name()
+        entry = Entry(size, tuple(tensor.shape), tensor.dtype, operator, place, self.phase, self.now, category=category)
+        self.entries.append(entry)
+        self._open[key] = (entry, weakref.ref(storage, lambda _: self._gone(key)))
+        self._held(size)
+
+    def category(self, tensor: Tensor, name: str) -> None:
+        """Says what a tensor's storage is; one that has a category keeps it."""
+        found = self._open.get(tensor.untyped_storage()._cdata)
+        if found is not None and not found[0].category:
+            found[0].category = name
+
+    def _held(self, more: int) -> None:
+        self.live += more
+        if self.live > self.peaks.get(self.phase, (0, 0))[0]:
+            self.peaks[self.phase] = (self.live, self.now)
+
+    def _resized(self, entry: Entry, size: int) -> None:
+        if size != entry.bytes:  # ``resize_``: the old block goes when the new one is there.
+            self.now += 1
+            grown = dataclasses.replace(entry, bytes=size, born=self.now)
+            self.entries.append(grown)
+            entry.died = self.now
+            for key, (found, reference) in self._open.items():
+                if found is entry:
+                    self._open[key] = (grown, reference)
+                    break
+            self._held(size - entry.bytes)
+
+    def _gone(self, key: int) -> None:
+        entry, _ = self._open.pop(key)
+        self.now += 1
+        entry.died = self.now
+        self.live -= entry.bytes
+
+    def at(self, event: int) -> list[Entry]:
+        """What was there right after an event, largest first."""
+        return sorted((e for e in self.entries if e.lives_at(event)), key=lambda e: -e.bytes)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Runs the operator and enters what it returns."""
+        if func is torch.ops.aten._local_scalar_dense.default and self.phase == "optimizer":
+            return 1.0  # The optimiser reads its own step count; no storage depends on it.
+        out = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(out):
+            if isinstance(leaf, Tensor):
+                self.note(leaf, str(func))
+        return out
+
+    @contextlib.contextmanager
+    def following(self, model: nn.Module) -> Iterator[None]:
+        """Keeps track of the running module of ``model``, through hooks that hold no tensor."""
+        names = {id(module): name or "model" for name, module in model.named_modules()}
+
+        def enter(module: nn.Module, args: Any) -> None:
+            self.modules.append(names.get(id(module), self.modules[-1] if self.modules else "model"))
+
+        def leave(module: nn.Module, args: Any, output: Any) -> None:
+            self.modules.pop()
+
+        handles = [
+            nn.modules.module.register_module_forward_pre_hook(enter),
+            nn.modules.module.register_module_forward_hook(leave, always_call=True),
+        ]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
