@@ -56,6 +56,7 @@ class Sweep:
         dry_run: Only print what would run, with an estimate of time and memory from the records so far.
         search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
             weight decay and scale on val, the same number of trials for every method.
+        search_scheduler: none: every trial comes to its end. asha: Ray Tune stops trials that fall behind on val.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
         ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
         gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
@@ -87,6 +88,7 @@ class Sweep:
     max_concurrent: _Number = None
     dry_run: bool = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
+    search_scheduler: Literal["none", "asha"] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
@@ -109,7 +111,7 @@ class Sweep:
         conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
         conduct = dataclasses.replace(conduct, feature_cache=not self.no_feature_cache)
         request = dataclasses.replace(request, **paths)
-        if (mode := parse_mode(self.search)) is not None:
+        if (mode := parse_mode(self.search, self.search_scheduler)) is not None:
             return commands_search.sweep(request, mode, conduct, console)
         return commands.sweep(request, conduct, console)
 
@@ -136,11 +138,11 @@ class Memory:
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands
+        from s2a_bench import commands_memory
 
         if self.paper:
-            return commands.memory_paper(self.batch_size, self.json, console)
-        return commands.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+            return commands_memory.memory_paper(self.batch_size, self.json, console)
+        return commands_memory.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
 
 
 @dataclasses.dataclass(frozen=True)

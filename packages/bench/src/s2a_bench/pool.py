@@ -26,10 +26,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2a_bench import cluster, faults
+from s2a_bench import halving as asha
 from s2a_bench import record as records
 from s2a_bench.cluster import ClusterError, Join
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.halving import Halving
 from s2a_bench.keep import Keep, settle
 from s2a_bench.record import Record
 from s2a_bench.shares import cores
@@ -69,6 +71,7 @@ def run_with_ray(
     *,
     shares: Mapping[str, float] | None = None,
     join: Join | None = None,
+    halving: Halving | None = None,
 ) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
@@ -80,6 +83,7 @@ def run_with_ray(
         keep: What else the cells leave there.
         shares: Of a card, by cell; ``None``: as ``workers`` says.
         join: A running cluster to use in place of this machine, and of ``workers``.
+        halving: Which trials of a search may be stopped early; ``None``: every cell comes to its end.
 
     Raises:
         PoolError: Ray could not be started.
@@ -122,6 +126,7 @@ def run_with_ray(
                     reuse_actors=True,
                     max_concurrent_trials=concurrent,
                     trial_dirname_creator=lambda trial: trial.config["cell"]["id"],
+                    scheduler=asha.scheduler(halving) if halving else None,
                 ),
                 run_config=tune.RunConfig(
                     name="sweep",
@@ -164,8 +169,15 @@ def _trial(config: dict[str, Any]) -> None:
     if token:
         tune.report({"node": node})
     known = from_dict(CellConfig, cell["config"])
+
+    def look(so_far: Record) -> None:
+        # Where the search stops the trial here, this is the last that is heard of it.
+        text = json.dumps(dataclasses.asdict(so_far), allow_nan=False)
+        point = so_far.curve[-1]
+        tune.report({asha.TIME: point["epoch"], asha.METRIC: point[asha.METRIC], "so_far": text})
+
     try:
-        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None)
+        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look)
         if record.cell_id != cell["id"]:
             raise InputError(
                 f"The worker's data, checkpoint or version of s2a-bench is another one: cell {record.cell_id} there, "
@@ -202,6 +214,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             self.starts: dict[str, int] = {}
             self.nodes: dict[str, str] = {}
             self.texts: dict[str, str] = {}
+            self.looks: dict[str, str] = {}
             self.looked = self.hopeful = time.monotonic()
             self.refused: Exception | None = None  # what ends the sweep; Tune would turn it into text
 
@@ -223,13 +236,16 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
         ) -> None:
             if "record" in result:
                 self.texts[_id(trial)] = result["record"]
+            elif "so_far" in result:
+                self.looks[_id(trial)] = result["so_far"]
             elif "epoch" in result:
                 tell(self.listeners, "epoch", _id(trial), result)
             elif "node" in result:
                 self.nodes[_id(trial)] = result["node"]
 
         def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            record = Record(**json.loads(self.texts.pop(_id(trial))))
+            so_far, text = self.looks.pop(_id(trial), ""), self.texts.pop(_id(trial), "")
+            record = Record(**json.loads(text)) if text else asha.stopped(Record(**json.loads(so_far)))
             path = records.record_path(self.output, _id(trial))
             try:
                 written = records.read(path)
@@ -237,6 +253,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 written = None
             if written != record:
                 self._write(record)
+                settle(record, self.output)
             tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:

@@ -32,11 +32,13 @@ class Record:
     this cell to choose from; ``search``: how one chose this cell's config, ``None`` where none did. ``feature_cache``:
     the head trained on features that were computed once; ``seconds`` are then those of the head alone, and
     ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
-    pass, ``wall_seconds`` of everything that the last process did for the cell.
+    pass, ``wall_seconds`` of everything that the last process did for the cell. ``status`` is ``"stopped"`` for a
+    trial that its search ended early; its curve says after how many epochs, and holds ``val_accuracy`` where val was
+    looked at before the last epoch.
     """
 
     cell_id: str
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "stopped"]
     suite: str
     dataset: str
     group: str
@@ -167,7 +169,7 @@ def read(path: Path) -> Record:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             raise ValueError(f"expected a record of schema {SCHEMA}")
         record = Record(**values)
-        if record.cell_id != path.stem or record.status not in ("done", "failed"):
+        if record.cell_id != path.stem or record.status not in ("done", "failed", "stopped"):
             raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
     except (ValueError, TypeError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a valid record ({error}); delete it and run the sweep again.") from error

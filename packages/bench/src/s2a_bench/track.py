@@ -158,7 +158,9 @@ def finish_sweep(
 
     client, now = sweep.store.client, _milliseconds("")
     failed = sum(record.status == "failed" for record in records)
-    counts = {"cells_done": len(records) - failed, "cells_failed": failed}
+    stopped = sum(record.status == "stopped" for record in records)
+    counts = {"cells_done": len(records) - failed - stopped, "cells_failed": failed}
+    counts |= {"cells_stopped": stopped} if stopped else {}
     with _failures(f"close the run of sweep {sweep.sweep_id}"):
         points = [Metric(name, float(value), now, 0) for name, value in counts.items()]
         client.log_batch(sweep.run_id, points, tags=[RunTag("mlflow.note.content", names.describe(records))])
@@ -286,7 +288,7 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
         client.log_text(run_id, record.error["traceback"], "traceback.txt")
     if (adapter := own_adapter(record, sweep.store.output)) is not None:
         client.log_artifact(run_id, str(adapter), "adapter")
-    client.set_terminated(run_id, "FINISHED" if record.status == "done" else "FAILED", start + length)
+    client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED", start + length)
     own.whole = True
     return run_id
 
