@@ -202,8 +202,11 @@ def _point(point: Mapping[str, Any]) -> str:
 def _chosen_table(choices: Sequence[Choice]) -> Table:
     table = Table(title="Chosen on val", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("search")
-    for name in ("chosen", "val %", "trials", "epochs", "looks"):
-        table.add_column(name, no_wrap=name != "chosen")
+    table.add_column("chosen", min_width=26)
+    table.add_column("val %")
+    table.add_column("trials", min_width=14)
+    for name in ("epochs", "looks"):
+        table.add_column(name, justify="right", no_wrap=True)
     for choice in choices:
         counts = {"diverged": choice.diverged, "stopped": sum(choice.stopped)}
         trials = ", ".join([str(len(choice.ids)), *(f"{count} {what}" for what, count in counts.items() if count)])

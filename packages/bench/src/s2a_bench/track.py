@@ -266,9 +266,8 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
 
     client = sweep.store.client
     start, length = _milliseconds(record.started_at), round(1000 * (record.seconds or 0))
-    name = f"{record.method} {record.dataset} seed {record.seed} {record.backbone}"
     tags = {**names.tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
-    tags |= {PARENT: sweep.run_id, "mlflow.runName": name}
+    tags |= {PARENT: sweep.run_id, "mlflow.runName": names.run_name(record)}
     run_id = client.create_run(sweep.experiment_id, start_time=start, tags=tags).info.run_id
     # Not whole until it is closed: whatever happens in between, the next attempt replaces it.
     own = CellRun(run_id, sha, sweep.run_id, whole=False)
