@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench.cli_data import DataList, DataPrepare, DataVerify
+from s2a_bench.cli_records import Experiments, Records
 from s2a_bench.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -287,7 +288,9 @@ def _commands(argv: Sequence[str]) -> Any:
         named(Memory, "memory"),
         named(Estimate, "estimate"),
         named(Methods, "methods"),
+        named(Experiments, "experiments"),
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
+        named(Records, "records"),
         named(Report, "report"),
         named(Track, "track"),
         named(Audit, "audit"),

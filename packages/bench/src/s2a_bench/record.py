@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -158,6 +159,24 @@ def write(record: Record, output: Path) -> Path:
     return path
 
 
+def parse(text: str) -> Record:
+    """A record from its JSON.
+
+    Raises:
+        ValueError: Not a record of this schema: broken JSON, missing or unknown fields, no id, an unknown status.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise ValueError(f"expected a record of schema {SCHEMA}")
+    try:
+        record = Record(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if not re.fullmatch(r"[\w-]+", str(record.cell_id)) or record.status not in ("done", "failed", "stopped"):
+        raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
+    return record
+
+
 def read(path: Path) -> Record:
     """A record from its file.
 
@@ -165,13 +184,10 @@ def read(path: Path) -> Record:
         ValueError: Not a record of this schema: broken JSON, missing or unknown fields, or another cell's content.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError(f"expected a record of schema {SCHEMA}")
-        record = Record(**values)
-        if record.cell_id != path.stem or record.status not in ("done", "failed", "stopped"):
-            raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        record = parse(path.read_text(encoding="utf-8"))
+        if record.cell_id != path.stem:
+            raise ValueError(f"content belongs to cell {record.cell_id!r}")
+    except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a valid record ({error}); delete it and run the sweep again.") from error
     return record
 
