@@ -16,7 +16,7 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import commands_search, halving, pool, progress, record, run, search, stats, track_names, track_store
+from s2a_bench import commands_search, halving, progress, record, run, runtime, search, stats, track_names, track_store
 from s2a_bench.cli import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
@@ -144,7 +144,7 @@ RECIPE = TrainConfig(epochs=12, warmup_epochs=1)
 @pytest.fixture(scope="module")
 def ray_as_the_pool_wants_it():
     """Ray reads its switches once in a process, when it is imported first."""
-    for name, value in (pool._RAY_SWITCHES | pool._OWN_SWITCHES).items():
+    for name, value in (runtime.RAY_SWITCHES | runtime.OWN_SWITCHES).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_TOKEN", "ab" * 32)
 
@@ -284,7 +284,10 @@ def test_a_search_with_stops_ends_chooses_among_the_whole_and_runs_no_stopped_tr
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setattr(track_store, "find_spec", lambda name: None)
     searching = [*ASHA, "--search", "10", "--search-scheduler", "asha"]
+    starts, start = [], runtime._start
+    monkeypatch.setattr(runtime, "_start", lambda *given: (starts.append(given), start(*given)))
     assert main(searching) == 0
+    assert len(starts) == 1, "trials and final cells share one Ray"
     found = [each for _, each in record.read_all(Path("results")) if isinstance(each, Record)]
     trials = [each for each in found if each.trial]
     stopped = [each for each in trials if each.status == "stopped"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from s2a_bench.errors import InputError, unknown
 from s2a_bench.halving import Halving
 from s2a_bench.keep import CHECKPOINT_SECONDS, Keep
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine, PoolError
 from s2a_bench.track import TrackingError
 from s2a_bench.tracker import Tracker
 
@@ -80,7 +81,7 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         plan = sweeping.plan(cells, output)
         console.print(_plan_table(plan))
         console.print(_planned(plan), **_VERBATIM)
-        console.print(_estimated(plan, request, conduct, output), **_VERBATIM)
+        console.print(estimated([plan.cells[i] for i in plan.todo], request, conduct), **_VERBATIM)
         return DONE
     return run_cells(cells, request, conduct, console)
 
@@ -104,6 +105,7 @@ def run_cells(
     find: Callable[[Mapping[str, CellConfig], Path], sweeping.Plan] = sweeping.plan,
     conclude: Callable[[sweeping.Plan, Path, Tracker, Console], int] | None = None,
     halving: Callable[[sweeping.Plan, Path], Halving] | None = None,
+    engine: Engine | None = None,
 ) -> int:
     """Runs the missing ones of identified cells, followed by the tracker.
 
@@ -115,6 +117,7 @@ def run_cells(
         find: Which are missing.
         conclude: What to do at the end; its value is returned. ``None``: table, report, failures.
         halving: Which of them, trials of a search, Ray may stop early; ``None``: none.
+        engine: The Ray that several sweeps share, see ``pool.run_with_ray``.
 
     Returns:
         As ``sweep``.
@@ -137,7 +140,7 @@ def run_cells(
         try:
             if plan.todo:
                 stops = halving(plan, output) if halving else None
-                _run(plan, keep, None if conduct.serial else where, tracker, console, stops)
+                _run(plan, keep, None if conduct.serial else where, tracker, console, stops, engine)
             return (conclude or _conclude)(plan, output, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
@@ -170,6 +173,7 @@ def _run(
     tracker: Tracker,
     console: Console,
     halving: Halving | None = None,
+    engine: Engine | None = None,
 ) -> None:
     output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
@@ -189,10 +193,11 @@ def _run(
                     shares=where.shares,
                     join=where.join,
                     halving=halving,
+                    engine=engine,
                 )
             except ClusterError as error:
                 console.print(str(error), style="red", **_VERBATIM)
-            except pool.PoolError as error:
+            except PoolError as error:
                 if halving is not None:
                     raise InputError(
                         f"{error}, and --search-scheduler asha needs it; try again, or without."
@@ -240,13 +245,14 @@ def _planned(plan: sweeping.Plan) -> str:
     return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
 
 
-def _estimated(plan: sweeping.Plan, request: grid.Request, conduct: Conduct, output: Path) -> str:
+def estimated(todo: Sequence[CellConfig], request: grid.Request, conduct: Conduct) -> str:
+    """What the missing cells will take, in words, from the records of the output folder."""
     count = 1
-    if plan.todo and not conduct.serial:
+    if todo and not conduct.serial:
         small = request.suite in grid.BACKBONES
-        count = sweeping.choose_workers(len(plan.todo), request.device, conduct.max_concurrent, small=small).count
-    good = [found for _, found in records.read_all(output) if isinstance(found, Record)]
-    return estimate.sentence([plan.cells[cell_id] for cell_id in plan.todo], good, request.device, count)
+        count = sweeping.choose_workers(len(todo), request.device, conduct.max_concurrent, small=small).count
+    good = [found for _, found in records.read_all(conduct.output.absolute()) if isinstance(found, Record)]
+    return estimate.sentence(todo, good, request.device, count)
 
 
 def _plan_table(plan: sweeping.Plan) -> Table:

@@ -19,6 +19,7 @@ from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.halving import Halving
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine
 from s2a_bench.search import Choice, Mode, Search
 from s2a_bench.tracker import Tracker
 
@@ -62,7 +63,7 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
     finals = request.evaluate == "test"
     find = functools.partial(plan_trials, mode=mode)
     if conduct.dry_run:
-        console.print(_dry_run(known, trials, finals, output))
+        _dry_run(known, trials, request, conduct, console)
         return commands.DONE
     console.print(_announced(known, trials), **_VERBATIM)
     choices: list[Choice] = []
@@ -73,14 +74,17 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
 
     trying = dataclasses.replace(conduct, keep_adapters=False)
     halved = functools.partial(_halving, known, mode) if stops else None
-    code = commands.run_cells(trials, request, trying, console, find=find, conclude=conclude, halving=halved)
-    if code != commands.DONE:
-        return code
-    code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
-    if not finals or not choices:
-        return code
-    chosen = sweeping.identify(cell for choice in choices for cell in search.final_cells(choice))
-    return max(code, commands.run_cells(chosen, request, conduct, console, find=plan_finals))
+    with Engine() as engine:  # Ray starts once, for trials and final cells
+        code = commands.run_cells(
+            trials, request, trying, console, find=find, conclude=conclude, halving=halved, engine=engine
+        )
+        if code != commands.DONE:
+            return code
+        code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
+        if not finals or not choices:
+            return code
+        chosen = sweeping.identify(cell for choice in choices for cell in search.final_cells(choice))
+        return max(code, commands.run_cells(chosen, request, conduct, console, find=plan_finals, engine=engine))
 
 
 def plan_trials(cells: Mapping[str, CellConfig], output: Path, mode: Mode) -> sweeping.Plan:
@@ -215,22 +219,39 @@ def _chosen_table(choices: Sequence[Choice]) -> Table:
     return table
 
 
-def _dry_run(known: Sequence[_Identified], trials: Mapping[str, CellConfig], finals: bool, output: Path) -> Table:
-    plan = plan_trials(trials, output, known[0].search.mode)
+def _dry_run(
+    known: Sequence[_Identified],
+    trials: Mapping[str, CellConfig],
+    request: grid.Request,
+    conduct: commands.Conduct,
+    console: Console,
+) -> None:
+    """Prints trials and final cells, those that wait for the search too, and what is missing in time and memory."""
+    output, mode = conduct.output.absolute(), known[0].search.mode
+    plan = plan_trials(trials, output, mode)
     found = sweeping.results(plan, output)
+    todo = [trials[cell_id] for cell_id in plan.todo]
     table = Table("cell", "record", "what", "epochs")
     for cell_id, cell in trials.items():
-        state = "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"
-        table.add_row(cell_id, state, f"trial: {grid.label(cell)}", str(cell.train.epochs))
-    for each in known if finals else ():
+        table.add_row(cell_id, _state(cell_id, plan), f"trial: {grid.label(cell)}", str(cell.train.epochs))
+    for each in known if request.evaluate == "test" else ():
         choice = search.choose(each.search, each.ids, found)
         if choice is None:
+            todo += each.search.finals  # with another learning rate, which costs the same
             for cell in each.search.finals:
                 table.add_row("after the search", "", grid.label(cell), str(cell.train.epochs))
             continue
         chosen = sweeping.identify(search.final_cells(choice))
         after = sweeping.plan(chosen, output)
+        todo += [chosen[cell_id] for cell_id in after.todo]
         for cell_id, cell in chosen.items():
-            state = "done" if cell_id in after.done else "failed" if cell_id in after.again else "missing"
-            table.add_row(cell_id, state, f"{grid.label(cell)} ({_point(choice.point)})", str(cell.train.epochs))
-    return table
+            what = f"{grid.label(cell)} ({_point(choice.point)})"
+            table.add_row(cell_id, _state(cell_id, after), what, str(cell.train.epochs))
+    console.print(table)
+    console.print(f"{len(todo)} cells to run, trials and final ones.", **_VERBATIM)
+    most = " Trials that are stopped take less." if mode.scheduler != "none" and plan.todo else ""
+    console.print(commands.estimated(todo, request, conduct) + most, **_VERBATIM)
+
+
+def _state(cell_id: str, plan: sweeping.Plan) -> str:
+    return "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"

@@ -1,6 +1,6 @@
 """The pool: Ray Tune runs the missing cells of a sweep, one trial per cell, on workers that stay warm.
 
-Ray is imported where it is used, after the switches that it has only as environment variables are set.
+Ray is imported where it is used, after ``runtime`` has set its switches.
 """
 
 from __future__ import annotations
@@ -8,20 +8,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
-import logging
-import math
-import os
 import pickle
-import secrets
 import shutil
-import signal
-import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -34,32 +26,15 @@ from s2a_bench.errors import InputError
 from s2a_bench.halving import Halving
 from s2a_bench.keep import Keep, settle
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine, joined
 from s2a_bench.shares import cores
 from s2a_bench.sweep import Listener, Plan, Workers, failed, tell
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-_RAY_SWITCHES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is an exception here, not a request to wind down slowly
-}
-"""What Ray offers only as environment variables; set before it is imported, unless the user has."""
-
-_OWN_SWITCHES = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
-}
-"""The same for a Ray of our own. A cluster that is joined has its own rules."""
-
 _LOOK_SECONDS = 5.0
 """How often the nodes of a cluster are looked at."""
-
-
-class PoolError(RuntimeError):
-    """Ray could not be started; nothing ran."""
 
 
 def run_with_ray(
@@ -72,6 +47,7 @@ def run_with_ray(
     shares: Mapping[str, float] | None = None,
     join: Join | None = None,
     halving: Halving | None = None,
+    engine: Engine | None = None,
 ) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
@@ -84,6 +60,7 @@ def run_with_ray(
         shares: Of a card, by cell; ``None``: as ``workers`` says.
         join: A running cluster to use in place of this machine, and of ``workers``.
         halving: Which trials of a search may be stopped early; ``None``: every cell comes to its end.
+        engine: Whose Ray to use on this machine; ``None``: one for this sweep alone.
 
     Raises:
         PoolError: Ray could not be started.
@@ -96,11 +73,11 @@ def run_with_ray(
     with contextlib.ExitStack() as stack:
         if join is None:
             mark = hashlib.sha256(str(output).encode()).hexdigest()[:6]
-            stack.enter_context(_ray(workers, mark))
+            (engine or stack.enter_context(Engine())).start(workers, mark)
             asked = {cell_id: _here(workers, shares[cell_id] if shares else None) for cell_id in plan.todo}
             token, concurrent = "", workers.count
         else:
-            nodes = stack.enter_context(_joined(join))
+            nodes = stack.enter_context(joined(join))
             asked = cluster.requests(plan.todo, nodes, join, shares)
             token, concurrent = stack.enter_context(cluster.marker(output)), join.concurrent
         from ray import tune
@@ -308,84 +285,3 @@ def _cause(trial: Trial, oom_kills: int | None) -> tuple[str, str, str]:
         detail = detail.partition(" Some common causes")[0].strip() or text.strip().splitlines()[0]
         return (*faults.worker_death(type(error).__name__, detail, oom_kills), text)
     return "WorkerDied", text.strip().splitlines()[-1], text
-
-
-@contextlib.contextmanager
-def _ray(workers: Workers, mark: str) -> Iterator[None]:
-    """A Ray of our own: on loopback, behind a random token, in a temporary folder that goes with it.
-
-    Ray and Tune print to stdout whatever they are told, so nobody listens to it meanwhile; what matters arrives as an
-    event or an exception.
-
-    Args:
-        workers: What to make room for.
-        mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
-    """
-    for name, value in (_RAY_SWITCHES | _OWN_SWITCHES).items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Paths of Unix sockets have at most 107 bytes, of which Ray takes more than 60.
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
-    for stale in root.glob(f"s2a-{mark}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"s2a-{mark}-", dir=root)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ray
-
-        try:
-            _start(workers, folder)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _joined(join: Join) -> Iterator[cluster.Nodes]:
-    """A cluster of somebody else's: nothing of it is started or stopped here. Gives its nodes."""
-    for name, value in _RAY_SWITCHES.items():
-        os.environ.setdefault(name, value)
-    cluster.check_address(join.address)
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ray
-
-        try:
-            try:
-                ray.init(address=join.address, log_to_driver=False, logging_level=logging.CRITICAL)
-            except Exception as error:  # Ray has a plain exception for every cause
-                raise cluster.cannot_join(join.address, error) from error
-            _give_back_signal(on_terminate)
-            yield ray.nodes()
-        finally:
-            ray.shutdown()
-
-
-def _give_back_signal(handler: Any) -> None:
-    """Takes SIGTERM back from Ray, whose own handler ends the process at once and cleans nothing up."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _start(workers: Workers, folder: str) -> None:
-    import ray
-
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    for last in (False, False, True):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers.count * workers.cpus,
-                num_gpus=math.ceil(workers.count * workers.gpus) if workers.cards is None else workers.cards,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=100_000_000,
-                _temp_dir=folder,
-            )
-            _give_back_signal(on_terminate)
-            return
-        except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
-            ray.shutdown()
-            if last:
-                raise PoolError(f"Ray could not be started ({' '.join(str(error).split())[:200]})") from error
