@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pickle
 import shutil
 import time
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2a_bench import cluster, faults
+from s2a_bench import cluster, faults, runtime
 from s2a_bench import halving as asha
 from s2a_bench import record as records
 from s2a_bench.cluster import ClusterError, Join
@@ -95,6 +96,9 @@ def run_with_ray(
             for cell_id in plan.todo
         ]
         events = _events(plan, output, listeners, join)
+        if join is not None:
+            lost = functools.partial(events.head_lost, stack.enter_context(runtime.interruptible()))
+            events.head = stack.enter_context(cluster.HeadWatch(runtime.head_address(), lost, events.head_stuck))
         try:
             tune.Tuner(
                 tune.with_resources(_trial, _resources),
@@ -113,7 +117,7 @@ def run_with_ray(
                     failure_config=tune.FailureConfig(max_failures=cluster.RETRIES if join else 0),
                 ),
             ).fit()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if events.refused is not None:
                 raise events.refused from error
             raise
@@ -193,6 +197,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             self.texts: dict[str, str] = {}
             self.looks: dict[str, str] = {}
             self.looked = self.hopeful = time.monotonic()
+            self.head: cluster.HeadWatch | None = None
             self.refused: Exception | None = None  # what ends the sweep; Tune would turn it into text
 
         def __getstate__(self) -> dict[str, Any]:
@@ -249,10 +254,25 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 self.refused = error
                 raise
 
+        def head_lost(self, interrupt: Callable[[], None]) -> None:
+            """Ends the sweep from another thread: without a head every call of Ray waits."""
+            assert self.join is not None
+            self.refused = ClusterError(
+                f"The head of the Ray cluster at {self.join.address} has not answered for {cluster.HEAD_SILENCE:g} s; "
+                "what is done is safe, and the same command goes on when there is a head again."
+            )
+            interrupt()
+
+        def head_stuck(self) -> None:
+            """The main thread waits in a call of Ray that nothing ends; Ray would end the process, without a word."""
+            runtime.end_now(str(self.refused))
+
         def _look(self, join: Join, trials: list[Trial]) -> None:
             """Ends a sweep that could only wait for nodes that are gone."""
             import ray
 
+            if self.head is not None and not self.head.answers():
+                return  # it would wait for a minute
             nodes, self.looked = ray.nodes(), time.monotonic()
             waiting = [trial.config["cell"]["asked"] for trial in trials if not trial.is_finished()]
             if not waiting or any(cluster.possible(asked, nodes) for asked in waiting):

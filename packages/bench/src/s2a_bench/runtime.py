@@ -13,9 +13,10 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -37,6 +38,9 @@ OWN_SWITCHES = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
 }
 """The same for a Ray of our own. A cluster that is joined has its own rules."""
+
+
+_LEAVE_SECONDS = 10.0
 
 
 class PoolError(RuntimeError):
@@ -132,7 +136,46 @@ def joined(join: Join) -> Iterator[cluster.Nodes]:
             _give_back_signal(on_terminate)
             yield ray.nodes()
         finally:
-            ray.shutdown()
+            _leave()
+
+
+def head_address() -> str:
+    """``HOST:PORT`` of the cluster that was joined."""
+    import ray
+
+    return ray.get_runtime_context().gcs_address
+
+
+def end_now(sentence: str) -> None:
+    """Ends the process from any thread with a sentence and exit code 1; records on the disk are whole at any time."""
+    print(f"s2a-bench: {sentence}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
+def _leave() -> None:
+    """Leaves a cluster; one whose head is gone would keep us for a minute and then end the process."""
+    import ray
+
+    leaving = threading.Thread(target=ray.shutdown, name="leave", daemon=True)
+    leaving.start()
+    leaving.join(_LEAVE_SECONDS)
+
+
+@contextlib.contextmanager
+def interruptible() -> Iterator[Callable[[], None]]:
+    """Gives what another thread may call to interrupt this one as Ctrl-C does, though it waits inside of Ray.
+
+    SIGINT itself is ignored in a job that a shell has put into the background. Only the main thread can be interrupted.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        yield lambda: None
+        return
+    before = signal.signal(signal.SIGUSR2, signal.default_int_handler)
+    try:
+        yield lambda: signal.pthread_kill(main.ident or 0, signal.SIGUSR2)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
 
 
 def _give_back_signal(handler: Any) -> None:
