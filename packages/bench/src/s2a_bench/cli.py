@@ -225,6 +225,7 @@ class Audit:
 
     Attributes:
         peek: Train the recorded cells again and score the test set after every epoch; print best epoch minus last.
+            Behind a search, also train every config that it tried and print the best on test minus the chosen one.
         output: Folder of a sweep.
         datasets: Only these; all that have test records if left out.
         backbones: Only these.
@@ -233,6 +234,7 @@ class Audit:
         data_dir: Where prepared datasets lie.
         weights: Local file of the backbone, where the sweep had one.
         device: cpu, cuda, cuda:0.
+        skip_trials: Only the epochs, not the searches.
     """
 
     peek: bool = False
@@ -244,6 +246,7 @@ class Audit:
     data_dir: _Folder = None
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     device: str = "cpu"
+    skip_trials: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
