@@ -206,16 +206,17 @@ def _point(point: Mapping[str, Any]) -> str:
 def _chosen_table(choices: Sequence[Choice]) -> Table:
     table = Table(title="Chosen on val", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("search")
-    table.add_column("chosen", min_width=26)
-    table.add_column("val %")
-    table.add_column("trials", min_width=14)
+    table.add_column("chosen", no_wrap=True)
+    table.add_column("val %", no_wrap=True)
+    table.add_column("trials")
     for name in ("epochs", "looks"):
         table.add_column(name, justify="right", no_wrap=True)
     for choice in choices:
         counts = {"diverged": choice.diverged, "stopped": sum(choice.stopped)}
         trials = ", ".join([str(len(choice.ids)), *(f"{count} {what}" for what, count in counts.items() if count)])
         cost = (str(sum(choice.epochs)), str(sum(choice.looks)))
-        table.add_row(_what(choice.search), _point(choice.point), f"{choice.accuracy:.1f}", trials, *cost)
+        chosen = _point(choice.point).replace(", ", "\n")
+        table.add_row(_what(choice.search), chosen, f"{choice.accuracy:.1f}", trials, *cost)
     return table
 
 
