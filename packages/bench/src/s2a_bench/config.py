@@ -110,7 +110,9 @@ class TrainConfig:
         if self.frozen not in ("fp32", "bf16"):
             raise InputError(f"train.frozen={self.frozen!r} is unknown; choose fp32 or bf16.")
         if self.frozen == "bf16" and self.precision != "bf16":
-            raise InputError("train.frozen=bf16 needs train.precision=bf16: products of two number formats do not exist.")
+            raise InputError(
+                "train.frozen=bf16 needs train.precision=bf16: products of two number formats do not exist."
+            )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -154,7 +154,17 @@ _LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", **_MLP}
 _PARTS = {"attn_norm": "norm1", "attn": "attn", "mlp_norm": "norm2", "mlp": "mlp"}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm", plain=(ViTBlock,), steps=_vit_steps),
+    Family(
+        "vit",
+        VisionTransformer,
+        partial(_flat, "blocks"),
+        "NLC",
+        _LINEARS,
+        _PARTS,
+        "norm",
+        plain=(ViTBlock,),
+        steps=_vit_steps,
+    ),
     Family("vit", Eva, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
     Family(
         "swin",

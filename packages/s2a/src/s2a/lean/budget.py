@@ -44,4 +44,3 @@ def plan_saved(
     others = two + (four - two) * (images - 2) // 2
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return make_plan(sites, images, weights + others, budget, lambda site: now[site.name, site.role])
-

@@ -143,7 +143,9 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(sites: Sequence[Site], images: int, others: int, budget: int | None, start: Callable[[Site], Keep]) -> Plan:
+def make_plan(
+    sites: Sequence[Site], images: int, others: int, budget: int | None, start: Callable[[Site], Keep]
+) -> Plan:
     """Chooses for every site.
 
     Args:
