@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -65,7 +66,9 @@ def make_lean(
         if "forward" in module.__dict__:
             continue
         windows = block.window if role == "attn" else None
-        branch = fused.Branch(block, role, norm, body, DEFAULTS[role], levels, body.forward, module, windows)
+        # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
+        stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
+        branch = fused.Branch(block, role, norm, body, DEFAULTS[role], levels, stock, module, windows)
         if branch.obstacle() is not None and role == "mlp":
             branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
         if branch.obstacle() is None:

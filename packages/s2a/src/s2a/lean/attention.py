@@ -52,7 +52,8 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shape: Shape = ctx.shape
-        tensors, (bias, mask), kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:12], list(ctx.saved_tensors[12:])
+        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        tensors, (bias, mask), kept = saved[:10], saved[10:12], list(saved[12:])
         needs = ctx.needs_input_grad[4:]
         norm_weight, norm_bias = tensors[:2]
         first, second = _layers(shape, tensors, needs)
