@@ -11,6 +11,7 @@ configuration in turn, so that all meet the same machine, and prints the least t
 from __future__ import annotations
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -43,7 +44,8 @@ def curve(backbone: str) -> None:
     """Cosine by group for several widths, and the budget of the paper's claim."""
     exact = fidelity.gradients(backbone, activations="exact")
     for name, keeps in KEEPS.items():
-        found = fidelity.gradients(backbone, change=lambda adapted, keeps=keeps: keeps and set_keeps(adapted, keeps), **LEAN)
+        change = functools.partial(set_keeps, keeps=keeps) if keeps else None
+        found = fidelity.gradients(backbone, change=change, **LEAN)
         _row(backbone, name, exact, found)
     budget = BUDGETS[backbone]
     _row(backbone, f"budget {budget} MB", exact, fidelity.gradients(backbone, memory_budget_mb=budget, **LEAN))
@@ -81,7 +83,9 @@ def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, 
     return found
 
 
-def stepper(backbone: str, batch: int, method: str, options: dict[str, Any], again: bool, parts: int) -> tuple[Any, Any]:
+def stepper(
+    backbone: str, batch: int, method: str, options: dict[str, Any], again: bool, parts: int
+) -> tuple[Any, Any]:
     """An adapted model and one forward and backward pass of it."""
     torch.manual_seed(0)
     adapted: Any = s2a.attach(timm.create_model(backbone), s2a.method_config(method, **options), 100).train()

@@ -1,4 +1,4 @@
-"""Plans what an adapted model's lean branches keep: without a budget what is there, under one the least costly choice."""
+"""Plans what the lean branches of an adapted model keep: under a budget, the least costly choice."""
 
 from __future__ import annotations
 
@@ -87,8 +87,8 @@ def plan_memory(
 def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
     """The plan whose simulated peak comes closest to a budget from below.
 
-    What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next one
-    asks for what was missing or left.
+    What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next
+    one asks for what was missing or left.
     """
     found = plan(None)
     least = found.smallest
@@ -103,8 +103,8 @@ def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budge
         aim = found.predicted + budget - top
     if best is None:
         raise S2AError(
-            f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan takes "
-            f"{top / 1e6:,.1f} MB; give that or more, or fewer images."
+            f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan "
+            f"takes {top / 1e6:,.1f} MB; give that or more, or fewer images."
         )
     plan(best.predicted)  # Sets it again: the last one tried may have been another.
     return best

@@ -188,8 +188,8 @@ class Branch:
         if why is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"Block {self.block.name} was changed after lean activations were set up ({why}): its layers now keep their "
-                "inputs one by one, which takes more memory.",
+                f"Block {self.block.name} was changed after lean activations were set up ({why}): its layers now "
+                "keep their inputs one by one, which takes more memory.",
                 stacklevel=2,
             )
         return why is None

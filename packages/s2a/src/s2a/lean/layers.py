@@ -116,7 +116,7 @@ class Layer:
 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor, factor: float) -> None:
-    """total += factor * grad^T x."""
+    """Total += factor * grad^T x."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x, alpha=factor)
     else:

@@ -1,8 +1,8 @@
 """The memory planner: what each branch keeps, so that a budget is met with the least extra work and gradient error.
 
-A choice for one branch has bytes, products that the backward pass does again, and an error. Bytes and products follow from
-shapes; errors are measured: one minus the cosine between lean and exact gradients of ViT-B/16 with sharpened attention
-when all branches choose alike (docs/lean.md), spread evenly over them. The least sum under the budget is a
+A choice for one branch has bytes, products that the backward pass does again, and an error. Bytes and products follow
+from shapes; errors are measured: one minus the cosine between lean and exact gradients of ViT-B/16 with sharpened
+attention when all branches choose alike (docs/lean.md), spread evenly over them. The least sum under the budget is a
 multiple-choice knapsack: its linear relaxation is solved exactly, and what is left of the budget filled greedily.
 """
 
@@ -165,8 +165,9 @@ def make_plan(
         chosen = [_Option(start(s), s.nbytes(start(s), images), 0.0) for s in sites]
     elif budget < smallest:
         raise S2AError(
-            f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, and "
-            f"the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or fewer images."
+            f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
+            f"and the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or "
+            "fewer images."
         )
     else:
         chosen = _knapsack(options, budget - others)

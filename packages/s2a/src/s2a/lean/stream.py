@@ -1,8 +1,8 @@
 """The residual stream: maps that Python's frames would hold for no reason, and sums written over what they add to.
 
-``model.forward_features`` hands a whole stage's input to a container, and the call's own arguments hold it until the last
-block has run. ``stepwise`` calls the same modules one by one instead. ``in_place`` (opt-in) also writes every residual
-sum over the stream: then whoever keeps a block's input or output in a hook must copy it.
+``model.forward_features`` hands a whole stage's input to a container, and the call's own arguments hold it until the
+last block has run. ``stepwise`` calls the same modules one by one instead. ``in_place`` (opt-in) also writes every
+residual sum over the stream: then whoever keeps a block's input or output in a hook must copy it.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def writable(x: Tensor) -> bool:
 
 
 def add(x: Tensor, more: Tensor) -> Tensor:
-    """x + more, written over ``x`` if it has the sum's type."""
+    """X + more, written over ``x`` if it has the sum's type."""
     return x.add_(more) if x.dtype == torch.promote_types(x.dtype, more.dtype) else x + more
 
 

@@ -28,7 +28,7 @@ from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 
 CATEGORIES = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
-"""What bytes at the peak can be. Held: made in the forward pass and still there when the loss is. Transient: all else."""
+"""What bytes at the peak can be. Held: made in the forward pass, still there when the loss is. Transient: the rest."""
 
 OPTIMISERS: dict[str, dict[str, bool]] = {
     "foreach": {"foreach": True},
@@ -109,9 +109,9 @@ def simulated_peak(
     """Most bytes that a training step holds at once: weights, buffers, batch, gradients, optimiser state, temporaries.
 
     The model is copied without its data and trained on a blank batch; itself it stays as it is. Every storage counts
-    once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for the
-    whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (cuBLAS and cuDNN workspaces),
-    fragmentation, and the values that ``attach`` keeps for ``detach``.
+    once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for
+    the whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (cuBLAS and
+    cuDNN workspaces), fragmentation, and the values that ``attach`` keeps for ``detach``.
 
     Args:
         adapted: What ``s2a.attach`` returned, or, with ``input_shape``, any module from a batch to logits. The step is
