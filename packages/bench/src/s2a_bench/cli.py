@@ -123,10 +123,11 @@ class Memory:
 
     Attributes:
         backbone: timm name, mini_vit, ...
-        method: A method, with options if need be: "s2a:activations=exact".
+        method: A method, with options if need be: "s2a:activations=exact"; "all": a table of all of them.
         batch_size: Images of the step.
         set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true; values as in JSON or Python.
         paper: Every row of the paper's Tables 1 and 2 instead, next to what is printed there.
+        device: cuda: also the peak of the card's allocator, measured in a process of its own.
         json: Print JSON.
     """
 
@@ -135,6 +136,7 @@ class Memory:
     batch_size: int = 32
     set: _Settings = ()
     paper: bool = False
+    device: str = "cpu"
     json: bool = False
 
     def run(self, console: Console) -> int:
@@ -143,7 +145,10 @@ class Memory:
 
         if self.paper:
             return commands_memory.memory_paper(self.batch_size, self.json, console)
-        return commands_memory.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+        settings = _flat(self.set)
+        return commands_memory.memory(
+            self.backbone, self.method, self.batch_size, settings, self.json, console, device=self.device
+        )
 
 
 @dataclasses.dataclass(frozen=True)

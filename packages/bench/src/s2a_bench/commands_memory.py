@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import s2a
 from rich import box
 from rich.console import Console
 from rich.table import Table
@@ -16,14 +17,20 @@ from s2a_bench.errors import InputError
 
 
 def memory(
-    backbone: str, label: str, batch_size: int, settings: tuple[str, ...], as_json: bool, console: Console
+    backbone: str,
+    label: str,
+    batch_size: int,
+    settings: tuple[str, ...],
+    as_json: bool,
+    console: Console,
+    device: str = "cpu",
 ) -> int:
-    """Prints parameters and memory of one training step.
+    """Prints parameters and memory of one training step, or of every method's.
 
     Raises:
         ValueError: Bad input.
     """
-    from s2a_bench import measure
+    from s2a_bench import device_peak, measure
 
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
@@ -34,10 +41,39 @@ def memory(
             f"memory trains nothing: train.{min(useless)} has no place here; train.precision, "
             "train.checkpointing and train.frozen do."
         )
-    method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
-    step = grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"])
-    _print_row(measure.memory_row(backbone, method.name, dict(method.options), TrainConfig(**step)), as_json, console)
+    labels = s2a.list_methods() if label == "all" else [label]
+    if label == "all" and parsed["method"]:
+        raise InputError("--method all takes no method options, which not all methods have; name one method.")
+    methods = grid.methods_with([grid.parse_method(one) for one in labels], parsed["method"])
+    step = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
+    rows = []
+    for method in methods:
+        row: dict[str, Any] = {}
+        if device != "cpu":  # First: without a card there is nothing to wait for.
+            row = device_peak.device_peak(backbone, method.name, dict(method.options), step, device=device)
+        rows.append(measure.memory_row(backbone, method.name, dict(method.options), step) | row)
+    if label != "all":
+        _print_row(rows[0], as_json, console)
+    elif as_json:
+        print(json.dumps(rows, indent=1), file=console.file)
+    else:
+        console.print(_methods_table(backbone, batch_size, rows))
     return DONE
+
+
+def _methods_table(backbone: str, batch_size: int, rows: list[dict[str, Any]]) -> Table:
+    table = Table(title=f"MB of one step, {backbone}, batch {batch_size}", box=box.SIMPLE_HEAD)
+    columns = {"theory": "theoretical_mb", "saved": "saved_mb", "measured": "measured_mb", "peak": "simulated_peak_mb"}
+    if "device_peak_mb" in rows[0]:
+        columns["device"] = "device_peak_mb"
+    table.add_column("method", no_wrap=True)
+    for column in ("trainable %", *columns):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        cells = (f"{row[key]:,.1f}" for key in columns.values())
+        table.add_row(row["method"], f"{row['params_percent']:.3f}", *cells)
+    table.caption = "measured: weights and saved tensors; peak: of a whole step, simulated (docs/memory.md)"
+    return table
 
 
 def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:

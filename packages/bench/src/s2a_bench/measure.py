@@ -77,13 +77,20 @@ def memory_row(
         options: Of the method's config.
         train: Batch size, precision and checkpointing of the step; ``None``: the default recipe's.
         num_classes: Of the head; the paper's percentages belong to 100.
+
+    Returns:
+        What ``memory`` says, ``simulated_peak_mb`` of a whole step, and with lean activations the ``plan`` as text.
     """
     config = s2a.method_config(method, **(options or {}))
     model, expected = create(BackboneConfig(backbone, random_weights=True))
     train = train or TrainConfig()
     adapted = attach(model, config, num_classes, expected.size, train)
     images = torch.randn(train.batch_size, 3, expected.size, expected.size)
-    return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
+    found = memory(adapted, images, train)
+    autocast = torch.bfloat16 if train.precision == "bf16" else None
+    found["simulated_peak_mb"] = s2a.simulated_peak(adapted, train.batch_size, autocast=autocast).total / MB
+    plan = {} if adapted.plan is None else {"plan": str(adapted.plan)}
+    return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **found, **plan}
 
 
 @contextlib.contextmanager

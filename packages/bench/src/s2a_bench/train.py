@@ -152,11 +152,13 @@ def train(
             value = loss.item()
             if not math.isfinite(value):
                 raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
-            optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if config.clip_norm:
                 nn.utils.clip_grad_norm_(trained, config.clip_norm)
             optimiser.step()
+            optimiser.zero_grad(
+                set_to_none=True
+            )  # Now, not before the next backward pass: none lives through a forward.
             loss_sum += value * len(indices)
             step += 1
         seconds = time.perf_counter() - started

@@ -71,6 +71,8 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     Returns:
         ``2 ** bits - 1`` ascending borders and ``2 ** bits`` values.
     """
+    if torch.compiler.is_compiling():
+        return _fitted(function, bits)
     with _disable_current_modes():  # Asked for in a simulation, these are real numbers all the same.
         return _fitted(function, bits)
 
