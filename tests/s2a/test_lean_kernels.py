@@ -72,6 +72,12 @@ ops.norm_pack(torch.randn(3, 64), None, None, 1e-6, 4)
 CARDS = (80, 90)
 
 
+@pytest.fixture
+def _compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing that another run compiled is found, and nothing is left in the home folder."""
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+
+
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], card: int, warps: int) -> str:
     """Compiles a kernel for a card that need not be there; its PTX."""
     import triton
@@ -88,11 +94,9 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], card
 
 
 @needs_triton
+@pytest.mark.usefixtures("_compile_anew")
 @pytest.mark.parametrize("card", CARDS)
-@pytest.mark.parametrize(
-    ("columns", "bits", "element"),
-    [(768, 8, "fp32"), (1024, 4, "bf16"), (1024, 3, "fp16"), (4096, 2, "bf16"), (128, 12, "fp32")],
-)
+@pytest.mark.parametrize(("columns", "bits", "element"), [(768, 8, "fp32"), (1024, 3, "bf16"), (4096, 10, "fp16")])
 def test_kernels_of_rows_compile(columns: int, bits: int, element: str, card: int) -> None:
     from s2a.lean import kernels, launch
 
@@ -128,17 +132,18 @@ def test_kernels_of_rows_compile(columns: int, bits: int, element: str, card: in
 
 
 @needs_triton
-@pytest.mark.parametrize("card", CARDS)
+@pytest.mark.usefixtures("_compile_anew")
 @pytest.mark.parametrize(
-    ("activation", "bits", "levels", "element"),
+    ("activation", "bits", "levels", "element", "card"),
     [
-        ("gelu", 4, "paper", "fp32"),
-        ("gelu_tanh", 3, "derivative", "bf16"),
-        ("quick_gelu", 2, "derivative", "fp16"),
-        ("silu", 8, "derivative", "bf16"),
-        ("hardswish", 4, "derivative", "fp32"),
-        ("relu", 1, "paper", "bf16"),
-        ("relu6", 1, "paper", "fp32"),
+        ("gelu", 4, "paper", "fp32", 80),
+        ("gelu", 4, "derivative", "bf16", 90),
+        ("gelu_tanh", 3, "derivative", "bf16", 80),
+        ("quick_gelu", 2, "derivative", "fp16", 90),
+        ("silu", 8, "derivative", "bf16", 90),
+        ("hardswish", 4, "derivative", "fp32", 80),
+        ("relu", 1, "paper", "bf16", 90),
+        ("relu6", 1, "paper", "fp32", 80),
     ],
 )
 def test_kernels_of_activations_compile(activation: str, bits: int, levels: str, element: str, card: int) -> None:
