@@ -187,11 +187,10 @@ def test_a_norms_backward_pass_at_full_precision_is_autograds(
     out = torch.empty_like(grad)
     sums = ops.norm_backward(grad, codes, numbers, rstd, None if weight is None else weight.detach(), 32, True, out)
     F.layer_norm(x, (96,), weight, bias, 1e-6).backward(grad)
-    close = {"rtol": tolerance, "atol": tolerance}
-    torch.testing.assert_close(out, x.grad, **close)
+    torch.testing.assert_close(out, x.grad, rtol=tolerance, atol=tolerance)
     if weight is not None and bias is not None:
-        torch.testing.assert_close(sums[0], weight.grad, **close)
-        torch.testing.assert_close(sums[1], bias.grad, **close)
+        torch.testing.assert_close(sums[0], weight.grad, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(sums[1], bias.grad, rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("bits", CODES)
