@@ -111,16 +111,23 @@ class Branch:
 
     def obstacle(self) -> str | None:
         """What keeps the branch from being fused as it is now; ``None``: nothing."""
+        for role, module in ((f"{self.role}_norm", self.norm), (self.role, self.body)):
+            leaf = self.block.parts[role].removeprefix(f"{self.block.name}.")
+            if self.owner.get_submodule(leaf) is not module:
+                return f"{leaf} was replaced"
         if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
             return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
         first, last, dropouts, foreign = _BODIES[type(self.body)]
         for name in foreign:
             if not isinstance(getattr(self.body, name), nn.Identity | None):
                 return f"{name} is {type(getattr(self.body, name)).__name__}"
-        for name in dropouts:
+        for name in dropouts:  # Whatever the mode: it changes every epoch, what a branch keeps should not.
             drop = getattr(self.body, name)
-            if type(drop) not in (nn.Dropout, nn.Identity) or (drop.training and getattr(drop, "p", 0) > 0):
+            if type(drop) not in (nn.Dropout, nn.Identity) or getattr(drop, "p", 0) > 0:
                 return f"{name} drops between the layers"
+        for name, module in self.body.named_children():
+            if name not in (first, last, "proj_drop", "drop2") and (module._forward_hooks or _hooks(module)):
+                return f"{name} has a hook"
         if isinstance(self.body, Mlp) and activation_key(self.body.act) is None:
             return f"{type(self.body.act).__name__} has no code"
         for name in (first, last):
@@ -185,6 +192,8 @@ class Branch:
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
         why = None if torch.compiler.is_compiling() else self.obstacle()
+        if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
+            why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
             self.warned = True
             warnings.warn(
@@ -242,7 +251,7 @@ def norm_forward(self: Any, x: Tensor) -> Tensor:
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if not torch.is_grad_enabled() or not wanted:
+    if not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS:  # A parametrised one has a class of its own.
         return type(self).forward(self, x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.float()  # As autocast does for norms.
