@@ -1,4 +1,4 @@
-"""The simulated peak against peaks by hand, autograd's own account, the CPU allocator and another simulation's figures."""
+"""The simulated peak against peaks by hand, autograd's account, the CPU allocator and another simulation."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALARS = 4096
 
 @pytest.mark.parametrize("layers", [3, 8])
 def test_a_chain_of_frozen_layers(layers: int) -> None:
-    """Frozen linear layers keep nothing: logits, and the gradients in front of and behind one layer, whatever the depth."""
+    """Frozen linear layers keep nothing: logits, and the gradients around one layer, whatever the depth."""
     width, batch = 256, 64
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).requires_grad_(False)
     model[0].bias.requires_grad_(True)

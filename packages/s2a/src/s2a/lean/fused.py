@@ -251,7 +251,9 @@ def norm_forward(self: Any, x: Tensor) -> Tensor:
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS:  # A parametrised one has a class of its own.
+    if (
+        not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS
+    ):  # A parametrised one has a class of its own.
         return type(self).forward(self, x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.float()  # As autocast does for norms.
