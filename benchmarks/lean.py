@@ -114,7 +114,8 @@ def pareto(backbone: str, batch: int, rounds: int, only: list[str] | None) -> No
         except s2a.S2AError as error:
             print(f"{name}: {error}")
             continue
-        peaks[name] = tuple(s2a.simulated_peak(adapted, size // parts).total / 1e6 for size in (batch, 32))
+        small, large = (s2a.simulated_peak(adapted, size // parts).total / 1e6 for size in (batch, 32))
+        peaks[name] = small, large
         times[name] = []
         steps[name]()  # The first pass pays for memory.
     for _ in range(rounds):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import lean_models
@@ -39,7 +40,7 @@ def tensors(width: int, inner: int, last: int, rank: int) -> list[Tensor | None]
 def stock(x: Tensor, weights: list[Any], scales: tuple[float, float], between: Any) -> Tensor:
     """Norm, layer, what is between, layer, with the layers' updates written out."""
     width = len(weights[0])
-    x = F.layer_norm(x, (width,), *weights[:2], 1e-6)
+    x = F.layer_norm(x, (width,), weights[0], weights[1], 1e-6)
     for i, scale in enumerate(scales):
         w, b, a, u = weights[2 + 4 * i : 6 + 4 * i]
         update = 0 if a is None else scale * (x @ a.T) @ u.T
@@ -262,11 +263,11 @@ def test_a_resnet_keeps_codes_and_masks_alone(training: bool) -> None:
     kept = s2a.saved_bytes(lean, images)
     sizes: dict[str, int] = {}
 
-    def note(name: str, args: tuple[Tensor, ...]) -> None:
+    def note(name: str, module: nn.Module, args: tuple[Tensor, ...]) -> None:
         sizes[name] = args[0].numel()
 
     handles = [
-        module.register_forward_pre_hook(lambda _, args, name=name: note(name, args))
+        module.register_forward_pre_hook(functools.partial(note, name))
         for name, module in lean.named_modules()
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d | nn.ReLU)
     ]

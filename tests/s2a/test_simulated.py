@@ -188,7 +188,7 @@ def allocated(model: nn.Module, images: Tensor) -> int:
     live = most = 0
     reports = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
     for report in sorted(reports, key=lambda event: event.start_ns()):
-        live += report.nbytes()
+        live += report.nbytes()  # type: ignore[attr-defined]
         most = max(most, live)
     return sum(sizes.values()) + most
 

@@ -133,14 +133,21 @@ def class_attention(shape: Shape, x: Tensor, tensors: tuple[Tensor | None, ...])
         return _ClassAttention.apply(shape, x, *tensors)  # type: ignore[no-any-return]
 
 
-def narrows(model: nn.Module, block: Any) -> bool:
+def narrows(model: Any, block: Any) -> bool:
     """Whether nothing reads more of the last block's output than the head does."""
     if type(block) is not Block or getattr(model, "grad_checkpointing", False):
         return False  # A checkpointed block runs again when nobody asks for features any more.
-    drops = (block.attn.proj_drop, block.mlp.drop2)
+    drops: tuple[Any, ...] = (block.attn.proj_drop, block.mlp.drop2)
     if any(drop.training and getattr(drop, "p", 0) > 0 for drop in drops):
         return False  # Masks of one token would draw other random numbers than those of all.
-    behind = (block.ls1, block.ls2, block.drop_path1, block.drop_path2, *drops, getattr(model, "norm", block.ls2))
+    behind: tuple[Any, ...] = (
+        block.ls1,
+        block.ls2,
+        block.drop_path1,
+        block.drop_path2,
+        *drops,
+        getattr(model, "norm", block.ls2),
+    )
     return not (_watched(block) or any(_watched(m) or m._forward_pre_hooks for m in behind))
 
 

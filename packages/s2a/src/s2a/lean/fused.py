@@ -13,7 +13,9 @@ from typing import Any
 
 import timm.layers
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
@@ -29,8 +31,8 @@ from s2a.lean.stream import IN_PLACE, writable
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
-    timm.layers.LayerNorm: False,
-    timm.layers.LayerNorm2d: True,
+    LayerNorm: False,
+    LayerNorm2d: True,
 }
 """Norm -> whether it takes maps ``(B, C, H, W)``."""
 
@@ -53,7 +55,7 @@ def activation_key(module: nn.Module) -> str | None:
 
 def low_rank_of(layer: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
     """A, U and scale of the low-rank updates that hooks add to a linear layer's output."""
-    owners = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
+    owners: list[Any] = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
     return [owner.low_rank() for owner in owners if _is_low_rank(owner)]
 
 

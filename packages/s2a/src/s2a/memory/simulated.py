@@ -137,13 +137,13 @@ def simulated_peak(
         raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
     device = next(adapted.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    ledger = Ledger(device)
+    ledger, after_forward = Ledger(device), 0
     try:
         with torch.random.fork_rng(devices), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             model = _without_data(adapted, mode)
             with _no_collection(), ledger, ledger.following(model):
                 _enter_weights(model, ledger)
-                options = OPTIMISERS[optimizer]
+                options: dict[str, Any] = dict(OPTIMISERS[optimizer])
                 trained = [p for p in model.parameters() if p.requires_grad]
                 optimiser = torch.optim.AdamW(trained, lr=1e-3, **options)
                 loss = loss_fn or _cross_entropy
@@ -242,7 +242,7 @@ def _summary(ledger: Ledger, after_forward: int) -> Peak:
     phases = {phase: size for phase, (size, _) in ledger.peaks.items() if phase}
     phase = max(phases, key=lambda name: phases[name])
     total, event = ledger.peaks[phase]
-    categories = dict.fromkeys(CATEGORIES, 0)
+    categories: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
     found = ledger.at(event)
     for entry in found:
         categories[_category(entry, after_forward)] += entry.bytes
