@@ -174,7 +174,7 @@ def test_failed_cells_are_named_with_their_cause_and_tried_again(capsys, fake):
     fake.outcome[1] = "The loss is nan"
     assert main(SWEEP) == 1
     out = capsys.readouterr().out
-    assert "FAILED s2a on digits, mini_vit, seed 1: Diverged: The loss is nan" in out
+    assert "FAILED s2a on digits, mini_vit, seed 1, train.epochs=1: Diverged: The loss is nan" in out
     assert "2 of 3 cells are done" in out
     assert fake.finished == ["FAILED"]
     del fake.outcome[1]
