@@ -76,17 +76,34 @@ def scaled(old: nn.Linear) -> nn.Linear:
     return new.requires_grad_(False)
 
 
+class Foreign(nn.Module):
+    """Attention or an MLP of someone else's: one layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor, **options: object) -> Tensor:
+        """The layer alone."""
+        return self.layer(x)
+
+
 def other_body(old: nn.Module) -> nn.Module:
     """A module in a body's place that knows nothing of lean activations."""
     width = old.get_submodule("proj" if hasattr(old, "proj") else "fc1").in_features  # type: ignore[operator]
-    return nn.Sequential(drawn(nn.Linear(width, width)))
+    return Foreign(drawn(nn.Linear(width, width)))
+
+
+def used(module: nn.Module) -> Tensor:
+    """A number that all biases have a part in, so that each has a gradient."""
+    return torch.stack([p.sum() for p in module.parameters() if p.requires_grad]).sum()
 
 
 def own_forward(path: str) -> Callable[[Any], None]:
     """Replaces a body's forward on the instance."""
 
     def change(block: Any) -> None:
-        block.get_submodule(path).forward = lambda x, *args, **kwargs: 2 * x
+        block.get_submodule(path).forward = lambda x, *args, **kwargs: 2 * x + 0 * used(block.get_submodule(path))
 
     return change
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import re
 from typing import Any
@@ -14,7 +15,9 @@ import s2a
 import tiny
 import torch
 from lean_models import images_for
+from s2a import testing
 from s2a.lean import Keep, Plan
+from s2a.lean.apply import DEFAULTS
 from s2a.lean.options import LeanOptions, parse_size
 from s2a.lean.plan import ERROR_WEIGHT, Site, make_plan
 from s2a.state import load, save
@@ -199,10 +202,10 @@ def test_a_budget_too_small_names_one_that_works(family: str) -> None:
 
 def test_a_refused_budget_leaves_the_model_alone() -> None:
     model = tiny.vit()
-    before = s2a.testing.snapshot(model)
+    before = testing.snapshot(model)
     with pytest.raises(s2a.S2AError, match="cannot be met"):
         s2a.attach(model, s2a.method_config("bias", activations="lean", memory_budget_mb=0.01), 5)
-    assert not s2a.testing.differences(before, s2a.testing.snapshot(model))
+    assert not testing.differences(before, testing.snapshot(model))
 
 
 @pytest.mark.parametrize("family", ["vit", "resnet"])
@@ -221,9 +224,12 @@ def test_planning_changes_nothing(family: str) -> None:
 
 
 def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
-    lean = attached("vit", "bias", budget_batch=4, memory_budget_mb=0.6)
+    model = tiny.vit()
+    config = s2a.method_config("bias", activations="lean", budget_batch=4, memory_budget_mb=0.6)
+    lean = s2a.attach(copy.deepcopy(model), config, tiny.CLASSES)
     save(lean, tmp_path / "state.safetensors")
-    loaded = load(tiny.vit(), tmp_path / "state.safetensors")
+    loaded = load(model, tmp_path / "state.safetensors")
+    assert {keep for _, keep in lean.plan.keeps.items()} != set(DEFAULTS.values())  # type: ignore[union-attr]
     assert [b.keep for b in loaded._branches] == [b.keep for b in lean._branches]
 
 
