@@ -9,7 +9,6 @@ import torch
 from s2a.backbones import input_channels
 from s2a.lean import Branch, Plan, plan_saved, set_plan
 from s2a.memory import saved_bytes
-from s2a.memory.measured import SavedBytes
 
 if TYPE_CHECKING:
     from s2a.attach import Adapted
@@ -25,7 +24,7 @@ def plan_for(adapted: Adapted, branches: tuple[Branch, ...]) -> Plan:
     reference = next(adapted.backbone.parameters())
     shape = (input_channels(adapted.backbone), *adapted.image_size)
 
-    def saved(batch: int) -> SavedBytes:
+    def saved(batch: int) -> dict[str, int]:
         return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
     def plan(budget: int | None) -> Plan:

@@ -10,7 +10,6 @@ from torch import nn
 
 from s2a.lean.fused import Branch
 from s2a.lean.plan import Plan, Site, make_plan
-from s2a.memory.measured import SavedBytes
 
 
 def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:
@@ -20,14 +19,14 @@ def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:
 
 
 def plan_saved(
-    model: nn.Module, branches: tuple[Branch, ...], saved: Callable[[int], SavedBytes], images: int, budget: int | None
+    model: nn.Module, branches: tuple[Branch, ...], saved: Callable[[int], dict[str, int]], images: int, budget: int | None
 ) -> Plan:
     """The plan under which weights and saved tensors of a step stay in a budget.
 
     Args:
         model: The whole adapted model.
         branches: Its fused branches.
-        saved: Batch size to the bytes that autograd holds, as the model is.
+        saved: Batch size to the bytes that autograd holds, module by module, as the model is.
         images: Batch size of the plan.
         budget: Bytes; ``None``: what the branches keep now.
 
@@ -40,7 +39,7 @@ def plan_saved(
     names = {module: name for name, module in model.named_modules()}
     sites = [_as_run(branch, (four.get(names[branch.body], 0) - two.get(names[branch.body], 0)) // 2) for branch in branches]
     kept = [sum(site.nbytes(now[site.name, site.role], batch) for site in sites) for batch in (2, 4)]
-    rest = two.total - kept[0], four.total - kept[1]
+    rest = sum(two.values()) - kept[0], sum(four.values()) - kept[1]
     others = rest[0] + (rest[1] - rest[0]) * (images - 2) // 2
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return make_plan(sites, images, weights + others, budget, lambda site: now[site.name, site.role])
