@@ -87,7 +87,7 @@ def loss_of(logits: Tensor) -> Tensor:
 def gradients(adapted: Any, images: Tensor, called: Any = None) -> dict[str, Tensor]:
     """Gradient of every trainable parameter."""
     trainable = s2a.trainable_parameters(adapted)
-    loss = loss_of((called or adapted)(images).float())
+    loss = loss_of((adapted if called is None else called)(images).float())
     return dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values())), strict=True))
 
 

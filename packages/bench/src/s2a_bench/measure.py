@@ -89,7 +89,8 @@ def memory_row(
     found = memory(adapted, images, train)
     autocast = torch.bfloat16 if train.precision == "bf16" else None
     found["simulated_peak_mb"] = s2a.simulated_peak(adapted, train.batch_size, autocast=autocast).total / MB
-    plan = {} if adapted.plan is None else {"plan": str(adapted.plan)}
+    with precision(train, images.device):
+        plan = {} if adapted.plan is None else {"plan": str(adapted.plan)}
     return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **found, **plan}
 
 

@@ -51,11 +51,11 @@ def plan_memory(
             f"This model under {adapted.name!r} has no lean branches to plan; attach it with activations='lean' to a "
             "backbone that trains."
         )
-    reference = next(adapted.parameters())
+    reference = adapted.head.weight
     shape = (input_channels(adapted.backbone), *adapted.image_size)
 
-    def saved(batch: int) -> int:
-        return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device)).total
+    def saved(batch: int) -> dict[str, int]:
+        return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
     def plan(most: int | None) -> Plan:
         found = plan_saved(adapted, branches, saved, batch_size, most)

@@ -101,6 +101,8 @@ def norm_pack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``ops.norm_pack``."""
     codes, numbers = empty_codes(x, bits)
+    if x.dtype == torch.float32 and weight is not None and weight.dtype != x.dtype:  # Frozen, in half precision.
+        weight, bias = weight.float(), None if bias is None else bias.float()
     out, mean, rstd = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)
     work = torch.promote_types(x.dtype, torch.float32)
     mean, rstd = mean.view(-1, 1), rstd.view(-1, 1)
