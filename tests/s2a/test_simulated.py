@@ -1,4 +1,4 @@
-"""The simulated peak against peaks by hand, autograd's own account, the CPU allocator and another simulation's figures."""
+"""The simulated peak against peaks by hand, autograd's account, the CPU allocator and another simulation's figures."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SCALARS = 4096
 
 @pytest.mark.parametrize("layers", [3, 8])
 def test_a_chain_of_frozen_layers(layers: int) -> None:
-    """Frozen linear layers keep nothing: logits, and the gradients in front of and behind one layer, whatever the depth."""
+    """Frozen linear layers keep nothing: logits, and one layer's two gradients, whatever the depth."""
     width, batch = 256, 64
     model = nn.Sequential(*(nn.Linear(width, width) for _ in range(layers))).requires_grad_(False)
     model[0].bias.requires_grad_(True)
@@ -186,7 +186,8 @@ def allocated(model: nn.Module, images: Tensor) -> int:
     finally:
         gc.enable()
     live = most = 0
-    reports = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]  # type: ignore[union-attr]
+    profiler: Any = profile.profiler
+    reports = [event for event in profiler.kineto_results.events() if event.name() == "[memory]"]
     for report in sorted(reports, key=lambda event: event.start_ns()):
         live += report.nbytes()
         most = max(most, live)
@@ -208,7 +209,7 @@ def test_a_real_step_holds_as_much(model: str, method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("config", "checkpointing", "expected", "within"),
+    ("method", "checkpointing", "expected", "within"),
     [("full", False, 4880, 0.01), ("bias", False, 2868, 0.01), ("lora", True, 968, 0.05)],
 )
 def test_full_size_agrees_with_another_simulation(
@@ -216,7 +217,7 @@ def test_full_size_agrees_with_another_simulation(
 ) -> None:
     model: Any = timm.create_model("vit_base_patch16_224")
     model.set_grad_checkpointing(checkpointing)
-    adapted = s2a.attach(model, s2a.method_config(config), 100)
+    adapted = s2a.attach(model, s2a.method_config(method), 100)
     assert s2a.simulated_peak(adapted).total / 1e6 == pytest.approx(expected, rel=within)
 
 

@@ -196,9 +196,7 @@ class Branch:
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
     own = layer.__dict__.get("forward")
-    return own is None or (
-        kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a.")
-    )
+    return own is None or (kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a."))
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:

@@ -27,10 +27,10 @@ from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 
-CATEGORIES = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
-"""What bytes at the peak can be. Held: made in the forward pass and still there when the loss is. Transient: all else."""
+CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
+"""What bytes at the peak can be. Held: made in the forward pass and still there with the loss. Transient: all else."""
 
-OPTIMISERS: dict[str, dict[str, bool]] = {
+OPTIMISERS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "single": {"foreach": False, "fused": False},
     "fused": {"fused": True},
@@ -110,8 +110,8 @@ def simulated_peak(
 
     The model is copied without its data and trained on a blank batch; itself it stays as it is. Every storage counts
     once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for the
-    whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (cuBLAS and cuDNN workspaces),
-    fragmentation, and the values that ``attach`` keeps for ``detach``.
+    whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (workspaces of cuBLAS and
+    cuDNN), fragmentation, and the values that ``attach`` keeps for ``detach``.
 
     Args:
         adapted: What ``s2a.attach`` returned, or, with ``input_shape``, any module from a batch to logits. The step is
@@ -147,6 +147,7 @@ def simulated_peak(
                 trained = [p for p in model.parameters() if p.requires_grad]
                 optimiser = torch.optim.AdamW(trained, lr=1e-3, **options)
                 loss = loss_fn or _cross_entropy
+                after_forward = 0
                 for _ in range(steps):
                     after_forward = _step(model, (batch_size, *shape), optimiser, autocast, loss, ledger)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
