@@ -144,8 +144,7 @@ def simulated_peak(
             with _no_collection(), ledger, ledger.following(model):
                 _enter_weights(model, ledger)
                 options = OPTIMISERS[optimizer]
-                trained = [p for p in model.parameters() if p.requires_grad]
-                optimiser = torch.optim.AdamW(trained, lr=1e-3, **options)
+                optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **options)
                 loss = loss_fn or _cross_entropy
                 after_forward = 0
                 for _ in range(steps):
@@ -201,6 +200,13 @@ def _no_collection() -> Iterator[None]:
 def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
     for tensor in (*model.parameters(), *model.buffers()):
         ledger.note(tensor, category="weights")
+
+
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Matrices and the rest, as decay wants it: what AdamW does to many parameters at once, it does to a group's."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    return [{"params": group} for group in groups if group]
 
 
 def _cross_entropy(logits: Tensor) -> Tensor:
