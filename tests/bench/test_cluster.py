@@ -262,6 +262,53 @@ def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_r
     same_as_serial(found, output, tmp_path / "serial")
 
 
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
+@pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
+def test_a_head_that_dies_ends_the_driver_with_a_sentence_and_keeps_the_records(tmp_path, local_cluster):
+    local, _ = local_cluster
+    patiently(lambda: local.add_node(num_cpus=1, object_store_memory=80_000_000))
+    output = tmp_path / "out"
+    line = [sys.executable, "-m", "s2a_bench", "sweep", "--ray-address", local.address, "--output", str(output)]
+    line += ["--random-weights", "--datasets", "digits", "--methods", "linear", "s2a", "--limit-train", "48"]
+    line += ["--limit-test", "48", "--epochs", "5000", "--batch-size", "8", "--checkpoint-every", "0"]
+    short = [word if word != "5000" else "2" for word in line]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    assert subprocess.run(short, env=environment, capture_output=True, check=False, timeout=300).returncode == 0
+    before = {path: path.read_bytes() for path in (output / "records").iterdir()}
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(line, env=environment, stdout=log, stderr=log)
+    try:
+        end = time.monotonic() + 200
+        while not list(output.glob("checkpoints/*.pt")):
+            assert driver.poll() is None and time.monotonic() < end, (tmp_path / "log").read_text()
+            time.sleep(0.1)
+        os.kill(local.head_node.all_processes["gcs_server"][0].process.pid, signal.SIGKILL)
+        assert driver.wait(timeout=120) == 1
+    finally:
+        driver.kill()
+    text = (tmp_path / "log").read_text()
+    assert f"The head of the Ray cluster at {local.address} has not answered" in text and "same command" in text
+    assert "Traceback" not in text
+    assert before.items() <= {path: path.read_bytes() for path in (output / "records").iterdir()}.items()
+
+
+def test_a_head_is_lost_when_it_has_been_silent_for_long_and_not_before():
+    heard: list[str] = []
+    server = socket.create_server(("127.0.0.1", 0))
+    address = f"127.0.0.1:{server.getsockname()[1]}"
+    lost, stuck = threading.Event(), threading.Event()
+    with cluster.HeadWatch(address, lost.set, stuck.set, silence=1.0) as watch:
+        assert watch.answers() and not lost.wait(1.5)
+        server.close()
+        assert not watch.answers()
+        assert lost.wait(10) and stuck.wait(10), "nobody left the block"
+    gone = threading.Event()
+    with cluster.HeadWatch(address, gone.set, lambda: heard.append("stuck"), silence=0.2):
+        assert gone.wait(10)
+    assert not heard, "the block was left in time"
+
+
 class FakeTrial:
     def __init__(self, asked: dict[str, float], finished: bool = False) -> None:
         self.config = {"cell": {"id": "c", "asked": asked}}

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from typing import Literal
 
 import pytest
+from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a.errors import S2AError
-from s2a_bench import datasets, grid, recipes
+from s2a_bench import datasets, grid, recipes, track_names
 from s2a_bench.config import MethodConfig
 from s2a_bench.errors import InputError
 from s2a_bench.grid import Request, coerce, expand, parse_method, parse_settings, parse_value
@@ -207,3 +209,51 @@ def test_seeds_follow_the_suite():
     assert seeds(suite="vtab", datasets=("dtd",)) == seeds(suite="fgvc", datasets=("cub",)) == {0, 1, 2}
     assert seeds(datasets=("digits",)) == seeds(suite="cifar") == {0}
     assert seeds(suite="vtab", datasets=("dtd",), seeds=(7,)) == {7}
+
+
+SWEPT = Request(
+    datasets=("digits", "count"),
+    methods=("s2a", "lora"),
+    seeds=(0, 1),
+    axes=("method.lrp_rank=5,15", "train.lr=1e-3,2e-3", "train.epochs=3,12", "train.precision=fp32,bf16"),
+)
+
+
+def _record(cell):
+    """As ``run`` makes it: the whole config, as JSON has it."""
+    import s2a
+
+    config = dataclasses.asdict(s2a.method_config(cell.method.name, **cell.method.options))
+    return make_record(
+        suite=cell.data.suite,
+        dataset=cell.data.dataset,
+        backbone=cell.backbone.name,
+        method=cell.method.name,
+        method_config=json.loads(json.dumps(config)),
+        train_config=dataclasses.asdict(cell.train),
+        seed=cell.seed,
+    )
+
+
+def test_no_two_cells_of_a_sweep_have_one_name_on_the_screen_or_in_mlflow():
+    cells = expand(SWEPT)
+    assert len(cells) == 2 * 2 * 8 * (2 + 1)
+    for names in ([grid.label(cell) for cell in cells], [track_names.run_name(_record(cell)) for cell in cells]):
+        assert len(set(names)) == len(cells)
+        assert any(
+            "lrp_rank=5" in name and "train.lr=0.002" in name and "train.precision=bf16" in name for name in names
+        )
+
+
+def test_a_name_leaves_out_what_is_the_default():
+    (cell,) = expand(Request(datasets=("digits",), methods=("s2a",)))
+    assert grid.label(cell) == "s2a on digits, mini_vit, seed 0"
+    assert track_names.run_name(_record(cell)) == "s2a digits seed 0 mini_vit"
+    (short,) = expand(Request(datasets=("digits",), methods=("s2a",), epochs=24))
+    assert short.train.warmup_epochs != cell.train.warmup_epochs, "it follows from the epochs"
+    assert grid.label(short) == "s2a on digits, mini_vit, seed 0, train.epochs=24"
+
+
+def test_a_run_of_a_method_that_is_not_installed_has_a_name_with_all_its_options():
+    name = track_names.run_name(make_record(method="somebodys", method_config={"k": 3, "on": True}))
+    assert name.startswith("somebodys:k=3,on=true digits seed 0 mini_vit")

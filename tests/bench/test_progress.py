@@ -10,12 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 from s2a_bench import progress
-from s2a_bench.config import CellConfig, DataConfig, TrainConfig
+from s2a_bench.config import CellConfig, DataConfig
 from s2a_bench.progress import HEARTBEAT, Lines, Tally, clock_text
+from s2a_bench.recipes import train_config
 
 CELLS = {
-    "a": CellConfig(data=DataConfig(dataset="digits"), train=TrainConfig(epochs=2, warmup_epochs=0)),
-    "b": CellConfig(data=DataConfig(dataset="count"), train=TrainConfig(epochs=6, warmup_epochs=0), seed=3),
+    "a": CellConfig(data=DataConfig(dataset="digits"), train=train_config("mini", "s2a", epochs=2)),
+    "b": CellConfig(data=DataConfig(dataset="count"), train=train_config("mini", "s2a", epochs=6), seed=3),
 }
 
 
@@ -82,10 +83,10 @@ def test_lines_name_starts_ends_and_causes_and_now_and_then_show_life():
     error = {"type": "Diverged", "message": "The loss is\nnan", "traceback": ""}
     lines.finished(make_record(cell_id="b", status="failed", accuracy=None, error=error))
     found = written(console).splitlines()
-    assert found[0] == "[0/2] started s2a on digits, mini_vit, seed 0"
+    assert found[0] == "[0/2] started s2a on digits, mini_vit, seed 0, train.epochs=2"
     assert found[1].startswith("[0/2] epoch 2/2 of s2a on digits")
-    assert found[2].startswith("[1/2] done s2a on digits, mini_vit, seed 0: 87.7 % in 1:01")
-    assert found[4].startswith("[2/2] FAILED s2a on count, mini_vit, seed 3: Diverged: The loss is nan")
+    assert found[2].startswith("[1/2] done s2a on digits, mini_vit, seed 0, train.epochs=2: 87.7 % in 1:01")
+    assert found[4].startswith("[2/2] FAILED s2a on count, mini_vit, seed 3, train.epochs=6: Diverged: The loss is nan")
     assert len(found) == 5
 
 
@@ -98,7 +99,7 @@ def test_bars_are_for_terminals_and_leave_the_results_behind():
         bars.finished(make_record(cell_id="a", accuracy=87.65))
         bars.finished(make_record(cell_id="b", status="failed", accuracy=None, error=None))
     shown = written(console)
-    assert "done s2a on digits, mini_vit, seed 0: 87.7 %" in shown
+    assert "done s2a on digits, mini_vit, seed 0, train.epochs=2: 87.7 %" in shown
     assert "FAILED s2a on count" in shown
     with progress.shown(CELLS, text_console()) as lines:
         assert isinstance(lines, Lines)

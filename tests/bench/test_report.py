@@ -329,6 +329,32 @@ def test_names_in_a_figure_never_overlap(points, log):
         assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for b in boxes[:i])
 
 
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        ("lora", "lora"),
+        ("s2a (activations=exact)", "s2a exact"),
+        ("s2a (lrp_rank=5, lsb_reduction=16)", "s2a rank 5 reduction 16"),
+        ("s2a (activations=exact, lsb_reduction=0, train_bias=false)", "s2a exact reduction 0 no bias"),
+        ("full (train.lr=0.01)", "full lr 0.01"),
+        ("bias (search=grid of 12, asha)", "bias search grid of 12 asha"),
+    ],
+)
+def test_a_variants_name_in_a_figure_is_short(label, words):
+    points = [Mark(label, "s2a", 10, 80), Mark("other", "lora", 1000, 20)]
+    root = ET.fromstring(figures.scatter(points, ["s2a", "lora"], title="t", x_label="x", log=True, alone=True))
+    names = [element.text or "" for element in root.iter() if element.get("class") == "name"]
+    assert words in " ".join(names)
+
+
+def test_of_many_variants_in_one_place_only_the_best_has_a_name_far_from_its_mark():
+    crowd = [Mark(f"s2a (lrp_rank={k}, lsb_reduction=8)", "s2a", 100 + k, 80 + k / 10) for k in range(10)]
+    root = ET.fromstring(figures.scatter(crowd, ["s2a"], title="t", x_label="x", log=False, alone=True))
+    leads = [element for element in root.iter() if element.get("class") == "lead"]
+    names = " ".join(element.text or "" for element in root.iter() if element.get("class") == "name")
+    assert "rank 9" in names and len(leads) <= 1
+
+
 def test_measured_is_filled_and_theoretical_hollow():
     points = [Mark("a", "s2a", 10, 80, ghost=8), Mark("b", "lora", 20, 81)]
     root = ET.fromstring(figures.scatter(points, ["s2a", "lora"], title="t", x_label="x", log=False, alone=True))

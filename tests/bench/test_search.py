@@ -207,12 +207,14 @@ def test_a_dry_run_shows_trials_and_final_cells_and_writes_nothing(fake, capsys,
     assert main([*SWEEP, "--search", "3", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert (out.count("missing"), out.count("after the search")) == (6, 6)
+    assert "12 cells to run, trials and final ones" in out and "Estimate: unknown" in out
     assert not fake.ran and not list(tmp_path.iterdir())
     assert main([*SWEEP, "--search", "3"]) == 0
     capsys.readouterr()
     assert main([*SWEEP, "--search", "3", "--dry-run"]) == 0
     out = capsys.readouterr().out
     assert (out.count("done"), out.count("after the search")) == (12, 0)
+    assert "0 cells to run" in out and "Estimate: nothing to run." in out
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s2a_bench import cli
+from rich.console import Console
+from s2a_bench import cli, commands_data
 from s2a_bench.config import DataConfig
 from s2a_bench.data import check, list_datasets, load
 from s2a_bench.dataset_types import Recipe, Slices
@@ -172,3 +174,26 @@ def test_recipes_name_readers_and_makers_that_exist():
         if row.recipe is not None:
             assert isinstance(row.recipe, Recipe)
             assert row.recipe.reader in registry.readers() and row.recipe.reader in plans.makers()
+
+
+@pytest.mark.parametrize("name", ["cifar", "dsprites_ori", "caltech101", "smallnorb_azi"])
+def test_making_up_says_how_many_pictures_there_are_at_least_one_for_each_image(tmp_path, name):
+    heard: list[tuple[str, int, int]] = []
+    plans.make(DATASETS[name], tmp_path, say=lambda *what: heard.append(what))
+    assert [count for _, count, _ in heard] == list(range(1, len(heard) + 1))
+    planned = sum(sum(sizes) for sizes in plans.plan(DATASETS[name]).values())
+    assert len(heard) >= planned > 0 and {what for what, _, _ in heard} == {heard[0][0]}
+    assert f"{planned:,} images" in heard[0][0]
+
+
+def test_a_long_step_shows_life_in_a_file_now_and_then(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr(commands_data.time, "monotonic", lambda: clock[0])
+    console = Console(file=io.StringIO(), width=100)
+    with commands_data._steps(console) as say:
+        for second in range(100):
+            clock[0] = float(second)
+            say("drawing", 1000 * second, 0)
+        say("writing", 0, 5)
+    lines = console.file.getvalue().splitlines()  # type: ignore[attr-defined]
+    assert lines == ["drawing", "drawing 30,000", "drawing 60,000", "drawing 90,000", "writing"]

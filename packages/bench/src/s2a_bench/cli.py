@@ -13,6 +13,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench.cli_data import DataList, DataPrepare, DataVerify
+from s2a_bench.cli_records import Experiments, Records
 from s2a_bench.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -56,6 +57,7 @@ class Sweep:
         dry_run: Only print what would run, with an estimate of time and memory from the records so far.
         search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
             weight decay and scale on val, the same number of trials for every method.
+        search_scheduler: none: every trial comes to its end. asha: Ray Tune stops trials that fall behind on val.
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
         ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
         gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
@@ -87,6 +89,7 @@ class Sweep:
     max_concurrent: _Number = None
     dry_run: bool = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
+    search_scheduler: Literal["none", "asha"] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
@@ -109,7 +112,7 @@ class Sweep:
         conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
         conduct = dataclasses.replace(conduct, feature_cache=not self.no_feature_cache)
         request = dataclasses.replace(request, **paths)
-        if (mode := parse_mode(self.search)) is not None:
+        if (mode := parse_mode(self.search, self.search_scheduler)) is not None:
             return commands_search.sweep(request, mode, conduct, console)
         return commands.sweep(request, conduct, console)
 
@@ -136,11 +139,11 @@ class Memory:
 
     def run(self, console: Console) -> int:
         """Runs the command."""
-        from s2a_bench import commands
+        from s2a_bench import commands_memory
 
         if self.paper:
-            return commands.memory_paper(self.batch_size, self.json, console)
-        return commands.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
+            return commands_memory.memory_paper(self.batch_size, self.json, console)
+        return commands_memory.memory(self.backbone, self.method, self.batch_size, _flat(self.set), self.json, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,6 +225,7 @@ class Audit:
 
     Attributes:
         peek: Train the recorded cells again and score the test set after every epoch; print best epoch minus last.
+            Behind a search, also train every config that it tried and print the best on test minus the chosen one.
         output: Folder of a sweep.
         datasets: Only these; all that have test records if left out.
         backbones: Only these.
@@ -230,6 +234,7 @@ class Audit:
         data_dir: Where prepared datasets lie.
         weights: Local file of the backbone, where the sweep had one.
         device: cpu, cuda, cuda:0.
+        skip_trials: Only the epochs, not the searches.
     """
 
     peek: bool = False
@@ -241,6 +246,7 @@ class Audit:
     data_dir: _Folder = None
     weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     device: str = "cpu"
+    skip_trials: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -285,7 +291,9 @@ def _commands(argv: Sequence[str]) -> Any:
         named(Memory, "memory"),
         named(Estimate, "estimate"),
         named(Methods, "methods"),
+        named(Experiments, "experiments"),
         named(data, "data", "What data exists; brings a download into the standard layout; checks it."),
+        named(Records, "records"),
         named(Report, "report"),
         named(Track, "track"),
         named(Audit, "audit"),

@@ -11,7 +11,9 @@ import math
 import re
 import secrets
 import socket
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,9 @@ RETRIES = 2
 
 PATIENCE = 120.0
 """Seconds without any node that could run what is left, after which the sweep ends."""
+
+HEAD_SILENCE = 20.0
+"""Seconds without a head, after which the sweep ends. Ray itself would end the whole process after 60, from within."""
 
 _CONNECT_SECONDS = 5.0
 _HTTP2_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0))
@@ -47,6 +52,55 @@ class Join:
     concurrent: int | None = None
     small: bool = True
     patience: float = PATIENCE
+
+
+class HeadWatch:
+    """Looks from a thread of its own whether a cluster's head can be connected to, for as long as the block lasts."""
+
+    def __init__(
+        self, address: str, lost: Callable[[], None], stuck: Callable[[], None], silence: float = HEAD_SILENCE
+    ) -> None:
+        """Nothing yet.
+
+        Args:
+            address: ``HOST:PORT`` of the head.
+            lost: Called once, on the thread, when it has not answered for ``silence`` seconds.
+            stuck: Called then, if the block has not been left half as long after.
+            silence: In seconds.
+        """
+        self._host, _, port = address.rpartition(":")
+        self._port, self._lost, self._stuck, self._silence = int(port), lost, stuck, silence
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="head watch", daemon=True)
+
+    def __enter__(self) -> HeadWatch:
+        """Starts to look."""
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Looks no longer."""
+        self._ended.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        heard = time.monotonic()
+        while not self._ended.wait(min(2.0, self._silence / 4)):
+            if self.answers():
+                heard = time.monotonic()
+            elif time.monotonic() - heard >= self._silence:
+                self._lost()
+                if not self._ended.wait(self._silence / 2):
+                    self._stuck()
+                return
+
+    def answers(self) -> bool:
+        """Whether something accepts connections there now."""
+        try:
+            with socket.create_connection((self._host.strip("[]"), self._port), _CONNECT_SECONDS):
+                return True
+        except OSError:
+            return False
 
 
 Nodes = Sequence[Mapping[str, Any]]

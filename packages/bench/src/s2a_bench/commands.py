@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import s2a
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -20,10 +18,12 @@ from s2a_bench import estimate, faults, grid, pool, progress, scale, track_store
 from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
 from s2a_bench.cluster import ClusterError
-from s2a_bench.config import CellConfig, TrainConfig
+from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, unknown
+from s2a_bench.halving import Halving
 from s2a_bench.keep import CHECKPOINT_SECONDS, Keep
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine, PoolError
 from s2a_bench.track import TrackingError
 from s2a_bench.tracker import Tracker
 
@@ -81,7 +81,7 @@ def sweep(request: grid.Request, conduct: Conduct, console: Console) -> int:
         plan = sweeping.plan(cells, output)
         console.print(_plan_table(plan))
         console.print(_planned(plan), **_VERBATIM)
-        console.print(_estimated(plan, request, conduct, output), **_VERBATIM)
+        console.print(estimated([plan.cells[i] for i in plan.todo], request, conduct), **_VERBATIM)
         return DONE
     return run_cells(cells, request, conduct, console)
 
@@ -104,6 +104,8 @@ def run_cells(
     console: Console,
     find: Callable[[Mapping[str, CellConfig], Path], sweeping.Plan] = sweeping.plan,
     conclude: Callable[[sweeping.Plan, Path, Tracker, Console], int] | None = None,
+    halving: Callable[[sweeping.Plan, Path], Halving] | None = None,
+    engine: Engine | None = None,
 ) -> int:
     """Runs the missing ones of identified cells, followed by the tracker.
 
@@ -114,6 +116,8 @@ def run_cells(
         console: Where to say so.
         find: Which are missing.
         conclude: What to do at the end; its value is returned. ``None``: table, report, failures.
+        halving: Which of them, trials of a search, Ray may stop early; ``None``: none.
+        engine: The Ray that several sweeps share, see ``pool.run_with_ray``.
 
     Returns:
         As ``sweep``.
@@ -135,7 +139,8 @@ def run_cells(
             console.print(where.sentence, **_VERBATIM)
         try:
             if plan.todo:
-                _run(plan, keep, None if conduct.serial else where, tracker, console)
+                stops = halving(plan, output) if halving else None
+                _run(plan, keep, None if conduct.serial else where, tracker, console, stops, engine)
             return (conclude or _conclude)(plan, output, tracker, console)
         except KeyboardInterrupt:
             found = _present(sweeping.results(plan, output))
@@ -161,7 +166,15 @@ def run_cells(
             return SOME_FAILED
 
 
-def _run(plan: sweeping.Plan, keep: Keep, where: scale.Scale | None, tracker: Tracker, console: Console) -> None:
+def _run(
+    plan: sweeping.Plan,
+    keep: Keep,
+    where: scale.Scale | None,
+    tracker: Tracker,
+    console: Console,
+    halving: Halving | None = None,
+    engine: Engine | None = None,
+) -> None:
     output = keep.output
     with progress.shown({cell_id: plan.cells[cell_id] for cell_id in plan.todo}, console) as shown:
         if where is None:
@@ -172,11 +185,23 @@ def _run(plan: sweeping.Plan, keep: Keep, where: scale.Scale | None, tracker: Tr
         else:
             try:
                 pool.run_with_ray(
-                    plan, output, [shown, tracker], where.workers, keep, shares=where.shares, join=where.join
+                    plan,
+                    output,
+                    [shown, tracker],
+                    where.workers,
+                    keep,
+                    shares=where.shares,
+                    join=where.join,
+                    halving=halving,
+                    engine=engine,
                 )
             except ClusterError as error:
                 console.print(str(error), style="red", **_VERBATIM)
-            except pool.PoolError as error:
+            except PoolError as error:
+                if halving is not None:
+                    raise InputError(
+                        f"{error}, and --search-scheduler asha needs it; try again, or without."
+                    ) from error
                 console.print(f"{error}; the cells run one after the other instead.", style="yellow", **_VERBATIM)
                 sweeping.run_here(plan, output, [shown, tracker], keep)
 
@@ -220,13 +245,14 @@ def _planned(plan: sweeping.Plan) -> str:
     return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
 
 
-def _estimated(plan: sweeping.Plan, request: grid.Request, conduct: Conduct, output: Path) -> str:
+def estimated(todo: Sequence[CellConfig], request: grid.Request, conduct: Conduct) -> str:
+    """What the missing cells will take, in words, from the records of the output folder."""
     count = 1
-    if plan.todo and not conduct.serial:
+    if todo and not conduct.serial:
         small = request.suite in grid.BACKBONES
-        count = sweeping.choose_workers(len(plan.todo), request.device, conduct.max_concurrent, small=small).count
-    good = [found for _, found in records.read_all(output) if isinstance(found, Record)]
-    return estimate.sentence([plan.cells[cell_id] for cell_id in plan.todo], good, request.device, count)
+        count = sweeping.choose_workers(len(todo), request.device, conduct.max_concurrent, small=small).count
+    good = [found for _, found in records.read_all(conduct.output.absolute()) if isinstance(found, Record)]
+    return estimate.sentence(todo, good, request.device, count)
 
 
 def _plan_table(plan: sweeping.Plan) -> Table:
@@ -250,82 +276,6 @@ def checked(request: grid.Request, here: bool = True) -> grid.Request:
             f"Device {request.device!r} was asked for but torch finds no CUDA device here; use --device cpu."
         )
     return request
-
-
-def memory(
-    backbone: str, label: str, batch_size: int, settings: tuple[str, ...], as_json: bool, console: Console
-) -> int:
-    """Prints parameters and memory of one training step.
-
-    Raises:
-        ValueError: Bad input.
-    """
-    from s2a_bench import measure
-
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
-    parsed = grid.parse_settings(settings)
-    useless = parsed["train"].keys() - {"precision", "checkpointing"}
-    if useless:
-        raise InputError(
-            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and "
-            "train.checkpointing do."
-        )
-    method = grid.methods_with([grid.parse_method(label)], parsed["method"])[0]
-    step = grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"])
-    _print_row(measure.memory_row(backbone, method.name, dict(method.options), TrainConfig(**step)), as_json, console)
-    return DONE
-
-
-def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
-    """Prints every row of the paper's Tables 1 and 2 with what is measured here next to it."""
-    from s2a_bench import paper
-
-    rows = list(paper.paper_rows(batch_size))
-    if as_json:
-        print(json.dumps(rows, indent=1), file=console.file)
-    else:
-        console.print(_paper_table(rows))
-    return DONE
-
-
-def _paper_table(rows: list[dict[str, Any]]) -> Table:
-    """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
-    title = "trainable % and MB of one step, ours and the paper's"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("", "model", "row"):
-        table.add_column(column, no_wrap=True)
-    for column in ("%", "paper", "theory", "paper", "honest", "measured"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for row in rows:
-        printed = row["paper_params_percent"]
-        table.add_row(
-            f"T{row['table']}",
-            row["backbone"].split("_")[0],
-            row["row"],
-            f"{row['params_percent']:.3f}",
-            "" if printed is None else f"{printed:g}",
-            f"{row['theoretical_mb']:,.0f}",
-            f"{row['paper_mb']:,.0f}",
-            "" if row["honest_mb"] == row["theoretical_mb"] else f"{row['honest_mb']:,.0f}",
-            f"{row['measured_mb']:,.0f}",
-        )
-    table.caption = "honest: without rule R9, UniPT's count of backbone activations that nothing reads"
-    return table
-
-
-def _print_row(row: dict[str, Any], as_json: bool, console: Console) -> None:
-    if as_json:
-        print(json.dumps(row, indent=1), file=console.file)
-        return
-    table = Table(show_header=False)
-    for key, value in row.items():
-        table.add_row(key, _number(value))
-    console.print(table)
-
-
-def _number(value: Any) -> str:
-    return f"{value:,.3f}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def methods(name: str | None, markdown: bool, console: Console) -> int:

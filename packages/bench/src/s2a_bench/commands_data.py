@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 DONE, SOME_FAILED = 0, 1
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+_LIVE, _HEARTBEAT = 0.1, 30.0
+"""Seconds between two signs of life of one step, on a terminal and in a file."""
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
@@ -181,7 +184,7 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
                 place.mkdir()
                 with _steps(console) as say:
                     say("making up a source", 0, 0)
-                    plans.make(dataset, place, seed, full)
+                    plans.make(dataset, place, seed, full, say)
                     folder = door.prepare(dataset.name, place, root, say, synthetic="full" if full else "miniature")
             except OSError as error:
                 raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
@@ -262,17 +265,21 @@ def _named(names: Sequence[str]) -> list[Dataset]:
 
 @contextlib.contextmanager
 def _steps(console: Console) -> Iterator[Progress]:
-    """Shows what a long command is doing: on a terminal live, elsewhere the name of each step once."""
-    last = ""
+    """Shows what a long command is doing: on a terminal live, elsewhere each step once and, twice a minute, how far."""
+    last, spoken = "", time.monotonic()
     status = console.status("") if console.is_terminal else contextlib.nullcontext()
 
     def say(what: str, done: int, total: int) -> None:
-        nonlocal last
+        nonlocal last, spoken
+        new, now = what != last, time.monotonic()
+        if not new and now - spoken < (_LIVE if console.is_terminal else _HEARTBEAT):
+            return
+        text = f"{what} {done:,}{f'/{total:,}' if total else ''}"
         if console.is_terminal:
-            status.update(f"{what} {done}{f'/{total}' if total else ''}")  # type: ignore[union-attr]
-        elif what != last:
-            console.print(what, **_VERBATIM)
-        last = what
+            status.update(text)  # type: ignore[union-attr]
+        else:
+            console.print(what if new else text, **_VERBATIM)
+        last, spoken = what, now
 
     with status:
         yield say

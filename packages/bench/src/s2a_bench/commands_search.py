@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
 from s2a_bench import commands, grid, progress, search, track_store
-from s2a_bench import record as records
 from s2a_bench import sweep as sweeping
-from s2a_bench.config import CellConfig
+from s2a_bench.config import CellConfig, TrainConfig
+from s2a_bench.errors import InputError
+from s2a_bench.halving import Halving
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine
 from s2a_bench.search import Choice, Mode, Search
 from s2a_bench.tracker import Tracker
 
@@ -41,6 +46,9 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
         ValueError: Bad input, before anything ran.
     """
     output = conduct.output.absolute()
+    stops = mode.scheduler != "none"
+    if stops:
+        _check_ray(conduct)
     if conduct.tracking_uri is not None:
         track_store.check_uri(conduct.tracking_uri, output)
     wish = commands.wished(request, conduct)
@@ -50,9 +58,12 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
     trials = sweeping.identify(trial for each in asked for trial in each.trials)
     by_config = {_key(cell): cell_id for cell_id, cell in trials.items()}
     known = [_Identified(each, tuple(_id(trial, by_config) for trial in each.trials)) for each in asked]
+    if stops:  # In the order of a grid each trial would be better than those before, up to the best: none would stop.
+        trials = {cell_id: trials[cell_id] for each in known for cell_id in sorted(each.ids)}
     finals = request.evaluate == "test"
+    find = functools.partial(plan_trials, mode=mode)
     if conduct.dry_run:
-        console.print(_dry_run(known, trials, finals, output))
+        _dry_run(known, trials, request, conduct, console)
         return commands.DONE
     console.print(_announced(known, trials), **_VERBATIM)
     choices: list[Choice] = []
@@ -62,21 +73,51 @@ def sweep(request: grid.Request, mode: Mode, conduct: commands.Conduct, console:
         return commands.DONE
 
     trying = dataclasses.replace(conduct, keep_adapters=False)
-    code = commands.run_cells(trials, request, trying, console, find=plan_trials, conclude=conclude)
-    if code != commands.DONE:
-        return code
-    code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
-    if not finals or not choices:
-        return code
-    chosen = sweeping.identify(cell for choice in choices for cell in search.final_cells(choice))
-    return max(code, commands.run_cells(chosen, request, conduct, console, find=plan_finals))
+    halved = functools.partial(_halving, known, mode) if stops else None
+    with Engine() as engine:  # Ray starts once, for trials and final cells
+        code = commands.run_cells(
+            trials, request, trying, console, find=find, conclude=conclude, halving=halved, engine=engine
+        )
+        if code != commands.DONE:
+            return code
+        code = commands.DONE if len(choices) == len(known) else commands.SOME_FAILED
+        if not finals or not choices:
+            return code
+        chosen = sweeping.identify(cell for choice in choices for cell in search.final_cells(choice))
+        return max(code, commands.run_cells(chosen, request, conduct, console, find=plan_finals, engine=engine))
 
 
-def plan_trials(cells: Mapping[str, CellConfig], output: Path) -> sweeping.Plan:
-    """As ``sweep.plan``, but a trial whose loss was not finite has ended: running it again would give the same."""
+def plan_trials(cells: Mapping[str, CellConfig], output: Path, mode: Mode) -> sweeping.Plan:
+    """As ``sweep.plan``, but a trial that has ended (``search.settled``) is done: it is not run again."""
     plan = sweeping.plan(cells, output)
-    ended = {cell_id for cell_id in plan.again if search.settled(records.read(records.record_path(output, cell_id)))}
+    found = sweeping.results(plan, output)
+    ended = {cell_id for cell_id, record in found.items() if record is not None and search.settled(record, mode)}
     return dataclasses.replace(plan, done=plan.done | ended, again=plan.again - ended)
+
+
+def _check_ray(conduct: commands.Conduct) -> None:
+    """Refuses to stop trials where no two of them would run side by side."""
+    if conduct.serial:
+        raise InputError(
+            "--search-scheduler asha compares trials while they run, and --serial runs one after the other; leave one "
+            "of the two out."
+        )
+    if find_spec("ray") is None:
+        raise InputError("--search-scheduler asha is Ray Tune's, and Ray is not installed: pip install 'ray[tune]'.")
+
+
+def _halving(known: Sequence[_Identified], mode: Mode, plan: sweeping.Plan, output: Path) -> Halving:
+    """Who competes with whom, and what those have shown that ended before."""
+    groups: dict[str, str] = {}
+    recipes: dict[str, TrainConfig] = {}
+    for each in known:
+        name = search.search_id(each.ids)
+        recipes[name] = each.search.finals[0].train
+        for cell_id in each.ids:
+            groups.setdefault(cell_id, name)
+    found = sweeping.results(plan, output).values()
+    ended = tuple(record for record in found if record is not None and search.settled(record, mode))
+    return Halving(groups, recipes, ended)
 
 
 def plan_finals(cells: Mapping[str, CellConfig], output: Path) -> sweeping.Plan:
@@ -116,7 +157,7 @@ def _decide(
     console.print(_chosen_table(choices))
     console.print(f"Search: {output / 'search'}", **_VERBATIM)
     for record in present:
-        if not search.settled(record):
+        if record.status == "failed" and not search.settled(record, known[0].search.mode):
             line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
             console.print(line, style="red", **_VERBATIM)
     decided = {search.search_id(choice.ids) for choice in choices}
@@ -127,9 +168,16 @@ def _decide(
 
 
 def _undecided(each: _Identified, found: Mapping[str, Record | None]) -> str:
-    open_trials = sum((record := found.get(i)) is None or not search.settled(record) for i in each.ids)
+    mode = each.search.mode
+    open_trials = sum((record := found.get(i)) is None or not search.settled(record, mode) for i in each.ids)
+    stopped = sum((record := found.get(i)) is not None and record.status == "stopped" for i in each.ids)
     if open_trials:
         why = f"{open_trials} of {len(each.ids)} trials have not ended; the same command runs them again"
+    elif stopped:
+        why = (
+            f"{stopped} of {len(each.ids)} trials were stopped and the loss of the others became infinite; without "
+            "--search-scheduler asha they come to their end"
+        )
     else:
         why = f"the loss of all {len(each.ids)} trials became infinite"
     return f"Nothing was chosen for {_what(each.search)}: {why}."
@@ -145,7 +193,10 @@ def _what(each: Search) -> str:
 def _announced(known: Sequence[_Identified], trials: Mapping[str, CellConfig]) -> str:
     each = len(known[0].ids)
     total = f"{len(known)} searches of {each}" if len(known) > 1 else "1 search of " + str(each)
-    return f"Search: {total} trials ({len(trials)} cells, seed {search.SEED}), scored on val; no test set is opened."
+    text = f"Search: {total} trials ({len(trials)} cells, seed {search.SEED}), scored on val; no test set is opened."
+    if known[0].search.mode.scheduler == "none":
+        return text
+    return f"{text} ASHA stops trials that fall behind; methods may differ in epochs and in looks at val."
 
 
 def _point(point: Mapping[str, Any]) -> str:
@@ -153,30 +204,55 @@ def _point(point: Mapping[str, Any]) -> str:
 
 
 def _chosen_table(choices: Sequence[Choice]) -> Table:
-    table = Table("search", "chosen", "val %", "trials", title="Chosen on val", title_justify="left")
+    table = Table(title="Chosen on val", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("search")
+    table.add_column("chosen", no_wrap=True)
+    table.add_column("val %", no_wrap=True)
+    table.add_column("trials")
+    for name in ("epochs", "looks"):
+        table.add_column(name, justify="right", no_wrap=True)
     for choice in choices:
-        diverged = sum(accuracy is None for accuracy in choice.accuracies)
-        trials = f"{len(choice.ids)}, {diverged} diverged" if diverged else str(len(choice.ids))
-        table.add_row(_what(choice.search), _point(choice.point), f"{choice.accuracy:.1f}", trials)
+        counts = {"diverged": choice.diverged, "stopped": sum(choice.stopped)}
+        trials = ", ".join([str(len(choice.ids)), *(f"{count} {what}" for what, count in counts.items() if count)])
+        cost = (str(sum(choice.epochs)), str(sum(choice.looks)))
+        chosen = _point(choice.point).replace(", ", "\n")
+        table.add_row(_what(choice.search), chosen, f"{choice.accuracy:.1f}", trials, *cost)
     return table
 
 
-def _dry_run(known: Sequence[_Identified], trials: Mapping[str, CellConfig], finals: bool, output: Path) -> Table:
-    plan = plan_trials(trials, output)
+def _dry_run(
+    known: Sequence[_Identified],
+    trials: Mapping[str, CellConfig],
+    request: grid.Request,
+    conduct: commands.Conduct,
+    console: Console,
+) -> None:
+    """Prints trials and final cells, those that wait for the search too, and what is missing in time and memory."""
+    output, mode = conduct.output.absolute(), known[0].search.mode
+    plan = plan_trials(trials, output, mode)
     found = sweeping.results(plan, output)
+    todo = [trials[cell_id] for cell_id in plan.todo]
     table = Table("cell", "record", "what", "epochs")
     for cell_id, cell in trials.items():
-        state = "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"
-        table.add_row(cell_id, state, f"trial: {grid.label(cell)}", str(cell.train.epochs))
-    for each in known if finals else ():
+        table.add_row(cell_id, _state(cell_id, plan), f"trial: {grid.label(cell)}", str(cell.train.epochs))
+    for each in known if request.evaluate == "test" else ():
         choice = search.choose(each.search, each.ids, found)
         if choice is None:
+            todo += each.search.finals  # with another learning rate, which costs the same
             for cell in each.search.finals:
                 table.add_row("after the search", "", grid.label(cell), str(cell.train.epochs))
             continue
         chosen = sweeping.identify(search.final_cells(choice))
         after = sweeping.plan(chosen, output)
+        todo += [chosen[cell_id] for cell_id in after.todo]
         for cell_id, cell in chosen.items():
-            state = "done" if cell_id in after.done else "failed" if cell_id in after.again else "missing"
-            table.add_row(cell_id, state, f"{grid.label(cell)} ({_point(choice.point)})", str(cell.train.epochs))
-    return table
+            what = f"{grid.label(cell)} ({_point(choice.point)})"
+            table.add_row(cell_id, _state(cell_id, after), what, str(cell.train.epochs))
+    console.print(table)
+    console.print(f"{len(todo)} cells to run, trials and final ones.", **_VERBATIM)
+    most = " Trials that are stopped take less." if mode.scheduler != "none" and plan.todo else ""
+    console.print(commands.estimated(todo, request, conduct) + most, **_VERBATIM)
+
+
+def _state(cell_id: str, plan: sweeping.Plan) -> str:
+    return "done" if cell_id in plan.done else "failed" if cell_id in plan.again else "missing"

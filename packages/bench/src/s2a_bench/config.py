@@ -119,8 +119,9 @@ class MethodConfig:
 class CellConfig:
     """One cell: the whole input of ``run.run``.
 
-    ``trial`` and ``search`` only say in the record why this cell was run; they decide nothing about its result and are
-    not part of its identity.
+    ``trial`` and ``search`` only say in the record why this cell was run; ``looks`` are epochs after which val is
+    scored besides, for a search that stops trials early. They decide nothing about the result of a cell that comes to
+    its end and are not part of its identity.
     """
 
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -132,6 +133,14 @@ class CellConfig:
     threads: int = 0  # torch threads of the cell; 0 leaves torch's own choice
     trial: bool = False  # one of the runs that a search chooses from
     search: Mapping[str, Any] | None = None  # how a search came to this config, see search.Choice.summary
+    looks: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.looks and self.data.evaluate != "val":
+            raise InputError(
+                f"looks={list(self.looks)} were asked for on {self.data.evaluate}; only val may be looked at while a "
+                "cell trains, the test set is scored once."
+            )
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

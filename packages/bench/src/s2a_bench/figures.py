@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import math
@@ -17,6 +18,9 @@ GLYPH = 6.9
 """Width kept free per character at ``FONT``: above the average of the usual interface fonts."""
 MANY, FEW = 14, 5
 """Above ``MANY`` marks, ``FEW`` of the Pareto front and the best of every other method are labelled."""
+
+FAMILY, NEAR = 3, 16
+"""Variants of one method above ``FAMILY`` have their names in the first ``NEAR`` places around the mark, or none."""
 
 # Light and dark variant of each method's colour. Neighbours differ in lightness too, and shapes repeat the message.
 COLOURS = {
@@ -219,8 +223,10 @@ def _labels(
     """Greedy placement, the most crowded mark first; a name without room is left to the mark's tooltip.
 
     A name may cover nothing in ``taken``; of the places left it takes the one that is near its mark, not nearer to
-    another mark, and off the line ``path``.
+    another mark, and off the line ``path``. Of many variants of a method only the best may have its name further away.
     """
+    kin = collections.Counter(marks[index].method for index in wanted)
+    best = {max((i for i in wanted if marks[i].method == method), key=lambda i: (marks[i].y, -i)) for method in kin}
     texts = []
     for index in wanted:
         lines = _lines(marks[index].label)
@@ -232,7 +238,10 @@ def _labels(
         x, y = anchors[index]
         others = [anchor for i, anchor in enumerate(anchors) if i != index]
         found: list[tuple[float, int, _Box]] = []
-        for rank, box in enumerate(_spots(x, y, width, height)):
+        spots = _spots(x, y, width, height)
+        if kin[marks[index].method] > FAMILY and index not in best:
+            spots = spots[:NEAR]
+        for rank, box in enumerate(spots):
             inside = box.left >= 2 and box.right <= WIDTH - 2 and box.top >= TOP - 8 and box.bottom <= HEIGHT - BOTTOM
             if not inside or any(box.meets(other) for other in taken):
                 continue
@@ -274,14 +283,26 @@ def _lead(box: _Box, x: float, y: float) -> list[Markup]:
 
 
 def _lines(label: str) -> list[str]:
-    """A label on at most three lines; ``s2a (activations=exact)`` is ``s2a exact`` here, as the tables have it all."""
+    """A label on at most three lines, with the options as ``_short`` has them: the tables have it all."""
     head, bracket, tail = label.partition(" (")
-    options = [option.partition("=") for option in tail.removesuffix(")").split(", ")]
-    if bracket and all(value.isalpha() and value not in ("true", "false", "null") for _, _, value in options):
-        label, bracket = " ".join([head, *(value for _, _, value in options)]), ""
-    lines = [label] if len(label) <= 12 or not bracket else [head, *(f"({tail}".replace(", ", ",\n").split("\n"))]
+    words = [head, *map(_short, tail.removesuffix(")").split(", "))] if bracket else [label]
+    lines = [words[0]]
+    for word in words[1:]:
+        if len(lines[-1]) + len(word) < 16:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
     lines = [*lines[:2], "…"] if len(lines) > 3 else lines
     return [line if len(line) <= 26 else line[:25] + "…" for line in lines]
+
+
+def _short(option: str) -> str:
+    """``exact`` for ``activations=exact``, ``rank 5`` for ``lrp_rank=5``, ``no bias`` for ``train_bias=false``."""
+    key, _, value = option.partition("=")
+    name = key.rpartition("_")[2].rpartition(".")[2]
+    if value in ("", "true", "false"):
+        return f"no {name}" if value == "false" else name
+    return value if value.isalpha() and value != "null" else f"{name} {value}"
 
 
 def _hint(mark: Mark) -> str:

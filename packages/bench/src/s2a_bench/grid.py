@@ -127,11 +127,16 @@ _COST = {"full": 0, "linear": 2}
 
 
 def label(cell: CellConfig) -> str:
-    """``s2a:bits=8 on digits, mini_vit, seed 0``: a cell in words."""
+    """``s2a:bits=8 on digits, mini_vit, seed 0, train.lr=0.1``: a cell in words, with what was set or swept."""
     options = ",".join(f"{key}={value}" for key, value in cell.method.options.items())
     method = f"{cell.method.name}:{options}" if options else cell.method.name
-    recipe = f", lr {cell.train.lr:g}, weight decay {cell.train.weight_decay:g}" if cell.trial else ""
-    return f"{method} on {cell.data.dataset}, {cell.backbone.name}, seed {cell.seed}{recipe}"
+    changed = recipes.changes(cell.data.suite, cell.method.name, dataclasses.asdict(cell.train))
+    recipe = []
+    if cell.trial:  # tells them apart, the default too
+        recipe = [f"lr {cell.train.lr:g}", f"weight decay {cell.train.weight_decay:g}"]
+        changed = {key: value for key, value in changed.items() if key not in ("lr", "weight_decay")}
+    where = [f"{method} on {cell.data.dataset}", cell.backbone.name, f"seed {cell.seed}"]
+    return ", ".join([*where, *recipe, *recipes.spoken(changed)])
 
 
 def parse_method(text: str) -> MethodConfig:

@@ -79,10 +79,10 @@ def settle(record: Record, output: Path) -> None:
     """Removes the checkpoint that a written record makes needless.
 
     That of a cell which failed stays, so that the next attempt goes on from it; unless its loss was no number, which
-    only a new start can change.
+    only a new start can change. A trial that was stopped shall not go on.
     """
     hopeless = record.error is not None and record.error.get("type") == "Diverged"
-    if record.status == "done" or hopeless:
+    if record.status in ("done", "stopped") or hopeless:
         with contextlib.suppress(OSError):
             checkpoint_path(output, record.cell_id).unlink(missing_ok=True)
 
@@ -99,7 +99,7 @@ def tidy(output: Path) -> None:
     stale += [path for folder in (output, output / "figures") for path in folder.glob(".*.tmp") if not _alive(path)]
     for path in (output / "checkpoints").glob("*.pt"):
         with contextlib.suppress(OSError, ValueError):
-            if records.read(records.record_path(output, path.stem)).status == "done":
+            if records.read(records.record_path(output, path.stem)).status in ("done", "stopped"):
                 stale.append(path)
     for path in stale:
         if path.is_file():

@@ -1,63 +1,41 @@
 """The pool: Ray Tune runs the missing cells of a sweep, one trial per cell, on workers that stay warm.
 
-Ray is imported where it is used, after the switches that it has only as environment variables are set.
+Ray is imported where it is used, after ``runtime`` has set its switches.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
-import io
 import json
-import logging
-import math
-import os
 import pickle
-import secrets
 import shutil
-import signal
-import tempfile
-import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from s2a_bench import cluster, faults
+from s2a_bench import cluster, faults, runtime
+from s2a_bench import halving as asha
 from s2a_bench import record as records
 from s2a_bench.cluster import ClusterError, Join
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.halving import Halving
 from s2a_bench.keep import Keep, settle
 from s2a_bench.record import Record
+from s2a_bench.runtime import Engine, joined
 from s2a_bench.shares import cores
 from s2a_bench.sweep import Listener, Plan, Workers, failed, tell
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial
 
-_RAY_SWITCHES = {
-    "RAY_USAGE_STATS_ENABLED": "0",
-    "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C is an exception here, not a request to wind down slowly
-}
-"""What Ray offers only as environment variables; set before it is imported, unless the user has."""
-
-_OWN_SWITCHES = {
-    "RAY_AUTH_MODE": "token",
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the one switch that makes every server listen on loopback only
-}
-"""The same for a Ray of our own. A cluster that is joined has its own rules."""
-
 _LOOK_SECONDS = 5.0
 """How often the nodes of a cluster are looked at."""
-
-
-class PoolError(RuntimeError):
-    """Ray could not be started; nothing ran."""
 
 
 def run_with_ray(
@@ -69,6 +47,8 @@ def run_with_ray(
     *,
     shares: Mapping[str, float] | None = None,
     join: Join | None = None,
+    halving: Halving | None = None,
+    engine: Engine | None = None,
 ) -> None:
     """Runs the missing cells in parallel; every worker imports torch once and takes cell after cell.
 
@@ -80,6 +60,8 @@ def run_with_ray(
         keep: What else the cells leave there.
         shares: Of a card, by cell; ``None``: as ``workers`` says.
         join: A running cluster to use in place of this machine, and of ``workers``.
+        halving: Which trials of a search may be stopped early; ``None``: every cell comes to its end.
+        engine: Whose Ray to use on this machine; ``None``: one for this sweep alone.
 
     Raises:
         PoolError: Ray could not be started.
@@ -92,11 +74,11 @@ def run_with_ray(
     with contextlib.ExitStack() as stack:
         if join is None:
             mark = hashlib.sha256(str(output).encode()).hexdigest()[:6]
-            stack.enter_context(_ray(workers, mark))
+            (engine or stack.enter_context(Engine())).start(workers, mark)
             asked = {cell_id: _here(workers, shares[cell_id] if shares else None) for cell_id in plan.todo}
             token, concurrent = "", workers.count
         else:
-            nodes = stack.enter_context(_joined(join))
+            nodes = stack.enter_context(joined(join))
             asked = cluster.requests(plan.todo, nodes, join, shares)
             token, concurrent = stack.enter_context(cluster.marker(output)), join.concurrent
         from ray import tune
@@ -114,6 +96,9 @@ def run_with_ray(
             for cell_id in plan.todo
         ]
         events = _events(plan, output, listeners, join)
+        if join is not None:
+            lost = functools.partial(events.head_lost, stack.enter_context(runtime.interruptible()))
+            events.head = stack.enter_context(cluster.HeadWatch(runtime.head_address(), lost, events.head_stuck))
         try:
             tune.Tuner(
                 tune.with_resources(_trial, _resources),
@@ -122,6 +107,7 @@ def run_with_ray(
                     reuse_actors=True,
                     max_concurrent_trials=concurrent,
                     trial_dirname_creator=lambda trial: trial.config["cell"]["id"],
+                    scheduler=asha.scheduler(halving) if halving else None,
                 ),
                 run_config=tune.RunConfig(
                     name="sweep",
@@ -131,7 +117,7 @@ def run_with_ray(
                     failure_config=tune.FailureConfig(max_failures=cluster.RETRIES if join else 0),
                 ),
             ).fit()
-        except Exception as error:
+        except (Exception, KeyboardInterrupt) as error:
             if events.refused is not None:
                 raise events.refused from error
             raise
@@ -164,8 +150,15 @@ def _trial(config: dict[str, Any]) -> None:
     if token:
         tune.report({"node": node})
     known = from_dict(CellConfig, cell["config"])
+
+    def look(so_far: Record) -> None:
+        # Where the search stops the trial here, this is the last that is heard of it.
+        text = json.dumps(dataclasses.asdict(so_far), allow_nan=False)
+        point = so_far.curve[-1]
+        tune.report({asha.TIME: point["epoch"], asha.METRIC: point[asha.METRIC], "so_far": text})
+
     try:
-        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None)
+        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look)
         if record.cell_id != cell["id"]:
             raise InputError(
                 f"The worker's data, checkpoint or version of s2a-bench is another one: cell {record.cell_id} there, "
@@ -202,7 +195,9 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             self.starts: dict[str, int] = {}
             self.nodes: dict[str, str] = {}
             self.texts: dict[str, str] = {}
+            self.looks: dict[str, str] = {}
             self.looked = self.hopeful = time.monotonic()
+            self.head: cluster.HeadWatch | None = None
             self.refused: Exception | None = None  # what ends the sweep; Tune would turn it into text
 
         def __getstate__(self) -> dict[str, Any]:
@@ -223,13 +218,16 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
         ) -> None:
             if "record" in result:
                 self.texts[_id(trial)] = result["record"]
+            elif "so_far" in result:
+                self.looks[_id(trial)] = result["so_far"]
             elif "epoch" in result:
                 tell(self.listeners, "epoch", _id(trial), result)
             elif "node" in result:
                 self.nodes[_id(trial)] = result["node"]
 
         def on_trial_complete(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
-            record = Record(**json.loads(self.texts.pop(_id(trial))))
+            so_far, text = self.looks.pop(_id(trial), ""), self.texts.pop(_id(trial), "")
+            record = Record(**json.loads(text)) if text else asha.stopped(Record(**json.loads(so_far)))
             path = records.record_path(self.output, _id(trial))
             try:
                 written = records.read(path)
@@ -237,6 +235,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 written = None
             if written != record:
                 self._write(record)
+                settle(record, self.output)
             tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -255,10 +254,25 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 self.refused = error
                 raise
 
+        def head_lost(self, interrupt: Callable[[], None]) -> None:
+            """Ends the sweep from another thread: without a head every call of Ray waits."""
+            assert self.join is not None
+            self.refused = ClusterError(
+                f"The head of the Ray cluster at {self.join.address} has not answered for {cluster.HEAD_SILENCE:g} s; "
+                "what is done is safe, and the same command goes on when there is a head again."
+            )
+            interrupt()
+
+        def head_stuck(self) -> None:
+            """The main thread waits in a call of Ray that nothing ends; Ray would end the process, without a word."""
+            runtime.end_now(str(self.refused))
+
         def _look(self, join: Join, trials: list[Trial]) -> None:
             """Ends a sweep that could only wait for nodes that are gone."""
             import ray
 
+            if self.head is not None and not self.head.answers():
+                return  # it would wait for a minute
             nodes, self.looked = ray.nodes(), time.monotonic()
             waiting = [trial.config["cell"]["asked"] for trial in trials if not trial.is_finished()]
             if not waiting or any(cluster.possible(asked, nodes) for asked in waiting):
@@ -291,84 +305,3 @@ def _cause(trial: Trial, oom_kills: int | None) -> tuple[str, str, str]:
         detail = detail.partition(" Some common causes")[0].strip() or text.strip().splitlines()[0]
         return (*faults.worker_death(type(error).__name__, detail, oom_kills), text)
     return "WorkerDied", text.strip().splitlines()[-1], text
-
-
-@contextlib.contextmanager
-def _ray(workers: Workers, mark: str) -> Iterator[None]:
-    """A Ray of our own: on loopback, behind a random token, in a temporary folder that goes with it.
-
-    Ray and Tune print to stdout whatever they are told, so nobody listens to it meanwhile; what matters arrives as an
-    event or an exception.
-
-    Args:
-        workers: What to make room for.
-        mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
-    """
-    for name, value in (_RAY_SWITCHES | _OWN_SWITCHES).items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Paths of Unix sockets have at most 107 bytes, of which Ray takes more than 60.
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
-    for stale in root.glob(f"s2a-{mark}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"s2a-{mark}-", dir=root)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ray
-
-        try:
-            _start(workers, folder)
-            yield
-        finally:
-            ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextlib.contextmanager
-def _joined(join: Join) -> Iterator[cluster.Nodes]:
-    """A cluster of somebody else's: nothing of it is started or stopped here. Gives its nodes."""
-    for name, value in _RAY_SWITCHES.items():
-        os.environ.setdefault(name, value)
-    cluster.check_address(join.address)
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    with contextlib.redirect_stdout(io.StringIO()):
-        import ray
-
-        try:
-            try:
-                ray.init(address=join.address, log_to_driver=False, logging_level=logging.CRITICAL)
-            except Exception as error:  # Ray has a plain exception for every cause
-                raise cluster.cannot_join(join.address, error) from error
-            _give_back_signal(on_terminate)
-            yield ray.nodes()
-        finally:
-            ray.shutdown()
-
-
-def _give_back_signal(handler: Any) -> None:
-    """Takes SIGTERM back from Ray, whose own handler ends the process at once and cleans nothing up."""
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, handler)
-
-
-def _start(workers: Workers, folder: str) -> None:
-    import ray
-
-    on_terminate = signal.getsignal(signal.SIGTERM)
-    for last in (False, False, True):
-        try:
-            ray.init(
-                address="local",
-                num_cpus=workers.count * workers.cpus,
-                num_gpus=math.ceil(workers.count * workers.gpus) if workers.cards is None else workers.cards,
-                include_dashboard=False,
-                log_to_driver=False,
-                logging_level=logging.CRITICAL,
-                object_store_memory=100_000_000,
-                _temp_dir=folder,
-            )
-            _give_back_signal(on_terminate)
-            return
-        except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
-            ray.shutdown()
-            if last:
-                raise PoolError(f"Ray could not be started ({' '.join(str(error).split())[:200]})") from error

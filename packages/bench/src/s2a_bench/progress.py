@@ -88,6 +88,9 @@ def ended(record: Record, cell: CellConfig) -> str:
     notes = "".join(f" ({note})" for note in record.notes)
     if record.status == "failed":
         return f"FAILED {label(cell)}: {cause(record)}{notes}"
+    if record.status == "stopped":
+        last = f"val {record.curve[-1]['val_accuracy']:.1f} %" if record.curve else "nothing"
+        return f"stopped {label(cell)}: {last} after epoch {len(record.curve)} of {record.epochs}{notes}"
     took = f" in {clock_text(record.seconds)}" if record.seconds is not None else ""
     resumed = f", resumed {record.resumed}x" if record.resumed else ""
     return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{notes}"

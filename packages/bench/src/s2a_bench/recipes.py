@@ -7,6 +7,7 @@ paper states no learning rates; these were chosen on ``train800``/``val200`` of 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from s2a_bench.config import TrainConfig
@@ -60,3 +61,26 @@ def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
         return TrainConfig(**{**values, **overrides})
     except TypeError as error:
         raise InputError(f"The recipe {overrides} has a value of the wrong type ({error}).") from error
+
+
+def changes(suite: str, method: str, train: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a recipe is not the default: what was set, swept or searched.
+
+    Args:
+        suite: Key of ``datasets.SUITES``.
+        method: Registered method name.
+        train: Fields of a ``TrainConfig``. A warm-up that follows from the number of epochs is none of the changes.
+    """
+    usual = dataclasses.asdict(train_config(suite, method))
+    scaled = dataclasses.asdict(train_config(suite, method, epochs=train["epochs"])) if "epochs" in train else usual
+    return {
+        key: value for key, value in train.items() if value != (scaled if key == "warmup_epochs" else usual).get(key)
+    }
+
+
+def spoken(changed: Mapping[str, Any]) -> list[str]:
+    """``train.lr=0.002`` for each of ``changes``."""
+    return [
+        f"train.{key}={value:g}" if isinstance(value, float) else f"train.{key}={value}"
+        for key, value in changed.items()
+    ]

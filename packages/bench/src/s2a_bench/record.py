@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
@@ -32,11 +33,13 @@ class Record:
     this cell to choose from; ``search``: how one chose this cell's config, ``None`` where none did. ``feature_cache``:
     the head trained on features that were computed once; ``seconds`` are then those of the head alone, and
     ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
-    pass, ``wall_seconds`` of everything that the last process did for the cell.
+    pass, ``wall_seconds`` of everything that the last process did for the cell. ``status`` is ``"stopped"`` for a
+    trial that its search ended early; its curve says after how many epochs, and holds ``val_accuracy`` where val was
+    looked at before the last epoch.
     """
 
     cell_id: str
-    status: Literal["done", "failed"]
+    status: Literal["done", "failed", "stopped"]
     suite: str
     dataset: str
     group: str
@@ -156,6 +159,24 @@ def write(record: Record, output: Path) -> Path:
     return path
 
 
+def parse(text: str) -> Record:
+    """A record from its JSON.
+
+    Raises:
+        ValueError: Not a record of this schema: broken JSON, missing or unknown fields, no id, an unknown status.
+    """
+    values = json.loads(text)
+    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+        raise ValueError(f"expected a record of schema {SCHEMA}")
+    try:
+        record = Record(**values)
+    except TypeError as error:
+        raise ValueError(str(error)) from error
+    if not re.fullmatch(r"[\w-]+", str(record.cell_id)) or record.status not in ("done", "failed", "stopped"):
+        raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
+    return record
+
+
 def read(path: Path) -> Record:
     """A record from its file.
 
@@ -163,13 +184,10 @@ def read(path: Path) -> Record:
         ValueError: Not a record of this schema: broken JSON, missing or unknown fields, or another cell's content.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            raise ValueError(f"expected a record of schema {SCHEMA}")
-        record = Record(**values)
-        if record.cell_id != path.stem or record.status not in ("done", "failed"):
-            raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        record = parse(path.read_text(encoding="utf-8"))
+        if record.cell_id != path.stem:
+            raise ValueError(f"content belongs to cell {record.cell_id!r}")
+    except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is not a valid record ({error}); delete it and run the sweep again.") from error
     return record
 

@@ -33,6 +33,7 @@ from s2a_bench.record import Record, cell_id, make_folder, sync_folder, write
 from s2a_bench.train import Images, accuracy, train
 
 OnEpoch = Callable[[dict[str, float]], None]
+OnLook = Callable[[Record], None]
 
 
 @functools.lru_cache(maxsize=256)
@@ -85,13 +86,16 @@ def _plain(values: Any) -> Any:
     return json.loads(json.dumps(values))
 
 
-def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = None) -> Record:
+def run(
+    cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = None, on_look: OnLook | None = None
+) -> Record:
     """Runs a cell; a failure becomes a record too.
 
     Args:
         cell: The whole input.
         on_epoch: Called after every epoch with the loop's metrics.
         keep: Where to keep checkpoints, from which a killed cell goes on, and the trained state; ``None``: nowhere.
+        on_look: Given the record so far after every one of ``cell.looks``.
 
     Returns:
         A record of status ``done``, or ``failed`` with the error and its traceback.
@@ -106,7 +110,7 @@ def run(cell: CellConfig, on_epoch: OnEpoch | None = None, keep: Keep | None = N
     record = _blank(cell, identity, facts)
     try:
         with measure.peak(cell.device) as peak:
-            _train_and_measure(cell, record, on_epoch, keep)
+            _train_and_measure(cell, record, on_epoch, keep, on_look)
         record.peak_mb = peak.get("peak_mb")
         record.status = "done"
     except Exception as error:
@@ -198,7 +202,7 @@ class Material:
     Attributes:
         model: The adapted backbone, or its head alone.
         train: Images, or features of a frozen backbone in their place.
-        scored: Gives what is scored; to be called after the last epoch.
+        scored: Gives what is scored; of the test set to be called after the last epoch.
     """
 
     model: nn.Module
@@ -223,10 +227,13 @@ def material(cell: CellConfig, found: Ready, *, cached: bool, folder: Path | Non
         return features.compute(found.adapted, images, cell.train, {**key, "list": name}, folder)
 
     scored = found.loaded.scored
-    return Material(features.HeadOnly(found.adapted), of(found.loaded.train, "train"), lambda: of(scored, "scored"))
+    later = functools.cache(lambda: of(scored, "scored"))
+    return Material(features.HeadOnly(found.adapted), of(found.loaded.train, "train"), later)
 
 
-def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | None, keep: Keep | None) -> None:
+def _train_and_measure(
+    cell: CellConfig, record: Record, on_epoch: OnEpoch | None, keep: Keep | None, on_look: OnLook | None
+) -> None:
     found = ready(cell)
     loaded = found.loaded
     record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
@@ -243,10 +250,13 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     what = material(cell, found, cached=record.feature_cache, folder=folder)
     torch.manual_seed(cell.seed)  # Dropout and stochastic depth do not depend on what was measured before.
     keeper = Keeper(keep, record, cell.device) if keep and math.isfinite(keep.checkpoint_every) else None
-    for metrics in train(what.model, what.train, cell.train, cell.seed, keeper):
+    look = functools.partial(_look, cell, what) if cell.looks else None
+    for metrics in train(what.model, what.train, cell.train, cell.seed, keeper, look):
         record.curve.append(metrics)
         if on_epoch is not None:
             on_epoch(metrics)
+        if on_look is not None and "val_accuracy" in metrics:
+            on_look(record)
     record.seconds = sum(m["seconds"] for m in record.curve)
     # A process's first epoch pays for warm caches; a single epoch has nothing better to offer.
     first_epochs = {0, *(keeper.starts if keeper else ())}
@@ -258,6 +268,12 @@ def _train_and_measure(cell: CellConfig, record: Record, on_epoch: OnEpoch | Non
     record.scoring_seconds = time.perf_counter() - started
     if keep and keep.adapters:
         record.adapter_id = _keep_adapter(found.adapted, adapter_path(keep.output, record.cell_id))
+
+
+def _look(cell: CellConfig, what: Material, epoch: int) -> dict[str, float]:
+    if epoch not in cell.looks:
+        return {}
+    return {"val_accuracy": accuracy(what.model, what.scored(), cell.train)}
 
 
 def _keep_adapter(adapted: s2a.Adapted, path: Path) -> str:

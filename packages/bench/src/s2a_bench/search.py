@@ -12,9 +12,9 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from s2a_bench import datasets, recipes, search_spaces
+from s2a_bench import datasets, halving, recipes, search_spaces
 from s2a_bench import record as records
 from s2a_bench.config import CellConfig, MethodConfig
 from s2a_bench.errors import InputError
@@ -36,9 +36,11 @@ class Mode:
 
     Attributes:
         draws: Random trials; ``None`` for the whole grid.
+        scheduler: ``"asha"`` stops trials that fall behind; with ``"none"`` every trial comes to its end.
     """
 
     draws: int | None = None
+    scheduler: Literal["none", "asha"] = "none"
 
     @property
     def name(self) -> str:
@@ -75,14 +77,20 @@ class Choice:
     Attributes:
         search: Whose.
         ids: Cell ids of its trials, in their order.
-        accuracies: Of its trials on val; ``None`` where the loss was not finite.
+        accuracies: Of its trials on val; ``None`` where the loss was not finite, and where the trial was stopped.
         best: Index of the chosen trial.
+        stopped: Which trials did not come to their last epoch because the others were ahead.
+        epochs: Of its trials, those of the stopped ones too.
+        looks: How often val was scored in each.
     """
 
     search: Search
     ids: tuple[str, ...]
     accuracies: tuple[float | None, ...]
     best: int
+    stopped: tuple[bool, ...]
+    epochs: tuple[int, ...]
+    looks: tuple[int, ...]
 
     @property
     def point(self) -> Mapping[str, Any]:
@@ -96,12 +104,21 @@ class Choice:
         assert found is not None
         return found
 
+    @property
+    def diverged(self) -> int:
+        """How many trials ended in a loss that is not finite."""
+        return self.accuracies.count(None) - sum(self.stopped)
+
     def summary(self) -> dict[str, Any]:
         """What the records of the final cells say about the search, as plain values."""
         return {
             "mode": self.search.mode.name,
             "trials": len(self.ids),
-            "diverged": sum(accuracy is None for accuracy in self.accuracies),
+            "scheduler": self.search.mode.scheduler,
+            "diverged": self.diverged,
+            "stopped": sum(self.stopped),
+            "total_epochs": sum(self.epochs),
+            "total_looks": sum(self.looks),
             "seed": SEED,
             "rule": RULE,
             "chosen": dict(self.point),
@@ -111,18 +128,23 @@ class Choice:
         }
 
 
-def parse_mode(text: str) -> Mode | None:
-    """``none``, ``grid``, or a number of random trials.
+def parse_mode(text: str, scheduler: Literal["none", "asha"] = "none") -> Mode | None:
+    """``none``, ``grid``, or a number of random trials; and what may stop them.
 
     Raises:
-        InputError: Anything else.
+        InputError: Anything else, or a scheduler without a search.
     """
     if text == "none":
+        if scheduler != "none":
+            raise InputError(
+                f"--search-scheduler {scheduler} stops trials of a search, and there is none; give --search grid or "
+                "--search N too. Final cells are never stopped."
+            )
         return None
     if text == "grid":
-        return Mode()
+        return Mode(None, scheduler)
     if text.isascii() and text.isdigit() and 1 <= int(text) <= MOST:
-        return Mode(int(text))
+        return Mode(int(text), scheduler)
     raise InputError(
         f"--search {text}: write none (each method's default recipe), grid ({search_spaces.GRID} trials per method), "
         f"or a number of random trials from 1 to {MOST}."
@@ -145,7 +167,7 @@ def searches(cells: Iterable[CellConfig], mode: Mode) -> list[Search]:
     found = []
     for finals in groups.values():
         points = mode.points(finals[0].method.name)
-        trials = tuple(_trial(finals[0], point) for point in points)
+        trials = tuple(_trial(finals[0], point, mode) for point in points)
         found.append(Search(tuple(finals), tuple(points), trials, mode))
     return found
 
@@ -187,9 +209,10 @@ def with_point(cell: CellConfig, point: Mapping[str, Any]) -> CellConfig:
     )
 
 
-def _trial(cell: CellConfig, point: Mapping[str, Any]) -> CellConfig:
+def _trial(cell: CellConfig, point: Mapping[str, Any], mode: Mode) -> CellConfig:
     data = dataclasses.replace(cell.data, evaluate="val")
-    return dataclasses.replace(with_point(cell, point), data=data, seed=SEED, trial=True)
+    looks = halving.looks(cell.train) if mode.scheduler == "asha" else ()
+    return dataclasses.replace(with_point(cell, point), data=data, seed=SEED, trial=True, looks=looks)
 
 
 def _check_free(cell: CellConfig) -> None:
@@ -205,8 +228,13 @@ def _check_free(cell: CellConfig) -> None:
             )
 
 
-def settled(record: Record) -> bool:
-    """Whether a trial has come to its end: a loss that is not finite is one, a killed worker is not."""
+def settled(record: Record, mode: Mode) -> bool:
+    """Whether a trial has come to its end: a loss that is not finite is one, a killed worker is not.
+
+    One that was stopped early has in a search that stops trials; in any other it has yet to come to its end.
+    """
+    if record.status == "stopped":
+        return mode.scheduler != "none"
     return record.status == "done" or (record.error or {}).get("type") == "Diverged"
 
 
@@ -219,18 +247,28 @@ def choose(search: Search, ids: Sequence[str], found: Mapping[str, Record | None
         found: Records by cell id.
 
     Returns:
-        ``None`` while a trial has no end, and where the loss of every trial was not finite.
+        ``None`` while a trial has no end, and where none came to its last epoch with a loss that is finite.
     """
-    trials = [found.get(cell_id) for cell_id in ids]
-    if not all(record is not None and settled(record) for record in trials):
+    trials = [record for cell_id in ids if (record := found.get(cell_id)) is not None]
+    if len(trials) < len(ids) or not all(settled(record, search.mode) for record in trials):
         return None
-    accuracies = tuple(record.accuracy if record else None for record in trials)
+    accuracies = tuple(record.accuracy if record.status == "done" else None for record in trials)
     ranked = [
         (-accuracy, point["train.lr"], point["train.weight_decay"], index)
         for index, (accuracy, point) in enumerate(zip(accuracies, search.points, strict=True))
         if accuracy is not None
     ]
-    return Choice(search, tuple(ids), accuracies, min(ranked)[-1]) if ranked else None
+    if not ranked:
+        return None
+    return Choice(
+        search,
+        tuple(ids),
+        accuracies,
+        min(ranked)[-1],
+        stopped=tuple(record.status == "stopped" for record in trials),
+        epochs=tuple(len(record.curve) for record in trials),
+        looks=tuple(halving.count_looks(record) for record in trials),
+    )
 
 
 def final_cells(choice: Choice) -> list[CellConfig]:
@@ -256,8 +294,10 @@ def write(choice: Choice, output: Path) -> Path:
         "epochs": first.train.epochs,
         **choice.summary(),
         "tried": [
-            {"cell_id": cell_id, "val_accuracy": accuracy, **point}
-            for cell_id, accuracy, point in zip(choice.ids, choice.accuracies, choice.search.points, strict=True)
+            {"cell_id": cell_id, "val_accuracy": accuracy, "epochs": epochs, "stopped": stopped, **point}
+            for cell_id, accuracy, epochs, stopped, point in zip(
+                choice.ids, choice.accuracies, choice.epochs, choice.stopped, choice.search.points, strict=True
+            )
         ],
     }
     path = output / "search" / f"{content['search_id']}.json"

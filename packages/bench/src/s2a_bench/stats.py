@@ -141,10 +141,11 @@ def train_config(record: Record) -> dict[str, Any]:
 
 
 def searched(record: Record) -> str | None:
-    """How large a search chose the config: ``grid of 12``, ``random 5``; ``None`` without one."""
+    """How large a search chose the config: ``grid of 12``, ``random 5, asha``; ``None`` without one."""
     if record.search is None:
         return None
-    return f"{record.search['mode']} {'of ' if record.search['mode'] == 'grid' else ''}{record.search['trials']}"
+    size = f"{record.search['mode']} {'of ' if record.search['mode'] == 'grid' else ''}{record.search['trials']}"
+    return size if record.search.get("scheduler", "none") == "none" else f"{size}, {record.search['scheduler']}"
 
 
 def _given(scope: str, config: Mapping[str, Any], record: Record) -> dict[str, Any]:

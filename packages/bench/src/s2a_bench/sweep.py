@@ -106,7 +106,8 @@ def plan(cells: Mapping[str, CellConfig], output: Path) -> Plan:
         except (OSError, ValueError) as error:
             broken.append(str(error))
         else:
-            (done if record.status == "done" else again).add(cell_id)
+            if record.status != "stopped":  # what a search ended early is no result, and has not failed either
+                (done if record.status == "done" else again).add(cell_id)
     return Plan(cells, frozenset(done), frozenset(again), tuple(broken))
 
 

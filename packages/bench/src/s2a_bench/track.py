@@ -158,7 +158,9 @@ def finish_sweep(
 
     client, now = sweep.store.client, _milliseconds("")
     failed = sum(record.status == "failed" for record in records)
-    counts = {"cells_done": len(records) - failed, "cells_failed": failed}
+    stopped = sum(record.status == "stopped" for record in records)
+    counts = {"cells_done": len(records) - failed - stopped, "cells_failed": failed}
+    counts |= {"cells_stopped": stopped} if stopped else {}
     with _failures(f"close the run of sweep {sweep.sweep_id}"):
         points = [Metric(name, float(value), now, 0) for name, value in counts.items()]
         client.log_batch(sweep.run_id, points, tags=[RunTag("mlflow.note.content", names.describe(records))])
@@ -264,9 +266,8 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
 
     client = sweep.store.client
     start, length = _milliseconds(record.started_at), round(1000 * (record.seconds or 0))
-    name = f"{record.method} {record.dataset} seed {record.seed} {record.backbone}"
     tags = {**names.tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
-    tags |= {PARENT: sweep.run_id, "mlflow.runName": name}
+    tags |= {PARENT: sweep.run_id, "mlflow.runName": names.run_name(record)}
     run_id = client.create_run(sweep.experiment_id, start_time=start, tags=tags).info.run_id
     # Not whole until it is closed: whatever happens in between, the next attempt replaces it.
     own = CellRun(run_id, sha, sweep.run_id, whole=False)
@@ -286,7 +287,7 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
         client.log_text(run_id, record.error["traceback"], "traceback.txt")
     if (adapter := own_adapter(record, sweep.store.output)) is not None:
         client.log_artifact(run_id, str(adapter), "adapter")
-    client.set_terminated(run_id, "FINISHED" if record.status == "done" else "FAILED", start + length)
+    client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED", start + length)
     own.whole = True
     return run_id
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import math
@@ -9,6 +10,10 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import s2a
+from s2a.errors import S2AError
+
+from s2a_bench import recipes
 from s2a_bench.record import Record
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
@@ -69,6 +74,24 @@ def metrics(record: Record) -> list[tuple[str, float, int]]:
             if name != "epoch" and value is not None:
                 found.append((_key(f"epoch_{name}" if name in _METRICS else name), float(value), step))
     return [entry for entry in found if math.isfinite(entry[1])]
+
+
+def run_name(record: Record) -> str:
+    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what tells a run from others, defaults left out."""
+    options = ",".join(f"{key}={_text(value)}" for key, value in _set(record).items())
+    method = f"{record.method}:{options}" if options else record.method
+    words = [method, record.dataset, f"seed {record.seed}", record.backbone]
+    words += recipes.spoken(recipes.changes(record.suite, record.method, record.train_config))
+    return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
+
+
+def _set(record: Record) -> dict[str, Any]:
+    """The options of a record's method that are not the defaults; all of a method that is not installed here."""
+    try:
+        usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))
+    except S2AError:
+        usual = {}
+    return {key: value for key, value in record.method_config.items() if key not in usual or value != usual[key]}
 
 
 def record_sha(record: Record) -> str:

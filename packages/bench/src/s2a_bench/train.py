@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import torch
@@ -83,7 +83,12 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
 
 
 def train(
-    model: nn.Module, images: Images, config: TrainConfig, seed: int, keeper: Keeper | None = None
+    model: nn.Module,
+    images: Images,
+    config: TrainConfig,
+    seed: int,
+    keeper: Keeper | None = None,
+    look: Callable[[int], dict[str, float]] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Trains ``model`` in place.
 
@@ -93,6 +98,7 @@ def train(
         config: The recipe.
         seed: Of the order of the images and of their augmentation.
         keeper: Where the training goes on from, if it was interrupted.
+        look: Given an epoch that has ended, further metrics of it; it may leave the model in evaluation mode.
 
     Yields:
         After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak
@@ -139,6 +145,9 @@ def train(
             "seconds": seconds,
             "images_per_second": len(images) / seconds,
         }
+        if look is not None:
+            metrics |= look(epoch)
+            model.train()
         if keeper is not None:
             curve = [*curve, metrics]
             keeper.epoch(model, optimiser, order, curve)

@@ -17,7 +17,7 @@ import numpy as np
 
 from s2a_bench.dataset_types import Dataset
 from s2a_bench.sources.arrays_big import DSPRITES_FILE, NORB_BYTES, NORB_FILES, NORB_INTS
-from s2a_bench.synthetic.pictures import grey, picture
+from s2a_bench.synthetic.pictures import drawn, grey, picture
 
 Plan = Mapping[str, tuple[int, ...]]
 
@@ -294,6 +294,7 @@ def _sprites(grid: np.ndarray, latents: np.ndarray) -> Iterator[np.ndarray]:
         sprite = _sprite(shape, 8 + scale, 2 * np.pi * angle / 40)
         for image, (x, y) in zip(images, latents[rows, 4:].tolist(), strict=True):
             image[y : y + 30, x : x + 30] = sprite
+            drawn()
         images[:, 63, :20] = grid[rows, None] >> np.arange(20) & 1
         yield images
 

@@ -2,11 +2,39 @@
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import io
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from PIL import Image
+
+_drawn: contextvars.ContextVar[Callable[[], None] | None] = contextvars.ContextVar("drawn", default=None)
+
+
+@contextlib.contextmanager
+def counted(tell: Callable[[int], None]) -> Iterator[None]:
+    """Tells how many pictures have been drawn inside the block, after every one."""
+    count = 0
+
+    def one() -> None:
+        nonlocal count
+        count += 1
+        tell(count)
+
+    mark = _drawn.set(one)
+    try:
+        yield
+    finally:
+        _drawn.reset(mark)
+
+
+def drawn() -> None:
+    """A picture has been drawn; for makers that do not draw with ``picture``."""
+    if (one := _drawn.get()) is not None:
+        one()
 
 
 @functools.lru_cache(maxsize=2048)
@@ -41,6 +69,7 @@ def picture(label: int, index: int, classes: int, size: tuple[int, int] = (16, 1
     # Four 4 x 4 blocks, which a JPEG keeps, spell the index in base 16: pictures of one class never agree.
     for i in range(4):
         out[4 * (i // 2) : 4 * (i // 2) + 4, 4 * (i % 2) : 4 * (i % 2) + 4] = (index >> (4 * i) & 15) * 17
+    drawn()
     return out
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from s2a_bench.dataset_types import Dataset, Fractions, Official, Pool, Slices
 from s2a_bench.errors import InputError
+from s2a_bench.synthetic import pictures
 
 Plan = Mapping[str, tuple[int, ...]]
 """Part of the source (``""``: it has none) -> images per class."""
@@ -27,7 +28,9 @@ def makers() -> dict[str, Maker]:
     return found
 
 
-def make(dataset: Dataset, place: Path, seed: int = 0, full: bool = False) -> None:
+def make(
+    dataset: Dataset, place: Path, seed: int = 0, full: bool = False, say: Callable[[str, int, int], None] | None = None
+) -> None:
     """Writes a dataset's source, in its makers' form and with made-up images, into an empty folder.
 
     Args:
@@ -35,13 +38,17 @@ def make(dataset: Dataset, place: Path, seed: int = 0, full: bool = False) -> No
         place: Where; it exists.
         seed: The same seed gives the same bytes.
         full: As many test images (and, outside VTAB-1k, training images) as the real one has.
+        say: Told how many pictures have been drawn: what, how many, and 0 (an image may take more than one).
 
     Raises:
         InputError: A dataset that has no source.
     """
     if dataset.recipe is None:
         raise InputError(f"Dataset {dataset.name!r} is embedded in the package; it has no source to make up.")
-    makers()[dataset.recipe.reader](dataset, place, plan(dataset, full), seed)
+    sizes = plan(dataset, full)
+    what = f"making up a source of {sum(map(sum, sizes.values())):,} images: pictures drawn"
+    with pictures.counted(lambda count: say(what, count, 0) if say else None):
+        makers()[dataset.recipe.reader](dataset, place, sizes, seed)
 
 
 def plan(dataset: Dataset, full: bool = False) -> dict[str, tuple[int, ...]]:
