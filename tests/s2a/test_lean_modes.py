@@ -93,7 +93,7 @@ def test_frozen_weights_in_bf16_under_trained_ones_in_full_precision() -> None:
 @pytest.mark.parametrize("method", ["s2a", "lora_two", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointed_blocks_give_the_same_gradients(family: str, method: str) -> None:
-    """timm's own checkpointing, block by block, with dropped paths drawn again."""
+    """Timm's own checkpointing, block by block, with dropped paths drawn again."""
     if (family, method) not in lean_models.PAIRS:
         pytest.skip("no such layers")
     lean = pair(family, method)[1].train()

@@ -119,24 +119,24 @@ class Sweep:
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """Parameters, theoretical and measured memory of one training step. No training, no data.
+    """Parameters and memory of one training step: theoretical, saved, simulated. No training, no data.
 
     Attributes:
-        backbone: timm name, mini_vit, ...
-        method: A method, with options if need be: "s2a:activations=exact"; "all": a table of all of them.
+        backbone: timm names, mini_vit, ...
+        method: Methods, with options if need be: "s2a:activations=exact"; all: every one.
         batch_size: Images of the step.
         set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true; values as in JSON or Python.
+        device: cuda or cuda:0: also measure the peak there, every row in a process of its own.
         paper: Every row of the paper's Tables 1 and 2 instead, next to what is printed there.
-        device: cuda: also the peak of the card's allocator, measured in a process of its own.
         json: Print JSON.
     """
 
-    backbone: str = "mini_vit"
-    method: str = "s2a"
+    backbone: _Names = ("mini_vit",)
+    method: _Names = ("s2a",)
     batch_size: int = 32
     set: _Settings = ()
+    device: Annotated[str | None, tyro.conf.arg(metavar="cuda")] = None
     paper: bool = False
-    device: str = "cpu"
     json: bool = False
 
     def run(self, console: Console) -> int:
@@ -145,9 +145,8 @@ class Memory:
 
         if self.paper:
             return commands_memory.memory_paper(self.batch_size, self.json, console)
-        settings = _flat(self.set)
         return commands_memory.memory(
-            self.backbone, self.method, self.batch_size, settings, self.json, console, device=self.device
+            self.backbone, self.method, self.batch_size, _flat(self.set), self.device, self.json, console
         )
 
 

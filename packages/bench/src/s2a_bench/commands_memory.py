@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import sys
+import threading
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import s2a
@@ -12,28 +16,45 @@ from rich.table import Table
 
 from s2a_bench import grid
 from s2a_bench.commands import DONE
-from s2a_bench.config import TrainConfig
+from s2a_bench.config import MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
+
+ALL = "all"
+"""Stands for every registered method."""
+
+PATIENCE = 10.0
+"""Seconds after which a row says that it is being worked on."""
 
 
 def memory(
-    backbone: str,
-    label: str,
+    backbones: Sequence[str],
+    labels: Sequence[str],
     batch_size: int,
     settings: tuple[str, ...],
+    device: str | None,
     as_json: bool,
     console: Console,
-    device: str = "cpu",
 ) -> int:
-    """Prints parameters and memory of one training step, or of every method's.
+    """Prints parameters and memory of one training step: one pair in full, several as a table.
+
+    Args:
+        backbones: Names.
+        labels: Methods with their options; ``"all"`` stands for every one that is registered.
+        batch_size: Images.
+        settings: ``method.*``, ``train.precision``, ``train.checkpointing``.
+        device: A CUDA device, to measure the peak there too; ``None``: not.
+        as_json: One row as an object, several as a list of them.
+        console: Where to.
 
     Raises:
-        ValueError: Bad input.
+        ValueError: Bad input; of ``"all"``, a method that a backbone cannot take is a row that says why.
     """
-    from s2a_bench import device_peak, measure
+    from s2a_bench import device_peak
 
     if batch_size < 1:
         raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
+    if device is not None:
+        device_peak.check_device(device)
     parsed = grid.parse_settings(settings)
     useless = parsed["train"].keys() - {"precision", "checkpointing", "frozen"}
     if useless:
@@ -41,38 +62,71 @@ def memory(
             f"memory trains nothing: train.{min(useless)} has no place here; train.precision, "
             "train.checkpointing and train.frozen do."
         )
-    labels = s2a.list_methods() if label == "all" else [label]
-    if label == "all" and parsed["method"]:
-        raise InputError("--method all takes no method options, which not all methods have; name one method.")
-    methods = grid.methods_with([grid.parse_method(one) for one in labels], parsed["method"])
-    step = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
+    given = [label for label in labels if label != ALL]
+    every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
+    methods = grid.methods_with([grid.parse_method(label) for label in (*every, *given)], parsed["method"])
+    train = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
+    named = list(zip(methods, (*every, *given), strict=True))
+    pairs = [(backbone, method, name) for backbone in backbones for method, name in named]
     rows = []
-    for method in methods:
-        row: dict[str, Any] = {}
-        if device != "cpu":  # First: without a card there is nothing to wait for.
-            row = device_peak.device_peak(backbone, method.name, dict(method.options), step, device=device)
-        rows.append(measure.memory_row(backbone, method.name, dict(method.options), step) | row)
-    if label != "all":
+    for number, (backbone, method, name) in enumerate(pairs, 1):
+        with _patiently(f"{backbone}, {name} ({number} of {len(pairs)})"):
+            try:
+                rows.append(_row(backbone, method, train, device) | {"method": name})
+            except s2a.S2AError as error:
+                if name in given:
+                    raise
+                rows.append({"backbone": backbone, "method": name, "batch_size": batch_size, "refused": str(error)})
+    if len(rows) == 1:
         _print_row(rows[0], as_json, console)
     elif as_json:
         print(json.dumps(rows, indent=1), file=console.file)
     else:
-        console.print(_methods_table(backbone, batch_size, rows))
+        console.print(_table(rows, device))
     return DONE
 
 
-def _methods_table(backbone: str, batch_size: int, rows: list[dict[str, Any]]) -> Table:
-    table = Table(title=f"MB of one step, {backbone}, batch {batch_size}", box=box.SIMPLE_HEAD)
-    columns = {"theory": "theoretical_mb", "saved": "saved_mb", "measured": "measured_mb", "peak": "simulated_peak_mb"}
-    if "device_peak_mb" in rows[0]:
-        columns["device"] = "device_peak_mb"
-    table.add_column("method", no_wrap=True)
-    for column in ("trainable %", *columns):
+def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | None) -> dict[str, Any]:
+    from s2a_bench import device_peak, measure
+
+    options = dict(method.options)
+    row = measure.memory_row(backbone, method.name, options, train, simulate=True)
+    if device is not None:
+        step = {"precision": train.precision, "checkpointing": train.checkpointing, "frozen": train.frozen}
+        request = device_peak.Request(backbone, method.name, options, train.batch_size, **step, device=device)
+        row |= device_peak.device_peak(request)
+    return row
+
+
+@contextlib.contextmanager
+def _patiently(what: str) -> Iterator[None]:
+    """Says on standard error what takes so long, if it does."""
+    timer = threading.Timer(PATIENCE, lambda: print(f"s2a-bench: at {what} ...", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _table(rows: list[dict[str, Any]], device: str | None) -> Table:
+    title = f"MB of one training step, {rows[0]['batch_size']} images"
+    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("backbone", "method"):
+        table.add_column(column, overflow="fold")
+    measured = {"trained %": "params_percent", "saved": "saved_mb", "measured": "measured_mb"}
+    measured |= {"simulated": "simulated_mb"} | ({"device": "device_mb"} if device else {})
+    for column in (*measured, "peak in"):
         table.add_column(column, justify="right", no_wrap=True)
     for row in rows:
-        cells = (f"{row[key]:,.1f}" for key in columns.values())
-        table.add_row(row["method"], f"{row['params_percent']:.3f}", *cells)
-    table.caption = "measured: weights and saved tensors; peak: of a whole step, simulated (docs/memory.md)"
+        if "refused" in row:
+            table.add_row(row["backbone"], row["method"], "refused")
+            continue
+        numbers = [f"{row[key]:,.3f}" if key == "params_percent" else _mb(row[key]) for key in measured.values()]
+        table.add_row(row["backbone"], row["method"], *numbers, row["simulated_phase"])
+    refused = [f"{row['method']} on {row['backbone']}: {row['refused']}" for row in rows if "refused" in row]
+    table.caption = "\n".join(["measured: weights and saved; docs/memory.md defines all of them", *refused])
     return table
 
 
@@ -119,8 +173,16 @@ def _print_row(row: dict[str, Any], as_json: bool, console: Console) -> None:
         return
     table = Table(show_header=False)
     for key, value in row.items():
-        table.add_row(key, _number(value))
+        if isinstance(value, dict):
+            for part, number in value.items():
+                table.add_row(f"  {part}", _number(number))
+        else:
+            table.add_row(key, _number(value))
     console.print(table)
+
+
+def _mb(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.1f}"
 
 
 def _number(value: Any) -> str:

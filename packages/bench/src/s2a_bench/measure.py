@@ -1,4 +1,4 @@
-"""Parameters, theoretical and measured memory, peak, hardware: the numbers of a cell that are not accuracy."""
+"""Parameters, theoretical, measured and simulated memory, peak, hardware: a cell's numbers that are not accuracy."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import os
 import platform
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -62,36 +62,72 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     }
 
 
+def blank(
+    backbone: str,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    num_classes: int = 100,
+    train: TrainConfig | None = None,
+) -> tuple[s2a.Adapted, int]:
+    """A method on a backbone of random weights, and the side of its images: all that memory depends on, no data.
+
+    Args:
+        backbone: Mini backbone or timm model.
+        method: Registered name.
+        options: Of the method's config.
+        num_classes: Of the head; the paper's percentages belong to 100.
+        train: The recipe, whose number format frozen weights have; ``None``: the default.
+    """
+    config = s2a.method_config(method, **(options or {}))
+    model, expected = create(BackboneConfig(backbone, random_weights=True))
+    return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
+
+
 def memory_row(
     backbone: str,
     method: str,
     options: dict[str, Any] | None = None,
     train: TrainConfig | None = None,
     num_classes: int = 100,
+    simulate: bool = False,
 ) -> dict[str, Any]:
     """One row of ``s2a-bench memory``: random weights and noise, no data.
 
     Args:
-        backbone: Mini backbone or timm model.
-        method: Registered name.
-        options: Of the method's config.
+        backbone: As for ``blank``.
+        method: Likewise.
+        options: Likewise.
         train: Batch size, precision and checkpointing of the step; ``None``: the default recipe's.
-        num_classes: Of the head; the paper's percentages belong to 100.
+        num_classes: As for ``blank``.
+        simulate: Also ``simulated``, which takes seconds for a large model.
 
     Returns:
-        What ``memory`` says, ``simulated_peak_mb`` of a whole step, and with lean activations the ``plan`` as text.
+        What ``memory`` and ``simulated`` say, and with lean activations the ``plan`` as text.
     """
-    config = s2a.method_config(method, **(options or {}))
-    model, expected = create(BackboneConfig(backbone, random_weights=True))
     train = train or TrainConfig()
-    adapted = attach(model, config, num_classes, expected.size, train)
-    images = torch.randn(train.batch_size, 3, expected.size, expected.size)
-    found = memory(adapted, images, train)
-    autocast = torch.bfloat16 if train.precision == "bf16" else None
-    found["simulated_peak_mb"] = s2a.simulated_peak(adapted, train.batch_size, autocast=autocast).total / MB
+    adapted, side = blank(backbone, method, options, num_classes, train)
+    images = torch.randn(train.batch_size, 3, side, side)
+    row = {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
     with precision(train, images.device):
-        plan = {} if adapted.plan is None else {"plan": str(adapted.plan)}
-    return {"backbone": backbone, "method": method, "batch_size": train.batch_size, **found, **plan}
+        row |= {} if adapted.plan is None else {"plan": str(adapted.plan)}
+    return row | simulated(adapted, train) if simulate else row
+
+
+def simulated(adapted: s2a.Adapted, train: TrainConfig) -> dict[str, Any]:
+    """The simulated peak of one of the recipe's steps.
+
+    Args:
+        adapted: What ``s2a.attach`` returned; afterwards checkpointing is as the recipe says.
+        train: The recipe.
+
+    Returns:
+        ``simulated_mb``; ``simulated_phase``, in which the peak is; ``simulated_parts_mb``, what it is made of.
+    """
+    set_checkpointing(adapted.backbone, train)
+    autocast = torch.bfloat16 if train.precision == "bf16" else None
+    found = s2a.simulated_peak(adapted, train.batch_size, autocast=autocast)
+    parts = {name: size / MB for name, size in found.categories.items()}
+    return {"simulated_mb": found.total / MB, "simulated_phase": found.phase, "simulated_parts_mb": parts}
 
 
 @contextlib.contextmanager

@@ -104,6 +104,36 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
+def training_step(
+    model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, config: TrainConfig
+) -> float:
+    """One step of the recipe, what ``s2a.simulated_peak`` simulates; it ends without gradients.
+
+    Args:
+        model: In training mode, without gradients.
+        images: ``(B, 3, H, W)`` on the model's device; let go here once the forward pass has ended.
+        labels: ``(B,)``.
+        optimiser: Over ``parameter_groups``.
+        config: The recipe.
+
+    Returns:
+        The loss; where it is not finite, nothing was changed.
+    """
+    with precision(config, images.device):
+        logits = model(images)
+        del images  # What the backward pass needs of them, autograd holds.
+        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    value = loss.item()
+    if not math.isfinite(value):
+        return value
+    loss.backward()
+    if config.clip_norm:
+        nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], config.clip_norm)
+    optimiser.step()
+    optimiser.zero_grad(set_to_none=True)
+    return value
+
+
 def train(
     model: nn.Module,
     images: Images,
@@ -131,7 +161,7 @@ def train(
     """
     device = next(model.parameters()).device
     optimiser = torch.optim.AdamW(parameter_groups(model, config), lr=config.lr)
-    trained = [p for p in model.parameters() if p.requires_grad]
+    optimiser.zero_grad(set_to_none=True)
     order = torch.Generator().manual_seed(seed)
     steps = -(-len(images) // config.batch_size)
     model.train()
@@ -146,19 +176,9 @@ def train(
                 group["lr"] = group["peak_lr"] * factor
             lr = config.lr * factor
             labels = images.labels[indices].to(device)
-            with precision(config, device):
-                logits = model(images.batch(indices, order).to(device))
-                loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            value = loss.item()
+            value = training_step(model, images.batch(indices, order).to(device), labels, optimiser, config)
             if not math.isfinite(value):
                 raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
-            loss.backward()
-            if config.clip_norm:
-                nn.utils.clip_grad_norm_(trained, config.clip_norm)
-            optimiser.step()
-            optimiser.zero_grad(
-                set_to_none=True
-            )  # Now, not before the next backward pass: none lives through a forward.
             loss_sum += value * len(indices)
             step += 1
         seconds = time.perf_counter() - started

@@ -1,4 +1,4 @@
-"""Calculators, kept apart: what autograd holds (measured), a step's peak (simulated), the paper's (theoretical)."""
+"""Calculators, kept apart: what autograd holds (measured), a step's peak (simulated), the paper's rules (theory)."""
 
 from s2a.memory.measured import SavedBytes, saved_bytes
 from s2a.memory.simulated import Live, Peak, simulated_peak

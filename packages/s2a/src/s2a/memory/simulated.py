@@ -27,10 +27,10 @@ from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 
-CATEGORIES = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
-"""What bytes at the peak can be. Held: made in the forward pass, still there when the loss is. Transient: the rest."""
+CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
+"""What bytes at the peak can be. Held: made in the forward pass and still there with the loss. Transient: all else."""
 
-OPTIMISERS: dict[str, dict[str, bool]] = {
+OPTIMISERS: dict[str, dict[str, Any]] = {
     "foreach": {"foreach": True},
     "single": {"foreach": False, "fused": False},
     "fused": {"fused": True},
@@ -109,9 +109,9 @@ def simulated_peak(
     """Most bytes that a training step holds at once: weights, buffers, batch, gradients, optimiser state, temporaries.
 
     The model is copied without its data and trained on a blank batch; itself it stays as it is. Every storage counts
-    once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for
-    the whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (cuBLAS and
-    cuDNN workspaces), fragmentation, and the values that ``attach`` keeps for ``detach``.
+    once, rounded up to 512 bytes, from the operator that makes it until its last tensor dies. The batch is held for the
+    whole step, as a loop's variable holds it. Left out: what kernels use inside themselves (workspaces of cuBLAS and
+    cuDNN), fragmentation, and the values that ``attach`` keeps for ``detach``.
 
     Args:
         adapted: What ``s2a.attach`` returned, or, with ``input_shape``, any module from a batch to logits. The step is
@@ -137,16 +137,16 @@ def simulated_peak(
         raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
     device = next(adapted.parameters()).device
     devices = [device] if device.type == "cuda" else []
-    ledger, after_forward = Ledger(device), 0
+    ledger = Ledger(device)
     try:
         with torch.random.fork_rng(devices), FakeTensorMode(allow_non_fake_inputs=True) as mode:
             model = _without_data(adapted, mode)
             with _no_collection(), ledger, ledger.following(model):
                 _enter_weights(model, ledger)
-                options: dict[str, Any] = dict(OPTIMISERS[optimizer])
-                trained = [p for p in model.parameters() if p.requires_grad]
-                optimiser = torch.optim.AdamW(trained, lr=1e-3, **options)
+                options = OPTIMISERS[optimizer]
+                optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **options)
                 loss = loss_fn or _cross_entropy
+                after_forward = 0
                 for _ in range(steps):
                     after_forward = _step(model, (batch_size, *shape), optimiser, autocast, loss, ledger)
     except (DataDependentOutputException, DynamicOutputShapeException) as error:
@@ -202,6 +202,13 @@ def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
         ledger.note(tensor, category="weights")
 
 
+def _groups(model: nn.Module) -> list[dict[str, Any]]:
+    """Matrices and the rest, as decay wants it: what AdamW does to many parameters at once, it does to a group's."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    groups = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
+    return [{"params": group} for group in groups if group]
+
+
 def _cross_entropy(logits: Tensor) -> Tensor:
     return F.cross_entropy(logits, logits.new_zeros(len(logits), dtype=torch.long))
 
@@ -242,7 +249,7 @@ def _summary(ledger: Ledger, after_forward: int) -> Peak:
     phases = {phase: size for phase, (size, _) in ledger.peaks.items() if phase}
     phase = max(phases, key=lambda name: phases[name])
     total, event = ledger.peaks[phase]
-    categories: dict[str, int] = dict.fromkeys(CATEGORIES, 0)
+    categories = dict.fromkeys(CATEGORIES, 0)
     found = ledger.at(event)
     for entry in found:
         categories[_category(entry, after_forward)] += entry.bytes
