@@ -19,7 +19,6 @@ from s2a_bench.commands import DONE
 from s2a_bench.config import MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 
-
 ALL = "all"
 """Stands for every registered method."""
 
@@ -67,9 +66,10 @@ def memory(
     every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
     methods = grid.methods_with([grid.parse_method(label) for label in (*every, *given)], parsed["method"])
     train = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
-    pairs = [(backbone, method, name) for backbone in backbones for method, name in zip(methods, (*every, *given), strict=True)]
+    named = list(zip((*every, *given), methods, strict=True))
+    pairs = [(backbone, *found) for backbone in backbones for found in named]
     rows = []
-    for number, (backbone, method, name) in enumerate(pairs, 1):
+    for number, (backbone, name, method) in enumerate(pairs, 1):
         with _patiently(f"{backbone}, {name} ({number} of {len(pairs)})"):
             try:
                 rows.append(_row(backbone, method, train, device) | {"method": name})

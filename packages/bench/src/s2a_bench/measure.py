@@ -1,4 +1,4 @@
-"""Parameters, theoretical, measured and simulated memory, peak, hardware: the numbers of a cell that are not accuracy."""
+"""Parameters, memory by three calculators, peak, hardware: the numbers of a cell that are not accuracy."""
 
 from __future__ import annotations
 
