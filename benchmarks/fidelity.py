@@ -9,6 +9,7 @@ are multiplied by 4 (peaked rows), layer scales set to 0.5, and the prompts' zer
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 
 import s2a
 import timm
@@ -25,8 +26,11 @@ def group_of(name: str) -> str:
     return next((group for part, group in GROUPS.items() if part in name.split(".")), "bias")
 
 
-def gradients(backbone: str, **options: object) -> dict[str, Tensor]:
-    """Gradient of the loss by group, flat, in float64; batch 4 at 224, the same weights and images for all options."""
+def gradients(backbone: str, change: Callable[..., object] | None = None, **options: object) -> dict[str, Tensor]:
+    """Gradient of the loss by group, flat, in float64; batch 4 at 224, the same weights and images for all options.
+
+    ``change`` is called with the adapted model before the step.
+    """
     torch.manual_seed(0)
     model = timm.create_model(backbone)
     with torch.no_grad():
@@ -36,6 +40,8 @@ def gradients(backbone: str, **options: object) -> dict[str, Tensor]:
             if name.endswith("gamma"):
                 parameter.fill_(0.5)
     adapted = s2a.attach(model, s2a.S2AConfig(**options), 100).train()  # type: ignore[arg-type]
+    if change is not None:
+        change(adapted)
     generator = torch.Generator().manual_seed(1)
     trainable = s2a.trainable_parameters(adapted)
     with torch.no_grad():

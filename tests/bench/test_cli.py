@@ -174,7 +174,7 @@ def test_failed_cells_are_named_with_their_cause_and_tried_again(capsys, fake):
     fake.outcome[1] = "The loss is nan"
     assert main(SWEEP) == 1
     out = capsys.readouterr().out
-    assert "FAILED s2a on digits, mini_vit, seed 1: Diverged: The loss is nan" in out
+    assert "FAILED s2a on digits, mini_vit, seed 1, train.epochs=1: Diverged: The loss is nan" in out
     assert "2 of 3 cells are done" in out
     assert fake.finished == ["FAILED"]
     del fake.outcome[1]
@@ -404,10 +404,12 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
 
 def test_the_commands_in_the_readme_parse(monkeypatch):
     """Every ``nox -s bench`` and ``s2a-bench`` line of the README is understood; none is run."""
-    from s2a_bench import commands, commands_data
+    from s2a_bench import commands, commands_data, commands_memory
 
-    for name in ("sweep", "memory", "memory_paper", "report", "track"):
+    for name in ("sweep", "report", "track"):
         monkeypatch.setattr(commands, name, lambda *args: 0)
+    for name in ("memory", "memory_paper"):
+        monkeypatch.setattr(commands_memory, name, lambda *args: 0)
     for name in ("show", "prepare", "download", "make", "verify"):
         monkeypatch.setattr(commands_data, name, lambda *args: 0)
     lines = [line.partition(" #")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]

@@ -77,8 +77,8 @@ def test_kill_9_in_a_search_that_stops_trials_loses_nothing_and_doubles_nothing(
     assert {each.status for each in trials} <= {"done", "stopped"}
     assert before.items() <= content(output).items(), "what had ended, or was stopped, did not run again"
     final, other = (each for each in after.values() if not each.trial)
-    assert final.status == other.status == "done" and final.search == other.search is not None
-    assert final.search["total_epochs"] == sum(len(each.curve) for each in trials)
+    assert final.status == other.status == "done" and final.search == other.search
+    assert final.search is not None and final.search["total_epochs"] == sum(len(each.curve) for each in trials)
     assert not list((output / "checkpoints").glob("*.pt")), "nothing waits to go on"
 
     from mlflow import MlflowClient

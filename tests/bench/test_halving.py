@@ -73,7 +73,7 @@ def small(**changes: Any) -> CellConfig:
 @pytest.mark.parametrize("method", ["bias", "linear"])
 def test_looking_changes_neither_the_cell_nor_its_result(method):
     plain, looked = small(method=MethodConfig(method)), small(method=MethodConfig(method), looks=(1, 3))
-    heard: list[Record] = []
+    heard: list[dict[str, Any]] = []
     one = run.run(plain)
     two = run.run(looked, on_look=lambda so_far: heard.append(json.loads(json.dumps(dataclasses.asdict(so_far)))))
     assert one.cell_id == two.cell_id and one.status == "done"
@@ -88,6 +88,7 @@ def test_what_is_seen_is_the_accuracy_of_that_epoch():
     asked = small(train=TrainConfig(epochs=4, warmup_epochs=0, batch_size=8, lr=1e-2), looks=(2,))
     found = run.ready(asked)
     torch.manual_seed(asked.seed)
+    expected = -1.0
     for metrics in train(found.adapted, found.loaded.train, asked.train, asked.seed):
         if metrics["epoch"] == 2:
             expected = accuracy(found.adapted, found.loaded.scored, asked.train)

@@ -152,7 +152,8 @@ def test_a_longer_random_search_only_runs_what_is_new_and_every_method_has_as_ma
     assert [sum(cell.method.name == name for cell in trials) for name in ("full", "bias")] == [5, 5]
 
 
-def test_a_trial_whose_loss_is_not_finite_has_ended_and_is_not_run_again(fake, capsys):
+def test_a_trial_whose_loss_is_not_finite_has_ended_and_is_not_run_again(fake, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "120")  # so that no line of the table is broken
     fake.outcome[fake.best("bias")] = "Diverged"
     assert main([*SWEEP, "--search", "grid"]) == 0
     finals = [cell for cell in fake.ran if not cell.trial and cell.method.name == "bias"]

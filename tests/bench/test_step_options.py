@@ -10,7 +10,7 @@ import pytest
 import s2a
 import torch
 from rich.console import Console
-from s2a_bench import commands, measure
+from s2a_bench import commands_memory, measure
 from s2a_bench.backbones import create
 from s2a_bench.config import BackboneConfig, TrainConfig
 from s2a_bench.errors import InputError
@@ -80,7 +80,7 @@ def test_checkpointing_keeps_the_inputs_of_the_blocks(method: str) -> None:
 def test_memory_takes_the_options() -> None:
     def saved(*settings: str) -> float:
         stream = io.StringIO()
-        assert commands.memory("mini_vit", "full", BATCH, settings, True, Console(file=stream)) == 0
+        assert commands_memory.memory(["mini_vit"], ["full"], BATCH, settings, None, True, Console(file=stream)) == 0
         return json.loads(stream.getvalue())["saved_mb"]
 
     plain = saved()
@@ -101,5 +101,5 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 
 def test_memory_refuses_what_only_training_reads() -> None:
-    with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision and train\.checkpointing do"):
-        commands.memory("mini_vit", "full", BATCH, ("train.lr=1e-3",), False, Console(quiet=True))
+    with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision, train\.checkpointing and"):
+        commands_memory.memory(["mini_vit"], ["full"], BATCH, ("train.lr=1e-3",), None, False, Console(quiet=True))

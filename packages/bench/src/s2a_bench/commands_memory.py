@@ -56,20 +56,20 @@ def memory(
     if device is not None:
         device_peak.check_device(device)
     parsed = grid.parse_settings(settings)
-    useless = parsed["train"].keys() - {"precision", "checkpointing"}
+    useless = parsed["train"].keys() - {"precision", "checkpointing", "frozen"}
     if useless:
         raise InputError(
-            f"memory trains nothing: train.{min(useless)} has no place here; train.precision and "
-            "train.checkpointing do."
+            f"memory trains nothing: train.{min(useless)} has no place here; train.precision, "
+            "train.checkpointing and train.frozen do."
         )
     given = [label for label in labels if label != ALL]
     every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
     methods = grid.methods_with([grid.parse_method(label) for label in (*every, *given)], parsed["method"])
     train = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
-    named = list(zip((*every, *given), methods, strict=True))
-    pairs = [(backbone, *found) for backbone in backbones for found in named]
+    named = list(zip(methods, (*every, *given), strict=True))
+    pairs = [(backbone, method, name) for backbone in backbones for method, name in named]
     rows = []
-    for number, (backbone, name, method) in enumerate(pairs, 1):
+    for number, (backbone, method, name) in enumerate(pairs, 1):
         with _patiently(f"{backbone}, {name} ({number} of {len(pairs)})"):
             try:
                 rows.append(_row(backbone, method, train, device) | {"method": name})
@@ -92,8 +92,8 @@ def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | 
     options = dict(method.options)
     row = measure.memory_row(backbone, method.name, options, train, simulate=True)
     if device is not None:
-        step = {"precision": train.precision, "checkpointing": train.checkpointing, "device": device}
-        request = device_peak.Request(backbone, method.name, options, train.batch_size, **step)
+        step = {"precision": train.precision, "checkpointing": train.checkpointing, "frozen": train.frozen}
+        request = device_peak.Request(backbone, method.name, options, train.batch_size, **step, device=device)
         row |= device_peak.device_peak(request)
     return row
 

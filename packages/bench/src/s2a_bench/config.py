@@ -70,6 +70,7 @@ class TrainConfig:
         drop_path: Stochastic depth rate of the backbone while training.
         precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
         checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
+        frozen: Number format in which frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``).
     """
 
     epochs: int = 80
@@ -83,6 +84,7 @@ class TrainConfig:
     drop_path: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
+    frozen: Literal["fp32", "bf16"] = dataclasses.field(default="fp32", metadata={"identity": "unless default"})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -105,6 +107,12 @@ class TrainConfig:
             raise InputError(f"train.precision={self.precision!r} is unknown; choose fp32 or bf16.")
         if not isinstance(self.checkpointing, bool):
             raise InputError(f"train.checkpointing={self.checkpointing!r} is no switch; give true or false.")
+        if self.frozen not in ("fp32", "bf16"):
+            raise InputError(f"train.frozen={self.frozen!r} is unknown; choose fp32 or bf16.")
+        if self.frozen == "bf16" and self.precision != "bf16":
+            raise InputError(
+                "train.frozen=bf16 needs train.precision=bf16: products of two number formats do not exist."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,6 +149,18 @@ class CellConfig:
                 f"looks={list(self.looks)} were asked for on {self.data.evaluate}; only val may be looked at while a "
                 "cell trains, the test set is scored once."
             )
+
+
+def identifying(config: Any) -> dict[str, Any]:
+    """A config's values, but those fields at their default that came after the first records were made.
+
+    Such a field is marked with the metadata ``identity: unless default``: without it ids of older cells stay valid.
+    """
+    values = dataclasses.asdict(config)
+    for field in dataclasses.fields(config):
+        if field.metadata.get("identity") == "unless default" and values[field.name] == field.default:
+            del values[field.name]
+    return values
 
 
 def from_dict(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:

@@ -1,8 +1,8 @@
 """The third number: the CUDA allocator's peak over one training step, in a process of its own.
 
-A process that has measured before holds caches, workspaces and settings; so every configuration gets a fresh one, which
-warms up, then measures one whole step: ``python -m s2a_bench.device_peak``, a request in JSON on its standard input,
-the answer in JSON as the last line of its standard output.
+A process that has measured before holds caches, workspaces and settings; so every configuration gets a fresh one,
+which warms up, then measures one whole step: ``python -m s2a_bench.device_peak``, a request in JSON on its standard
+input, the answer in JSON as the last line of its standard output.
 """
 
 from __future__ import annotations
@@ -42,6 +42,7 @@ class Request:
         batch_size: Images per step.
         precision: As in the recipe.
         checkpointing: Likewise.
+        frozen: Likewise.
         device: A CUDA device.
     """
 
@@ -51,6 +52,7 @@ class Request:
     batch_size: int = 32
     precision: str = "fp32"
     checkpointing: bool = False
+    frozen: str = "fp32"
     device: str = "cuda"
 
 
@@ -69,7 +71,9 @@ def check_device(name: str) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if (device.index or 0) >= count:
         have = f"finds {count} CUDA devices" if count else "finds no CUDA device"
-        raise InputError(f"--device {name} was asked for but torch {have} here; leave --device out.")
+        raise InputError(
+            f"--device {name} was asked for but torch {torch.__version__} {have} here; leave --device out."
+        )
     return device
 
 
@@ -116,10 +120,10 @@ def measure_here(request: Request) -> dict[str, Any]:
     device = check_device(request.device)
     train: TrainConfig = from_dict(
         TrainConfig,
-        {name: getattr(request, name) for name in ("batch_size", "precision", "checkpointing")},
+        {name: getattr(request, name) for name in ("batch_size", "precision", "checkpointing", "frozen")},
     )
     options = {k: tuple(v) if isinstance(v, list) else v for k, v in request.options.items()}  # JSON has no tuples.
-    adapted, side = blank(request.backbone, request.method, options)
+    adapted, side = blank(request.backbone, request.method, options, train=train)
     set_checkpointing(adapted.backbone, train)
     try:
         adapted.to(device).train()
@@ -154,9 +158,10 @@ def peak_numbers(stats: Mapping[str, Any]) -> dict[str, float]:
 
 def _precisions() -> dict[str, str]:
     """What fp32 products run in: ``"tf32"`` or ``"ieee"``, and ``"none"`` for torch's default."""
-    cudnn: Any = torch.backends.cudnn
-    found = {"matmul_precision": torch.backends.cuda.matmul.fp32_precision, "conv_precision": cudnn.conv.fp32_precision}
-    return {name: str(value) for name, value in found.items()}
+    return {
+        "matmul_precision": torch.backends.cuda.matmul.fp32_precision,
+        "conv_precision": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
+    }
 
 
 def main() -> int:

@@ -1,4 +1,4 @@
-"""Parameters, memory by three calculators, peak, hardware: the numbers of a cell that are not accuracy."""
+"""Parameters, theoretical, measured and simulated memory, peak, hardware: a cell's numbers that are not accuracy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from s2a_bench.backbones import create
 from s2a_bench.config import BackboneConfig, TrainConfig
-from s2a_bench.train import precision, set_checkpointing
+from s2a_bench.train import attach, precision, set_checkpointing
 
 MB = 1e6
 """One MB, as in the paper: 1e6 bytes."""
@@ -43,6 +43,7 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     try:
         with precision(train, images.device):
             saved = s2a.saved_bytes(adapted, images).total
+            theory = s2a.theoretical_memory(adapted, len(images)).total
     finally:
         adapted.train(training)
     total = sum(p.numel() for p in adapted.parameters())
@@ -55,14 +56,18 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
         "params_trainable": trainable,
         "params_percent": 100 * trainable / backbone,
         "weights_mb": weights / MB,
-        "theoretical_mb": s2a.theoretical_memory(adapted, len(images)).total / MB,
+        "theoretical_mb": theory / MB,
         "saved_mb": saved / MB,
         "measured_mb": (weights + saved) / MB,
     }
 
 
 def blank(
-    backbone: str, method: str, options: Mapping[str, Any] | None = None, num_classes: int = 100
+    backbone: str,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    num_classes: int = 100,
+    train: TrainConfig | None = None,
 ) -> tuple[s2a.Adapted, int]:
     """A method on a backbone of random weights, and the side of its images: all that memory depends on, no data.
 
@@ -71,10 +76,11 @@ def blank(
         method: Registered name.
         options: Of the method's config.
         num_classes: Of the head; the paper's percentages belong to 100.
+        train: The recipe, whose number format frozen weights have; ``None``: the default.
     """
     config = s2a.method_config(method, **(options or {}))
     model, expected = create(BackboneConfig(backbone, random_weights=True))
-    return s2a.attach(model, config, num_classes, image_size=expected.size), expected.size
+    return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
 
 
 def memory_row(
@@ -94,11 +100,16 @@ def memory_row(
         train: Batch size, precision and checkpointing of the step; ``None``: the default recipe's.
         num_classes: As for ``blank``.
         simulate: Also ``simulated``, which takes seconds for a large model.
+
+    Returns:
+        What ``memory`` and ``simulated`` say, and with lean activations the ``plan`` as text.
     """
-    adapted, side = blank(backbone, method, options, num_classes)
     train = train or TrainConfig()
+    adapted, side = blank(backbone, method, options, num_classes, train)
     images = torch.randn(train.batch_size, 3, side, side)
     row = {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
+    with precision(train, images.device):
+        row |= {} if adapted.plan is None else {"plan": str(adapted.plan)}
     return row | simulated(adapted, train) if simulate else row
 
 

@@ -26,11 +26,11 @@ from torch import nn
 from s2a_bench import backbones, data, faults, features, measure
 from s2a_bench.backbones import DataFormat
 from s2a_bench.checkpoint import Keeper
-from s2a_bench.config import BackboneConfig, CellConfig, from_dict
+from s2a_bench.config import BackboneConfig, CellConfig, from_dict, identifying
 from s2a_bench.datasets import DATASETS
 from s2a_bench.keep import Keep, adapter_path, features_folder, file_id, settle
 from s2a_bench.record import Record, cell_id, make_folder, sync_folder, write
-from s2a_bench.train import Images, accuracy, train
+from s2a_bench.train import Images, accuracy, attach, train
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnLook = Callable[[Record], None]
@@ -74,8 +74,8 @@ def _identity(cell: CellConfig) -> tuple[str, dict[str, Any]]:
         "checkpoint_id": checkpoint,
         "format": dataclasses.asdict(expected),
         "method": cell.method.name,
-        "method_config": _plain(dataclasses.asdict(config)),
-        "train": dataclasses.asdict(cell.train),
+        "method_config": _plain(identifying(config)),
+        "train": identifying(cell.train),
         "seed": cell.seed,
     }
     return cell_id(facts), facts
@@ -190,7 +190,7 @@ def ready(cell: CellConfig) -> Ready:
     )
     torch.manual_seed(cell.seed)
     config = s2a.method_config(cell.method.name, **cell.method.options)
-    adapted = s2a.attach(model, config, loaded.classes, image_size=expected.size).to(cell.device)
+    adapted = attach(model, config, loaded.classes, expected.size, cell.train).to(cell.device)
     first = loaded.train.batch(torch.arange(min(cell.train.batch_size, len(loaded.train)))).to(cell.device)
     return Ready(adapted, loaded, measure.memory(adapted, first, cell.train))
 

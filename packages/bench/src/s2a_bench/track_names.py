@@ -10,9 +10,6 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import s2a
-from s2a.errors import S2AError
-
 from s2a_bench import recipes
 from s2a_bench.record import Record
 
@@ -87,9 +84,11 @@ def run_name(record: Record) -> str:
 
 def _set(record: Record) -> dict[str, Any]:
     """The options of a record's method that are not the defaults; all of a method that is not installed here."""
+    import s2a  # torch with it, which this door needs for nothing else
+
     try:
         usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))
-    except S2AError:
+    except s2a.S2AError:
         usual = {}
     return {key: value for key, value in record.method_config.items() if key not in usual or value != usual[key]}
 

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
+import s2a
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -61,6 +63,26 @@ def precision(config: TrainConfig, device: torch.device) -> Iterator[None]:
 def set_checkpointing(backbone: Any, config: TrainConfig) -> None:
     """Switches the recipe's gradient checkpointing of a timm model on or off, block by block."""
     backbone.set_grad_checkpointing(config.checkpointing)
+
+
+def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, recipe: TrainConfig) -> s2a.Adapted:
+    """``s2a.attach`` with the recipe's number format for frozen weights; a memory budget is for those.
+
+    Raises:
+        S2AError: As ``s2a.attach``.
+    """
+    if recipe.frozen == "fp32":
+        return s2a.attach(model, config, num_classes, image_size=image_size)
+    budget = isinstance(config, s2a.LeanOptions) and (config.memory_budget_mb or config.memory_budget)
+    plain = dataclasses.replace(config, memory_budget_mb=None, memory_budget=None) if budget else config
+    adapted = s2a.attach(model, plain, num_classes, image_size=image_size)
+    s2a.cast_frozen(adapted, torch.bfloat16)
+    if budget:
+        with precision(recipe, torch.device("cpu")):
+            size = config.budget_batch
+            s2a.plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
+        adapted.config = config
+    return adapted
 
 
 def schedule(step: int, total: int, warmup: int) -> float:

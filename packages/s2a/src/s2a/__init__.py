@@ -7,8 +7,11 @@
 from s2a.activations import quantize_activations
 from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
+from s2a.lean import LeanOptions, Plan
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.method import S2AConfig
+from s2a.planning import plan_memory
+from s2a.precision import cast_frozen
 from s2a.registry import Card, Method, list_methods, method_config, register_method
 from s2a.state import load, save
 
@@ -17,8 +20,10 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapted",
     "Card",
+    "LeanOptions",
     "Method",
     "Peak",
+    "Plan",
     "S2AConfig",
     "S2AError",
     "SavedBytes",
@@ -26,11 +31,13 @@ __all__ = [
     "Theory",
     "UnsupportedModel",
     "attach",
+    "cast_frozen",
     "detach",
     "list_methods",
     "load",
     "merge",
     "method_config",
+    "plan_memory",
     "quantize_activations",
     "register_method",
     "save",

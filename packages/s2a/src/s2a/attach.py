@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, describe
 from s2a.errors import S2AError
-from s2a.lean import LeanOptions, make_lean
+from s2a.lean import Branch, LeanOptions, Plan, make_lean
+from s2a.planning import plan_memory
 from s2a.registry import Method, entry_for
 from s2a.surgery import Edits
+
+log = logging.getLogger("s2a")
 
 
 class Adapted(nn.Module):
@@ -35,6 +39,8 @@ class Adapted(nn.Module):
         self.name = name
         self.config = config
         self.image_size = view.image_size
+        self._branches: tuple[Branch, ...] = ()
+        self._plan: Plan | None = None
         self._edits = edits
         # An average of the weights is often frozen before it is saved: what trains is noted here.
         self._trained = tuple(trainable_parameters(self))
@@ -43,6 +49,13 @@ class Adapted(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
         return self.head(self.method(self.backbone, images))
+
+    @property
+    def plan(self) -> Plan | None:
+        """What lean activations keep, block by block, and what it comes to; ``None`` without them."""
+        if self._plan is None and self._branches:
+            plan_memory(self, batch_size=self.config.budget_batch)
+        return self._plan
 
     def extra_repr(self) -> str:
         """The config, for ``print(adapted)``."""
@@ -95,15 +108,23 @@ def attach(
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
+        branches: tuple[Branch, ...] = ()
         if isinstance(config, LeanOptions) and config.activations == "lean":
-            make_lean(view, method, edits, levels=getattr(config, "levels", "derivative"))
+            branches = make_lean(
+                view, method, edits, levels=getattr(config, "levels", "derivative"), in_place=config.in_place
+            )
+        adapted = Adapted(view, config, entry.name, method, head, edits)
+        for part in (method, head):  # The backbone's modules keep the modes they were in.
+            part.train(training)
+        adapted.training = training
+        adapted._branches = branches
+        if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
+            size = config.budget_batch
+            plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
+            log.info("%s", plan)
     except BaseException:
         edits.undo()
         raise
-    adapted = Adapted(view, config, entry.name, method, head, edits)
-    for part in (method, head):  # The backbone's modules keep the modes they were in.
-        part.train(training)
-    adapted.training = training
     return adapted
 
 

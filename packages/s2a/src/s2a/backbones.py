@@ -39,6 +39,7 @@ class Family:
         linears: Role -> path of the frozen linear inside a block; a block may lack some.
         parts: Role (``attn_norm``, ``attn``, ``mlp_norm``, ``mlp``) -> path of the module inside a block; a block may
             lack some.
+        steps: Model -> what ``forward_features`` calls one after the other, blocks apart from their containers.
         plain: timm's classes of blocks whose attention and MLP get what their norm returns and nothing else reads it.
         final_norm: Path of the last normalisation layer, in front of pooling or classifier; empty if there is none.
         windowed: Attention runs in windows of each block's ``window_size``.
@@ -53,6 +54,7 @@ class Family:
     final_norm: str
     windowed: bool = False
     plain: tuple[type[nn.Module], ...] = ()
+    steps: Callable[[Any], list[Callable[[Tensor], Tensor]]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,12 +140,31 @@ def _resnet_stages(model: Any) -> list[list[str]]:
     return [[f"layer{s}.{i}" for i in range(len(getattr(model, f"layer{s}")))] for s in range(1, 5)]
 
 
+def _vit_steps(model: Any) -> list[Callable[[Tensor], Tensor]]:
+    return [model.patch_embed, model._pos_embed, model.patch_drop, model.norm_pre, *model.blocks, model.norm]
+
+
+def _stage_steps(first: str, stages: str, last: str, model: Any) -> list[Callable[[Tensor], Tensor]]:
+    parts = [part for stage in getattr(model, stages) for part in (stage.downsample, *stage.blocks)]
+    return [getattr(model, first), *parts, getattr(model, last)]
+
+
 _MLP = {"fc1": "mlp.fc1", "fc2": "mlp.fc2"}
 _LINEARS = {"qkv": "attn.qkv", "proj": "attn.proj", **_MLP}
 _PARTS = {"attn_norm": "norm1", "attn": "attn", "mlp_norm": "norm2", "mlp": "mlp"}
 
 FAMILIES: tuple[Family, ...] = (
-    Family("vit", VisionTransformer, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm", plain=(ViTBlock,)),
+    Family(
+        "vit",
+        VisionTransformer,
+        partial(_flat, "blocks"),
+        "NLC",
+        _LINEARS,
+        _PARTS,
+        "norm",
+        plain=(ViTBlock,),
+        steps=_vit_steps,
+    ),
     Family("vit", Eva, partial(_flat, "blocks"), "NLC", _LINEARS, _PARTS, "norm"),
     Family(
         "swin",
@@ -155,6 +176,7 @@ FAMILIES: tuple[Family, ...] = (
         "norm",
         windowed=True,
         plain=(SwinTransformerBlock,),
+        steps=partial(_stage_steps, "patch_embed", "layers", "norm"),
     ),
     Family(
         "convnext",
@@ -165,6 +187,7 @@ FAMILIES: tuple[Family, ...] = (
         {"mlp_norm": "norm", "mlp": "mlp"},
         "head.norm",
         plain=(ConvNeXtBlock,),
+        steps=partial(_stage_steps, "stem", "stages", "norm_pre"),
     ),
     Family("resnet", ResNet, _resnet_stages, "NCHW", {f"conv{i}": f"conv{i}" for i in (1, 2, 3)}, {}, ""),
 )

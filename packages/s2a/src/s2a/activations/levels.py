@@ -16,6 +16,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _disable_current_modes
 
 _WIDTHS = (0.5, 1.0, 1.7, 3.0)
 _EDGE = 6.0
@@ -70,6 +71,13 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     Returns:
         ``2 ** bits - 1`` ascending borders and ``2 ** bits`` values.
     """
+    if torch.compiler.is_compiling():
+        return _fitted(function, bits)
+    with _disable_current_modes():  # Asked for in a simulation, these are real numbers all the same.
+        return _fitted(function, bits)
+
+
+def _fitted(function: str, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
     x = torch.linspace(-_EDGE, _EDGE, _GRID + 1, dtype=torch.float64)
     mid = (x[1:] + x[:-1]) / 2
     d, w = DERIVATIVES[function](mid), input_weight(mid)

@@ -43,6 +43,11 @@ def chunks(n: int, chunk: int, bits: int) -> Iterator[tuple[slice, slice]]:
         yield slice(start, stop), slice(i * size, i * size + packed_bytes(stop - start, bits))
 
 
+def to_codes(x: Tensor, top: int) -> Tensor:
+    """Whole numbers of 0 to ``top``, at most 255, as uint8. By way of signed types: conversions to uint8 are slow."""
+    return x.to(torch.int8).view(torch.uint8) if top < 128 else x.to(torch.int16).to(torch.uint8)
+
+
 def pack(codes: Tensor, bits: int) -> Tensor:
     """One chunk of codes to bytes.
 

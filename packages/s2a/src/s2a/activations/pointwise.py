@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from s2a.activations.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
-from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, unpack
+from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 from s2a.errors import S2AError
 
 
@@ -53,8 +53,16 @@ class Code:
         if torch.compiler.is_compiling():  # A compiler fuses the search; eager kernels of it are slow.
             borders = torch.tensor(self.borders, dtype=torch.float32, device=device)
             return lambda x: torch.bucketize(x.float(), borders, out_int32=True).to(torch.uint8)
-        table, first = _cells(self.borders)
+        table, first = self.cells()
         return functools.partial(_look_up, table=torch.tensor(table, dtype=torch.uint8, device=device), first=first)
+
+    def cells(self) -> tuple[tuple[int, ...], int]:
+        """Codes of fitted cells as a table over the fine grid, and the index of its first cell.
+
+        Cell k of the grid is ((k - 1) / 128, k / 128] (``CELLS_PER_UNIT``); inputs beyond the table's ends have their
+        codes.
+        """
+        return _cells(self.borders)
 
     def encode(self, x: Tensor) -> Tensor:
         """Codes of ``x``, uint8, same shape."""
@@ -72,14 +80,18 @@ class Code:
 
 def _round_to_grid(x: Tensor, low: float, high: float, top: int) -> Tensor:
     steps = (x.float().clamp(low, high) - low) * (top / (high - low))
-    return steps.round_().nan_to_num_(0.0).to(torch.uint8)
+    return to_codes(steps.round_().nan_to_num_(0.0), top)
 
 
 def _count_borders(x: Tensor, borders: tuple[float, ...], labels: Tensor | None) -> Tensor:
     x = x.float()
-    cells = (x > borders[0]).to(torch.uint8)
-    for border in borders[1:]:
-        cells += x > border
+    found = torch.empty_like(x)  # Comparisons that write floats are four times as fast on a CPU as those of booleans.
+    count = torch.gt(x, borders[0], out=found)
+    if len(borders) > 1:
+        count = count.clone()
+        for border in borders[1:]:
+            count += torch.gt(x, border, out=found)
+    cells = to_codes(count, len(borders))
     return cells if labels is None else labels.index_select(0, cells.to(torch.int32))
 
 

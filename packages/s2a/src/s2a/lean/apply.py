@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,6 +13,8 @@ from s2a.backbones import Backbone, Block, family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
+from s2a.lean.stream import IN_PLACE, stepwise
+from s2a.structure.lrp import LowRankPrompt
 from s2a.structure.lsb import SideBlock, Transition
 from s2a.surgery import Edits
 
@@ -20,9 +23,6 @@ ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
 """Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits."""
-
-Plan = Mapping[tuple[str, str], Keep]
-"""(block, branch) -> what it keeps."""
 
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
@@ -39,8 +39,8 @@ def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Modu
 
 
 def make_lean(
-    backbone: Backbone, method: nn.Module, edits: Edits, *, plan: Plan | None = None, levels: str = "derivative"
-) -> None:
+    backbone: Backbone, method: nn.Module, edits: Edits, *, levels: str = "derivative", in_place: bool = False
+) -> tuple[fused.Branch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
     Branches of known blocks run as one step that keeps the codes of their norm and activation (``fused``); other
@@ -50,10 +50,12 @@ def make_lean(
         backbone: With the method's hooks in place.
         method: The method's modules.
         edits: Log that takes it back.
-        plan: Bits of every branch; what it leaves out has ``DEFAULTS``.
         levels: Kind of the activations' levels.
+        in_place: Residual sums and prompts are written over the stream (``stream``).
+
+    Returns:
+        The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
     """
-    plan = plan or {}
     for part in (backbone.model, method):
         quantize_activations(part, 4, levels, softmax=False, edits=edits)
         for module in part.modules():
@@ -63,10 +65,12 @@ def make_lean(
         module = backbone.module(block.name)
         if "forward" in module.__dict__:
             continue
-        stock = body.forward
-        keep = plan.get((block.name, role), DEFAULTS[role])
         windows = block.window if role == "attn" else None
-        branch = fused.Branch(block.name, norm, body, keep, levels, stock, windows)
+        # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
+        stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
+        branch = fused.Branch(block, role, norm, body, DEFAULTS[role], levels, stock, module, windows)
+        if branch.obstacle() is not None and role == "mlp":
+            branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
         if branch.obstacle() is None:
             blocks.setdefault(block.name, []).append(branch)
     for name, branches in blocks.items():
@@ -77,6 +81,15 @@ def make_lean(
         edits.override(backbone.module(name), "s2a_branches", tuple(branches))
         edits.override(backbone.module(name), "forward", fused.block_forward)
     _narrow_last(backbone, blocks, edits)
+    stepwise(backbone, edits)
+    if in_place:
+        for name in blocks:
+            if type(backbone.module(name)) in IN_PLACE:
+                edits.override(backbone.module(name), "s2a_in_place", True)
+        for module in method.modules():
+            if isinstance(module, LowRankPrompt):
+                edits.override(module, "in_place", True)
+    return tuple(branch for branches in blocks.values() for branch in branches)
 
 
 def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:

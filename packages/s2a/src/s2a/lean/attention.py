@@ -52,7 +52,8 @@ class _Attention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shape: Shape = ctx.shape
-        tensors, (bias, mask), kept = ctx.saved_tensors[:10], ctx.saved_tensors[10:12], list(ctx.saved_tensors[12:])
+        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        tensors, (bias, mask), kept = saved[:10], saved[10:12], list(saved[12:])
         needs = ctx.needs_input_grad[4:]
         norm_weight, norm_bias = tensors[:2]
         first, second = _layers(shape, tensors, needs)
@@ -111,9 +112,10 @@ def _added(shape: Shape, bias: Tensor | None, mask: Tensor | None) -> Tensor | N
     return (mask.unsqueeze(1) if bias is None else bias + mask.unsqueeze(1)).to(shape.dtype)
 
 
-def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, ...]:
+def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
     """Rows of a fused projection ``(items * N, 3 H d)`` to q, k, v ``(items, H, N, d)``, views."""
-    return qkv.view(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    q, k, v = qkv.view(-1, tokens, 3, heads, qkv.shape[1] // (3 * heads)).permute(2, 0, 3, 1, 4).unbind(0)
+    return q, k, v
 
 
 def _small(q: Tensor) -> bool:

@@ -1,7 +1,7 @@
 """The last block of a ViT whose head reads the class token alone: only that token's row is computed.
 
-Exact. Keys and values still come from all tokens; the query, the projection, the MLP and everything behind belong to one
-token of many, which saves most of a block in both passes.
+Exact. Keys and values still come from all tokens; the query, the projection, the MLP and everything behind belong to
+one token of many, which saves most of a block in both passes.
 """
 
 from __future__ import annotations
@@ -51,7 +51,8 @@ class _ClassAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shape: Shape = ctx.shape
-        tensors, kept = ctx.saved_tensors[:10], list(ctx.saved_tensors[10:])
+        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]
         query, others, last = _layers(shape, tensors, needs)
@@ -102,7 +103,7 @@ def _joined(one: list[Tensor | None], other: list[Tensor | None]) -> list[Tensor
 
 
 def _project(query: Layer, others: Layer, h: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
+    """Q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
     q = query(h.view(-1, tokens, h.shape[1])[:, 0])
     width = q.shape[1] // heads
     k, v = others(h).view(-1, tokens, 2, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
@@ -132,7 +133,23 @@ def class_attention(shape: Shape, x: Tensor, tensors: tuple[Tensor | None, ...])
         return _ClassAttention.apply(shape, x, *tensors)  # type: ignore[no-any-return]
 
 
-def narrows(model: nn.Module, block: Any) -> bool:
+def narrows(model: Any, block: Any) -> bool:
     """Whether nothing reads more of the last block's output than the head does."""
-    watched = (block, block.ls1, block.ls2, block.drop_path1, block.drop_path2, getattr(model, "norm", block))
-    return type(block) is Block and not any(m._forward_hooks or m._backward_hooks for m in watched)
+    if type(block) is not Block or getattr(model, "grad_checkpointing", False):
+        return False  # A checkpointed block runs again when nobody asks for features any more.
+    drops: tuple[Any, ...] = (block.attn.proj_drop, block.mlp.drop2)
+    if any(drop.training and getattr(drop, "p", 0) > 0 for drop in drops):
+        return False  # Masks of one token would draw other random numbers than those of all.
+    behind: tuple[Any, ...] = (
+        block.ls1,
+        block.ls2,
+        block.drop_path1,
+        block.drop_path2,
+        *drops,
+        getattr(model, "norm", block.ls2),
+    )
+    return not (_watched(block) or any(_watched(m) or m._forward_pre_hooks for m in behind))
+
+
+def _watched(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._backward_hooks or module._backward_pre_hooks)

@@ -13,21 +13,26 @@ from typing import Any
 
 import timm.layers
 import torch
-from timm.layers import Attention, Mlp
+from timm.layers.attention import Attention
+from timm.layers.mlp import Mlp
+from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
+from s2a.backbones import Block
 from s2a.lean.attention import attention
 from s2a.lean.branch import Keep, Shape, compute_dtype
 from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
+from s2a.lean.plan import Site
+from s2a.lean.stream import IN_PLACE, writable
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
-    timm.layers.LayerNorm: False,
-    timm.layers.LayerNorm2d: True,
+    LayerNorm: False,
+    LayerNorm2d: True,
 }
 """Norm -> whether it takes maps ``(B, C, H, W)``."""
 
@@ -50,7 +55,7 @@ def activation_key(module: nn.Module) -> str | None:
 
 def low_rank_of(layer: nn.Module) -> list[tuple[Tensor, Tensor, float]]:
     """A, U and scale of the low-rank updates that hooks add to a linear layer's output."""
-    owners = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
+    owners: list[Any] = [getattr(hook, "__self__", None) for hook in layer._forward_hooks.values()]
     return [owner.low_rank() for owner in owners if _is_low_rank(owner)]
 
 
@@ -71,12 +76,14 @@ class Branch:
     """One norm and the attention or MLP behind it.
 
     Attributes:
-        name: The block's path.
+        block: Where it is.
+        role: ``"attn"`` or ``"mlp"``.
         norm: The norm.
         body: Attention or MLP.
         keep: Bits.
         levels: Kind of the activation's levels.
         stock: The body's forward without fusion.
+        owner: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
         inside: The block is running: outside of it the norm is a norm like any other.
         open: The norm handed its input on; the body does the rest.
@@ -84,12 +91,14 @@ class Branch:
         warned: The fallback was said.
     """
 
-    name: str
+    block: Block
+    role: str
     norm: nn.Module
     body: nn.Module
     keep: Keep
     levels: str
     stock: Any
+    owner: nn.Module
     windows: tuple[int, int] | None = None
     inside: bool = False
     open: bool = False
@@ -104,16 +113,23 @@ class Branch:
 
     def obstacle(self) -> str | None:
         """What keeps the branch from being fused as it is now; ``None``: nothing."""
+        for role, module in ((f"{self.role}_norm", self.norm), (self.role, self.body)):
+            leaf = self.block.parts[role].removeprefix(f"{self.block.name}.")
+            if self.owner.get_submodule(leaf) is not module:
+                return f"{leaf} was replaced"
         if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
             return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
         first, last, dropouts, foreign = _BODIES[type(self.body)]
         for name in foreign:
             if not isinstance(getattr(self.body, name), nn.Identity | None):
                 return f"{name} is {type(getattr(self.body, name)).__name__}"
-        for name in dropouts:
+        for name in dropouts:  # Whatever the mode: it changes every epoch, what a branch keeps should not.
             drop = getattr(self.body, name)
-            if type(drop) not in (nn.Dropout, nn.Identity) or (drop.training and getattr(drop, "p", 0) > 0):
+            if type(drop) not in (nn.Dropout, nn.Identity) or getattr(drop, "p", 0) > 0:
                 return f"{name} drops between the layers"
+        for name, module in self.body.named_children():
+            if name not in (first, last, "proj_drop", "drop2") and (module._forward_hooks or _hooks(module)):
+                return f"{name} has a hook"
         if isinstance(self.body, Mlp) and activation_key(self.body.act) is None:
             return f"{type(self.body.act).__name__} has no code"
         for name in (first, last):
@@ -140,6 +156,30 @@ class Branch:
         return None
 
     @property
+    def site(self) -> Site:
+        """The branch as the planner sees it."""
+        first, last = self.layers
+        reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
+        narrow = "s2a_switch" in self.owner.__dict__
+        bits = 0
+        if isinstance(self.body, Mlp):
+            key = activation_key(self.body.act)
+            bits = 1 if key in ("relu", "relu6") else 0
+        inner_tokens = 1 if narrow and self.role == "mlp" else self.block.tokens
+        return Site(
+            self.block.name,
+            self.role,
+            self.block.tokens,
+            first.weight.shape[1],
+            len(first.weight),
+            inner_tokens,
+            bits,
+            reads_first=reads[0],
+            reads_last=reads[1] and self.role == "mlp",
+            fixed=narrow,
+        )
+
+    @property
     def _codes_alone(self) -> bool:
         """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
         return isinstance(self.body, Mlp) and self.keep.inner > 0
@@ -154,11 +194,13 @@ class Branch:
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
         why = None if torch.compiler.is_compiling() else self.obstacle()
+        if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
+            why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
             self.warned = True
             warnings.warn(
-                f"Block {self.name} was changed after lean activations were set up ({why}): its layers now keep their "
-                "inputs one by one, which takes more memory.",
+                f"Block {self.block.name} was changed after lean activations were set up ({why}): its layers now "
+                "keep their inputs one by one, which takes more memory.",
                 stacklevel=2,
             )
         return why is None
@@ -196,7 +238,9 @@ class Branch:
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
     own = layer.__dict__.get("forward")
-    return own is None or (kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a."))
+    return own is None or (
+        kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a.")
+    )
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
@@ -209,7 +253,9 @@ def norm_forward(self: Any, x: Tensor) -> Tensor:
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if not torch.is_grad_enabled() or not wanted:
+    if (
+        not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS
+    ):  # A parametrised one has a class of its own.
         return type(self).forward(self, x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.float()  # As autocast does for norms.
@@ -234,6 +280,8 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     for branch in self.s2a_branches:
         branch.inside, branch.open = True, False
     try:
+        if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
+            return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
     finally:
         for branch in self.s2a_branches:

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-CHUNK = 5 << 20
-"""Elements of the widest matrix that a chunk of images makes: 21 MB in float32. A multiple of what fills any device."""
+CHUNK = 5 << 19
+"""Elements of the widest matrix that a chunk of images makes: 10 MB in float32."""
 
 
 def spans(items: int, width: int, multiple: int = 1) -> Iterator[slice]:
@@ -116,7 +116,7 @@ class Layer:
 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor, factor: float) -> None:
-    """total += factor * grad^T x."""
+    """Total += factor * grad^T x."""
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x, alpha=factor)
     else:

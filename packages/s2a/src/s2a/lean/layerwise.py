@@ -106,7 +106,7 @@ class _CodedModule(torch.autograd.Function):
     def forward(ctx: Any, module: Any, bits: int, x: Tensor, *parameters: Tensor) -> Tensor:
         rows = x.movedim(1, -1)
         ctx.module, ctx.bits, ctx.shape, ctx.dtype = module, bits, rows.shape, x.dtype
-        ctx.autocast = torch.is_autocast_enabled(x.device.type)
+        ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.save_for_backward(*ops.rows_pack(rows.reshape(-1, rows.shape[-1]), bits))
         return module(x)
 
@@ -114,7 +114,8 @@ class _CodedModule(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         rows = ops.rows_unpack(*ctx.saved_tensors, ctx.shape[-1], ctx.bits, ctx.dtype)
-        with torch.enable_grad(), torch.autocast(grad.device.type, enabled=ctx.autocast):
+        enabled, dtype = ctx.autocast
+        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled=enabled):
             leaf = rows.view(ctx.shape).movedim(-1, 1).requires_grad_()
             parameters = ctx.module.parameters()
             wanted = [leaf, *(p for p in parameters if p.requires_grad)]

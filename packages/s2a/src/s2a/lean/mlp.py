@@ -47,7 +47,8 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         shape: Shape = ctx.shape
-        tensors, kept = ctx.saved_tensors[:10], list(ctx.saved_tensors[10:])
+        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]
         first, second = _layers(shape, tensors, needs)

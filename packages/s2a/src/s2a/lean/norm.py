@@ -18,7 +18,8 @@ class _LayerNorm(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, bits: int, first: bool
     ) -> Tensor:
-        out = torch.empty_like(x, memory_format=torch.contiguous_format)
+        # Maps come out channels last, as from the stock layer: dropout draws in the order of memory.
+        out = torch.empty_like(x, memory_format=torch.channels_last if first else torch.contiguous_format)
         parts = list(spans(len(x), x[:1].numel()))
         kept: list[Tensor] = []
         for part in parts:
@@ -70,11 +71,12 @@ class _BatchNorm(torch.autograd.Function):
         # Statistics move as they do in the stock layer.
         out = nn.BatchNorm2d.forward(norm, x)
         kept: list[Tensor] = []
-        variance, mean = torch.var_mean(x, (0, 2, 3), correction=0)
-        rstd = (variance.float() + norm.eps).rsqrt()
+        work = torch.promote_types(x.dtype, torch.float32)
+        variance, mean = torch.var_mean(x.to(work), (0, 2, 3), correction=0)
+        rstd = (variance + norm.eps).rsqrt()
         parts = list(spans(len(x), x[:1].numel()))
         for part in parts:
-            normed = (x[part].float() - mean.view(1, -1, 1, 1)) * rstd.view(1, -1, 1, 1)
+            normed = (x[part].to(work) - mean.view(1, -1, 1, 1)) * rstd.view(1, -1, 1, 1)
             kept += ops.rows_pack(normed.flatten(2).flatten(0, 1), bits)
         ctx.parts, ctx.bits, ctx.like = parts, bits, (x.shape, x.dtype)
         ctx.save_for_backward(weight, bias, rstd, *kept)
@@ -88,24 +90,24 @@ class _BatchNorm(torch.autograd.Function):
 
         def normed(i: int, part: slice) -> Tensor:
             codes, numbers = kept[2 * i : 2 * i + 2]
-            values = ops.rows_unpack(codes, numbers, shape[2] * shape[3], ctx.bits, torch.float32)
+            values = ops.rows_unpack(codes, numbers, shape[2] * shape[3], ctx.bits, rstd.dtype)
             return values.view(-1, *shape[1:])
 
         # Two passes over the chunks: a channel's sums come before any element.
-        dbias = torch.zeros(shape[1], device=grad.device)
+        dbias = torch.zeros_like(rstd)
         dweight = torch.zeros_like(dbias)
         for i, part in enumerate(ctx.parts):
-            dbias += grad[part].float().sum((0, 2, 3))
-            dweight += (grad[part].float() * normed(i, part)).sum((0, 2, 3))
+            dbias += grad[part].to(rstd.dtype).sum((0, 2, 3))
+            dweight += (grad[part].to(rstd.dtype) * normed(i, part)).sum((0, 2, 3))
         moved = None
         if ctx.needs_input_grad[0]:
             count = shape[0] * shape[2] * shape[3]
-            scale = rstd if weight is None else rstd * weight.float()
+            scale = rstd if weight is None else rstd * weight.to(rstd.dtype)
             moved = torch.empty(shape, dtype=dtype, device=grad.device)
             for i, part in enumerate(ctx.parts):
                 pulled = normed(i, part).mul_((dweight / count).view(1, -1, 1, 1))
                 pulled += (dbias / count).view(1, -1, 1, 1)
-                moved[part] = (grad[part].float() - pulled) * scale.view(1, -1, 1, 1)
+                moved[part] = (grad[part].to(rstd.dtype) - pulled) * scale.view(1, -1, 1, 1)
         found = (like(weight, dweight), like(bias, dbias))
         wanted = tuple(g if need else None for g, need in zip(found, ctx.needs_input_grad[3:], strict=True))
         return moved, None, None, *wanted
@@ -115,4 +117,3 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
     """A batch norm in training mode that keeps its normalised input in ``bits`` bits."""
     with torch.autocast(x.device.type, enabled=False):
         return _BatchNorm.apply(x, norm, bits, norm.weight, norm.bias)  # type: ignore[no-any-return]
-

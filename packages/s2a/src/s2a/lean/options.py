@@ -30,12 +30,15 @@ class LeanOptions:
         memory_budget: Instead: a whole device's memory as ``"8GiB"`` or ``"640MB"``, for the peak of a training step
             with gradients, AdamW's state and temporaries.
         budget_batch: Images per step that a budget is for.
+        in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
+            keep a block's input or output must then copy it.
     """
 
     activations: Literal["exact", "lean"] = _new("exact")
     memory_budget_mb: float | None = _new(None)
     memory_budget: str | None = _new(None)
     budget_batch: int = _new(32)
+    in_place: bool = _new(False)
 
     def check_lean(self, *others: str) -> None:
         """Checks the values.
@@ -50,6 +53,8 @@ class LeanOptions:
         if self.activations not in allowed:
             choices = ", ".join(map(repr, allowed))
             raise S2AError(f"activations={self.activations!r} is unknown; choose one of {choices}.")
+        if not isinstance(self.in_place, bool) or (self.in_place and self.activations != "lean"):
+            raise S2AError(f"in_place={self.in_place!r} is True or False, and True only with activations='lean'.")
         given = [n for n in ("memory_budget_mb", "memory_budget") if getattr(self, n) is not None]
         if given and self.activations != "lean":
             raise S2AError(

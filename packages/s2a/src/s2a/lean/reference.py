@@ -1,6 +1,7 @@
 """The operators of lean activations in plain torch: the CPU's implementation, and the oracle of all others.
 
-A matrix has one row for each token. Work goes in pieces of rows that stay in a CPU's cache; no temporary is larger.
+A matrix has one row for each token. Work goes in pieces of rows that stay in a CPU's cache, or fill another device; no
+temporary is larger.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2a.activations.pack import ACCELERATOR_CHUNK
 from s2a.activations.pointwise import Code, activation_code
 from s2a.lean.rows import (
     CODED,
@@ -25,8 +27,8 @@ from s2a.lean.rows import (
     unpack_rows,
 )
 
-PIECE = 1 << 17
-"""Elements of a piece."""
+CPU_PIECE = 1 << 18
+"""Elements of a piece on a CPU: few enough for its cache, many enough that starting an operation costs little."""
 
 FORWARDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
     "gelu": ("gelu", F.gelu),
@@ -40,13 +42,31 @@ FORWARDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
 """Activation -> the name of its derivative's code, and its forward."""
 
 
+IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_,
+    "gelu_tanh": lambda x: torch.ops.aten.gelu_(x, approximate="tanh"),
+    "quick_gelu": lambda x: x.mul_((1.702 * x).sigmoid_()),
+    "silu": lambda x: F.silu(x, inplace=True),
+    "hardswish": lambda x: F.hardswish(x, inplace=True),
+    "relu": torch.relu_,
+    "relu6": lambda x: F.relu6(x, inplace=True),
+}
+"""The same bits in the argument's place: one pass less over what does not stay in a cache."""
+
+
 def code_of(activation: str, bits: int, levels: str) -> Code:
     """The derivative's code of an activation (see ``activation_code``); ReLU's takes 1 bit whatever is asked for."""
     return activation_code(FORWARDS[activation][0], bits, levels)
 
 
-def _pieces(rows: int, columns: int) -> Iterator[slice]:
-    step = max(1, PIECE // max(columns, 1))
+def code_bits(activation: str, bits: int) -> int:
+    """Width of that code."""
+    return 1 if activation in ("relu", "relu6") else bits
+
+
+def _pieces(x: Tensor, columns: int) -> Iterator[slice]:
+    rows, size = len(x), CPU_PIECE if x.device.type == "cpu" else ACCELERATOR_CHUNK
+    step = max(1, size // columns)
     for start in range(0, rows, step):
         yield slice(start, min(start + step, rows))
 
@@ -61,7 +81,7 @@ def empty_codes(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def rows_pack(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     """See ``ops.rows_pack``."""
     codes, numbers = empty_codes(x, bits)
-    for piece in _pieces(*x.shape):
+    for piece in _pieces(x, x.shape[1]):
         codes[piece], own = quantize_rows(x[piece], bits)
         if bits <= CODED:
             numbers[piece] = own
@@ -71,7 +91,7 @@ def rows_pack(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
 def rows_unpack(codes: Tensor, numbers: Tensor, columns: int, bits: int, dtype: torch.dtype) -> Tensor:
     """See ``ops.rows_unpack``."""
     out = torch.empty(len(codes), columns, dtype=dtype, device=codes.device)
-    for piece in _pieces(len(codes), columns):
+    for piece in _pieces(codes, columns):
         out[piece] = dequantize_rows(codes[piece], numbers[piece], columns, bits, dtype)
     return out
 
@@ -81,10 +101,20 @@ def norm_pack(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """See ``ops.norm_pack``."""
     codes, numbers = empty_codes(x, bits)
+    if x.dtype == torch.float32 and weight is not None and weight.dtype != x.dtype:  # Frozen, in half precision.
+        weight, bias = weight.float(), None if bias is None else bias.float()
     out, mean, rstd = torch.native_layer_norm(x, x.shape[1:], weight, bias, eps)
-    rstd = rstd.view(-1, 1)
-    for piece in _pieces(*x.shape):
-        normed = (x[piece] - mean.view(-1, 1)[piece]).mul_(rstd[piece])
+    work = torch.promote_types(x.dtype, torch.float32)
+    mean, rstd = mean.view(-1, 1), rstd.view(-1, 1)
+    rounded = rstd.dtype != work  # A CPU's statistics of halves are halves.
+    if rounded:
+        rstd = torch.empty(rstd.shape, dtype=work, device=x.device)
+    for piece in _pieces(x, x.shape[1]):
+        part = x[piece].to(work)
+        normed = part - (part.mean(1, keepdim=True) if rounded else mean[piece])
+        if rounded:
+            rstd[piece] = normed.square().mean(1, keepdim=True).add_(eps).rsqrt_()
+        normed *= rstd[piece]
         codes[piece], own = quantize_rows(normed, bits)
         if bits <= CODED:
             numbers[piece] = own
@@ -103,7 +133,7 @@ def norm_rebuild(
     """See ``ops.norm_rebuild``."""
     out = torch.empty(len(codes), columns, dtype=dtype, device=codes.device)
     work = torch.promote_types(dtype, torch.float32)
-    for piece in _pieces(len(codes), columns):
+    for piece in _pieces(codes, columns):
         value = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         if weight is None:
             out[piece].copy_(value)
@@ -132,10 +162,17 @@ def norm_backward(
     if weight is None:
         weight = grad.new_ones(columns)
     weight = weight.to(work)
-    for piece in _pieces(*grad.shape):
+    for piece in _pieces(grad, columns):
         normed = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         moved, own_weight, own_bias = torch.ops.aten.native_layer_norm_backward(
-            grad[piece].to(work), normed, [columns], nought[piece], one[piece], weight, weight, [True, want_weight, True]
+            grad[piece].to(work),
+            normed,
+            [columns],
+            nought[piece],
+            one[piece],
+            weight,
+            weight,
+            [True, want_weight, True],
         )
         if want_weight:
             sums[0] += own_weight
@@ -146,13 +183,13 @@ def norm_backward(
 
 def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
     """See ``ops.act_pack``."""
-    code, forward = code_of(activation, bits, levels), FORWARDS[activation][1]
+    code, forward = code_of(activation, bits, levels), IN_PLACE[activation]
     encode = code.encoder(u.device)
     codes = u.new_empty((len(u), row_bytes(u.shape[1], code.bits)), dtype=torch.uint8)
-    for piece in _pieces(*u.shape):
+    for piece in _pieces(u, u.shape[1]):
         part = u[piece]
         codes[piece] = pack_rows(encode(part.reshape(-1)).view(part.shape), code.bits)
-        part.copy_(forward(part))
+        forward(part)
     return codes
 
 
@@ -176,7 +213,7 @@ def act_backward(grad: Tensor, codes: Tensor, activation: str, bits: int, levels
         ]
         table = tables[0]
     width = codes.shape[1]
-    for piece in _pieces(*grad.shape):
+    for piece in _pieces(grad, columns):
         part = grad[piece]
         if code.bits == 3:
             part *= table.index_select(0, unpack_rows(codes[piece], columns, 3).reshape(-1).int()).view(part.shape)

@@ -1,9 +1,10 @@
 """Codes of matrices, row by row: a row's codes, and with them the numbers that turn them back into values.
 
-A matrix has a row for each token and a column for each channel. Every row is packed on its own, so that a kernel can read
-and write it alone: with ``8 / bits`` codes per byte and ``w`` bytes, byte ``j`` of a row holds columns ``j``, ``j + w``,
-``j + 2w``, ... from the low bits up (both sides of every copy are contiguous). Other widths are several such planes one
-after the other, the low bits first: three bits are two and one, ten are two and eight, twelve are four and eight.
+A matrix has a row for each token and a column for each channel. Every row is packed on its own, so that a kernel can
+read and write it alone: with ``8 / bits`` codes per byte and ``w`` bytes, byte ``j`` of a row holds columns ``j``,
+``j + w``, ``j + 2w``, ... from the low bits up (both sides of every copy are contiguous). Other widths are several such
+planes one after the other, the low bits first: three bits are two and one, ten are two and eight, twelve are four and
+eight.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from s2a.activations.pack import to_codes
 
 WIDTHS = (2, 3, 4, 8, 10, 12, 16, 32)
 """Bits per element in which a matrix can be kept: codes up to 12, halves at 16, and 32 for the elements as they are."""
@@ -23,22 +26,24 @@ _PLANES = {3: (2, 1), 10: (2, 8), 12: (4, 8)}
 _LARGEST_GROUP = 128
 
 
+def planes(columns: int, bits: int) -> tuple[tuple[int, int], ...]:
+    """Bits and bytes of a row's planes, the low bits first, for ``bits`` of 1 or ``WIDTHS`` up to 12."""
+    return tuple((own, -(-columns // (8 // own))) for own in _PLANES.get(bits, (bits,)))
+
+
 def row_bytes(columns: int, bits: int) -> int:
     """Bytes of one row's codes, for ``bits`` of 1 or ``WIDTHS`` up to 12."""
-    if bits in _PLANES:
-        return sum(row_bytes(columns, plane) for plane in _PLANES[bits])
-    return -(-columns * bits // 8) if bits == 8 else -(-columns // (8 // bits))
+    return sum(width for _, width in planes(columns, bits))
 
 
 def group_size(columns: int, bits: int) -> int:
-    """Columns that share a minimum and a step: the whole row in 8 bits or more; fewer in less, where outliers cost more.
+    """Columns that share a minimum and a step: the whole row in 8 bits or more, fewer in less (outliers cost more).
 
     The largest divisor of ``columns`` between 32 and 128, or all of them.
     """
     if bits >= 8:
         return columns
-    fitting = [g for g in range(32, min(columns, _LARGEST_GROUP) + 1) if columns % g == 0]
-    return fitting[-1] if fitting else columns
+    return next((g for g in range(min(columns, _LARGEST_GROUP), 31, -1) if columns % g == 0), columns)
 
 
 def code_dtype(bits: int, dtype: torch.dtype) -> torch.dtype:
@@ -87,10 +92,11 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     width = -(-columns // parts)
     if columns < parts * width:
         codes = F.pad(codes, (0, parts * width - columns))
-    planes = codes.view(rows, parts, width)
-    out = planes[:, 0].clone()
-    for i in range(1, parts):
-        out |= planes[:, i] << (bits * i)
+    split = codes.view(rows, parts, width)
+    out = split[:, 1] << bits
+    out |= split[:, 0]
+    for i in range(2, parts):
+        out |= split[:, i] << (bits * i)
     return out
 
 
@@ -104,8 +110,8 @@ def unpack_rows(data: Tensor, columns: int, bits: int) -> Tensor:
         above = unpack_rows(data[:, cut:], columns, high).to(dtype) << low
         return above | unpack_rows(data[:, :cut], columns, low)
     mask, parts = (1 << bits) - 1, 8 // bits
-    planes = [(data >> (bits * i)) & mask if i < parts - 1 else data >> (bits * i) for i in range(parts)]
-    return torch.cat(planes, 1)[:, :columns]
+    split = [(data >> (bits * i)) & mask if i < parts - 1 else data >> (bits * i) for i in range(parts)]
+    return torch.cat(split, 1)[:, :columns]
 
 
 def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
@@ -126,14 +132,14 @@ def quantize_rows(x: Tensor, bits: int) -> tuple[Tensor, Tensor]:
         return x.to(code_dtype(bits, x.dtype)), x.new_empty(number_shape(rows, columns, bits), dtype=torch.float32)
     groups = x.float().view(rows, -1, group_size(columns, bits))
     top = (1 << bits) - 1
-    low, high = groups.aminmax(dim=2, keepdim=True)
+    low, high = groups.amin(2, True), groups.amax(2, True)  # Ten times as fast on a CPU as aminmax.
     low = low.to(number_dtype(bits))
     step = ((high - low.float()) / top).to(number_dtype(bits))
     # The codes refer to the numbers as they are kept.
     unit = step.float()
     codes = (groups - low.float()).mul_(torch.where(unit > 0, 1 / unit, 0.0))
     codes = codes.round_().clamp_(0, top).nan_to_num_(0.0)
-    codes = codes.to(torch.int16 if bits > 8 else torch.uint8)
+    codes = codes.to(torch.int16) if bits > 8 else to_codes(codes, top)
     return pack_rows(codes.view(rows, columns), bits), torch.cat([low, step], 2)
 
 

@@ -6,7 +6,7 @@ R0   weights of everything, added modules and head included; no buffers, gradien
 R1   the input of every linear, convolution and normalisation layer whose weight trains.
 R2   the input of every activation function.
 R3   the output of every softmax.
-R4   R2 and R3 in ``bits`` bits where they are quantised.
+R4   R2 and R3 in ``bits`` bits where they are quantised. Lean attention keeps no softmax at all.
 R5   no gradient cut-off: R2 and R3 count in the whole backbone, unless it runs without gradient altogether.
 R8   tokens that a method appends (VPT) count in attention, not in the MLP.
 R9   UniPT's rows can only be reached by counting R2 in a backbone that runs without gradient, where nothing is kept.
@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -29,8 +29,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.attach import Adapted
 from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
+
+if TYPE_CHECKING:
+    from s2a.attach import Adapted
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
@@ -87,6 +89,8 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
                 rule, elements = "R2", size
                 if inside and "R8" in adapted.method.paper_rules:
                     elements -= adapted.method.appended_tokens * args[0].shape[-1]
+            elif "s2a_qkv_bits" in module.__dict__:
+                return
             else:
                 rule, elements = "R3", _attention_map(module, args[0])
             kept[rule if bits == 32 else f"{rule} in {bits} bits (R4)"] += bits * elements

@@ -31,7 +31,12 @@ class LowRankPrompt(nn.Module):
         std: Standard deviation of B at the start.
         window: Height and width of a prompt shared by all windows of the map, which start at its upper left corner and
             are cut off at the other edges, as where attention pads the map; ``None`` prompts every position by its own.
+
+    Attributes:
+        in_place: Writes the prompted input over the input, in a training step.
     """
+
+    in_place = False
 
     def __init__(self, block: Block, rank: int, std: float = 0.02, window: Window | None = None) -> None:
         super().__init__()
@@ -66,7 +71,10 @@ class LowRankPrompt(nn.Module):
                 f"A block's input of shape {tuple(x.shape[1:])} meets a prompt of {tuple(self.shape)}: the images have "
                 "another size than the model was adapted for; give attach their image_size."
             )
-        return x + self.prompt().to(x.dtype)
+        prompt = self.prompt().to(x.dtype)
+        if self.in_place and torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad):
+            return x.add_(prompt)
+        return x + prompt
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of a block."""

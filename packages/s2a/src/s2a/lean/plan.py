@@ -1,0 +1,235 @@
+"""The memory planner: what each branch keeps, so that a budget is met with the least extra work and gradient error.
+
+A choice for one branch has bytes, products that the backward pass does again, and an error. Bytes and products follow
+from shapes; errors are measured: one minus the cosine between lean and exact gradients of ViT-B/16 with sharpened
+attention when all branches choose alike (docs/lean.md), spread evenly over them. The least sum under the budget is a
+multiple-choice knapsack: its linear relaxation is solved exactly, and what is left of the budget filled greedily.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Sequence
+
+from s2a.errors import S2AError
+from s2a.lean.branch import Keep
+from s2a.lean.rows import kept_bytes, row_bytes
+
+NORM_ERRORS = {2: 7e-4, 3: 2e-4, 4: 5e-5, 8: 1e-6, 10: 0.0, 12: 0.0}
+"""Bits of a normalised input that only the norm's own gradient is made of -> error."""
+SOURCE_ERRORS = {8: 4e-3, 10: 2.5e-4, 12: 2e-5}
+"""Bits of a normalised input that q, k and v are computed again from -> error."""
+QKV_ERRORS = {8: 3e-3, 10: 2e-4, 12: 2e-5}
+"""Bits of q, k, v -> error."""
+ACT_ERRORS = {2: 8e-3, 3: 2e-3, 4: 6e-4, 8: 1e-5}
+"""Bits of an activation's code -> error."""
+HIDDEN_ERRORS = {8: 3e-4, 10: 2e-5, 12: 0.0}
+"""Bits of a normalised input that an activation's input is computed again from -> error."""
+
+ERROR_WEIGHT = 100.0
+"""What an error of 1 is worth in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One branch, as the planner sees it; sizes for one image.
+
+    Attributes:
+        name: The block's path.
+        role: ``"attn"`` or ``"mlp"``.
+        tokens: Rows of the norm's input.
+        channels: Its columns.
+        inner: Columns of the first linear layer's output.
+        inner_tokens: Rows of it: fewer where the head reads a class token alone.
+        bits: Of the activation's code where that is fixed (ReLU's 1); 0: free.
+        reads_first: The first linear layer's input is needed for gradients: it must not be too coarse.
+        reads_last: The last layer's input is needed: it is made again, from a fine norm.
+        fixed: q, k, v cannot be kept.
+    """
+
+    name: str
+    role: str
+    tokens: int
+    channels: int
+    inner: int
+    inner_tokens: int
+    bits: int = 0
+    reads_first: bool = False
+    reads_last: bool = False
+    fixed: bool = False
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds of the branch's linear layers, forward, one image."""
+        last = self.inner // 3 if self.role == "attn" else self.inner
+        return self.tokens * self.channels * (self.inner + last)
+
+    def nbytes(self, keep: Keep, images: int) -> int:
+        """Bytes that the branch keeps of a batch."""
+        rows = self.tokens if self.role == "attn" else self.inner_tokens
+        total = kept_bytes(images * rows, self.channels, keep.norm) + 4 * images * rows
+        if not keep.inner:
+            return total
+        if self.role == "attn":
+            return total + kept_bytes(3 * images * rows, self.inner // 3, keep.inner)
+        return total + images * rows * row_bytes(self.inner, self.bits or keep.inner)
+
+    def again(self, keep: Keep) -> float:
+        """Multiply-adds that the backward pass does again, one image."""
+        rows = self.tokens if self.role == "attn" else self.inner_tokens
+        return 0.0 if keep.inner else rows * self.channels * self.inner
+
+    def error(self, keep: Keep) -> float:
+        """One minus cosine, as if all branches chose so."""
+        if self.role == "attn":
+            return NORM_ERRORS[keep.norm] + (QKV_ERRORS[keep.inner] if keep.inner else SOURCE_ERRORS[keep.norm])
+        if not keep.inner:
+            return HIDDEN_ERRORS[keep.norm]
+        return NORM_ERRORS[keep.norm] + (0.0 if self.bits else ACT_ERRORS[keep.inner])
+
+    def choices(self) -> list[Keep]:
+        """All that the branch can keep."""
+        again = [Keep(norm, 0) for norm in (8, 10, 12)]
+        if self.role == "attn":
+            if self.fixed:
+                return again
+            norms = (8, 10) if self.reads_first else (2, 3, 4)
+            return again + [Keep(norm, inner) for norm in norms for inner in QKV_ERRORS]
+        if self.reads_last:
+            return again
+        norms = (4, 8) if self.reads_first else (2, 3, 4, 8)
+        return again + [Keep(norm, inner) for norm in norms for inner in ((self.bits,) if self.bits else ACT_ERRORS)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every branch keeps, and what that comes to.
+
+    Attributes:
+        keeps: (block, branch) -> bits.
+        images: Batch size that it was made for.
+        budget: Bytes asked for; ``None``: no budget.
+        predicted: Bytes of weights and saved tensors.
+        smallest: The least that could be planned.
+        extra_work: Products done again, over those of a step without.
+        error: Estimated one minus cosine of the gradients.
+        peak: Simulated bytes of a whole step, where the budget was for that.
+    """
+
+    keeps: dict[tuple[str, str], Keep]
+    images: int
+    budget: int | None
+    predicted: int
+    smallest: int
+    extra_work: float
+    error: float
+    peak: int | None = None
+
+    def __str__(self) -> str:
+        """The plan as lines of text, like choices together."""
+        asked = "" if self.budget is None else f" of {self.budget / 1e6:,.0f} MB"
+        lines = [
+            f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "
+            f"{self.extra_work:.1%} of a step's products again, estimated gradient cosine {1 - self.error:.4f}"
+        ]
+        if self.peak is not None:
+            lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
+        counts = Counter((role, keep) for (_, role), keep in self.keeps.items())
+        for (role, keep), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
+            inner = {"attn": "q, k, v", "mlp": "activation"}[role]
+            rest = f"{inner} in {keep.inner} bits" if keep.inner else f"{inner} computed again"
+            lines.append(f"  {count:>3} x {role}: norm in {keep.norm} bits, {rest}")
+        return "\n".join(lines)
+
+
+def make_plan(
+    sites: Sequence[Site], images: int, others: int, budget: int | None, start: Callable[[Site], Keep]
+) -> Plan:
+    """Chooses for every site.
+
+    Args:
+        sites: In forward order.
+        images: Batch size.
+        others: Bytes of weights and of all that no site keeps.
+        budget: Most bytes of it all; ``None`` takes ``start`` for every site.
+        start: The choice without a budget.
+
+    Raises:
+        S2AError: A budget that no choice meets; the message has the smallest that can be met.
+    """
+    whole = sum(2 * site.work for site in sites) or 1.0
+    options = [_options(site, len(sites), images, whole) for site in sites]
+    smallest = others + sum(min(option.nbytes for option in group) for group in options)
+    if budget is None:
+        chosen = [_Option(start(s), s.nbytes(start(s), images), 0.0) for s in sites]
+    elif budget < smallest:
+        raise S2AError(
+            f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
+            f"and the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or "
+            "fewer images."
+        )
+    else:
+        chosen = _knapsack(options, budget - others)
+    keeps = [option.keep for option in chosen]
+    return Plan(
+        {(site.name, site.role): keep for site, keep in zip(sites, keeps, strict=True)},
+        images,
+        budget,
+        others + sum(option.nbytes for option in chosen),
+        smallest,
+        sum(site.again(keep) for site, keep in zip(sites, keeps, strict=True)) / whole,
+        sum(site.error(keep) for site, keep in zip(sites, keeps, strict=True)) / max(1, len(sites) // 2),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Option:
+    keep: Keep
+    nbytes: int
+    cost: float
+
+
+def _options(site: Site, count: int, images: int, whole: float) -> list[_Option]:
+    """A site's choices that no other beats in both bytes and cost, the smallest first."""
+    found = []
+    for keep in site.choices():
+        cost = site.again(keep) / whole + ERROR_WEIGHT * site.error(keep) / count
+        found.append(_Option(keep, site.nbytes(keep, images), cost))
+    found.sort(key=lambda option: (option.nbytes, option.cost))
+    front: list[_Option] = []
+    for option in found:
+        if not front or option.cost < front[-1].cost:
+            front.append(option)
+    return front
+
+
+def _knapsack(options: Sequence[Sequence[_Option]], room: int) -> list[_Option]:
+    """The least total cost in ``room`` bytes, up to what a single change could still gain."""
+
+    def at(price: float) -> list[_Option]:
+        return [min(group, key=lambda o: o.cost + price * o.nbytes) for group in options]
+
+    def size(chosen: Sequence[_Option]) -> int:
+        return sum(option.nbytes for option in chosen)
+
+    low, high = 0.0, 1e-12
+    while size(at(high)) > room:
+        high *= 4
+    for _ in range(60):
+        middle = (low + high) / 2
+        low, high = (middle, high) if size(at(middle)) > room else (low, middle)
+    chosen = at(high)
+    left = room - size(chosen)
+    while True:  # The relaxation leaves less than one change; take the best of those that fit, again and again.
+        best, gain = None, 0.0
+        for i, group in enumerate(options):
+            for option in group:
+                more, less = option.nbytes - chosen[i].nbytes, chosen[i].cost - option.cost
+                if more <= left and less > 0 and (best is None or less / max(more, 1) > gain):
+                    best, gain = (i, option), less / max(more, 1)
+        if best is None:
+            return chosen
+        i, option = best
+        left -= option.nbytes - chosen[i].nbytes
+        chosen[i] = option

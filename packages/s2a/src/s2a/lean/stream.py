@@ -1,0 +1,93 @@
+"""The residual stream: maps that Python's frames would hold for no reason, and sums written over what they add to.
+
+``model.forward_features`` hands a whole stage's input to a container, and the call's own arguments hold it until the
+last block has run. ``stepwise`` calls the same modules one by one instead. ``in_place`` (opt-in) also writes every
+residual sum over the stream: then whoever keeps a block's input or output in a hook must copy it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from timm.models.convnext import ConvNeXtBlock
+from timm.models.swin_transformer import SwinTransformerBlock
+from timm.models.vision_transformer import Block
+from torch import Tensor, nn
+
+from s2a.backbones import Backbone, evaluating, family_of, input_channels
+from s2a.surgery import Edits
+
+
+def stepwise(backbone: Backbone, edits: Edits) -> None:
+    """Lets a model call its stem, blocks and norm one by one, where that is found to give the same features."""
+    model: Any = backbone.model
+    if family_of(model).steps is None:
+        return
+    reference = next(model.parameters())
+    blank = torch.zeros(1, input_channels(model), *backbone.image_size, device=reference.device, dtype=reference.dtype)
+    with evaluating(model):
+        expected = model.forward_features(blank)
+        for step in family_of(model).steps(model):  # type: ignore[misc]
+            blank = step(blank)
+    if blank.shape == expected.shape and torch.equal(blank, expected):
+        edits.override(model, "forward_features", _forward_features)
+
+
+def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    given = any(value is not None and value is not False for value in (*args, *kwargs.values()))
+    if given or not torch.is_grad_enabled() or not _plain(self):
+        return type(self).forward_features(self, x, *args, **kwargs)
+    for step in family_of(self).steps(self):  # type: ignore[misc]
+        x = step(x)
+    return x
+
+
+def _plain(model: nn.Module) -> bool:
+    """Whether no container has hooks or checkpoints, which calling its parts would go past."""
+    for module in model.modules():
+        if module.__dict__.get("grad_checkpointing"):
+            return False
+        container = isinstance(module, nn.Sequential) or "grad_checkpointing" in module.__dict__
+        if container and module is not model and (module._forward_hooks or module._forward_pre_hooks):
+            return False
+    return True
+
+
+def writable(x: Tensor) -> bool:
+    """Whether a training step may write over a tensor."""
+    return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
+
+
+def add(x: Tensor, more: Tensor) -> Tensor:
+    """X + more, written over ``x`` if it has the sum's type."""
+    return x.add_(more) if x.dtype == torch.promote_types(x.dtype, more.dtype) else x + more
+
+
+def _vit(self: Any, x: Tensor) -> Tensor:
+    x = add(x, self.drop_path1(self.ls1(self.attn(self.norm1(x)))))
+    return add(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+
+
+def _swin(self: Any, x: Tensor) -> Tensor:
+    shape = x.shape
+    x = add(x, self.drop_path1(self._attn(self.norm1(x))))
+    x = x.reshape(shape[0], -1, shape[3])
+    return add(x, self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape)
+
+
+def _convnext(self: Any, x: Tensor) -> Tensor:
+    if not isinstance(self.shortcut, nn.Identity):
+        return type(self).forward(self, x)
+    y = self.conv_dw(x)
+    if self.use_conv_mlp:
+        y = self.mlp(self.norm(y))
+    else:
+        y = self.mlp(self.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    if self.gamma is not None:
+        y = y.mul(self.gamma.reshape(1, -1, 1, 1))
+    return add(x, self.drop_path(y))
+
+
+IN_PLACE: dict[type[nn.Module], Any] = {Block: _vit, SwinTransformerBlock: _swin, ConvNeXtBlock: _convnext}
+"""Block -> its forward with residual sums written over its input."""

@@ -1,0 +1,110 @@
+"""Plans what the lean branches of an adapted model keep: under a budget, the least costly choice."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import torch
+
+from s2a.backbones import input_channels
+from s2a.errors import S2AError
+from s2a.lean import Plan, plan_saved, set_plan
+from s2a.lean.options import parse_size
+from s2a.memory import saved_bytes, simulated_peak
+
+if TYPE_CHECKING:
+    from s2a.attach import Adapted
+
+TRIES = 5
+"""Plans made for a peak, at most."""
+CLOSE = 0.01
+"""A peak so near to its budget, from below, is near enough."""
+
+
+def plan_memory(
+    adapted: Adapted, budget_mb: float | None = None, *, budget: str | None = None, batch_size: int = 32
+) -> Plan:
+    """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
+
+    Work done again and gradient error are what is least. Call it under the autocast and with the weights
+    (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak some
+    simulated steps.
+
+    Args:
+        adapted: A model attached with ``activations="lean"``.
+        budget_mb: Most that weights and saved tensors may take, in MB of 1e6 bytes.
+        budget: Instead, most that a whole training step with AdamW may take at its peak (``s2a.simulated_peak``),
+            ``"8GiB"`` for example. With neither, nothing is changed: the plan says what is kept now.
+        batch_size: Images per step.
+
+    Returns:
+        The plan; ``print`` shows it.
+
+    Raises:
+        S2AError: A model without lean branches, or a budget that cannot be met; the message has the smallest that can.
+    """
+    branches = adapted._branches
+    if not branches:
+        raise S2AError(
+            f"This model under {adapted.name!r} has no lean branches to plan; attach it with activations='lean' to a "
+            "backbone that trains."
+        )
+    reference = adapted.head.weight
+    shape = (input_channels(adapted.backbone), *adapted.image_size)
+
+    def saved(batch: int) -> dict[str, int]:
+        return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
+
+    def plan(most: int | None) -> Plan:
+        found = plan_saved(adapted, branches, saved, batch_size, most)
+        set_plan(branches, found)
+        return found
+
+    modes = {module: module.training for module in adapted.modules()}
+    buffers = {name: value.clone() for name, value in adapted.named_buffers()}
+    before = [branch.keep for branch in branches]
+    try:
+        adapted.train()
+        if budget is None:
+            found = plan(None if budget_mb is None else int(budget_mb * 1e6))
+        else:
+            found = _for_peak(plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size)
+    except S2AError:
+        for branch, keep in zip(branches, before, strict=True):
+            branch.keep = keep
+        raise
+    finally:
+        for module, mode in modes.items():
+            module.training = mode
+        for name, value in adapted.named_buffers():
+            value.copy_(buffers[name])  # Batch norms count what they see.
+    adapted._plan = found
+    return found
+
+
+def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
+    """The plan whose simulated peak comes closest to a budget from below.
+
+    What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next
+    one asks for what was missing or left.
+    """
+    found = plan(None)
+    least = found.smallest
+    aim, best, top = found.predicted, None, 0
+    for _ in range(TRIES):
+        found = plan(max(aim, least))
+        top = peak()
+        if top <= budget and (best is None or found.predicted > best.predicted):
+            best = dataclasses.replace(found, peak=top)
+        if 0 <= budget - top < CLOSE * budget or (top > budget and found.predicted <= least * 1.001):
+            break
+        aim = found.predicted + budget - top
+    if best is None:
+        raise S2AError(
+            f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan "
+            f"takes {top / 1e6:,.1f} MB; give that or more, or fewer images."
+        )
+    plan(best.predicted)  # Sets it again: the last one tried may have been another.
+    return best

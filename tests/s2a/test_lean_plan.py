@@ -1,0 +1,283 @@
+"""The memory planner: budgets are kept, a larger one never costs more, and what is predicted is what is measured."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from typing import Any
+
+import hypothesis
+import hypothesis.strategies as st
+import lean_models
+import pytest
+import s2a
+import tiny
+import torch
+from lean_models import images_for
+from s2a import testing
+from s2a.lean import Keep, Plan
+from s2a.lean.apply import DEFAULTS
+from s2a.lean.options import LeanOptions, parse_size
+from s2a.lean.plan import ERROR_WEIGHT, Site, make_plan
+from s2a.state import load, save
+
+WEIGHTS = 10_000
+"""Bytes that no site keeps, in the planner's own tests."""
+
+
+@st.composite
+def sites(draw: Any, most: int = 6) -> list[Site]:
+    """Branches of all kinds and sizes."""
+    found = []
+    for i in range(draw(st.integers(1, most))):
+        role = draw(st.sampled_from(["attn", "mlp"]))
+        channels = draw(st.sampled_from([32, 48, 64, 384]))
+        inner = channels * (3 if role == "attn" else 4)
+        tokens = draw(st.integers(1, 200))
+        flags = {name: draw(st.booleans()) for name in ("reads_first", "reads_last", "fixed")}
+        bits = draw(st.sampled_from([0, 1])) if role == "mlp" else 0
+        found.append(Site(f"blocks.{i}", role, tokens, channels, inner, draw(st.integers(1, tokens)), bits, **flags))
+    return found
+
+
+def start(site: Site) -> Keep:
+    """Any choice without a budget."""
+    return site.choices()[0]
+
+
+def cost(chosen: list[Site], plan: Plan) -> float:
+    """What the planner minimises, from its definition: extra products over all products, and the weighted error."""
+    whole = sum(2 * site.work for site in chosen)
+    keeps = [plan.keeps[site.name, site.role] for site in chosen]
+    again = sum(site.again(keep) for site, keep in zip(chosen, keeps, strict=True)) / whole
+    return again + ERROR_WEIGHT * sum(s.error(k) for s, k in zip(chosen, keeps, strict=True)) / len(chosen)
+
+
+def nbytes(chosen: list[Site], plan: Plan, images: int) -> int:
+    """Bytes of a plan."""
+    return WEIGHTS + sum(site.nbytes(plan.keeps[site.name, site.role], images) for site in chosen)
+
+
+@hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1))
+def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: float) -> None:
+    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    budget = int(smallest + share * (largest - smallest))
+    plan = make_plan(chosen, images, WEIGHTS, budget, start)
+    assert plan.predicted == nbytes(chosen, plan, images) <= budget
+    assert all(plan.keeps[s.name, s.role] in s.choices() for s in chosen)
+    assert plan.smallest == smallest
+    assert f"{images} images" in str(plan)
+    assert sum(int(n) for n in re.findall(r"^ +(\d+) x", str(plan), re.MULTILINE)) == len(chosen)
+
+
+@hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
+def test_a_larger_budget_costs_no_more_than_a_change(chosen: list[Site], images: int, one: float, other: float) -> None:
+    """The greedy rest may place one change differently; never more than that."""
+    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    low, high = (int(smallest + share * (largest - smallest)) for share in sorted((one, other)))
+    less, more = (make_plan(chosen, images, WEIGHTS, budget, start) for budget in (low, high))
+    assert cost(chosen, more) <= cost(chosen, less) + largest_gain(chosen, images)
+
+
+def front(site: Site, images: int) -> list[Keep]:
+    """Choices that no other beats in both bytes and cost, the smallest first."""
+    return [
+        keep
+        for keep in site.choices()
+        if not any(
+            site.nbytes(o, images) <= site.nbytes(keep, images)
+            and (site.again(o), site.error(o)) != (site.again(keep), site.error(keep))
+            and site.again(o) <= site.again(keep)
+            and site.error(o) <= site.error(keep)
+            for o in site.choices()
+        )
+    ]
+
+
+def largest_gain(chosen: list[Site], images: int) -> float:
+    """The most that a change of one site can be worth."""
+    whole = sum(2 * site.work for site in chosen)
+
+    def of(site: Site, keep: Keep) -> float:
+        return site.again(keep) / whole + ERROR_WEIGHT * site.error(keep) / len(chosen)
+
+    spans = [[of(site, keep) for keep in front(site, images)] for site in chosen]
+    return max(max(span) - min(span) for span in spans)
+
+
+@hypothesis.given(sites(most=3), st.integers(1, 8), st.floats(0, 1))
+def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int, share: float) -> None:
+    """Brute force over all choices of up to three sites."""
+    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    budget = int(smallest + share * (largest - smallest))
+    plan = make_plan(chosen, images, WEIGHTS, budget, start)
+    whole = sum(2 * site.work for site in chosen)
+    options = [
+        [(s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * s.error(k) / len(chosen)) for k in front(s, images)]
+        for s in chosen
+    ]
+    best = min(
+        sum(c for _, c in combination)
+        for combination in itertools.product(*options)
+        if WEIGHTS + sum(size for size, _ in combination) <= budget
+    )
+    assert best - 1e-9 <= cost(chosen, plan) <= best + largest_gain(chosen, images)
+
+
+@hypothesis.given(sites(), st.integers(1, 64))
+def test_the_smallest_is_met_and_no_less(chosen: list[Site], images: int) -> None:
+    by_hand = WEIGHTS + sum(min(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    assert make_plan(chosen, images, WEIGHTS, by_hand, start).predicted == by_hand
+    with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
+        make_plan(chosen, images, WEIGHTS, by_hand - 1, start)
+    named = float(re.search(r"planned is ([\d,.]+) MB", str(refused.value))[1].replace(",", ""))  # type: ignore[index]
+    assert make_plan(chosen, images, WEIGHTS, int(named * 1e6), start).predicted <= named * 1e6
+
+
+def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
+    chosen = [Site("a", "attn", 50, 64, 192, 50), Site("a", "mlp", 50, 64, 256, 50)]
+    plan = make_plan(chosen, 4, 0, 10**9, start)
+    for site in chosen:
+        own = plan.keeps[site.name, site.role]
+        mine = site.again(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * site.error(own) / 2
+        for keep in site.choices():
+            assert mine <= site.again(keep) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * site.error(keep) / 2
+
+
+# Whole models
+
+
+def measured(adapted: Any, batch: int, family: str) -> int:
+    """Weights and saved tensors of a step, as the plan counts them: with the loss's own few bytes."""
+    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    return weights + s2a.saved_bytes(adapted.train(), images_for(family, batch)).total
+
+
+def attached(family: str, method: str, **options: Any) -> Any:
+    """A tiny model with lean activations."""
+    make_model, size = tiny.MODELS[family]
+    name, own = lean_models.METHODS[method]
+    return s2a.attach(
+        make_model(), s2a.method_config(name, **own, activations="lean", **options), tiny.CLASSES, image_size=size
+    )
+
+
+PLANNED = [(f, m) for f in lean_models.FUSED for m in ("s2a", "bias", "full")]
+PLANNED += [
+    ("vit", "lora_two"),
+    ("vit", "adapter"),
+    ("vit", "vpt"),
+    ("vit", "adaptformer"),
+    ("swin", "vpt"),
+    ("convnext", "vpt"),
+]
+
+
+@pytest.mark.parametrize(("family", "method"), PLANNED)
+@pytest.mark.parametrize("batch", [3, 16])
+def test_what_is_predicted_is_measured(family: str, method: str, batch: int) -> None:
+    free = attached(family, method, budget_batch=batch)
+    plan = free.plan
+    assert plan is not None and plan.budget is None
+    assert abs(plan.predicted / measured(free, batch, family) - 1) < 0.005
+    for share in (0.0, 0.3, 0.7):
+        budget = plan.smallest + int(share * (1.3 * plan.predicted - plan.smallest))
+        lean = attached(family, method, budget_batch=batch, memory_budget_mb=budget / 1e6 + 1e-6)
+        found = lean.plan
+        assert found.predicted <= budget
+        assert {(b.block.name, b.role): b.keep for b in lean._branches} == found.keeps
+        assert abs(found.predicted / measured(lean, batch, family) - 1) < 0.005
+
+
+@pytest.mark.parametrize("family", lean_models.FUSED)
+def test_a_budget_too_small_names_one_that_works(family: str) -> None:
+    with pytest.raises(s2a.S2AError, match="cannot be met with 4 images") as refused:
+        attached(family, "bias", budget_batch=4, memory_budget_mb=0.01)
+    named = re.search(r"planned is ([\d,.]+) MB", str(refused.value))
+    assert named is not None
+    budget = float(named[1].replace(",", ""))
+    lean = attached(family, "bias", budget_batch=4, memory_budget_mb=budget)
+    assert measured(lean, 4, family) <= 1e6 * budget * 1.005
+
+
+def test_a_refused_budget_leaves_the_model_alone() -> None:
+    model = tiny.vit()
+    before = testing.snapshot(model)
+    with pytest.raises(s2a.S2AError, match="cannot be met"):
+        s2a.attach(model, s2a.method_config("bias", activations="lean", memory_budget_mb=0.01), 5)
+    assert not testing.differences(before, testing.snapshot(model))
+
+
+@pytest.mark.parametrize("family", ["vit", "resnet"])
+def test_planning_changes_nothing(family: str) -> None:
+    """Neither values nor modes, batch statistics or random numbers."""
+    lean = attached(family, "bias").eval()
+    before = {name: value.clone() for name, value in lean.state_dict().items()}
+    keeps = [b.keep for b in lean._branches]
+    state = torch.random.get_rng_state()
+    assert (lean.plan is None) == (family == "resnet")
+    assert torch.equal(state, torch.random.get_rng_state())
+    assert not any(m.training for m in lean.modules())
+    assert [b.keep for b in lean._branches] == keeps
+    for name, value in lean.state_dict().items():
+        assert torch.equal(value, before[name])
+
+
+def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
+    model = tiny.vit()
+    config = s2a.method_config("bias", activations="lean", budget_batch=4, memory_budget_mb=0.6)
+    lean = s2a.attach(copy.deepcopy(model), config, tiny.CLASSES)
+    save(lean, tmp_path / "state.safetensors")
+    loaded = load(model, tmp_path / "state.safetensors")
+    assert {keep for _, keep in lean.plan.keeps.items()} != set(DEFAULTS.values())  # type: ignore[union-attr]
+    assert [b.keep for b in loaded._branches] == [b.keep for b in lean._branches]
+
+
+# Options
+
+
+@pytest.mark.parametrize("method", ["s2a", "bias", "lora", "full", "adapter", "adaptformer", "ssf", "vpt"])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"activations": "leaner"}, "activations='leaner' is unknown; choose one of 'exact'.*'lean'"),
+        (
+            {"activations": "exact", "memory_budget_mb": 640},
+            "memory_budget_mb needs activations='lean'.* it is 'exact'",
+        ),
+        ({"activations": "exact", "memory_budget": "8GiB"}, "memory_budget needs activations='lean'"),
+        ({"activations": "lean", "memory_budget_mb": 1, "memory_budget": "8GiB"}, "give one of them"),
+        *(
+            ({"activations": "lean", "memory_budget_mb": value}, "is no size; give megabytes")
+            for value in (0, -1, float("nan"), float("inf"), True, "640")
+        ),
+        *(
+            ({"activations": "lean", "memory_budget": value}, "is no size; write a number and one of B, KB")
+            for value in ("8", "GiB", "8 Gib", "-1GiB", "0MB", 8, "1e3MB", "")
+        ),
+        *(
+            ({"activations": "lean", "budget_batch": value}, "is no batch size; give an integer of at least 1")
+            for value in (0, -1, 2.0, True, "2")
+        ),
+    ],
+)
+def test_bad_options_are_refused(method: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(s2a.S2AError, match=message):
+        s2a.method_config(method, **options)
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("8GiB", 8 * 1024**3), ("640MB", 640_000_000), (" 1.5 GB ", 1_500_000_000), ("512 KiB", 524_288), ("7B", 7)],
+)
+def test_sizes_are_read(text: str, size: int) -> None:
+    assert parse_size(text) == size
+
+
+def test_options_are_checked_without_a_method() -> None:
+    LeanOptions(activations="lean", memory_budget_mb=640.0, budget_batch=1).check_lean()
+    assert s2a.method_config("bias").activations == "exact"
