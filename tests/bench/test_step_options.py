@@ -80,7 +80,7 @@ def test_checkpointing_keeps_the_inputs_of_the_blocks(method: str) -> None:
 def test_memory_takes_the_options() -> None:
     def saved(*settings: str) -> float:
         stream = io.StringIO()
-        assert commands_memory.memory("mini_vit", "full", BATCH, settings, True, Console(file=stream)) == 0
+        assert commands_memory.memory(["mini_vit"], ["full"], BATCH, settings, None, True, Console(file=stream)) == 0
         return json.loads(stream.getvalue())["saved_mb"]
 
     plain = saved()
@@ -102,4 +102,4 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 
 def test_memory_refuses_what_only_training_reads() -> None:
     with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision, train\.checkpointing and"):
-        commands_memory.memory("mini_vit", "full", BATCH, ("train.lr=1e-3",), False, Console(quiet=True))
+        commands_memory.memory(["mini_vit"], ["full"], BATCH, ("train.lr=1e-3",), None, False, Console(quiet=True))
