@@ -45,7 +45,7 @@ PAIRS = [(family, name) for family in tiny.MODELS for name in METHODS if name no
 
 
 def pair(family: str, method: str, model: Any = None, **options: Any) -> tuple[Any, Any]:
-    """A tiny model under a method with exact activations, and a copy with lean ones; all values away from their start."""
+    """A tiny model under a method, exact and lean, with all values away from their start."""
     make_model, size = tiny.MODELS[family]
     name, own = METHODS[method]
     model = make_model() if model is None else model

@@ -210,7 +210,7 @@ def test_more_bits_are_closer(family: str, varied: str) -> None:
 
 
 def test_an_update_of_every_width_is_scaled() -> None:
-    """alpha / r in both passes: doubling alpha and halving U is the same function."""
+    """Alpha / r in both passes: doubling alpha and halving U is the same function."""
     grads = []
     for alpha, factor in ((4.0, 1.0), (8.0, 0.5)):
         torch.manual_seed(0)

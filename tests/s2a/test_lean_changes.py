@@ -1,4 +1,4 @@
-"""Who changes a block, or looks into it, gets what the stock block gives: fused where that is the same, else with a warning."""
+"""Who changes a block, or looks into it, gets what the stock block gives: fused where that is the same, else warned."""
 
 from __future__ import annotations
 

@@ -95,7 +95,6 @@ def test_copies_are_the_same_and_independent(family: str, method: str, tmp_path:
         s2a.detach(other)
         assert s2a.saved_bytes(lean, images).total == kept
     s2a.save(lean, tmp_path / "state.safetensors")
-    make_model, _ = tiny.MODELS[family]
     frozen = copy.deepcopy(s2a.detach(copy.deepcopy(lean)))
     loaded = s2a.load(frozen, tmp_path / "state.safetensors").eval()
     assert loaded.config == lean.config
@@ -154,7 +153,9 @@ def test_the_last_block_computes_one_row_where_no_more_is_read(family: str) -> N
     assert shapes.pop() == (3, tokens, 64)
 
 
-@pytest.mark.parametrize("where", ["norm", "blocks.1", "blocks.1.ls2", "blocks.1.ls1", "blocks.1.attn", "blocks.1.norm2"])
+@pytest.mark.parametrize(
+    "where", ["norm", "blocks.1", "blocks.1.ls2", "blocks.1.ls1", "blocks.1.attn", "blocks.1.norm2"]
+)
 def test_who_looks_at_the_last_block_sees_all_tokens(where: str) -> None:
     exact, lean = (model.train() for model in pair("vit", "bias"))
     images, seen = images_for("vit"), []

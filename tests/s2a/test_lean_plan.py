@@ -117,10 +117,7 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int
     plan = make_plan(chosen, images, WEIGHTS, budget, start)
     whole = sum(2 * site.work for site in chosen)
     options = [
-        [
-            (s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * s.error(k) / len(chosen))
-            for k in front(s, images)
-        ]
+        [(s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * s.error(k) / len(chosen)) for k in front(s, images)]
         for s in chosen
     ]
     best = min(
@@ -170,7 +167,14 @@ def attached(family: str, method: str, **options: Any) -> Any:
 
 
 PLANNED = [(f, m) for f in lean_models.FUSED for m in ("s2a", "bias", "full")]
-PLANNED += [("vit", "lora_two"), ("vit", "adapter"), ("vit", "vpt"), ("vit", "adaptformer"), ("swin", "vpt"), ("convnext", "vpt")]
+PLANNED += [
+    ("vit", "lora_two"),
+    ("vit", "adapter"),
+    ("vit", "vpt"),
+    ("vit", "adaptformer"),
+    ("swin", "vpt"),
+    ("convnext", "vpt"),
+]
 
 
 @pytest.mark.parametrize(("family", "method"), PLANNED)
@@ -241,7 +245,10 @@ def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
     ("options", "message"),
     [
         ({"activations": "leaner"}, "activations='leaner' is unknown; choose one of 'exact'.*'lean'"),
-        ({"activations": "exact", "memory_budget_mb": 640}, "memory_budget_mb needs activations='lean'.* it is 'exact'"),
+        (
+            {"activations": "exact", "memory_budget_mb": 640},
+            "memory_budget_mb needs activations='lean'.* it is 'exact'",
+        ),
         ({"activations": "exact", "memory_budget": "8GiB"}, "memory_budget needs activations='lean'"),
         ({"activations": "lean", "memory_budget_mb": 1, "memory_budget": "8GiB"}, "give one of them"),
         *(

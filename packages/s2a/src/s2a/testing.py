@@ -216,7 +216,7 @@ def check_inference(case: Case) -> None:
 
 
 def check_keeps(case: Case) -> None:
-    """The method's own modules hold for the backward pass what the method declares, byte for byte; lean ones no more."""
+    """The method's own modules hold for the backward pass what it declares, byte for byte; lean ones no more."""
     adapted = case.attached().train()
     measured = saved_bytes(adapted, case.images).shared
     own = {name.removeprefix("method").removeprefix("."): size for name, size in measured.items() if _is_own(name)}

@@ -22,6 +22,7 @@ ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
 """Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits."""
 
+
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
     """Block, branch, norm and body of every branch that has both, in forward order."""
     plain = family_of(backbone.model).plain

@@ -19,7 +19,11 @@ def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:
 
 
 def plan_saved(
-    model: nn.Module, branches: tuple[Branch, ...], saved: Callable[[int], dict[str, int]], images: int, budget: int | None
+    model: nn.Module,
+    branches: tuple[Branch, ...],
+    saved: Callable[[int], dict[str, int]],
+    images: int,
+    budget: int | None,
 ) -> Plan:
     """The plan under which weights and saved tensors of a step stay in a budget.
 
@@ -37,13 +41,14 @@ def plan_saved(
     # What is kept is a constant and so much for every image; of a single image some views are whole storages.
     two, four = saved(2), saved(4)
     names = {module: name for name, module in model.named_modules()}
-    sites = [_as_run(branch, (four.get(names[branch.body], 0) - two.get(names[branch.body], 0)) // 2) for branch in branches]
+    sites = [
+        _as_run(branch, (four.get(names[branch.body], 0) - two.get(names[branch.body], 0)) // 2) for branch in branches
+    ]
     kept = [sum(site.nbytes(now[site.name, site.role], batch) for site in sites) for batch in (2, 4)]
     rest = sum(two.values()) - kept[0], sum(four.values()) - kept[1]
     others = rest[0] + (rest[1] - rest[0]) * (images - 2) // 2
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return make_plan(sites, images, weights + others, budget, lambda site: now[site.name, site.role])
-
 
 
 def _as_run(branch: Branch, nbytes: int) -> Site:

@@ -103,7 +103,7 @@ def _joined(one: list[Tensor | None], other: list[Tensor | None]) -> list[Tensor
 
 
 def _project(query: Layer, others: Layer, h: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
+    """Q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
     q = query(h.view(-1, tokens, h.shape[1])[:, 0])
     width = q.shape[1] // heads
     k, v = others(h).view(-1, tokens, 2, heads, width).permute(2, 0, 3, 1, 4).unbind(0)

@@ -190,7 +190,7 @@ class Branch:
         if not (x.requires_grad or any(p.requires_grad for m in (self.norm, self.body) for p in m.parameters())):
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
-        why = None if torch.compiler.is_compiling() else self.obstacle()
+        why = self.obstacle()
         if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
             why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
@@ -235,7 +235,9 @@ class Branch:
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
     own = layer.__dict__.get("forward")
-    return own is None or (kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a."))
+    return own is None or (
+        kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a.")
+    )
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
@@ -248,7 +250,9 @@ def norm_forward(self: Any, x: Tensor) -> Tensor:
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS:  # A parametrised one has a class of its own.
+    if (
+        not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS
+    ):  # A parametrised one has a class of its own.
         return type(self).forward(self, x)
     if torch.is_autocast_enabled(x.device.type):
         x = x.float()  # As autocast does for norms.

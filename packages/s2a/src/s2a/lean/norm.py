@@ -117,4 +117,3 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor, bits: int) -> Tensor:
     """A batch norm in training mode that keeps its normalised input in ``bits`` bits."""
     with torch.autocast(x.device.type, enabled=False):
         return _BatchNorm.apply(x, norm, bits, norm.weight, norm.bias)  # type: ignore[no-any-return]
-

@@ -137,7 +137,14 @@ def norm_backward(
     for piece in _pieces(*grad.shape):
         normed = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         moved, own_weight, own_bias = torch.ops.aten.native_layer_norm_backward(
-            grad[piece].to(work), normed, [columns], nought[piece], one[piece], weight, weight, [True, want_weight, True]
+            grad[piece].to(work),
+            normed,
+            [columns],
+            nought[piece],
+            one[piece],
+            weight,
+            weight,
+            [True, want_weight, True],
         )
         if want_weight:
             sums[0] += own_weight
