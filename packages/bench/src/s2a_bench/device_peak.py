@@ -156,7 +156,7 @@ def peak_numbers(stats: Mapping[str, Any]) -> dict[str, float]:
     return {ours: stats[f"{theirs}_bytes.all.peak"] / MB for ours, theirs in names.items()}
 
 
-def _precisions() -> dict[str, str]:
+def _precisions() -> dict[str, Any]:
     """What fp32 products run in: ``"tf32"`` or ``"ieee"``, and ``"none"`` for torch's default."""
     return {
         "matmul_precision": torch.backends.cuda.matmul.fp32_precision,

@@ -193,7 +193,7 @@ class Branch:
         if not (x.requires_grad or any(p.requires_grad for m in (self.norm, self.body) for p in m.parameters())):
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
-        why = None if torch.compiler.is_compiling() else self.obstacle()
+        why = self.obstacle()
         if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
             why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
