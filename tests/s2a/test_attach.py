@@ -142,7 +142,7 @@ def _detach_twice() -> None:
         (lambda: s2a.method_config("s2b"), r"Unknown method 's2b': did you mean 's2a'\? Registered: .*s2a"),
         (lambda: s2a.method_config("zzz"), "Unknown method 'zzz': Registered"),
         (lambda: s2a.method_config("s2a", lrp_rnk=3), r"no option 'lrp_rnk': did you mean 'lrp_rank'"),
-        (lambda: s2a.method_config("full", rank=3), "no option 'rank': Options: none"),
+        (lambda: s2a.method_config("linear", rank=3), "no option 'rank': Options: none"),
         (lambda: s2a.method_config("s2a", bits=7), "bits=7"),
     ],
 )

@@ -64,7 +64,7 @@ def drawn(old: nn.Linear) -> nn.Linear:
 class Scaled(nn.Linear):
     """A linear layer of a class of its own."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:  # type: ignore
         """Three times the layer's."""
         return 3 * super().forward(x)
 
@@ -91,7 +91,7 @@ class Foreign(nn.Module):
 def other_body(old: nn.Module) -> nn.Module:
     """A module in a body's place that knows nothing of lean activations."""
     width = old.get_submodule("proj" if hasattr(old, "proj") else "fc1").in_features  # type: ignore[operator]
-    return Foreign(drawn(nn.Linear(width, width)))
+    return Foreign(drawn(nn.Linear(width, width)))  # type: ignore
 
 
 def used(module: nn.Module) -> Tensor:
