@@ -158,10 +158,9 @@ def peak_numbers(stats: Mapping[str, Any]) -> dict[str, float]:
 
 def _precisions() -> dict[str, Any]:
     """What fp32 products run in: ``"tf32"`` or ``"ieee"``, and ``"none"`` for torch's default."""
-    return {
-        "matmul_precision": torch.backends.cuda.matmul.fp32_precision,
-        "conv_precision": torch.backends.cudnn.conv.fp32_precision,  # type: ignore[attr-defined]
-    }
+    cudnn: Any = torch.backends.cudnn
+    found = {"matmul_precision": torch.backends.cuda.matmul.fp32_precision, "conv_precision": cudnn.conv.fp32_precision}
+    return {name: str(value) for name, value in found.items()}
 
 
 def main() -> int:
