@@ -40,7 +40,7 @@ def test_a_chain_of_frozen_layers(layers: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["foreach", "single", "fused"])
 def test_the_optimisers_temporaries(optimizer: Any) -> None:
-    """The square roots of all matrices' second moments at once; of one parameter's, their quotient and, in the loop's
+    """Square roots of all matrices' second moments at once; of one parameter's, their quotient and, in the loop's
     local variable, that of the matrix before; none.
     """
     width, batch = 256, 4
