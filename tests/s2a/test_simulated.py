@@ -40,9 +40,7 @@ def test_a_chain_of_frozen_layers(layers: int) -> None:
 
 @pytest.mark.parametrize("optimizer", ["foreach", "single", "fused"])
 def test_the_optimisers_temporaries(optimizer: Any) -> None:
-    """Square roots of all matrices' second moments at once; of one parameter's, their quotient and, in the loop's
-    local variable, that of the matrix before; none.
-    """
+    """Roots of all matrices' moments at once; of one, its quotient and, in the loop's local, the one before; none."""
     width, batch = 256, 4
     model = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, width))
     weights, activation = 4 * 2 * (width * width + width), 4 * batch * width
