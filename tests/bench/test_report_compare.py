@@ -161,6 +161,16 @@ def test_another_option_is_another_method():
     assert cell(only(records), "S2A", "natural").state == NOT_RUN
 
 
+def test_what_a_record_leaves_out_has_its_default():
+    """Older records, and cells of a later option's default, have no key for it."""
+    records = faithful(methods=("LoRA",))
+    for record in records:
+        record.method_config.pop("activations", None)
+    (section,) = sections(records)
+    assert report_compare.rows_of(section, "lora")
+    assert not report_compare.rows_of(section, "lora:activations=lean")
+
+
 def test_a_mini_run_stands_beside_its_family_and_is_never_called_reproduced():
     records = [
         make_record(suite="mini", dataset=d, method=m, method_config=config(m)[1], seed=s, accuracy=76.0 + s)

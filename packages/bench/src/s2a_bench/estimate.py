@@ -21,10 +21,10 @@ import torch
 from s2a.registry import entry_for
 from torch import Tensor
 
-from s2a_bench import backbones, datasets, features, measure
+from s2a_bench import backbones, datasets, features, measure, recipes
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
 from s2a_bench.record import Record
-from s2a_bench.train import accuracy
+from s2a_bench.train import accuracy, attach
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +121,8 @@ def settings(cell: CellConfig) -> str:
 
 
 def _settings(method: Mapping[str, Any], train: Mapping[str, Any]) -> str:
-    kept = {key: train.get(key, getattr(TrainConfig, key)) for key in ("batch_size", "precision", "checkpointing")}
+    keys = ("batch_size", "precision", "checkpointing", "frozen")
+    kept = {key: train.get(key, getattr(TrainConfig, key)) for key in keys}
     return json.dumps([method, kept], sort_keys=True)
 
 
@@ -146,7 +147,11 @@ def from_records(records: Iterable[Record], device: str) -> tuple[Costs, int, in
             aside += 1
             continue
         count += 1
-        key = (record.method, _settings(record.method_config, record.train_config), record.backbone)
+        key = (
+            record.method,
+            _settings(recipes.completed(record.method, record.method_config), record.train_config),
+            record.backbone,
+        )
         found.setdefault(key, []).append(cost_of(record))
     return Costs({key: _middle(costs) for key, costs in found.items()}), count, aside
 
@@ -244,7 +249,7 @@ def measure_cost(cell: CellConfig, seconds: float = 2.0, classes: int = 100) -> 
     config = BackboneConfig(cell.backbone.name, random_weights=True, image_size=cell.backbone.image_size)
     model, expected = backbones.create(config, 0, cell.train.drop_path)
     method = s2a.method_config(cell.method.name, **cell.method.options)
-    adapted = s2a.attach(model, method, classes, image_size=expected.size).to(cell.device)
+    adapted = attach(model, method, classes, expected.size, cell.train).to(cell.device)
     noise = _Noise(cell.train.batch_size, expected.size, classes)
     adapted.backbone.set_grad_checkpointing(cell.train.checkpointing)  # type: ignore[operator]
     with measure.peak(cell.device) as peak:

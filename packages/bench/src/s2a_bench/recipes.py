@@ -63,6 +63,22 @@ def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
         raise InputError(f"The recipe {overrides} has a value of the wrong type ({error}).") from error
 
 
+def completed(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's method config with the defaults of what it leaves out: of options that came later, for example.
+
+    Args:
+        method: Registered name; of one that is not installed here nothing is known.
+        options: ``Record.method_config``.
+    """
+    import s2a  # torch with it, which labels need for nothing else
+
+    try:
+        usual = dataclasses.asdict(s2a.method_config(method))
+    except s2a.S2AError:
+        usual = {}
+    return usual | dict(options)
+
+
 def changes(suite: str, method: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe is not the default: what was set, swept or searched.
 

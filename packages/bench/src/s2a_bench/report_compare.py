@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
-from s2a_bench import datasets, experiment, stats
+from s2a_bench import datasets, experiment, recipes, stats
 from s2a_bench.experiment import FAMILIES, Experiment
 from s2a_bench.record import Record
 from s2a_bench.report_tables import Row, Section, key_of
@@ -146,11 +146,8 @@ def _options(label: str) -> tuple[str, dict[str, object]]:
 def _is(record: Record, options: Mapping[str, object]) -> bool:
     # What a search chose is part of the protocol, not of the method.
     chosen = (getattr(record, "search", None) or {}).get("chosen", {})
-    return all(
-        key_of(record.method_config.get(key, value)) == key_of(value)
-        for key, value in options.items()
-        if f"method.{key}" not in chosen
-    )
+    own = recipes.completed(record.method, record.method_config)
+    return all(key_of(own[key]) == key_of(value) for key, value in options.items() if f"method.{key}" not in chosen)
 
 
 def _compare(planned: Experiment, backbone: str, held: Mapping[str, Section]) -> Comparison | None:

@@ -20,7 +20,7 @@ from typing import Any, Protocol
 from s2a_bench import datasets
 from s2a_bench import keep as keeping
 from s2a_bench import record as records
-from s2a_bench.config import CellConfig
+from s2a_bench.config import CellConfig, identifying
 from s2a_bench.errors import InputError
 from s2a_bench.keep import Keep
 from s2a_bench.record import Record
@@ -225,7 +225,7 @@ def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) 
         backbone=cell.backbone.name,
         method=cell.method.name,
         method_config=dict(cell.method.options),
-        train_config=dataclasses.asdict(cell.train),
+        train_config=identifying(cell.train),
         seed=cell.seed,
         epochs=cell.train.epochs,
         evaluated_on=cell.data.evaluate,
