@@ -146,9 +146,9 @@ class Together:
 def test_small_cells_share_a_card_and_a_large_one_has_it_alone(tmp_path):
     """Ray is told of a card that is not there; the cells run on the CPU."""
     request = grid.Request(
-        datasets=("digits",), methods=("linear",), seeds=(0, 1, 2), random_weights=True, limit_train=16, limit_test=16
+        datasets=("digits",), methods=("bias",), seeds=(0, 1, 2), random_weights=True, limit_train=16, limit_test=16
     )
-    recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=8)
+    recipe = TrainConfig(epochs=40, warmup_epochs=0, batch_size=8)  # Long enough to meet the other one.
     found = identify(dataclasses.replace(c, train=recipe) for c in grid.expand(request))
     small, other, large = found
     given_shares = {small: 0.4, other: 0.5, large: 0.7}

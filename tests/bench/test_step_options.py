@@ -10,9 +10,9 @@ import pytest
 import s2a
 import torch
 from rich.console import Console
-from s2a_bench import commands_memory, measure
+from s2a_bench import commands_memory, measure, run, shares
 from s2a_bench.backbones import create
-from s2a_bench.config import BackboneConfig, TrainConfig
+from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig, identifying
 from s2a_bench.errors import InputError
 from s2a_bench.train import accuracy, train
 from torch import Tensor
@@ -103,3 +103,32 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 def test_memory_refuses_what_only_training_reads() -> None:
     with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision, train\.checkpointing and"):
         commands_memory.memory(["mini_vit"], ["full"], BATCH, ("train.lr=1e-3",), None, False, Console(quiet=True))
+
+
+def test_a_budget_is_for_the_weights_as_they_will_lie() -> None:
+    """What float32 weights cannot meet is accepted, planned and measured with frozen weights in half the bytes."""
+
+    def cell(budget: float, **train: Any) -> CellConfig:
+        method = MethodConfig("s2a", {"activations": "lean", "memory_budget_mb": budget, "budget_batch": BATCH})
+        return CellConfig(method=method, train=TrainConfig(batch_size=BATCH, **train))
+
+    halved: dict[str, Any] = {"precision": "bf16", "frozen": "bf16"}
+    with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
+        run.identify(cell(0.1))
+    smallest = float(str(refused.value).split("planned is ")[1].split()[0])
+    with pytest.raises(s2a.S2AError, match="cannot be met"):
+        run.identify(cell(smallest - 0.3))
+    small = cell(smallest - 0.3, **halved)
+    assert run.identify(small) != run.identify(cell(smallest - 0.2, **halved))
+    assert shares.predict(small).weights < shares.predict(cell(smallest + 1)).weights
+    row = measure.memory_row("mini_vit", "s2a", dict(small.method.options), small.train)
+    assert row["measured_mb"] <= smallest - 0.3
+
+
+def test_cells_of_before_keep_their_ids() -> None:
+    """A field that came later is no part of a cell that has its default."""
+    assert "frozen" not in identifying(TrainConfig())
+    assert identifying(TrainConfig(precision="bf16", frozen="bf16"))["frozen"] == "bf16"
+    later = {"activations", "memory_budget_mb", "memory_budget", "budget_batch", "in_place"}
+    assert not later & identifying(s2a.method_config("bias")).keys()
+    assert identifying(s2a.method_config("bias", activations="lean"))["activations"] == "lean"

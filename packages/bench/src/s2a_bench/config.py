@@ -114,6 +114,12 @@ class TrainConfig:
                 "train.frozen=bf16 needs train.precision=bf16: products of two number formats do not exist."
             )
 
+    @property
+    def number_format(self) -> TrainConfig:
+        """The default recipe with what of this one decides what a step keeps: precision, checkpointing, weights."""
+        kept = {key: getattr(self, key) for key in ("precision", "checkpointing", "frozen")}
+        return TrainConfig(**kept)
+
 
 @dataclasses.dataclass(frozen=True)
 class MethodConfig:

@@ -26,7 +26,7 @@ from torch import nn
 from s2a_bench import backbones, data, faults, features, measure
 from s2a_bench.backbones import DataFormat
 from s2a_bench.checkpoint import Keeper
-from s2a_bench.config import BackboneConfig, CellConfig, from_dict, identifying
+from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig, from_dict, identifying
 from s2a_bench.datasets import DATASETS
 from s2a_bench.keep import Keep, adapter_path, features_folder, file_id, settle
 from s2a_bench.record import Record, cell_id, make_folder, sync_folder, write
@@ -37,10 +37,12 @@ OnLook = Callable[[Record], None]
 
 
 @functools.lru_cache(maxsize=256)
-def _check_method(backbone: BackboneConfig, method: str, options: str, classes: int) -> DataFormat:
-    """Attaches once: a rank, a reduction or a file that does not fit is found before anything runs."""
+def _check_method(
+    backbone: BackboneConfig, method: str, options: str, classes: int, number_format: TrainConfig
+) -> DataFormat:
+    """Attaches once: a rank, a reduction, a budget or a file that does not fit is found before anything runs."""
     model, expected = backbones.create(backbone)
-    s2a.attach(model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size)
+    attach(model, s2a.method_config(method, **json.loads(options)), classes, expected.size, number_format)
     return expected
 
 
@@ -62,7 +64,7 @@ def _identity(cell: CellConfig) -> tuple[str, dict[str, Any]]:
     checkpoint = backbones.checkpoint_id(cell.backbone)
     dataset = DATASETS[cell.data.dataset]
     options = json.dumps(dict(cell.method.options), sort_keys=True)
-    expected = _check_method(cell.backbone, cell.method.name, options, dataset.classes)
+    expected = _check_method(cell.backbone, cell.method.name, options, dataset.classes, cell.train.number_format)
     facts = {
         "suite": cell.data.suite,
         "dataset": cell.data.dataset,

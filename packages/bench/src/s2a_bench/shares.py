@@ -20,7 +20,7 @@ from s2a_bench import backbones
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
 from s2a_bench.datasets import DATASETS
 from s2a_bench.errors import InputError
-from s2a_bench.train import precision, set_checkpointing
+from s2a_bench.train import attach, precision, set_checkpointing
 
 GB = 1e9
 """One GB, as MB elsewhere: powers of ten."""
@@ -74,12 +74,9 @@ def predict(cell: CellConfig) -> Need:
         cell: Any cell that ``run.identify`` accepts. Its device does not matter.
     """
     options = json.dumps(dict(cell.method.options), sort_keys=True)
-    number_format = dataclasses.replace(
-        TrainConfig(), precision=cell.train.precision, checkpointing=cell.train.checkpointing
-    )
     # Weights from a file have the sizes of random ones; the file need not be read again.
     backbone = dataclasses.replace(cell.backbone, weights=None, random_weights=True)
-    found = _sizes(backbone, cell.method.name, options, DATASETS[cell.data.dataset].classes, number_format)
+    found = _sizes(backbone, cell.method.name, options, DATASETS[cell.data.dataset].classes, cell.train.number_format)
     batch = cell.train.batch_size
     return Need(
         weights=found.weights,
@@ -104,12 +101,12 @@ class _Sizes:
 def _sizes(backbone: BackboneConfig, method: str, options: str, classes: int, train: TrainConfig) -> _Sizes:
     with torch.random.fork_rng([]):
         model, expected = backbones.create(backbone)
-        adapted = s2a.attach(model, s2a.method_config(method, **json.loads(options)), classes, image_size=expected.size)
+        adapted = attach(model, s2a.method_config(method, **json.loads(options)), classes, expected.size, train)
         set_checkpointing(adapted.backbone, train)
         images = torch.zeros(3, 3, expected.size, expected.size)
-        widest = _widest(adapted, images[:1])
-        adapted.train()
         with precision(train, images.device):
+            widest = _widest(adapted, images[:1])
+            adapted.train()
             # Not from one image: there, tensors that are expanded over the batch need no copy.
             saved = tuple(s2a.saved_bytes(adapted, images[:count]).total for count in (2, 3))
     held = {t.data_ptr(): t.numel() * t.element_size() for t in (*adapted.parameters(), *adapted.buffers())}
