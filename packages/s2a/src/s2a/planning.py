@@ -10,7 +10,7 @@ import torch
 
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
-from s2a.lean import Plan, plan_saved, set_plan
+from s2a.lean import Plan, make_plan, set_plan, survey
 from s2a.lean.options import parse_size
 from s2a.memory import saved_bytes, simulated_peak
 
@@ -57,16 +57,18 @@ def plan_memory(
     def saved(batch: int) -> dict[str, int]:
         return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
-    def plan(most: int | None) -> Plan:
-        found = plan_saved(adapted, branches, saved, batch_size, most)
-        set_plan(branches, found)
-        return found
-
     modes = {module: module.training for module in adapted.modules()}
     buffers = {name: value.clone() for name, value in adapted.named_buffers()}
     before = [branch.keep for branch in branches]
     try:
         adapted.train()
+        sites, others = survey(adapted, branches, saved, batch_size)
+
+        def plan(most: int | None) -> Plan:
+            found = make_plan(sites, before, batch_size, others, most)
+            set_plan(branches, found)
+            return found
+
         if budget is None:
             found = plan(None if budget_mb is None else int(budget_mb * 1e6))
         else:

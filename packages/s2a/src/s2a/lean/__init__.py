@@ -2,9 +2,9 @@
 
 from s2a.lean.apply import make_lean
 from s2a.lean.branch import Keep
-from s2a.lean.budget import plan_saved, set_plan
+from s2a.lean.budget import set_plan, survey
 from s2a.lean.fused import Branch
 from s2a.lean.options import LeanOptions
-from s2a.lean.plan import Plan
+from s2a.lean.plan import Plan, make_plan
 
-__all__ = ["Branch", "Keep", "LeanOptions", "Plan", "make_lean", "plan_saved", "set_plan"]
+__all__ = ["Branch", "Keep", "LeanOptions", "Plan", "make_lean", "make_plan", "set_plan", "survey"]

@@ -15,7 +15,7 @@ from torch.autograd.function import once_differentiable
 
 from s2a.lean import ops
 from s2a.lean.branch import Shape, like, put_rows, rows_of, total
-from s2a.lean.layers import Layer, spans
+from s2a.lean.layers import spans, two_layers
 
 
 class _Attention(torch.autograd.Function):
@@ -26,7 +26,7 @@ class _Attention(torch.autograd.Function):
         ctx: Any, shape: Shape, x: Tensor, bias: Tensor | None, mask: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
         norm_weight, norm_bias = tensors[:2]
-        first, second = _layers(shape, tensors, (False,) * 10)
+        first, second = two_layers(shape, tensors, (False,) * 10)
         items, tokens, _ = x.shape
         out = torch.empty(items, tokens, len(second.weight), dtype=shape.dtype, device=x.device)
         kept: list[Tensor] = []
@@ -56,7 +56,7 @@ class _Attention(torch.autograd.Function):
         tensors, (bias, mask), kept = saved[:10], saved[10:12], list(saved[12:])
         needs = ctx.needs_input_grad[4:]
         norm_weight, norm_bias = tensors[:2]
-        first, second = _layers(shape, tensors, needs)
+        first, second = two_layers(shape, tensors, needs)
         tokens, columns = ctx.like[0][1:]
         out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
         weight_sum = bias_sum = added_sum = None
@@ -99,12 +99,6 @@ class _Attention(torch.autograd.Function):
         return None, moved, like(bias, added_sum), None, *norm, *first.grads(), *second.grads()
 
 
-def _layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer]:
-    first = Layer(*tensors[2:6], scale=shape.scales[0], needs=tuple(needs[2:6]))
-    second = Layer(*tensors[6:10], scale=shape.scales[1], needs=tuple(needs[6:10]))
-    return first.to(shape.dtype), second.to(shape.dtype)
-
-
 def _added(shape: Shape, bias: Tensor | None, mask: Tensor | None) -> Tensor | None:
     """What is added to the scores of windows, ``(1 or windows, heads, N, N)``."""
     if mask is None:
@@ -118,9 +112,9 @@ def split(qkv: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]
     return q, k, v
 
 
-def _small(q: Tensor) -> bool:
+def _small(tokens: int, width: int) -> bool:
     """Whether a map is no larger than the projection, as a window's is: then products of whole batches are fastest."""
-    return q.shape[-2] <= 3 * q.shape[-1]
+    return tokens <= 3 * width
 
 
 def _map(q: Tensor, k: Tensor, added: Tensor | None) -> Tensor:
@@ -133,7 +127,7 @@ def _map(q: Tensor, k: Tensor, added: Tensor | None) -> Tensor:
 
 def attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
     """Attention's output as rows, ``(items * N, H d)``."""
-    if _small(q):
+    if _small(*q.shape[-2:]):
         mixed = _map(q * scale, k, added) @ v
     else:
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_of_all(added, len(q)), scale=scale)
@@ -169,7 +163,7 @@ def attend_backward(
     Returns:
         The output's rows or ``None``, the gradient of ``qkv``, and that of ``added``.
     """
-    if torch.compiler.is_compiling() or tokens * heads <= qkv.shape[1]:
+    if torch.compiler.is_compiling() or _small(tokens, qkv.shape[1] // (3 * heads)):
         # A graph within a backward pass is none that compilers can trace.
         return _attend_backward_written_out(qkv, grad, tokens, heads, added, scale, want_added, want_mixed)
     with torch.enable_grad():

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,6 +84,3 @@ def total(sums: Tensor | None, more: Tensor, wanted: bool) -> Tensor | None:
 def like(tensor: Tensor | None, grad: Tensor | None) -> Tensor | None:
     """A gradient in its tensor's dtype."""
     return None if grad is None or tensor is None else grad.to(tensor.dtype)
-
-
-Tensors = tuple[Any, ...]

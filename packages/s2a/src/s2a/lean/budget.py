@@ -1,15 +1,14 @@
-"""A memory budget for an adapted model: the plan that meets it, set in its branches."""
+"""What a plan is made for, measured on the model, and a plan set in its branches."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
 
 from torch import nn
 
 from s2a.lean.fused import Branch
-from s2a.lean.plan import Plan, Site, make_plan
+from s2a.lean.plan import Plan, Site
 
 
 def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:
@@ -18,37 +17,29 @@ def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:
         branch.keep = plan.keeps[branch.block.name, branch.role]
 
 
-def plan_saved(
-    model: nn.Module,
-    branches: tuple[Branch, ...],
-    saved: Callable[[int], dict[str, int]],
-    images: int,
-    budget: int | None,
-) -> Plan:
-    """The plan under which weights and saved tensors of a step stay in a budget.
+def survey(
+    model: nn.Module, branches: tuple[Branch, ...], saved: Callable[[int], dict[str, int]], images: int
+) -> tuple[list[Site], int]:
+    """What there is to plan: the branches' sites, and the bytes of a step's weights and of all that no branch keeps.
 
     Args:
         model: The whole adapted model.
         branches: Its fused branches.
         saved: Batch size to the bytes that autograd holds, module by module, as the model is.
-        images: Batch size of the plan.
-        budget: Bytes; ``None``: what the branches keep now.
-
-    Raises:
-        S2AError: A budget that cannot be met.
+        images: Batch size of the step.
     """
-    now: dict[Any, Any] = {(b.block.name, b.role): b.keep for b in branches}
     # What is kept is a constant and so much for every image; of a single image some views are whole storages.
     two, four = saved(2), saved(4)
     names = {module: name for name, module in model.named_modules()}
     paths = [names[branch.body] for branch in branches]
     each = [(four.get(path, 0) - two.get(path, 0)) // 2 for path in paths]
     sites = [_as_run(branch, nbytes) for branch, nbytes in zip(branches, each, strict=True)]
-    kept = [sum(site.nbytes(now[site.name, site.role], batch) for site in sites) for batch in (2, 4)]
+    pairs = list(zip(sites, branches, strict=True))
+    kept = [sum(site.nbytes(branch.keep, batch) for site, branch in pairs) for batch in (2, 4)]
     rest = sum(two.values()) - kept[0], sum(four.values()) - kept[1]
     others = rest[0] + (rest[1] - rest[0]) * (images - 2) // 2
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
-    return make_plan(sites, images, weights + others, budget, lambda site: now[site.name, site.role])
+    return sites, weights + others
 
 
 def _as_run(branch: Branch, nbytes: int) -> Site:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from s2a.lean.branch import Shape
+
 CHUNK = 5 << 19
 """Elements of the widest matrix that a chunk of images makes: 10 MB in float32."""
 
@@ -113,6 +115,19 @@ class Layer:
         return [
             None if total is None else total.to(dtype) for total, dtype in zip(self._sums, self._dtypes, strict=True)
         ]
+
+
+def two_layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer]:
+    """A branch's first and last linear layer.
+
+    Args:
+        shape: Scales of their updates, and the dtype that products run in.
+        tensors: Two of the norm, then W, b, A, U of both layers.
+        needs: Whether each of these wants a gradient.
+    """
+    first = Layer(*tensors[2:6], scale=shape.scales[0], needs=tuple(needs[2:6]))
+    last = Layer(*tensors[6:10], scale=shape.scales[1], needs=tuple(needs[6:10]))
+    return first.to(shape.dtype), last.to(shape.dtype)
 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor, factor: float) -> None:

@@ -11,7 +11,7 @@ from torch.autograd.function import once_differentiable
 
 from s2a.lean import ops
 from s2a.lean.branch import Shape, like, put_rows, rows_of, total
-from s2a.lean.layers import Layer, spans
+from s2a.lean.layers import spans, two_layers
 from s2a.lean.reference import FORWARDS
 
 
@@ -21,7 +21,7 @@ class _Mlp(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, shape: Shape, x: Tensor, *tensors: Tensor | None) -> Tensor:
         norm_weight, norm_bias = tensors[:2]
-        first, second = _layers(shape, tensors, (False,) * 10)
+        first, second = two_layers(shape, tensors, (False,) * 10)
         columns = len(second.weight)
         size = (len(x), columns, *x.shape[2:]) if shape.channels_first else (*x.shape[:-1], columns)
         out = torch.empty(size, dtype=shape.dtype, device=x.device)
@@ -51,7 +51,7 @@ class _Mlp(torch.autograd.Function):
         tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]
-        first, second = _layers(shape, tensors, needs)
+        first, second = two_layers(shape, tensors, needs)
         out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
         weight_sum = bias_sum = None
         each = 4 if shape.keep.inner else 3
@@ -80,12 +80,6 @@ class _Mlp(torch.autograd.Function):
             del dh, moved
         norm = (like(norm_weight, weight_sum), like(norm_bias, bias_sum))
         return None, out if ctx.needs_input_grad[1] else None, *norm, *first.grads(), *second.grads()
-
-
-def _layers(shape: Shape, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer]:
-    first = Layer(*tensors[2:6], scale=shape.scales[0], needs=tuple(needs[2:6]))
-    second = Layer(*tensors[6:10], scale=shape.scales[1], needs=tuple(needs[6:10]))
-    return first.to(shape.dtype), second.to(shape.dtype)
 
 
 def _act_grad(u: Tensor, grad: Tensor, activation: str, want: bool) -> tuple[Tensor, Tensor | None]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from s2a.errors import S2AError
 from s2a.lean.branch import Keep
@@ -143,17 +143,15 @@ class Plan:
         return "\n".join(lines)
 
 
-def make_plan(
-    sites: Sequence[Site], images: int, others: int, budget: int | None, start: Callable[[Site], Keep]
-) -> Plan:
+def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: int, budget: int | None) -> Plan:
     """Chooses for every site.
 
     Args:
         sites: In forward order.
+        now: What each keeps now.
         images: Batch size.
         others: Bytes of weights and of all that no site keeps.
-        budget: Most bytes of it all; ``None`` takes ``start`` for every site.
-        start: The choice without a budget.
+        budget: Most bytes of it all; ``None`` leaves everything as it is.
 
     Raises:
         S2AError: A budget that no choice meets; the message has the smallest that can be met.
@@ -162,7 +160,7 @@ def make_plan(
     options = [_options(site, len(sites), images, whole) for site in sites]
     smallest = others + sum(min(option.nbytes for option in group) for group in options)
     if budget is None:
-        chosen = [_Option(start(s), s.nbytes(start(s), images), 0.0) for s in sites]
+        chosen = [_Option(keep, site.nbytes(keep, images), 0.0) for site, keep in zip(sites, now, strict=True)]
     elif budget < smallest:
         raise S2AError(
             f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
