@@ -14,15 +14,21 @@ import timm
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from s2a.activations.pointwise import LEVEL_KINDS
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+KINDS: dict[str, dict[str, Any]] = {
+    "paper": {"levels": "paper"},
+    "derivative": {"levels": "derivative"},
+    "lean": {"activations": "lean"},
+}
+"""What the backward pass keeps, by name."""
 
-def _model(levels: Any) -> nn.Module:
+
+def _model(kind: str) -> nn.Module:
     torch.manual_seed(0)
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, depth=2, embed_dim=48, num_heads=3)
-    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4, levels=levels), 3, image_size=32)
+    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4, **KINDS[kind]), 3, image_size=32)
     with torch.no_grad():
         for parameter in s2a.trainable_parameters(adapted).values():
             parameter.add_(torch.randn_like(parameter), alpha=0.02)
@@ -53,10 +59,10 @@ def _worker(rank: int, folder: str) -> None:
     limit = timedelta(seconds=60)  # A process whose partner died ends by itself.
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
     try:
-        for levels in LEVEL_KINDS:
-            model = DistributedDataParallel(_model(levels), find_unused_parameters=False)
+        for kind in KINDS:
+            model = DistributedDataParallel(_model(kind), find_unused_parameters=False)
             found = _gradients(model, *(t[2 * rank : 2 * rank + 2] for t in _batch()))
-            torch.save(found, f"{folder}/{levels}.{rank}.pt")
+            torch.save(found, f"{folder}/{kind}.{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -70,10 +76,10 @@ def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> 
         for process in processes:
             process.kill()
             process.wait()
-    for levels in LEVEL_KINDS:
-        expected = _gradients(_model(levels), *_batch())
+    for kind in KINDS:
+        expected = _gradients(_model(kind), *_batch())
         for rank in range(2):
-            for found, own in zip(torch.load(tmp_path / f"{levels}.{rank}.pt"), expected, strict=True):
+            for found, own in zip(torch.load(tmp_path / f"{kind}.{rank}.pt"), expected, strict=True):
                 for name, grad in own.items():
                     torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
 

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import copy
 import warnings
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import lean_models
@@ -15,11 +11,9 @@ import pytest
 import s2a
 import tiny
 import torch
-import torch.distributed as dist
-import torch.nn.functional as F
 from lean_models import assert_same, cosines, gradients, images_for, keep_all, pair
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from s2a.testing import differences, snapshot
+from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 FAMILIES = [*lean_models.FUSED, "resnet"]
@@ -157,63 +151,33 @@ def test_a_changed_block_is_right_when_compiled() -> None:
         torch._dynamo.reset()
 
 
-# Several processes
+# Sums over the stream
+
+READS_STREAM = [("vit", "adaptformer"), ("swin", "adaptformer"), ("convnext", "full"), ("convnext_conv", "full")]
+"""Whose backward pass reads a block's input: AdaptFormer's bottleneck, a depthwise convolution that trains."""
 
 
-def _model() -> nn.Module:
-    torch.manual_seed(0)
-    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(lrp_rank=4, activations="lean"), 3, image_size=32)
-    with torch.no_grad():
-        for parameter in s2a.trainable_parameters(adapted).values():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return adapted.train()
+@pytest.mark.parametrize(("family", "method"), [("vit", "s2a"), ("vit", "vpt"), ("swin", "s2a"), ("convnext", "bias")])
+def test_sums_over_the_stream_change_no_gradient(family: str, method: str) -> None:
+    make_model, size = tiny.MODELS[family]
+    name, own = lean_models.METHODS[method]
+    model, images = make_model(), torch.randn(4, 3, size, size, generator=torch.Generator().manual_seed(2))
+    configs = (s2a.method_config(name, **own, activations="lean", in_place=it) for it in (False, True))
+    new, over = (s2a.attach(copy.deepcopy(model), config, 3, image_size=size) for config in configs)
+    over.load_state_dict(new.state_dict())
+    found = []
+    for adapted in (over, new):
+        torch.manual_seed(0)  # Paths are dropped.
+        found.append(gradients(adapted.train(), images))
+    assert_same(*found, 0)
 
 
-def _batch() -> tuple[Tensor, Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return torch.randn(4, 3, 32, 32, generator=generator), torch.tensor([0, 1, 2, 1])
-
-
-def _steps(model: nn.Module, images: Tensor, labels: Tensor) -> list[dict[str, Tensor]]:
-    """Gradients of two steps of gradient descent."""
-    adapted = model.module if isinstance(model, DistributedDataParallel) else model
-    trainable = s2a.trainable_parameters(adapted)
-    optimizer, found = torch.optim.SGD(trainable.values(), lr=0.1), []
-    for _ in range(2):
-        optimizer.zero_grad()
-        F.cross_entropy(model(images), labels).backward()
-        found.append({n: p.grad.clone() for n, p in trainable.items() if p.grad is not None})
-        optimizer.step()
-    assert all(step.keys() == trainable.keys() for step in found)
-    return found
-
-
-def _worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    limit = timedelta(seconds=100)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2, timeout=limit)
-    try:
-        model = DistributedDataParallel(_model(), find_unused_parameters=False)
-        torch.save(_steps(model, *(t[2 * rank : 2 * rank + 2] for t in _batch())), f"{folder}/{rank}.pt")
-    finally:
-        dist.destroy_process_group()
-
-
-@pytest.mark.timeout(180)
-def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> None:
-    paths = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    processes = [subprocess.Popen([sys.executable, __file__, str(r), str(tmp_path)], env=paths) for r in range(2)]
-    try:
-        assert [process.wait(timeout=150) for process in processes] == [0, 0]
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    expected = _steps(_model(), *_batch())
-    for rank in range(2):
-        for found, own in zip(torch.load(tmp_path / f"{rank}.pt"), expected, strict=True):
-            assert_same(found, own, 1e-3)
-
-
-if __name__ == "__main__":  # This file is also the program of a worker.
-    _worker(int(sys.argv[1]), sys.argv[2])
+@pytest.mark.parametrize(("family", "method"), READS_STREAM)
+def test_a_stream_that_is_read_again_is_not_written_over(family: str, method: str) -> None:
+    make_model, size = tiny.MODELS[family]
+    name, own = lean_models.METHODS[method]
+    model = make_model()
+    before = snapshot(model)
+    with pytest.raises(s2a.S2AError, match="in_place=True writes over the residual stream"):
+        s2a.attach(model, s2a.method_config(name, **own, activations="lean", in_place=True), 3, image_size=size)
+    assert not differences(before, snapshot(model))

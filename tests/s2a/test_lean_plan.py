@@ -46,6 +46,11 @@ def start(site: Site) -> Keep:
     return site.choices()[0]
 
 
+def planned(chosen: list[Site], images: int, others: int, budget: int | None) -> Plan:
+    """A plan, from any start."""
+    return make_plan(chosen, [start(site) for site in chosen], images, others, budget)
+
+
 def cost(chosen: list[Site], plan: Plan) -> float:
     """What the planner minimises, from its definition: extra products over all products, and the weighted error."""
     whole = sum(2 * site.work for site in chosen)
@@ -61,10 +66,10 @@ def nbytes(chosen: list[Site], plan: Plan, images: int) -> int:
 
 @hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1))
 def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: float) -> None:
-    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
     budget = int(smallest + share * (largest - smallest))
-    plan = make_plan(chosen, images, WEIGHTS, budget, start)
+    plan = planned(chosen, images, WEIGHTS, budget)
     assert plan.predicted == nbytes(chosen, plan, images) <= budget
     assert all(plan.keeps[s.name, s.role] in s.choices() for s in chosen)
     assert plan.smallest == smallest
@@ -75,10 +80,10 @@ def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: floa
 @hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
 def test_a_larger_budget_costs_no_more_than_a_change(chosen: list[Site], images: int, one: float, other: float) -> None:
     """The greedy rest may place one change differently; never more than that."""
-    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
     low, high = (int(smallest + share * (largest - smallest)) for share in sorted((one, other)))
-    less, more = (make_plan(chosen, images, WEIGHTS, budget, start) for budget in (low, high))
+    less, more = (planned(chosen, images, WEIGHTS, budget) for budget in (low, high))
     assert cost(chosen, more) <= cost(chosen, less) + largest_gain(chosen, images)
 
 
@@ -111,10 +116,10 @@ def largest_gain(chosen: list[Site], images: int) -> float:
 @hypothesis.given(sites(most=3), st.integers(1, 8), st.floats(0, 1))
 def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int, share: float) -> None:
     """Brute force over all choices of up to three sites."""
-    smallest = make_plan(chosen, images, WEIGHTS, None, start).smallest
+    smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
     budget = int(smallest + share * (largest - smallest))
-    plan = make_plan(chosen, images, WEIGHTS, budget, start)
+    plan = planned(chosen, images, WEIGHTS, budget)
     whole = sum(2 * site.work for site in chosen)
     options = [
         [(s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * s.error(k) / len(chosen)) for k in front(s, images)]
@@ -131,16 +136,16 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int
 @hypothesis.given(sites(), st.integers(1, 64))
 def test_the_smallest_is_met_and_no_less(chosen: list[Site], images: int) -> None:
     by_hand = WEIGHTS + sum(min(s.nbytes(k, images) for k in s.choices()) for s in chosen)
-    assert make_plan(chosen, images, WEIGHTS, by_hand, start).predicted == by_hand
+    assert planned(chosen, images, WEIGHTS, by_hand).predicted == by_hand
     with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
-        make_plan(chosen, images, WEIGHTS, by_hand - 1, start)
+        planned(chosen, images, WEIGHTS, by_hand - 1)
     named = float(re.search(r"planned is ([\d,.]+) MB", str(refused.value))[1].replace(",", ""))  # type: ignore[index]
-    assert make_plan(chosen, images, WEIGHTS, int(named * 1e6), start).predicted <= named * 1e6
+    assert planned(chosen, images, WEIGHTS, int(named * 1e6)).predicted <= named * 1e6
 
 
 def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
     chosen = [Site("a", "attn", 50, 64, 192, 50), Site("a", "mlp", 50, 64, 256, 50)]
-    plan = make_plan(chosen, 4, 0, 10**9, start)
+    plan = planned(chosen, 4, 0, 10**9)
     for site in chosen:
         own = plan.keeps[site.name, site.role]
         mine = site.again(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * site.error(own) / 2
@@ -281,3 +286,10 @@ def test_sizes_are_read(text: str, size: int) -> None:
 def test_options_are_checked_without_a_method() -> None:
     LeanOptions(activations="lean", memory_budget_mb=640.0, budget_batch=1).check_lean()
     assert s2a.method_config("bias").activations == "exact"
+
+
+def test_bits_are_those_of_the_activations() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(lrp_rank=4, activations="lean", bits=2), 3, image_size=32)
+    kept = {branch.role: branch.keep.inner for branch in adapted._branches}
+    assert kept == {"attn": 0, "mlp": 2}
+    assert adapted.backbone.blocks[0].mlp.act.s2a_bits == 2  # type: ignore[index, union-attr]

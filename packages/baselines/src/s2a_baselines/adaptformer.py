@@ -90,6 +90,7 @@ class AdaptFormer(Method):
     """
 
     identity_at_start = True
+    reads_stream = True
     card = Card(
         title="AdaptFormer",
         trains="The head and one bottleneck per block.",

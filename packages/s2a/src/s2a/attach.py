@@ -110,9 +110,8 @@ def attach(
         edits.override(model, "s2a_method", entry.name)
         branches: tuple[Branch, ...] = ()
         if isinstance(config, LeanOptions) and config.activations == "lean":
-            branches = make_lean(
-                view, method, edits, levels=getattr(config, "levels", "derivative"), in_place=config.in_place
-            )
+            codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
+            branches = make_lean(view, method, edits, in_place=config.in_place, **codes)
         adapted = Adapted(view, config, entry.name, method, head, edits)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)

@@ -64,6 +64,8 @@ class Method(nn.Module):
         card: What ``s2a-bench methods`` says about it.
         paper_rules: Of the theoretical calculator's special rules, those that hold (``"R8"``, ``"R9"``).
         appended_tokens: Tokens that the method adds to every sequence of a block (rule R8).
+        reads_stream: True where the backward pass of the method's own modules reads the residual stream itself, which
+            then cannot be written over (``LeanOptions.in_place``).
     """
 
     feature_dim: int
@@ -73,6 +75,7 @@ class Method(nn.Module):
     card: ClassVar[Card]
     paper_rules: ClassVar[frozenset[str]] = frozenset()
     appended_tokens: int = 0
+    reads_stream: bool = False
 
     def __init__(self, config: Any, backbone: Backbone, edits: Edits) -> None:
         super().__init__()

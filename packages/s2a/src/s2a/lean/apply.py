@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Mapping
 from typing import Any
@@ -13,8 +14,8 @@ from s2a.backbones import Backbone, Block, family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
-from s2a.lean.stream import IN_PLACE, stepwise
-from s2a.structure.lrp import LowRankPrompt
+from s2a.lean.stream import stepwise, write_over
+from s2a.registry import Method
 from s2a.structure.lsb import SideBlock, Transition
 from s2a.surgery import Edits
 
@@ -39,7 +40,13 @@ def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Modu
 
 
 def make_lean(
-    backbone: Backbone, method: nn.Module, edits: Edits, *, levels: str = "derivative", in_place: bool = False
+    backbone: Backbone,
+    method: Method,
+    edits: Edits,
+    *,
+    bits: int = 4,
+    levels: str = "derivative",
+    in_place: bool = False,
 ) -> tuple[fused.Branch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
@@ -50,14 +57,18 @@ def make_lean(
         backbone: With the method's hooks in place.
         method: The method's modules.
         edits: Log that takes it back.
+        bits: Of activations' codes.
         levels: Kind of the activations' levels.
         in_place: Residual sums and prompts are written over the stream (``stream``).
 
     Returns:
         The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
+
+    Raises:
+        S2AError: ``in_place`` under what reads the stream.
     """
     for part in (backbone.model, method):
-        quantize_activations(part, 4, levels, softmax=False, edits=edits)
+        quantize_activations(part, bits, levels, softmax=False, edits=edits)
         for module in part.modules():
             _layerwise(module, edits)
     blocks: dict[str, list[fused.Branch]] = {}
@@ -68,7 +79,8 @@ def make_lean(
         windows = block.window if role == "attn" else None
         # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
         stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
-        branch = fused.Branch(block, role, norm, body, DEFAULTS[role], levels, stock, module, windows)
+        keep = DEFAULTS[role] if role == "attn" else dataclasses.replace(DEFAULTS[role], inner=bits)
+        branch = fused.Branch(block, role, norm, body, keep, levels, stock, module, windows)
         if branch.obstacle() is not None and role == "mlp":
             branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
         if branch.obstacle() is None:
@@ -83,12 +95,7 @@ def make_lean(
     _narrow_last(backbone, blocks, edits)
     stepwise(backbone, edits)
     if in_place:
-        for name in blocks:
-            if type(backbone.module(name)) in IN_PLACE:
-                edits.override(backbone.module(name), "s2a_in_place", True)
-        for module in method.modules():
-            if isinstance(module, LowRankPrompt):
-                edits.override(module, "in_place", True)
+        write_over(backbone, blocks, method, edits)
     return tuple(branch for branches in blocks.values() for branch in branches)
 
 

@@ -31,7 +31,7 @@ class LeanOptions:
             with gradients, AdamW's state and temporaries.
         budget_batch: Images per step that a budget is for.
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
-            keep a block's input or output must then copy it.
+            keep a block's input or output must then copy it. Refused where something that trains reads the stream.
     """
 
     activations: Literal["exact", "lean"] = _new("exact")

@@ -7,6 +7,7 @@ residual sum over the stream: then whoever keeps a block's input or output in a 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -16,6 +17,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, evaluating, family_of, input_channels
+from s2a.errors import S2AError
+from s2a.registry import Method
+from s2a.structure.lrp import LowRankPrompt
 from s2a.surgery import Edits
 
 
@@ -87,6 +91,33 @@ def _convnext(self: Any, x: Tensor) -> Tensor:
     if self.gamma is not None:
         y = y.mul(self.gamma.reshape(1, -1, 1, 1))
     return add(x, self.drop_path(y))
+
+
+def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
+    """Lets blocks and prompts write their sums over the stream.
+
+    Args:
+        backbone: With the method's hooks in place.
+        blocks: Paths of the blocks.
+        method: Whose prompts write too.
+        edits: Log that takes it back.
+
+    Raises:
+        S2AError: Something trains that reads the stream in its backward pass.
+    """
+    modules = [backbone.module(name) for name in blocks]
+    mixers = [getattr(module, "conv_dw", None) for module in modules]
+    if method.reads_stream or any(mixer is not None and mixer.weight.requires_grad for mixer in mixers):
+        raise S2AError(
+            f"in_place=True writes over the residual stream, which {type(method).__name__} reads again in the backward "
+            f"pass on this {backbone.family}; leave in_place out, activations='lean' works without it."
+        )
+    for module in modules:
+        if type(module) in IN_PLACE:
+            edits.override(module, "s2a_in_place", True)
+    for module in method.modules():
+        if isinstance(module, LowRankPrompt):
+            edits.override(module, "in_place", True)
 
 
 IN_PLACE: dict[type[nn.Module], Any] = {Block: _vit, SwinTransformerBlock: _swin, ConvNeXtBlock: _convnext}
