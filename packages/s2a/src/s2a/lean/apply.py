@@ -10,7 +10,8 @@ from typing import Any
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
-from s2a.backbones import Backbone, Block, family_of
+from s2a.backbones import Backbone, Block
+from s2a.families import family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch

@@ -29,7 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
+from s2a.backbones import evaluating, input_channels, reads_class_token
+from s2a.families import family_of
 
 if TYPE_CHECKING:
     from s2a.attach import Adapted
