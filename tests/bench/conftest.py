@@ -6,10 +6,12 @@ import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 from bench.small_caltech import ARCHIVE, FILES, NAMES, PER_CLASS, TINY_COUNTS, write_tar
 from bench.small_folders import COUNTS, picture, write_vtab
 from bench.web_site import Site, serving
+from huggingface_hub.errors import LocalEntryNotFoundError
 from s2a_bench import web
 from s2a_bench.dataset_types import Pool
 from s2a_bench.datasets import DATASETS
@@ -93,3 +95,14 @@ def caltech(tmp_path, monkeypatch):
         for i in range(7 if label == 0 else 6):
             picture(100 * label + i, 8 + i, 12 - i).save(source / name / f"image_{i:04d}.jpg")
     return prepare("caltech101", source, tmp_path / "root")
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Nothing is written into the checkout; nothing is looked for on a network."""
+
+    def no_network(*args, **kwargs):
+        raise LocalEntryNotFoundError("no network in tests")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 import socket
 import subprocess
@@ -10,37 +9,16 @@ import sys
 from importlib.util import find_spec
 from pathlib import Path
 
-import huggingface_hub
 import pytest
+from bench.command_line import refused
 from bench.factories import make_record
-from huggingface_hub.errors import LocalEntryNotFoundError
 from s2a_bench import backbones, record, run, track, track_store
 from s2a_bench.cli import main
 from s2a_bench.track import TrackingError
 
+pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--datasets", "digits", "--methods", "s2a", "--limit-train", "16", "--limit-test", "16", "--epochs", "1"]
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    """Nothing is written into the checkout; nothing that must not start does."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", _no_network)
-
-
-def _no_network(*args, **kwargs):
-    raise LocalEntryNotFoundError("no network in tests")
-
-
-def refused(capsys, *arguments):
-    """The one sentence of a command that must be refused before anything runs."""
-    assert main([*arguments]) == 2
-    _, err = capsys.readouterr()
-    assert err.startswith("s2a-bench: ")
-    assert err.count("\n") == 1
-    assert not list(Path().rglob("*.json")), "nothing may have run"
-    return err
 
 
 @pytest.mark.parametrize(
@@ -250,83 +228,6 @@ def test_without_mlflow_a_sweep_runs_untracked_and_says_so_once(capsys, monkeypa
     assert len([*Path("results/records").glob("*.json")]) == 1 and not Path("results/mlflow.db").exists()
     assert main(["track"]) == 2
     assert capsys.readouterr().err.count("MLflow is not installed") == 1
-
-
-def test_memory_prints_what_scripts_rely_on(capsys):
-    assert (
-        main(
-            ["memory", "--method", "s2a:activations=exact", "--set", "method.lrp_rank=4", "--batch-size", "2", "--json"]
-        )
-        == 0
-    )
-    row = json.loads(capsys.readouterr().out)
-    names = "backbone method batch_size params_total params_trainable params_percent weights_mb theoretical_mb saved_mb"
-    assert {*names.split(), "measured_mb"} <= row.keys()
-    assert row["measured_mb"] == pytest.approx(row["weights_mb"] + row["saved_mb"])
-    assert row["simulated_mb"] == pytest.approx(sum(row["simulated_parts_mb"].values()))
-    assert row["simulated_mb"] > row["measured_mb"]  # It has the batch, the logits and AdamW's state on top.
-    assert main(["memory", "--batch-size", "2"]) == 0
-    assert "theoretical_mb" in capsys.readouterr().out
-
-
-def test_memory_of_several_is_a_table(capsys):
-    pairs = ["--backbone", "mini_vit", "mini_convnext", "--method", "linear", "bias", "--batch-size", "2"]
-    assert main(["memory", *pairs, "--json"]) == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["backbone"], row["method"]) for row in rows] == [
-        (backbone, method) for backbone in ("mini_vit", "mini_convnext") for method in ("linear", "bias")
-    ]
-    assert all(row["simulated_mb"] > 0 for row in rows)
-    assert main(["memory", *pairs]) == 0
-    out = capsys.readouterr().out
-    assert all(word in out for word in ("mini_convnext", "linear", "simulated", "2 images"))
-
-
-def test_memory_of_all_says_what_a_backbone_cannot_take(capsys, monkeypatch):
-    """Of all methods, those that are registered; one that was named is an error, one of all a line."""
-    import s2a
-    from s2a_bench import measure
-
-    def row(backbone, method, *args, **kwargs):
-        if method == "adapter":
-            raise s2a.S2AError("It has no place for one.")
-        numbers = dict.fromkeys(("params_percent", "saved_mb", "measured_mb", "simulated_mb"), 1.0)
-        return {"backbone": backbone, "method": method, "batch_size": 2, "simulated_phase": "forward", **numbers}
-
-    monkeypatch.setattr(measure, "memory_row", row)
-    assert main(["memory", "--method", "all", "s2a:bits=2", "--json"]) == 0
-    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)}
-    assert {*s2a.list_methods(), "s2a:bits=2"} == rows.keys()
-    assert rows["adapter"]["refused"] == "It has no place for one."
-    assert main(["memory", "--method", "all"]) == 0
-    assert "It has no place for one." in " ".join(capsys.readouterr().out.split())
-    assert "It has no place for one." in refused(capsys, "memory", "--method", "bias", "adapter")
-
-
-def test_memory_says_what_takes_long(capsys, monkeypatch):
-    import time
-
-    from s2a_bench import commands_memory, measure
-
-    monkeypatch.setattr(commands_memory, "PATIENCE", 0.01)
-    monkeypatch.setattr(measure, "memory_row", lambda *args, **kwargs: time.sleep(0.5) or {"batch_size": 2})
-    assert main(["memory", "--method", "bias"]) == 0
-    assert "mini_vit, bias (1 of 1)" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("arguments", "word"),
-    [
-        (["--batch-size", "0"], "--batch-size 0"),
-        (["--backbone", "vit_bass_patch16_224"], "vit_base_patch16_224"),
-        (["--set", "train.lr=1"], "train.lr"),
-        (["--method", "s2a:lrp_rank=5000"], "lrp_rank=5000"),
-        (["--device", "cpu"], "--device cpu"),
-        (["--method", "all", "--set", "method.speed=1"], "method.speed"),
-    ],
-)
-def test_memory_refuses_bad_input(capsys, arguments, word):
-    assert word in refused(capsys, "memory", *arguments)
 
 
 def test_data_commands(capsys, tmp_path):
