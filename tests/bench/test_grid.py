@@ -64,13 +64,22 @@ def test_values_of_set_are_json(value):
 
 @pytest.mark.parametrize(
     ("text", "value"),
-    [("exact", "exact"), ("None", None), ("True", True), ("(1, 2)", (1, 2)), ("1e-3", 1e-3), ("'8'", "8")],
+    [
+        ("exact", "exact"),
+        ("None", None),
+        ("True", True),
+        ("(1, 2)", (1, 2)),
+        ("1e-3", 1e-3),
+        ("'8'", "8"),
+        ("8GiB", "8GiB"),
+        ("0.6GB", "0.6GB"),
+    ],
 )
 def test_values_of_set_are_python_literals_or_words(text, value):
     assert parse_value(text) == value
 
 
-@pytest.mark.parametrize("text", ["[1,", "1.2.3", "'open", "-", "{", ""])
+@pytest.mark.parametrize("text", ["[1,", "1.2.3", "'open", "-", "{", "", "8Gigs"])
 def test_half_a_value_is_refused(text):
     with pytest.raises(InputError, match="no value"):
         parse_value(text)

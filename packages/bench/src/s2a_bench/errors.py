@@ -12,7 +12,7 @@ class InputError(ValueError):
 
 def unknown(kind: str, given: str, known: Iterable[str]) -> InputError:
     """``InputError`` for a name that is not in a table, with the near matches first."""
-    names = sorted({*known})
+    names = sorted({*known}) or ["none"]
     near = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? Known: " if near else ""
     shown = ", ".join(names[:40]) + (", ..." if len(names) > 40 else "")

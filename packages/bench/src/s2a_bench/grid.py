@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import math
+import re
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -255,7 +256,7 @@ def train_settings(request: Request, settings: Mapping[str, Any]) -> dict[str, A
 
 
 def parse_value(text: str) -> Any:
-    """A value as JSON or a Python literal, else the text itself when it is a plain word.
+    """A value as JSON or a Python literal, else the text itself when it is a plain word or a size (``8GiB``).
 
     Raises:
         InputError: It looks like a number, list or quoted text but is none.
@@ -265,6 +266,8 @@ def parse_value(text: str) -> Any:
             return read(text)
         except (ValueError, SyntaxError, RecursionError, MemoryError):
             continue
+    if re.fullmatch(r"[0-9.]+ ?[KMG]?i?B", text):
+        return text
     if not text or text[0] in "[({\"'+-.0123456789":
         raise InputError(f"{text!r} is no value; write a number, true, false, null, a list such as [1,2], or a word.")
     return text
