@@ -128,7 +128,7 @@ class Plan:
 
     def __str__(self) -> str:
         """The plan as lines of text, like choices together."""
-        asked = "" if self.budget is None else f" of {self.budget / 1e6:,.0f} MB"
+        asked = "" if self.budget is None or self.peak is not None else f" of {self.budget / 1e6:,.1f} MB"
         lines = [
             f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "
             f"{self.extra_work:.1%} of a step's products again, estimated gradient cosine {1 - self.error:.4f}"
