@@ -52,6 +52,11 @@ def stock(x: Tensor, weights: list[Any], scales: tuple[float, float], between: A
 def compare(found: Tensor, expected: Tensor, inputs: list[Any]) -> None:
     """Values and all gradients, the loss being a random linear one."""
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-11)
+    compare_gradients(found, expected, inputs)
+
+
+def compare_gradients(found: Tensor, expected: Tensor, inputs: list[Any]) -> None:
+    """All gradients, the loss being a random linear one."""
     given = [t for t in inputs if t is not None and t.requires_grad]
     direction = torch.randn_like(expected)
     ours = torch.autograd.grad(found, given, direction)
@@ -78,7 +83,7 @@ def softmax_attention(heads: int, scale: float, added: Tensor | None) -> Any:
     return mix
 
 
-@pytest.mark.parametrize("tokens", [5, 40], ids=["map smaller than the projection", "larger"])
+@pytest.mark.parametrize("tokens", [1, 5, 40], ids=["one", "map smaller than the projection", "larger"])
 @pytest.mark.parametrize("windows", [0, 1, 2], ids=["plain", "bias", "bias and mask"])
 @pytest.mark.parametrize("rank", [0, 2])
 @pytest.mark.parametrize("inner", [0, 32], ids=["q, k, v again", "q, k, v kept"])
@@ -116,6 +121,49 @@ def test_the_mlp_is_the_mlp(activation: str, maps: bool, rank: int, monkeypatch:
     given = x.permute(0, 3, 1, 2) if maps else x
     found = mlp(shape, given, tuple(weights))
     compare(found.permute(0, 2, 3, 1) if maps else found, expected, [x, *weights])
+
+
+def rounded(between: Any, into: Tensor, weights: list[Any], columns: slice = slice(None)) -> Any:
+    """``between`` on the first layer's output as a bf16 product gives it, with the exact product's gradient."""
+
+    def run(y: Tensor) -> Tensor:
+        h = F.layer_norm(into, (into.shape[-1],), weights[0], weights[1], 1e-6)
+        w, b, a, u = weights[2:6]
+        low = F.linear(h.bfloat16(), w.bfloat16(), b.bfloat16()).double()
+        if a is not None:
+            low = low + 1.5 * (h @ a.T) @ u.T
+        moved = torch.zeros_like(y)
+        moved[..., columns] = (low - y)[..., columns]
+        assert 1e-4 < moved.abs().max() < 0.2  # It does make a difference.
+        return between(y + moved.detach())
+
+    return run
+
+
+@pytest.mark.parametrize("rank", [0, 2])
+@pytest.mark.parametrize("kind", ["attention of windows", "attention", "class token", "mlp"])
+def test_products_computed_again_in_bf16(kind: str, rank: int) -> None:
+    """Gradients are those at the rounded q, k, v, or input of the activation; the output is the exact one."""
+    tokens = 40 if kind == "attention" else 7
+    x, weights = leaf(5, tokens, 8), tensors(8, 24, 24 if kind == "mlp" else 8, rank)
+    common = {"scales": (1.5, 0.5), "dtype": torch.float64, "again": torch.bfloat16}
+    shape = Shape(EXACT, 1e-6, heads=2, scale=0.7, **common)
+    if kind == "mlp":
+        between, columns, found = F.gelu, slice(None), mlp(shape, x, tuple(weights))
+    else:
+        between = softmax_attention(2, 0.7, None)
+        columns = slice(8 if kind == "class token" else 0, None)  # The one query's product is small, and stays exact.
+        found = (
+            class_attention(shape, x, tuple(weights))
+            if kind == "class token"
+            else attention(shape, x, None, None, tuple(weights))
+        )
+    exact, again = (
+        stock(x, weights, (1.5, 0.5), run)[:, : found.shape[1]]
+        for run in (between, rounded(between, x, weights, columns))
+    )
+    torch.testing.assert_close(found, exact, rtol=1e-10, atol=1e-11)
+    compare_gradients(found, again, [x, *weights])
 
 
 @pytest.mark.parametrize("wanted", range(11))

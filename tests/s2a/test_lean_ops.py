@@ -47,7 +47,7 @@ def test_codes_survive_packing(bits: int, rows: int, columns: int, seed: int) ->
     data = pack_rows(codes, bits)
     assert data.dtype == torch.uint8
     assert data.shape == (rows, row_bytes(columns, bits))
-    assert torch.equal(unpack_rows(data, columns, bits), codes)
+    assert torch.equal(unpack_rows(data, columns, bits, codes.dtype), codes)
 
 
 @pytest.mark.parametrize(("bits", "split"), [(1, [1]), (2, [2]), (4, [4]), (3, [2, 1]), (10, [2, 8]), (12, [4, 8])])

@@ -111,7 +111,8 @@ def attach(
         branches: tuple[Branch, ...] = ()
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
-            branches = make_lean(view, method, edits, in_place=config.in_place, **codes)
+            again = torch.bfloat16 if config.recompute == "bf16" else None
+            branches = make_lean(view, method, edits, in_place=config.in_place, again=again, **codes)
         adapted = Adapted(view, config, entry.name, method, head, edits)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)

@@ -56,6 +56,11 @@ class Code:
         table, first = self.cells()
         return functools.partial(_look_up, table=torch.tensor(table, dtype=torch.uint8, device=device), first=first)
 
+    @property
+    def fitted(self) -> bool:
+        """Whether codes come from a table of fine cells."""
+        return self.uniform is None and len(self.borders) > 3
+
     def cells(self) -> tuple[tuple[int, ...], int]:
         """Codes of fitted cells as a table over the fine grid, and the index of its first cell.
 
@@ -104,9 +109,13 @@ def _cells(borders: tuple[float, ...]) -> tuple[tuple[int, ...], int]:
 
 
 def _look_up(x: Tensor, table: Tensor, first: int) -> Tensor:
+    return table.index_select(0, cell_numbers(x, first, len(table)).to(torch.int32))
+
+
+def cell_numbers(x: Tensor, first: int, count: int) -> Tensor:
+    """Places of the cells of ``x`` in a table of ``count`` cells that begins at cell ``first``: whole floats."""
     # Cell k of the fine grid is ((k - 1) / 128, k / 128]: scaling by a power of two and rounding up are exact.
-    cells = (x.float() * CELLS_PER_UNIT).ceil_().sub_(first).clamp_(0, len(table) - 1).nan_to_num_(0.0)
-    return table.index_select(0, cells.to(torch.int32))
+    return (x.float() * CELLS_PER_UNIT).ceil_().sub_(first).clamp_(0, count - 1).nan_to_num_(0.0)
 
 
 def gelu_derivative_sine(x: float) -> float:

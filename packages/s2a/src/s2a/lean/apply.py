@@ -7,6 +7,7 @@ import functools
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
@@ -48,6 +49,7 @@ def make_lean(
     bits: int = 4,
     levels: str = "derivative",
     in_place: bool = False,
+    again: torch.dtype | None = None,
 ) -> tuple[fused.Branch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
@@ -61,6 +63,7 @@ def make_lean(
         bits: Of activations' codes.
         levels: Kind of the activations' levels.
         in_place: Residual sums and prompts are written over the stream (``stream``).
+        again: Number format of products that the backward pass computes again; ``None``: as in the forward pass.
 
     Returns:
         The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
@@ -81,7 +84,7 @@ def make_lean(
         # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
         stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
         keep = DEFAULTS[role] if role == "attn" else dataclasses.replace(DEFAULTS[role], inner=bits)
-        branch = fused.Branch(block, role, norm, body, keep, levels, stock, module, windows)
+        branch = fused.Branch(block, role, norm, body, keep, levels, stock, module, windows, again=again)
         if branch.obstacle() is not None and role == "mlp":
             branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
         if branch.obstacle() is None:

@@ -40,7 +40,7 @@ class _Attention(torch.autograd.Function):
             del h
             if shape.keep.inner:
                 kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), shape.keep.inner)
-            mixed = attend(*split(qkv, tokens, shape.heads), added, shape.scale)
+            mixed = attend(qkv, tokens, shape.heads, added, shape.scale)
             del qkv
             put_rows(out, part, second(mixed), False)
             del mixed
@@ -72,7 +72,7 @@ class _Attention(torch.autograd.Function):
                 width = len(first.weight)
                 qkv = ops.rows_unpack(*inner, width // 3, shape.keep.inner, shape.dtype).view(-1, width)
             else:
-                qkv = first(h)  # type: ignore[arg-type]
+                qkv = first.once_more(h, shape.again)  # type: ignore[arg-type]
             if not first.reads_input:
                 h = None
             dmixed = second.input_grad(g)
@@ -125,11 +125,20 @@ def _map(q: Tensor, k: Tensor, added: Tensor | None) -> Tensor:
     return scores.softmax(-1)
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, added: Tensor | None, scale: float) -> Tensor:
-    """Attention's output as rows, ``(items * N, H d)``."""
-    if _small(*q.shape[-2:]):
-        mixed = _map(q * scale, k, added) @ v
+def _apart(rows: Tensor, tokens: int, heads: int, of: int = 3) -> Tensor:
+    """Rows of ``of`` projections to ``(of, items, H, N, d)``, in one copy: products of batches would make their own."""
+    width = rows.shape[1] // (of * heads)
+    parts = rows.view(-1, tokens, of, heads, width).permute(2, 0, 3, 1, 4)
+    return parts.clone(memory_format=torch.contiguous_format)  # Never the rows themselves.
+
+
+def attend(qkv: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float) -> Tensor:
+    """Attention's output as rows, ``(items * N, H d)``, from those of q, k, v."""
+    if _small(tokens, qkv.shape[1] // (3 * heads)):
+        q, k, v = _apart(qkv, tokens, heads).unbind(0)
+        mixed = _map(q.mul_(scale), k, added) @ v
     else:
+        q, k, v = split(qkv, tokens, heads)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_of_all(added, len(q)), scale=scale)
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
 
@@ -151,7 +160,7 @@ def attend_backward(
     """Attention once more, and its backward pass, by autograd on leaves of their own.
 
     Args:
-        qkv: ``(items * N, 3 H d)``.
+        qkv: ``(items * N, 3 H d)``, which may be written over.
         grad: Of the output's rows, ``(items * N, H d)``.
         tokens: N.
         heads: H.
@@ -171,7 +180,7 @@ def attend_backward(
         added = _of_all(added, len(qkv) // tokens)
         if added is not None:
             added = added.detach().requires_grad_(want_added)
-        mixed = attend(*split(leaf, tokens, heads), added, scale)
+        mixed = attend(leaf, tokens, heads, added, scale)
         wanted = [leaf, added] if want_added and added is not None else [leaf]
         found = torch.autograd.grad(mixed, wanted, grad)
     return mixed.detach() if want_mixed else None, found[0], found[1] if len(found) > 1 else None
@@ -188,20 +197,19 @@ def _attend_backward_written_out(
     want_mixed: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The same without autograd: five products of batches."""
-    q, k, v = split(qkv, tokens, heads)
-    q = q * scale
+    q, k, v = _apart(qkv, tokens, heads).unbind(0)
+    q.mul_(scale)
     attention = _map(q, k, added)
     mixed = None
     if want_mixed:
         mixed = (attention @ v).transpose(1, 2).reshape(-1, grad.shape[1])
-    dout = grad.view(-1, tokens, heads, v.shape[-1]).transpose(1, 2)
-    found = torch.empty_like(qkv)
-    dq, dk, dv = split(found, tokens, heads)
+    (dout,) = _apart(grad, tokens, heads, 1)
+    dq, dk, dv = split(qkv, tokens, heads)  # The rows themselves are not needed any more.
     dv.copy_(attention.transpose(-2, -1) @ dout)
     dscores = torch.ops.aten._softmax_backward_data(dout @ v.transpose(-2, -1), attention, -1, attention.dtype)
     dq.copy_((dscores @ k).mul_(scale))
     dk.copy_(dscores.transpose(-2, -1) @ q)
-    return mixed, found, dscores if want_added else None
+    return mixed, qkv, dscores if want_added else None
 
 
 def attention(

@@ -36,6 +36,7 @@ class Shape:
         scale: Factor of attention's scores.
         scales: Factors of the low-rank updates of the first and the second linear layer.
         dtype: In which the products run.
+        again: In which those of the forward pass run once more in the backward pass; ``None``: the same.
     """
 
     keep: Keep
@@ -47,6 +48,7 @@ class Shape:
     scale: float = 1.0
     scales: tuple[float, float] = (1.0, 1.0)
     dtype: torch.dtype = torch.float32
+    again: torch.dtype | None = None
 
 
 def rows_of(x: Tensor, part: slice, channels_first: bool) -> Tensor:

@@ -63,7 +63,7 @@ class _ClassAttention(torch.autograd.Function):
             codes, numbers, rstd = kept[3 * i : 3 * i + 3]
             h = ops.norm_rebuild(codes, numbers, norm_weight, norm_bias, columns, shape.keep.norm, shape.dtype)
             g = grad[part].reshape(-1, grad.shape[-1])
-            q, k, v = _project(query, others, h, tokens, shape.heads)
+            q, k, v = _project(query, others, h, tokens, shape.heads, shape.again)
             mixed, dq, dkv = _backward(q, k, v, last.input_grad(g), shape.scale)
             del q, k, v
             last.gather(g, mixed if last.reads_input else None)
@@ -102,11 +102,13 @@ def _joined(one: list[Tensor | None], other: list[Tensor | None]) -> list[Tensor
     return joined
 
 
-def _project(query: Layer, others: Layer, h: Tensor, tokens: int, heads: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``."""
+def _project(
+    query: Layer, others: Layer, h: Tensor, tokens: int, heads: int, dtype: torch.dtype | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Q ``(B, H, 1, d)`` of the first token; k and v ``(B, H, N, d)``, whose product runs in ``dtype``."""
     q = query(h.view(-1, tokens, h.shape[1])[:, 0])
     width = q.shape[1] // heads
-    k, v = others(h).view(-1, tokens, 2, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
+    k, v = others.once_more(h, dtype).view(-1, tokens, 2, heads, width).permute(2, 0, 3, 1, 4).unbind(0)
     return q.view(-1, 1, heads, width).transpose(1, 2), k, v
 
 

@@ -89,6 +89,7 @@ class Branch:
         open: The norm handed its input on; the body does the rest.
         narrow: The attention puts out the class token's row alone.
         warned: The fallback was said.
+        again: In which products of the forward pass run once more (``Shape.again``).
     """
 
     block: Block
@@ -104,6 +105,7 @@ class Branch:
     open: bool = False
     narrow: bool = False
     warned: bool = False
+    again: torch.dtype | None = None
 
     @property
     def layers(self) -> tuple[Any, Any]:
@@ -215,7 +217,9 @@ class Branch:
             layers += [layer.weight.flatten(1), layer.bias, a, u]
             scales.append(scale)
         tensors = (norm.weight, norm.bias, *layers)
-        common = {"scales": tuple(scales), "dtype": compute_dtype(x, first.weight)}
+        dtype = compute_dtype(x, first.weight)
+        again = self.again if dtype.itemsize > 2 else None  # Never from one half to another.
+        common = {"scales": tuple(scales), "dtype": dtype, "again": again}
         body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]

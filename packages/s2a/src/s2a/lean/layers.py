@@ -78,6 +78,21 @@ class Layer:
             out.addmm_(x @ self.a.t(), self.u.t(), alpha=self.scale)
         return out
 
+    def once_more(self, x: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """The output again, its large product in ``dtype``; ``None``: as in the forward pass.
+
+        Args:
+            x: ``(R, in)``, what the forward pass had or the codes of it give back.
+            dtype: Narrower than that of ``x``, if any.
+        """
+        if dtype is None or dtype == x.dtype:
+            return self(x)
+        bias = None if self.bias is None else self.bias.to(dtype)
+        out = F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+        if self.a is not None and self.u is not None:
+            out.addmm_(x @ self.a.t(), self.u.t(), alpha=self.scale)
+        return out
+
     @property
     def reads_input(self) -> bool:
         """Whether a gradient needs the layer's input."""

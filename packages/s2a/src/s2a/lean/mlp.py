@@ -66,7 +66,9 @@ class _Mlp(torch.autograd.Function):
             if inner:
                 sums = ops.act_backward(da, inner[0], shape.activation, shape.keep.inner, shape.levels)
             else:
-                da, x = _act_grad(first(h), da, shape.activation, second.reads_input)  # type: ignore[arg-type]
+                u = first.once_more(h, shape.again)  # type: ignore[arg-type]
+                da, x = _act_grad(u, da, shape.activation, second.reads_input)
+                del u
                 sums = None
             second.gather(g, x)
             del g, x

@@ -32,6 +32,9 @@ class LeanOptions:
         budget_batch: Images per step that a budget is for.
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
             keep a block's input or output must then copy it. Refused where something that trains reads the stream.
+        recompute: With ``"lean"``: number format of the products of the forward pass that the backward pass computes
+            again (q, k, v above all): ``"same"`` as in the forward pass, or ``"bf16"``, twice as fast and more on
+            hardware that multiplies it natively, and slower on other. Gradients lose little (docs/lean.md).
     """
 
     activations: Literal["exact", "lean"] = _new("exact")
@@ -39,6 +42,7 @@ class LeanOptions:
     memory_budget: str | None = _new(None)
     budget_batch: int = _new(32)
     in_place: bool = _new(False)
+    recompute: Literal["same", "bf16"] = _new("same")
 
     def check_lean(self, *others: str) -> None:
         """Checks the values.
@@ -55,6 +59,10 @@ class LeanOptions:
             raise S2AError(f"activations={self.activations!r} is unknown; choose one of {choices}.")
         if not isinstance(self.in_place, bool) or (self.in_place and self.activations != "lean"):
             raise S2AError(f"in_place={self.in_place!r} is True or False, and True only with activations='lean'.")
+        if self.recompute not in ("same", "bf16"):
+            raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'same' or 'bf16'.")
+        if self.recompute != "same" and self.activations != "lean":
+            raise S2AError(f"recompute={self.recompute!r} needs activations='lean': nothing else computes again.")
         given = [n for n in ("memory_budget_mb", "memory_budget") if getattr(self, n) is not None]
         if given and self.activations != "lean":
             raise S2AError(

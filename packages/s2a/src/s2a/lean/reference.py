@@ -6,6 +6,7 @@ temporary is larger.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
@@ -13,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from s2a.activations.pack import ACCELERATOR_CHUNK
-from s2a.activations.pointwise import Code, activation_code
+from s2a.activations.pointwise import Code, activation_code, cell_numbers
 from s2a.lean.rows import (
     CODED,
     code_columns,
@@ -27,7 +28,7 @@ from s2a.lean.rows import (
     unpack_rows,
 )
 
-CPU_PIECE = 1 << 18
+CPU_PIECE = 1 << 19
 """Elements of a piece on a CPU: few enough for its cache, many enough that starting an operation costs little."""
 
 FORWARDS: dict[str, tuple[str, Callable[[Tensor], Tensor]]] = {
@@ -111,11 +112,12 @@ def norm_pack(
         rstd = torch.empty(rstd.shape, dtype=work, device=x.device)
     for piece in _pieces(x, x.shape[1]):
         part = x[piece].to(work)
-        normed = part - (part.mean(1, keepdim=True) if rounded else mean[piece])
         if rounded:
-            rstd[piece] = normed.square().mean(1, keepdim=True).add_(eps).rsqrt_()
-        normed *= rstd[piece]
-        codes[piece], own = quantize_rows(normed, bits)
+            variance, centre = torch.var_mean(part, 1, correction=0, keepdim=True)
+            rstd[piece] = variance.add_(eps).rsqrt_()
+        else:
+            centre = mean[piece]
+        codes[piece], own = quantize_rows(part, bits, centre, rstd[piece])
         if bits <= CODED:
             numbers[piece] = own
     return out, codes, numbers, rstd
@@ -136,11 +138,13 @@ def norm_rebuild(
     for piece in _pieces(codes, columns):
         value = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         if weight is None:
-            out[piece].copy_(value)
+            out[piece] = value
         elif bias is None:
-            out[piece].copy_(value * weight)  # Not in place: at 32 bits the values are the codes themselves.
+            torch.mul(value, weight, out=out[piece])
+        elif out.dtype == torch.result_type(value, bias):
+            torch.addcmul(bias, value, weight, out=out[piece])
         else:
-            out[piece].copy_(torch.addcmul(bias, value, weight))
+            out[piece] = torch.addcmul(bias, value, weight)
     return out
 
 
@@ -177,22 +181,51 @@ def norm_backward(
         if want_weight:
             sums[0] += own_weight
         sums[1] += own_bias
-        out[piece].copy_(moved.mul_(rstd[piece]))
+        torch.mul(moved, rstd[piece], out=out[piece])
     return (sums[0] if want_weight else sums.new_empty(0)), sums[1].clone()
 
 
 def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
     """See ``ops.act_pack``."""
     code, forward = code_of(activation, bits, levels), IN_PLACE[activation]
-    encode = code.encoder(u.device)
+    if u.device.type == "cpu" and code.fitted and code.bits == 4 and u.shape[1] % 2 == 0:
+        encode = _encoder_of_pairs(code)
+    else:
+        every = code.encoder(u.device)
+
+        def encode(part: Tensor) -> Tensor:
+            return pack_rows(every(part.reshape(-1)).view(part.shape), code.bits)
+
     codes = u.new_empty((len(u), row_bytes(u.shape[1], code.bits)), dtype=torch.uint8)
     for piece in _pieces(u, u.shape[1]):
         part = u[piece]
-        codes[piece] = pack_rows(encode(part.reshape(-1)).view(part.shape), code.bits)
+        codes[piece] = encode(part)
         forward(part)
     return codes
 
 
+@functools.cache
+def _pairs(code: Code) -> Tensor:
+    """The byte of every pair of fine cells, the one of the low bits counting fastest."""
+    table = torch.tensor(code.cells()[0], dtype=torch.uint8)
+    return (table | table.unsqueeze(1) << 4).view(-1)
+
+
+def _encoder_of_pairs(code: Code) -> Callable[[Tensor], Tensor]:
+    """``(R, C)`` to bytes of two codes: one look-up for both, which costs more than all else, and no packing."""
+    (cells, first), pairs = code.cells(), _pairs(code)
+
+    def encode(part: Tensor) -> Tensor:
+        rows, columns = part.shape
+        places = cell_numbers(part, first, len(cells))
+        width = columns // 2
+        both = torch.add(places[:, :width], places[:, width:], alpha=len(cells))  # Exact below 2^24.
+        return pairs.index_select(0, both.to(torch.int32).view(-1)).view(rows, width)
+
+    return encode
+
+
+@functools.cache
 def _look_up(values: tuple[float, ...], bits: int, shift: int) -> tuple[float, ...]:
     return tuple(values[(byte >> shift) & ((1 << bits) - 1)] for byte in range(256))
 
