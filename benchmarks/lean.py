@@ -1,7 +1,7 @@
 """Lean activations on the real architectures: gradients by bits, and step time beside simulated peak of all methods.
 
     python benchmarks/lean.py fidelity [backbone ...]
-    python benchmarks/lean.py pareto [--batch 4] [--rounds 3] [--only NAME ...] [backbone ...]
+    python benchmarks/lean.py pareto [--batch 4] [--rounds 3] [--only NAME ...] [--output FILE] [backbone ...]
 
 ``fidelity`` prints the cosine between lean and exact gradients of S2A's trainable groups, as ``fidelity.py`` does for
 codes alone, and what the paper's structure then takes at batch 32. ``pareto`` runs forward and backward pass of every
@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import fidelity
@@ -76,6 +78,7 @@ def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, 
         "s2a exact": ("s2a", {"activations": "exact"}, False, 1),
         "s2a paper": ("s2a", {"activations": "paper"}, False, 1),
         "s2a lean": ("s2a", LEAN, False, 1),
+        "s2a lean, again in bf16": ("s2a", {**LEAN, "recompute": "bf16"}, False, 1),
     }
     for part in (0.9, 1.0, 1.25):
         options = {**LEAN, "memory_budget_mb": round(budget * part)}
@@ -101,8 +104,8 @@ def stepper(
     return adapted, step
 
 
-def pareto(backbone: str, batch: int, rounds: int, only: list[str] | None) -> None:
-    """Least step time of every configuration, and its simulated peak at this batch and at 32."""
+def pareto(backbone: str, batch: int, rounds: int, only: list[str] | None) -> list[dict[str, Any]]:
+    """Least step time of every configuration, and its simulated peak at this batch and at 32; what was printed."""
     times: dict[str, list[float]] = {}
     peaks: dict[str, tuple[float, float]] = {}
     steps: dict[str, Callable[[], None]] = {}
@@ -126,10 +129,22 @@ def pareto(backbone: str, batch: int, rounds: int, only: list[str] | None) -> No
     base = min(times.get("s2a exact", [float("nan")]))
     print(f"\n| {backbone} | s / step, batch {batch} | of s2a exact | peak MB, batch {batch} | peak MB, batch 32 |")
     print("|---|---|---|---|---|")
+    rows = []
     for name, found in times.items():
         least = min(found)
         small, large = peaks[name]
         print(f"| {name} | {least:.3f} | {least / base:.2f} | {small:,.0f} | {large:,.0f} |", flush=True)
+        rows.append(
+            {
+                "backbone": backbone,
+                "name": name,
+                "batch": batch,
+                "seconds": found,
+                "peak_mb": small,
+                "peak_mb_32": large,
+            }
+        )
+    return rows
 
 
 def main() -> None:
@@ -140,6 +155,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=4)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+")
+    parser.add_argument("--output", type=Path, help="a JSON file for all step times (docs/figures/lean_pareto.py)")
     request = parser.parse_args()
     if request.what == "fidelity":
         print("| backbone | lean keeps | bias | LRP | LSB |\n|---|---|---|---|---|")
@@ -148,8 +164,12 @@ def main() -> None:
         return
     found = hardware("cpu")
     print(f"{found['cpu']}, {torch.get_num_threads()} threads, torch {torch.__version__}, fp32")
+    rows: list[dict[str, Any]] = []
     for backbone in request.backbones:
-        pareto(backbone, request.batch, request.rounds, request.only)
+        rows += pareto(backbone, request.batch, request.rounds, request.only)
+        if request.output:
+            about = {**found, "torch": torch.__version__, "threads": torch.get_num_threads(), "rows": rows}
+            request.output.write_text(json.dumps(about, indent=1) + "\n")
 
 
 if __name__ == "__main__":
