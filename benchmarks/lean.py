@@ -156,7 +156,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--output", type=Path, help="a JSON file for all step times (docs/figures/lean_pareto.py)")
-    request = parser.parse_args()
+    request = parser.parse_intermixed_args()
     if request.what == "fidelity":
         print("| backbone | lean keeps | bias | LRP | LSB |\n|---|---|---|---|---|")
         for backbone in request.backbones:
