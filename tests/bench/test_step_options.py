@@ -129,6 +129,6 @@ def test_cells_of_before_keep_their_ids() -> None:
     """A field that came later is no part of a cell that has its default."""
     assert "frozen" not in identifying(TrainConfig())
     assert identifying(TrainConfig(precision="bf16", frozen="bf16"))["frozen"] == "bf16"
-    later = {"activations", "memory_budget_mb", "memory_budget", "budget_batch", "in_place"}
+    later = {"activations", "memory_budget_mb", "memory_budget", "budget_batch", "in_place", "recompute"}
     assert not later & identifying(s2a.method_config("bias")).keys()
     assert identifying(s2a.method_config("bias", activations="lean"))["activations"] == "lean"

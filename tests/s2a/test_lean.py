@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from typing import Any
 
 import lean_models
@@ -91,6 +92,8 @@ def test_attention_is_attention(
     tokens: int, windows: int, rank: int, inner: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(layers, "CHUNK", 4 * 24 * tokens)
+    # Windows of a chunk go in pieces of two: with masks those of one image.
+    monkeypatch.setattr(sys.modules["s2a.lean.attention"], "CPU_PIECE", 2 * 24 * tokens)
     x, weights = leaf(6, tokens, 8), tensors(8, 24, 8, rank)
     bias = leaf(1, 2, tokens, tokens) if windows else None
     mask = torch.where(torch.rand(2, tokens, tokens) < 0.3, -9.0, 0.0).double() if windows == 2 else None

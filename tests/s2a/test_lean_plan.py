@@ -12,6 +12,7 @@ import hypothesis.strategies as st
 import lean_models
 import pytest
 import s2a
+import timm
 import tiny
 import torch
 from lean_models import images_for
@@ -19,7 +20,7 @@ from s2a import testing
 from s2a.lean import Keep, Plan
 from s2a.lean.apply import DEFAULTS
 from s2a.lean.options import LeanOptions, parse_size
-from s2a.lean.plan import ERROR_WEIGHT, Site, make_plan
+from s2a.lean.plan import ERROR_WEIGHT, Site, make_plan, with_cheap_repeats
 from s2a.state import load, save
 
 WEIGHTS = 10_000
@@ -242,6 +243,61 @@ def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
     assert [b.keep for b in loaded._branches] == [b.keep for b in lean._branches]
 
 
+# Without a budget
+
+
+def pyramid(stages: list[tuple[int, int, int]], fixed_bits: int = 0) -> list[Site]:
+    """Branches of blocks (number, tokens, channels) of every stage."""
+    found = []
+    for number, tokens, channels in stages:
+        for i in range(number):
+            name = f"{channels}.{i}"
+            found.append(Site(name, "attn", tokens, channels, 3 * channels, tokens))
+            found.append(Site(name, "mlp", tokens, channels, 4 * channels, tokens, fixed_bits))
+    return found
+
+
+SWIN_B = [(2, 3136, 128), (2, 784, 256), (18, 196, 512), (2, 49, 1024)]
+
+
+@pytest.mark.parametrize("scale", [1, 2, 4])
+def test_only_the_first_stage_of_a_pyramid_is_worth_repeating(scale: int) -> None:
+    """Whatever the widths: a narrower copy of a model is treated as the model is."""
+    stages = [(number, tokens, channels // scale) for number, tokens, channels in SWIN_B]
+    for chosen, repeated in ((pyramid(stages), {str(128 // scale)}), (pyramid([(12, 197, 768 // scale)]), set())):
+        keeps = [DEFAULTS[site.role] for site in chosen]
+        found = with_cheap_repeats(chosen, keeps)
+        assert {s.name.split(".")[0] for s, k in zip(chosen, found, strict=True) if k == Keep(8, 0)} == repeated
+        for site, before, after in zip(chosen, keeps, found, strict=True):
+            assert after == before or (site.role == "mlp" and site.nbytes(after, 1) < site.nbytes(before, 1))
+            assert site.error(after) <= site.error(before)
+
+
+def test_nothing_is_repeated_twice_or_where_it_saves_nothing() -> None:
+    relu = pyramid(SWIN_B, fixed_bits=1)
+    keeps = [DEFAULTS[site.role] if site.role == "attn" else Keep(4, 1) for site in relu]
+    assert with_cheap_repeats(relu, keeps) == keeps
+    again = [Keep(10, 0)] * len(relu)
+    assert with_cheap_repeats(relu, again) == again
+    assert with_cheap_repeats([], []) == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "claim"),
+    [("vit_base_patch16_224", 640), ("swin_base_patch4_window7_224", 745), ("convnext_base", 741)],
+)
+def test_measured_memory_stays_below_the_papers_figure_as_it_comes(backbone: str, claim: float) -> None:
+    """Table 1's MB for S2A at batch 32, which the paper's recipe itself does not reach."""
+    config = s2a.S2AConfig(activations="lean")
+    adapted: Any = s2a.attach(timm.create_model(backbone), config, 100)
+    predicted = s2a.plan_memory(adapted, None, batch_size=32).predicted
+    two, four = (s2a.saved_bytes(adapted, torch.randn(n, 3, 224, 224)) for n in (2, 4))
+    weights = sum(t.untyped_storage().nbytes() for t in [*adapted.parameters(), *adapted.buffers()])
+    at_32 = weights + four.total + 14 * (four.total - two.total)
+    assert at_32 == pytest.approx(predicted, rel=0.03)
+    assert max(predicted, at_32) <= claim * 1e6
+
+
 # Options
 
 
@@ -268,6 +324,8 @@ def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
             ({"activations": "lean", "budget_batch": value}, "is no batch size; give an integer of at least 1")
             for value in (0, -1, 2.0, True, "2")
         ),
+        ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'same' or 'bf16'"),
+        ({"activations": "exact", "recompute": "bf16"}, "recompute='bf16' needs activations='lean'"),
     ],
 )
 def test_bad_options_are_refused(method: str, options: dict[str, Any], message: str) -> None:

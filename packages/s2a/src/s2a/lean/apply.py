@@ -16,6 +16,7 @@ from s2a.families import family_of
 from s2a.lean import fused, layerwise
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
+from s2a.lean.plan import with_cheap_repeats
 from s2a.lean.stream import stepwise, write_over
 from s2a.registry import Method
 from s2a.structure.lsb import SideBlock, Transition
@@ -25,7 +26,8 @@ ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 """A block's branches -> the roles of norm and body in ``Block.parts``."""
 
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
-"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits."""
+"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits (or it from 8-bit codes again,
+where ``with_cheap_repeats`` says so)."""
 
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
@@ -100,7 +102,11 @@ def make_lean(
     stepwise(backbone, edits)
     if in_place:
         write_over(backbone, blocks, method, edits)
-    return tuple(branch for branches in blocks.values() for branch in branches)
+    fused_branches = tuple(branch for branches in blocks.values() for branch in branches)
+    keeps = with_cheap_repeats([b.site for b in fused_branches], [b.keep for b in fused_branches])
+    for branch, keep in zip(fused_branches, keeps, strict=True):
+        branch.keep = keep
+    return fused_branches
 
 
 def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:

@@ -6,6 +6,7 @@ together: numbers of the exact map beside approximate q and k would be wrong by 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from s2a.lean import ops
 from s2a.lean.branch import Shape, like, put_rows, rows_of, total
 from s2a.lean.layers import spans, two_layers
+from s2a.lean.reference import CPU_PIECE
 
 
 class _Attention(torch.autograd.Function):
@@ -135,12 +137,28 @@ def _apart(rows: Tensor, tokens: int, heads: int, of: int = 3) -> Tensor:
 def attend(qkv: Tensor, tokens: int, heads: int, added: Tensor | None, scale: float) -> Tensor:
     """Attention's output as rows, ``(items * N, H d)``, from those of q, k, v."""
     if _small(tokens, qkv.shape[1] // (3 * heads)):
-        q, k, v = _apart(qkv, tokens, heads).unbind(0)
-        mixed = _map(q.mul_(scale), k, added) @ v
-    else:
-        q, k, v = split(qkv, tokens, heads)
-        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_of_all(added, len(q)), scale=scale)
+        out = qkv.new_empty(len(qkv), qkv.shape[1] // 3)
+        for rows in _rows_of_pieces(qkv, tokens, added):
+            q, k, v = _apart(qkv[rows], tokens, heads).unbind(0)
+            _put(out[rows], _map(q.mul_(scale), k, added) @ v)
+        return out
+    q, k, v = split(qkv, tokens, heads)
+    mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=_of_all(added, len(q)), scale=scale)
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
+
+
+def _rows_of_pieces(qkv: Tensor, tokens: int, added: Tensor | None) -> Iterator[slice]:
+    """A chunk's windows, whole images' where they have masks: in pieces for a CPU's cache, at once elsewhere."""
+    least = tokens * (1 if added is None else len(added))
+    step = max(1, CPU_PIECE // (least * qkv.shape[1])) * least if qkv.device.type == "cpu" else len(qkv)
+    for start in range(0, len(qkv), max(step, 1)):
+        yield slice(start, min(start + step, len(qkv)))
+
+
+def _put(rows: Tensor, values: Tensor) -> None:
+    """Writes ``(items, H, N, d)`` into rows ``(items * N, H d)``."""
+    items, heads, tokens, width = values.shape
+    rows.view(items, tokens, heads, width).copy_(values.transpose(1, 2))
 
 
 def _of_all(added: Tensor | None, items: int) -> Tensor | None:
@@ -197,19 +215,23 @@ def _attend_backward_written_out(
     want_mixed: bool,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The same without autograd: five products of batches."""
-    q, k, v = _apart(qkv, tokens, heads).unbind(0)
-    q.mul_(scale)
-    attention = _map(q, k, added)
-    mixed = None
-    if want_mixed:
-        mixed = (attention @ v).transpose(1, 2).reshape(-1, grad.shape[1])
-    (dout,) = _apart(grad, tokens, heads, 1)
-    dq, dk, dv = split(qkv, tokens, heads)  # The rows themselves are not needed any more.
-    dv.copy_(attention.transpose(-2, -1) @ dout)
-    dscores = torch.ops.aten._softmax_backward_data(dout @ v.transpose(-2, -1), attention, -1, attention.dtype)
-    dq.copy_((dscores @ k).mul_(scale))
-    dk.copy_(dscores.transpose(-2, -1) @ q)
-    return mixed, qkv, dscores if want_added else None
+    mixed = torch.empty_like(grad) if want_mixed else None
+    dadded = None
+    for rows in _rows_of_pieces(qkv, tokens, added):
+        q, k, v = _apart(qkv[rows], tokens, heads).unbind(0)
+        q.mul_(scale)
+        attention = _map(q, k, added)
+        if mixed is not None:
+            _put(mixed[rows], attention @ v)
+        (dout,) = _apart(grad[rows], tokens, heads, 1)
+        dq, dk, dv = split(qkv[rows], tokens, heads)  # The rows themselves are not needed any more.
+        dv.copy_(attention.transpose(-2, -1) @ dout)
+        dscores = torch.ops.aten._softmax_backward_data(dout @ v.transpose(-2, -1), attention, -1, attention.dtype)
+        dq.copy_((dscores @ k).mul_(scale))
+        dk.copy_(dscores.transpose(-2, -1) @ q)
+        if want_added and added is not None:
+            dadded = total(dadded, dscores.view(-1, *added.shape).sum(0), True)
+    return mixed, qkv, dadded
 
 
 def attention(
