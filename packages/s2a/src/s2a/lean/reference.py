@@ -188,14 +188,8 @@ def norm_backward(
 def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
     """See ``ops.act_pack``."""
     code, forward = code_of(activation, bits, levels), IN_PLACE[activation]
-    if u.device.type == "cpu" and code.fitted and code.bits == 4 and u.shape[1] % 2 == 0:
-        encode = _encoder_of_pairs(code)
-    else:
-        every = code.encoder(u.device)
-
-        def encode(part: Tensor) -> Tensor:
-            return pack_rows(every(part.reshape(-1)).view(part.shape), code.bits)
-
+    in_pairs = u.device.type == "cpu" and code.fitted and code.bits == 4 and u.shape[1] % 2 == 0
+    encode = _encoder_of_pairs(code) if in_pairs else _encoder(code, u.device)
     codes = u.new_empty((len(u), row_bytes(u.shape[1], code.bits)), dtype=torch.uint8)
     for piece in _pieces(u, u.shape[1]):
         part = u[piece]
@@ -209,6 +203,12 @@ def _pairs(code: Code) -> Tensor:
     """The byte of every pair of fine cells, the one of the low bits counting fastest."""
     table = torch.tensor(code.cells()[0], dtype=torch.uint8)
     return (table | table.unsqueeze(1) << 4).view(-1)
+
+
+def _encoder(code: Code, device: torch.device) -> Callable[[Tensor], Tensor]:
+    """``(R, C)`` to bytes of codes."""
+    every = code.encoder(device)
+    return lambda part: pack_rows(every(part.reshape(-1)).view(part.shape), code.bits)
 
 
 def _encoder_of_pairs(code: Code) -> Callable[[Tensor], Tensor]:
