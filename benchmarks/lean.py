@@ -49,6 +49,7 @@ def curve(backbone: str) -> None:
         change = functools.partial(set_keeps, keeps=keeps) if keeps else None
         found = fidelity.gradients(backbone, change=change, **LEAN)
         _row(backbone, name, exact, found)
+    _row(backbone, "the default, q, k, v again in bf16", exact, fidelity.gradients(backbone, recompute="bf16", **LEAN))
     budget = BUDGETS[backbone]
     _row(backbone, f"budget {budget} MB", exact, fidelity.gradients(backbone, memory_budget_mb=budget, **LEAN))
 

@@ -13,7 +13,7 @@ from torch import nn
 from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block
 from s2a.families import family_of
-from s2a.lean import fused, layerwise
+from s2a.lean import fused, layerwise, pool
 from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
 from s2a.lean.plan import with_cheap_repeats
@@ -122,6 +122,8 @@ def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], e
 _FORWARDS: dict[type[nn.Module], Any] = {
     **dict.fromkeys(fused.LAYER_NORMS, fused.lean_norm_forward),
     nn.BatchNorm2d: layerwise.batch_norm_forward,
+    nn.MaxPool2d: pool.max_pool_forward,
+    nn.AvgPool2d: pool.average_pool_forward,
     SideBlock: layerwise.side_block_forward,
     Transition: layerwise.transition_forward,
 }
