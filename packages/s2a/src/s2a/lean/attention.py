@@ -149,9 +149,12 @@ def attend(qkv: Tensor, tokens: int, heads: int, added: Tensor | None, scale: fl
 
 def _rows_of_pieces(qkv: Tensor, tokens: int, added: Tensor | None) -> Iterator[slice]:
     """A chunk's windows, whole images' where they have masks: in pieces for a CPU's cache, at once elsewhere."""
+    if qkv.device.type != "cpu" or torch.compiler.is_compiling():  # A compiler would unroll the loop.
+        yield slice(0, len(qkv))
+        return
     least = tokens * (1 if added is None else len(added))
-    step = max(1, CPU_PIECE // (least * qkv.shape[1])) * least if qkv.device.type == "cpu" else len(qkv)
-    for start in range(0, len(qkv), max(step, 1)):
+    step = max(1, CPU_PIECE // (least * qkv.shape[1])) * least
+    for start in range(0, len(qkv), step):
         yield slice(start, min(start + step, len(qkv)))
 
 

@@ -25,16 +25,16 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: dict[str, Any]) -> Tensor:
-        outs, kept = [], []
+        outs, kept, parts = [], [], list(spans(len(x), x[:1].numel()))
         across, ctx.bits = options["kernel_size"][1], _bits(options)
-        for part in spans(len(x), x[:1].numel()):
+        for part in parts:
             out, index = F.max_pool2d(x[part], **options, return_indices=True)
             rows, columns = index // x.shape[3], index % x.shape[3]
             (top, left), (high, wide) = _corners(out.shape, options, x.device), options["dilation"]
             place = (rows - top.view(-1, 1)) // high * across + (columns - left) // wide
             kept.append(pack_rows(place.to(torch.uint8).reshape(-1, out.shape[2] * out.shape[3]), ctx.bits))
             outs.append(out)
-        ctx.options, ctx.like = options, (x.shape, x.dtype)
+        ctx.options, ctx.parts, ctx.like = options, parts, (x.shape, x.dtype)
         ctx.save_for_backward(*kept)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -46,7 +46,7 @@ class _MaxPool(torch.autograd.Function):
         (top, left), (high, wide) = _corners(grad.shape, options, grad.device), options["dilation"]
         shape, dtype = ctx.like
         out = torch.zeros(shape, dtype=dtype, device=grad.device)
-        for codes, part in zip(kept, spans(shape[0], shape[1] * shape[2] * shape[3]), strict=True):
+        for codes, part in zip(kept, ctx.parts, strict=True):
             some = grad[part]
             place = unpack_rows(codes, some.shape[2] * some.shape[3], ctx.bits, torch.int64).view(some.shape)
             rows = top.view(-1, 1) + place // across * high
