@@ -158,6 +158,8 @@ def main() -> None:
     parser.add_argument("--only", nargs="+")
     parser.add_argument("--output", type=Path, help="a JSON file for all step times (docs/figures/lean_pareto.py)")
     request = parser.parse_intermixed_args()
+    if unknown := sorted(set(request.backbones) - BUDGETS.keys()):
+        parser.error(f"backbone {unknown[0]} has no figure in the paper; choose among {', '.join(BUDGETS)}")
     if request.what == "fidelity":
         print("| backbone | lean keeps | bias | LRP | LSB |\n|---|---|---|---|---|")
         for backbone in request.backbones:

@@ -153,6 +153,24 @@ def test_a_changed_block_is_right_when_compiled() -> None:
 
 # Sums over the stream
 
+
+@pytest.mark.parametrize("family", ["vit", "swin"])
+def test_recomputation_in_bf16_is_an_option_of_the_whole_model(family: str) -> None:
+    """The same logits; gradients near; and a model in half precision computes again as it computed."""
+    make_model, size = tiny.MODELS[family]
+    configs = [s2a.S2AConfig(activations="lean", recompute=how) for how in ("same", "bf16")]
+    model, images = make_model(), images_for(family)
+    same, narrow = (s2a.attach(copy.deepcopy(model), config, 3, image_size=size).eval() for config in configs)
+    narrow.load_state_dict(same.state_dict())
+    assert torch.equal(same(images), narrow(images))
+    near, found = gradients(same, images), gradients(narrow, images)
+    assert any(not torch.equal(found[name], grad) for name, grad in near.items())
+    for group, cosine in cosines(found, near).items():
+        assert cosine > 0.99, group
+    same, narrow, images = same.bfloat16(), narrow.bfloat16(), images.bfloat16()
+    assert_same(gradients(same, images), gradients(narrow, images), 0)
+
+
 READS_STREAM = [("vit", "adaptformer"), ("swin", "adaptformer"), ("convnext", "full"), ("convnext_conv", "full")]
 """Whose backward pass reads a block's input: AdaptFormer's bottleneck, a depthwise convolution that trains."""
 

@@ -33,8 +33,9 @@ class LeanOptions:
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
             keep a block's input or output must then copy it. Refused where something that trains reads the stream.
         recompute: With ``"lean"``: number format of the products of the forward pass that the backward pass computes
-            again (q, k, v above all): ``"same"`` as in the forward pass, or ``"bf16"``, twice as fast and more on
-            hardware that multiplies it natively, and slower on other. Gradients lose little (docs/lean.md).
+            again (q, k, v; activations' inputs; not the side branch): ``"same"`` as in the forward pass, or ``"bf16"``,
+            twice as fast on a CPU that multiplies it natively, slower on hardware that does not. Gradients lose little
+            (docs/lean.md).
     """
 
     activations: Literal["exact", "lean"] = _new("exact")
