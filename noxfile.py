@@ -50,9 +50,11 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs the tests; arguments go to pytest."""
+    """Runs the tests, two files at a time; arguments go to pytest (`-n 0` for one process)."""
     install(session, "test")
-    session.run("pytest", *session.posargs, env=ENVIRONMENT)
+    # A thread each: on two cores the threads of two would wait for each other.
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=environment)
 
 
 @nox.session
