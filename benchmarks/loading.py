@@ -15,14 +15,14 @@ from pathlib import Path
 import numpy as np
 import s2a
 import torch
-from s2a_bench import backbones
+from s2a_bench.cells import backbones
+from s2a_bench.cells.train import train
 from s2a_bench.config import BackboneConfig, TrainConfig
-from s2a_bench.data import Images
-from s2a_bench.datasets import DATASETS
-from s2a_bench.decoded import Listed, as_read, open_pixels
-from s2a_bench.layout import CACHE, Entry, read_list, read_manifest
-from s2a_bench.synthetic.pictures import jpeg, picture
-from s2a_bench.train import train
+from s2a_bench.data.decoded import Listed, as_read, open_pixels
+from s2a_bench.data.folder import CACHE, Entry, read_list, read_manifest
+from s2a_bench.data.loading import Images
+from s2a_bench.data.synthetic.pictures import jpeg, picture
+from s2a_bench.data.table.lookup import DATASETS
 
 BATCH, COUNT = 32, 512
 

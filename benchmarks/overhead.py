@@ -53,8 +53,10 @@ class Stopwatch:
 
 def child(mode: str, began: float, output: Path) -> None:
     """A sweep of a few small cells on one worker, in this fresh process; prints JSON."""
-    from s2a_bench import grid, pool, sweep
-    from s2a_bench.sweep import Workers
+    from s2a_bench.sweep import grid
+    from s2a_bench.sweep import plan as sweep
+    from s2a_bench.sweep.plan import Workers
+    from s2a_bench.sweep.ray import pool
 
     request = grid.Request(
         datasets=("digits",),
@@ -95,9 +97,11 @@ def call(*arguments: str) -> tuple[str, float, float]:
 
 def prepare(count: int, output: Path) -> list[str]:
     """Records of ``count`` cells as if they had run; returns the sweep's arguments."""
-    from s2a_bench import grid, record, run, sweep
-    from s2a_bench.datasets import SUITES
-    from s2a_bench.keep import Keep
+    from s2a_bench.cells import record, run
+    from s2a_bench.cells.outputs import Keep
+    from s2a_bench.data.table.lookup import SUITES
+    from s2a_bench.sweep import grid
+    from s2a_bench.sweep import plan as sweep
 
     names = SUITES["mini"].datasets
     seeds = [str(seed) for seed in range(-(-count // (len(names) * len(METHODS))))]
@@ -131,7 +135,7 @@ def main(arguments: list[str]) -> None:
         child(arguments[1], float(arguments[2]), Path(arguments[3]))
         return
     count = int(arguments[0]) if arguments else 500
-    from s2a_bench import measure
+    from s2a_bench.cells import measure
 
     hardware = measure.hardware("cpu")
     print(f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads, load {os.getloadavg()[0]:.1f}")

@@ -10,7 +10,7 @@ import pytest
 import s2a
 import torch
 import torch.nn.functional as F
-from s2a_bench.backbones import create
+from s2a_bench.cells.backbones import create
 from s2a_bench.config import BackboneConfig
 
 

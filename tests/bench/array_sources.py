@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
-from s2a_bench.sources.arrays import READERS
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tree import Tree
+from s2a_bench.data.readers.arrays import READERS
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
 
 h5py = pytest.importorskip("h5py")
 

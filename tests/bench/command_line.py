@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from s2a_bench.cli import main
+from s2a_bench.cli.main import main
 
 
 def refused(capsys, *arguments):

@@ -12,10 +12,10 @@ from bench.small_caltech import ARCHIVE, FILES, NAMES, PER_CLASS, TINY_COUNTS, w
 from bench.small_folders import COUNTS, picture, write_vtab
 from bench.web_site import Site, serving
 from huggingface_hub.errors import LocalEntryNotFoundError
-from s2a_bench import web
-from s2a_bench.dataset_types import Pool
-from s2a_bench.datasets import DATASETS
-from s2a_bench.prepare import prepare
+from s2a_bench.data import http as web
+from s2a_bench.data.prepare import prepare
+from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table.types import Pool
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def quick_web(monkeypatch: pytest.MonkeyPatch) -> None:
 def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Sources of every kind of array, by name of their plan."""
     from bench.array_sources import PLANS, ROWS  # needs what only some machines have
-    from s2a_bench.synthetic.arrays import MAKERS
+    from s2a_bench.data.synthetic.arrays import MAKERS
 
     places = {}
     for name, dataset in ROWS.items():

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Iterable
 from typing import Any
 
-from s2a_bench.record import Record, cell_id
+from s2a_bench.cells.record import Record, cell_id
 
 GROUPS = {"digits": "natural", "sprite_location": "structured", "sprite_count": "structured", "texture": "specialized"}
 COSTS = {  # method: (trainable parameters, theoretical MB, measured MB, images per second)

@@ -45,7 +45,8 @@ def command(log: Path, arguments: list[str], tracked: bool = False) -> BaseProce
 
 
 def _command(log: str, arguments: list[str], tracked: bool) -> None:
-    from s2a_bench import cli, track_store
+    from s2a_bench.cli import main as cli
+    from s2a_bench.tracking import store as track_store
 
     handle = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
     os.dup2(handle, 1)
@@ -62,8 +63,8 @@ def _command(log: str, arguments: list[str], tracked: bool) -> None:
 def eat_memory(folder: str, output: str, cell: object) -> None:
     """Runs a cell in a memory cgroup; after its first epoch takes more memory than that has."""
     import torch
-    from s2a_bench import run
-    from s2a_bench.keep import Keep
+    from s2a_bench.cells import run
+    from s2a_bench.cells.outputs import Keep
 
     torch.set_num_threads(1)
     (Path(folder) / "cgroup.procs").write_text(str(os.getpid()))
@@ -79,7 +80,7 @@ def eat_memory(folder: str, output: str, cell: object) -> None:
 def limited(output: str, cells: dict, more: int) -> None:
     """Runs cells where the process may have ``more`` bytes than it has now."""
     import torch
-    from s2a_bench.sweep import Plan, run_here
+    from s2a_bench.sweep.plan import Plan, run_here
 
     torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])

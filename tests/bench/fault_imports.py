@@ -5,10 +5,6 @@ import os
 
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
-import s2a_bench.cli
-import s2a_bench.commands
-import s2a_bench.report
-import s2a_bench.run  # noqa: F401
 import sklearn.datasets  # noqa: F401
 
 if importlib.util.find_spec("mlflow") is not None:

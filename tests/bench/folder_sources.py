@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.readers.folders import READERS
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
 from s2a_bench.errors import InputError
-from s2a_bench.sources.folders import READERS
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tree import Tree
 
 BY_NAME = {reader.name: reader for reader in READERS}
 ROW = Dataset("tiny", "vtab", "natural", 3, Counts(None, None, None, None), "made up", "none", "here")

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
-from s2a_bench.data import check
-from s2a_bench.datasets import Counts
+from s2a_bench.data.loading import check
+from s2a_bench.data.table.lookup import Counts
+from s2a_bench.data.verify import Problem, verify
 from s2a_bench.errors import InputError
-from s2a_bench.verify import Problem, verify
 
 FOLDER = "101_ObjectCategories"
 ARCHIVE = f"{FOLDER}.tar.gz"

@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from s2a_bench import data
 from s2a_bench.config import DataConfig
-from s2a_bench.dataset_types import VTAB_LISTS
-from s2a_bench.datasets import Counts
+from s2a_bench.data import loading as data
+from s2a_bench.data.table.lookup import Counts
+from s2a_bench.data.table.types import VTAB_LISTS
 
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 SIZES = (6, 3, 9, 7)

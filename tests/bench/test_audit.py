@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 from bench.factories import make_record
-from s2a_bench import audit, record, run, track_store
-from s2a_bench.cli import main
+from s2a_bench.audit import epochs as audit
+from s2a_bench.cells import record, run
+from s2a_bench.cells.record import Record
+from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
-from s2a_bench.record import Record
+from s2a_bench.tracking import store as track_store
 
 RECIPE = TrainConfig(epochs=3, warmup_epochs=1, batch_size=16, lr=1e-2)
 
@@ -46,7 +48,7 @@ def test_the_same_cell_in_two_processes_gives_the_same_numbers_bit_for_bit(tmp_p
     (tmp_path / "cell.json").write_text(json.dumps(dataclasses.asdict(cell)))
     outputs = [tmp_path / "once", tmp_path / "again"]
     for output in outputs:
-        command = [sys.executable, "-m", "s2a_bench.run", str(tmp_path / "cell.json"), str(output)]
+        command = [sys.executable, "-m", "s2a_bench.cells.run", str(tmp_path / "cell.json"), str(output)]
         done = subprocess.run(command, check=False, capture_output=True, text=True)
         assert done.returncode == 0, done.stdout + done.stderr
     once, again = (record.read(next((output / "records").glob("*.json"))) for output in outputs)

@@ -8,9 +8,13 @@ from pathlib import Path
 
 import pytest
 from bench.factories import make_record
-from s2a_bench import audit_trials, grid, record, run, search, track_store
-from s2a_bench.cli import main
-from s2a_bench.record import Record
+from s2a_bench.audit import trials as audit_trials
+from s2a_bench.cells import record, run
+from s2a_bench.cells.record import Record
+from s2a_bench.cli.main import main
+from s2a_bench.sweep import grid
+from s2a_bench.sweep.search import choice as search
+from s2a_bench.tracking import store as track_store
 
 SWEEP = ["sweep", "--serial", "--random-weights", "--datasets", "digits", "--methods", "bias", "--limit-train", "32"]
 SWEEP += ["--limit-test", "40", "--epochs", "2", "--batch-size", "8", "--seeds", "3", "4", "--search", "3"]

@@ -14,10 +14,10 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import checkpoint, record, run
+from s2a_bench.cells import checkpoint, record, run
+from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, own_adapter, settle, tidy
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.keep import Keep, adapter_path, checkpoint_path, own_adapter, settle, tidy
 from safetensors.torch import load_file
 from torch import nn
 
@@ -283,8 +283,9 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
 
 def test_an_adapter_gives_the_cells_model_back(tmp_path):
     import s2a
-    from s2a_bench import backbones, data
-    from s2a_bench.train import accuracy
+    from s2a_bench.cells import backbones
+    from s2a_bench.cells.train import accuracy
+    from s2a_bench.data import loading as data
 
     asked = cell("s2a")
     found = run.run(asked, keep=Keep(tmp_path, adapters=True))

@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 from bench.command_line import refused
 from bench.factories import make_record
-from s2a_bench import backbones, record, run, track, track_store
-from s2a_bench.cli import main
-from s2a_bench.track import TrackingError
+from s2a_bench.cells import backbones, record, run
+from s2a_bench.cli.main import main
+from s2a_bench.tracking import runs as track
+from s2a_bench.tracking import store as track_store
+from s2a_bench.tracking.runs import TrackingError
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 ROOT = Path(__file__).resolve().parents[2]
@@ -251,8 +253,8 @@ def test_data_commands(capsys, tmp_path):
 
 def test_of_several_datasets_those_that_are_there_are_prepared(capsys, tmp_path):
     """One folder of downloads, some in folders of their own; what is missing is named and keeps nobody back."""
-    from s2a_bench.datasets import DATASETS
-    from s2a_bench.synthetic import plans
+    from s2a_bench.data.synthetic import plans
+    from s2a_bench.data.table.lookup import DATASETS
 
     downloads, root = tmp_path / "downloads", tmp_path / "root"
     bad = refused(capsys, "data", "prepare", "fgvc_dtd", "--synthetic", "--data-dir", str(root), "--seed", "-1")
@@ -294,7 +296,7 @@ def test_a_misspelt_flag_exits_2(capsys):
 
 def test_help_is_quick_because_it_imports_nothing_heavy():
     code = (
-        "import sys; from s2a_bench.cli import main\n"
+        "import sys; from s2a_bench.cli.main import main\n"
         "try: main(['sweep', '--help'])\n"
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'ray', 'mlflow', 'timm', 'sklearn'} & {*sys.modules}))"
@@ -305,7 +307,9 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
 
 def test_the_commands_in_the_readme_parse(monkeypatch):
     """Every ``nox -s bench`` and ``s2a-bench`` line of the README is understood; none is run."""
-    from s2a_bench import commands, commands_data, commands_memory
+    from s2a_bench.cli import data as commands_data
+    from s2a_bench.cli import memory as commands_memory
+    from s2a_bench.cli import sweep_grid as commands
 
     for name in ("sweep", "report", "track"):
         monkeypatch.setattr(commands, name, lambda *args: 0)

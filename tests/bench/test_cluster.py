@@ -20,12 +20,15 @@ from pathlib import Path
 from typing import TypeVar
 
 import pytest
-from s2a_bench import cluster, grid, record, scale
-from s2a_bench.cluster import Join, check_address, marker, requests, sees
+from s2a_bench.cells import record
+from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.record import Record
-from s2a_bench.sweep import Plan, Workers, identify, plan, run_here
+from s2a_bench.sweep import grid
+from s2a_bench.sweep import resources as scale
+from s2a_bench.sweep.plan import Plan, Workers, identify, plan, run_here
+from s2a_bench.sweep.ray import cluster
+from s2a_bench.sweep.ray.cluster import Join, check_address, marker, requests, sees
 
 T = TypeVar("T")
 
@@ -231,8 +234,8 @@ def can_unshare() -> bool:
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace (root)")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_record(tmp_path, local_cluster):
-    from s2a_bench.keep import Keep
-    from s2a_bench.pool import run_with_ray
+    from s2a_bench.cells.outputs import Keep
+    from s2a_bench.sweep.ray.pool import run_with_ray
 
     local, add_blind = local_cluster
     output = tmp_path / "output"
@@ -322,7 +325,7 @@ class FakeTrial:
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_a_sweep_ends_when_no_node_is_left_for_it_and_not_before(tmp_path, monkeypatch):
     import ray
-    from s2a_bench import pool
+    from s2a_bench.sweep.ray import pool
 
     alive: list[dict] = []
     clock = [0.0]

@@ -13,11 +13,14 @@ from bench.small_folders import HALF, SIZES, all_of, config, expected, picture, 
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from s2a_bench import data, decoded, images, layout, mini_tasks
 from s2a_bench.config import DataConfig
-from s2a_bench.data import check, load
-from s2a_bench.dataset_types import VTAB_LISTS
-from s2a_bench.datasets import DATASETS
+from s2a_bench.data import decoded, images
+from s2a_bench.data import folder as layout
+from s2a_bench.data import loading as data
+from s2a_bench.data.loading import check, load
+from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table.types import VTAB_LISTS
 from s2a_bench.errors import InputError
 
 # --- Folders ---------------------------------------------------------------------------------------------------------

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import torch
 from bench.small_folders import COUNTS, HALF, all_of, config
-from s2a_bench import decoded, images, layout
-from s2a_bench.data import load
+from s2a_bench.data import decoded, images
+from s2a_bench.data import folder as layout
+from s2a_bench.data.loading import load
 from s2a_bench.errors import InputError
 
 

@@ -13,9 +13,11 @@ import torch
 from bench.small_folders import HALF, config, picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench import images, layout, pretrain
+from s2a_bench.cells import pretrain
 from s2a_bench.config import DataConfig
-from s2a_bench.data import check, load
+from s2a_bench.data import folder as layout
+from s2a_bench.data import images
+from s2a_bench.data.loading import check, load
 from s2a_bench.errors import InputError
 
 # --- Bad input -------------------------------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import datasets
-from s2a_bench.dataset_types import Pool
-from s2a_bench.datasets import DATASETS, SUITES
+from s2a_bench.data.table import lookup as datasets
+from s2a_bench.data.table.lookup import DATASETS, SUITES
+from s2a_bench.data.table.types import Pool
 from s2a_bench.errors import InputError
 
 

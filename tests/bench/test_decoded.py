@@ -10,9 +10,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from s2a_bench import decoded
-from s2a_bench.decoded import Form, Listed, as_read, open_pixels, short_side
-from s2a_bench.layout import CACHE, Entry
+from s2a_bench.data import decoded
+from s2a_bench.data.decoded import Form, Listed, as_read, open_pixels, short_side
+from s2a_bench.data.folder import CACHE, Entry
 from torchvision.transforms import v2
 
 SIZES = [(20, 30), (41, 17), (8, 8), (33, 32), (9, 60)]

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 import torch
-from s2a_bench import device_peak
-from s2a_bench.device_peak import Request
+from s2a_bench.cells import device_peak
+from s2a_bench.cells.device_peak import Request
 from s2a_bench.errors import InputError
 
 REQUEST = Request("mini_vit", "s2a", {"lrp_rank": 4, "sites": (0, 1)}, batch_size=2)
@@ -65,7 +65,7 @@ def test_the_real_process_refuses_where_there_is_no_device():
 def test_the_real_process_refuses_a_request_that_is_none():
     text = '{"backbone": "mini_vit", "method": "s2a", "speed": 1}'
     done = subprocess.run(
-        [sys.executable, "-m", "s2a_bench.device_peak"], input=text, capture_output=True, text=True, check=False
+        [sys.executable, "-m", "s2a_bench.cells.device_peak"], input=text, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert "'speed'" in json.loads(done.stdout.splitlines()[-1])["error"]
@@ -110,7 +110,7 @@ def test_the_statistics_have_the_names_that_are_read():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 def test_on_a_device_the_three_numbers_agree():
     """The allocator's peak is the simulation's and what kernels need for themselves."""
-    from s2a_bench import measure
+    from s2a_bench.cells import measure
 
     answer = device_peak.device_peak(Request("vit_base_patch16_224", "bias", batch_size=8))
     adapted, _ = measure.blank("vit_base_patch16_224", "bias")

@@ -20,10 +20,10 @@ import pytest
 from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left, md5
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s2a_bench.dataset_types import Remote
-from s2a_bench.download import fetch
+from s2a_bench.data.download import fetch
+from s2a_bench.data.folder import locked
+from s2a_bench.data.table.types import Remote
 from s2a_bench.errors import InputError
-from s2a_bench.layout import locked
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 
@@ -319,7 +319,7 @@ def test_processes_take_turns_and_a_killed_one_is_taken_over_from(site: Site, tm
     big = random.Random(4).randbytes(3 << 20)
     remote = site.remote("f.zip", md5(big), Answer(big))
     code = (
-        "import sys, os, signal; from pathlib import Path; from s2a_bench.download import fetch, Remote\n"
+        "import sys, os, signal; from pathlib import Path; from s2a_bench.data.download import fetch, Remote\n"
         "die = lambda what, done, total: os.kill(os.getpid(), signal.SIGKILL) if done > 1 << 20 else None\n"
         "fetch([Remote(*sys.argv[1:4])], Path(sys.argv[4]), die if sys.argv[5] == 'die' else None)"
     )

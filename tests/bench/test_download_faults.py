@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left, md5
-from s2a_bench import web
-from s2a_bench.dataset_types import Remote
-from s2a_bench.download import fetch
+from s2a_bench.data import http as web
+from s2a_bench.data.download import fetch
+from s2a_bench.data.table.types import Remote
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 

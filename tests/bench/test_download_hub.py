@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from bench.web_site import DATA, OTHER, failing, left, md5
 from huggingface_hub.errors import LocalEntryNotFoundError
-from s2a_bench.dataset_types import Remote
-from s2a_bench.download import fetch
+from s2a_bench.data.download import fetch
+from s2a_bench.data.table.types import Remote
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 

@@ -11,12 +11,13 @@ from typing import Any
 import pytest
 from bench.factories import make_record
 from rich.console import Console
-from s2a_bench import commands_estimate, estimate, measure, record, run
-from s2a_bench.cli import main
+from s2a_bench.cells import estimate, measure, record, run
+from s2a_bench.cells.estimate import Cost, Costs, forecast, from_records, sentence
+from s2a_bench.cells.outputs import Keep
+from s2a_bench.cli import estimate as commands_estimate
+from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
-from s2a_bench.datasets import DATASETS
-from s2a_bench.estimate import Cost, Costs, forecast, from_records, sentence
-from s2a_bench.keep import Keep
+from s2a_bench.data.table.lookup import DATASETS
 
 TRAIN = TrainConfig(epochs=5, warmup_epochs=1)
 

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import s2a
-from s2a_bench import cli, experiment
-from s2a_bench.backbones import MINI_BACKBONES
+from s2a_bench.cells.backbones import MINI_BACKBONES
+from s2a_bench.cli import main as cli
 from s2a_bench.errors import InputError
-from s2a_bench.grid import Request, expand, parse_method
-from s2a_bench.paper import ROWS
+from s2a_bench.experiments import spec as experiment
+from s2a_bench.experiments.memory_tables import ROWS
+from s2a_bench.sweep.grid import Request, expand, parse_method
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT.parent / "shared/paper/tables.json"

@@ -25,9 +25,10 @@ from bench.fault_children import (
     start,
     wait_for,
 )
-from s2a_bench import faults, record, run
+from s2a_bench import failures as faults
+from s2a_bench.cells import record, run
+from s2a_bench.cells.outputs import Keep, checkpoint_path
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
-from s2a_bench.keep import Keep, checkpoint_path
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork, tmpfs and cgroups are Linux's")
 

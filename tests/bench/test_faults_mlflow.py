@@ -16,8 +16,9 @@ from pathlib import Path
 
 import pytest
 from bench.fault_children import EPOCHS, arguments, command, ended, fill, no_orphans, records, small_disk, wait_for
-from s2a_bench import record, track_names
-from s2a_bench.keep import adapter_path
+from s2a_bench.cells import record
+from s2a_bench.cells.outputs import adapter_path
+from s2a_bench.tracking import names as track_names
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore"),  # MLflow's own, about its dependencies

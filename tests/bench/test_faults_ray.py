@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 from bench.fault_children import arguments, command, ended, no_orphans, records, wait_for
-from s2a_bench import record
-from s2a_bench.record import Record
+from s2a_bench.cells import record
+from s2a_bench.cells.record import Record
 
 pytestmark = [
     pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's"),

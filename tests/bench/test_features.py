@@ -13,9 +13,10 @@ import pytest
 import s2a
 import torch
 from s2a.registry import entry_for
-from s2a_bench import backbones, data, features, run
+from s2a_bench.cells import backbones, features, run
+from s2a_bench.cells.outputs import Keep, features_folder, tidy
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
-from s2a_bench.keep import Keep, features_folder, tidy
+from s2a_bench.data import loading as data
 
 IDENTITY = {"data_id": "d", "list": "train"}
 

@@ -11,10 +11,13 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a.errors import S2AError
-from s2a_bench import datasets, grid, recipes, track_names
+from s2a_bench.cells import recipes
 from s2a_bench.config import MethodConfig
+from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
-from s2a_bench.grid import Request, coerce, expand, parse_method, parse_settings, parse_value
+from s2a_bench.sweep import grid
+from s2a_bench.sweep.grid import Request, coerce, expand, parse_method, parse_settings, parse_value
+from s2a_bench.tracking import names as track_names
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 JSON = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)

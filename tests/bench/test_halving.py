@@ -16,14 +16,22 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import commands_search, halving, progress, record, run, runtime, search, stats, track_names, track_store
-from s2a_bench.cli import main
+from s2a_bench.cells import record, run
+from s2a_bench.cells.outputs import Keep, checkpoint_path, settle
+from s2a_bench.cells.record import Record
+from s2a_bench.cells.train import accuracy, train
+from s2a_bench.cli import progress
+from s2a_bench.cli import sweep_search as commands_search
+from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.halving import Halving
-from s2a_bench.keep import Keep, checkpoint_path, settle
-from s2a_bench.record import Record
-from s2a_bench.train import accuracy, train
+from s2a_bench.report import statistics as stats
+from s2a_bench.sweep.ray import runtime
+from s2a_bench.sweep.search import asha as halving
+from s2a_bench.sweep.search import choice as search
+from s2a_bench.sweep.search.asha import Halving
+from s2a_bench.tracking import names as track_names
+from s2a_bench.tracking import store as track_store
 
 ray_only = pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 

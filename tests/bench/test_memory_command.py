@@ -8,8 +8,9 @@ import time
 import pytest
 import s2a
 from bench.command_line import refused
-from s2a_bench import commands_memory, measure
-from s2a_bench.cli import main
+from s2a_bench.cells import measure
+from s2a_bench.cli import memory as commands_memory
+from s2a_bench.cli.main import main
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

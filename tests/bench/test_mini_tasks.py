@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from s2a_bench import mini_tasks
-from s2a_bench.datasets import DATASETS, SUITES
+from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.mini.render import PATTERNS, POINTERS, REACH, SHAPES, SIZE, Sprites, paint, smooth, textures
+from s2a_bench.data.table.lookup import DATASETS, SUITES
 from s2a_bench.errors import InputError
-from s2a_bench.mini_render import PATTERNS, POINTERS, REACH, SHAPES, SIZE, Sprites, paint, smooth, textures
 from scipy import ndimage
 from scipy.spatial.distance import cdist
 from sklearn.datasets import load_digits

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 import s2a
 import torch
-from s2a_bench import cards, paper
-from s2a_bench.backbones import create
+from s2a_bench.cells.backbones import create
+from s2a_bench.cli import methods as cards
 from s2a_bench.config import BackboneConfig
-from s2a_bench.paper import ROWS, PaperRow
+from s2a_bench.experiments import memory_tables as paper
+from s2a_bench.experiments.memory_tables import ROWS, PaperRow
 
 PRESETS = {(row.backbone, row.method, json.dumps(dict(row.options))): row for row in reversed(ROWS)}
 """Table 2 repeats Table 1's S2A rows: each preset once, with the row that also has a percentage."""

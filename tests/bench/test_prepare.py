@@ -27,13 +27,14 @@ from bench.small_caltech import (
 )
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s2a_bench import layout, splits
-from s2a_bench.dataset_types import VTAB_LISTS
-from s2a_bench.datasets import DATASETS, Counts
+from s2a_bench.data import folder as layout
+from s2a_bench.data import splits
+from s2a_bench.data.prepare import prepare
+from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.table.lookup import DATASETS, Counts
+from s2a_bench.data.table.types import VTAB_LISTS
+from s2a_bench.data.verify import verify
 from s2a_bench.errors import InputError
-from s2a_bench.prepare import prepare
-from s2a_bench.sources.items import Item, Source
-from s2a_bench.verify import verify
 
 # --- Good input ------------------------------------------------------------------------------------------------------
 
@@ -331,7 +332,7 @@ def test_a_race_for_one_place_has_one_winner_at_a_time(tmp_path):
     count = tmp_path / "count"
     count.write_text("0")
     code = (
-        "import sys, time; from pathlib import Path; from s2a_bench.layout import reserved\n"
+        "import sys, time; from pathlib import Path; from s2a_bench.data.folder import reserved\n"
         "count = Path(sys.argv[1]); done = 0\n"
         "while done < 30:\n"
         "    with reserved(count) as held:\n"

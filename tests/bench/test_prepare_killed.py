@@ -9,9 +9,9 @@ import sys
 
 import pytest
 from bench.small_caltech import PER_CLASS, TINY_COUNTS, nothing_there, wrong
-from s2a_bench import prepare as prepare_module
+from s2a_bench.data import prepare as prepare_module
+from s2a_bench.data.prepare import prepare
 from s2a_bench.errors import InputError
-from s2a_bench.prepare import prepare
 
 
 @pytest.mark.parametrize("stage", ["_put_down", "_check_counts", "_manifest", "verify_folder", "_flush"])

@@ -9,10 +9,10 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from s2a_bench import progress
+from s2a_bench.cells.recipes import train_config
+from s2a_bench.cli import progress
+from s2a_bench.cli.progress import HEARTBEAT, Lines, Tally, clock_text
 from s2a_bench.config import CellConfig, DataConfig
-from s2a_bench.progress import HEARTBEAT, Lines, Tally, clock_text
-from s2a_bench.recipes import train_config
 
 CELLS = {
     "a": CellConfig(data=DataConfig(dataset="digits"), train=train_config("mini", "s2a", epochs=2)),

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 from bench.factories import make_grid, make_record
-from s2a_bench import bundle, experiment, record
-from s2a_bench.cli import main
-from s2a_bench.record import PROTOCOL, Record
+from s2a_bench.cells import bundle, record
+from s2a_bench.cells.record import PROTOCOL, Record
+from s2a_bench.cli.main import main
+from s2a_bench.experiments import spec as experiment
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -13,11 +13,13 @@ from bench.factories import GROUPS, make_grid, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from s2a_bench import figures, report, report_text
+from s2a_bench.cells.record import write
 from s2a_bench.errors import InputError
-from s2a_bench.figures import Mark
-from s2a_bench.record import write
-from s2a_bench.report_tables import sections
+from s2a_bench.report import build as report
+from s2a_bench.report import text as report_text
+from s2a_bench.report.sections import sections
+from s2a_bench.report.svg import scatter as figures
+from s2a_bench.report.svg.scatter import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 

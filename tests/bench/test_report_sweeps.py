@@ -10,10 +10,12 @@ import pytest
 from bench.factories import GROUPS, make_grid, make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import figures_sweep, report, report_sweeps
-from s2a_bench.figures_sweep import Curve
-from s2a_bench.record import write
-from s2a_bench.report_tables import sections
+from s2a_bench.cells.record import write
+from s2a_bench.report import ablations as report_sweeps
+from s2a_bench.report import build as report
+from s2a_bench.report.sections import sections
+from s2a_bench.report.svg import curves as figures_sweep
+from s2a_bench.report.svg.curves import Curve
 
 
 def swept(points, seeds=(0, 1), **options):

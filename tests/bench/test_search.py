@@ -16,12 +16,16 @@ import pytest
 import s2a
 from bench.factories import make_record
 from PIL import Image
-from s2a_bench import grid, record, run, search, track, track_store
-from s2a_bench.cli import main
+from s2a_bench.cells import record, run
+from s2a_bench.cells.record import Record
+from s2a_bench.cli.main import main
 from s2a_bench.config import CellConfig
-from s2a_bench.dataset_types import VTAB_LISTS
-from s2a_bench.datasets import DATASETS, Counts
-from s2a_bench.record import Record
+from s2a_bench.data.table.lookup import DATASETS, Counts
+from s2a_bench.data.table.types import VTAB_LISTS
+from s2a_bench.sweep import grid
+from s2a_bench.sweep.search import choice as search
+from s2a_bench.tracking import runs as track
+from s2a_bench.tracking import store as track_store
 
 METHODS = sorted(s2a.list_methods())
 SMALL = ["--random-weights", "--limit-train", "16", "--limit-test", "16", "--epochs", "1", "--serial"]

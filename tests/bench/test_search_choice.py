@@ -13,9 +13,12 @@ import s2a
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench import grid, recipes, run, search, search_spaces
+from s2a_bench.cells import recipes, run
+from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.record import Record
+from s2a_bench.sweep import grid
+from s2a_bench.sweep.search import choice as search
+from s2a_bench.sweep.search import spaces as search_spaces
 
 METHODS = sorted(s2a.list_methods())
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 from bench.factories import make_record
-from s2a_bench import report_tables, stats
-from s2a_bench.record import Record
+from s2a_bench.cells.record import Record
+from s2a_bench.report import sections as report_tables
+from s2a_bench.report import statistics as stats
 
 
 def _searched(mode: str = "grid", trials: int = 12, **changes: Any) -> Record:

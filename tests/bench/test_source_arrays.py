@@ -32,10 +32,10 @@ from bench.array_sources import (
     whole,
     write,
 )
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.arrays import MAKERS
 from s2a_bench.errors import InputError
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.arrays import MAKERS
 
 # --- Packings --------------------------------------------------------------------------------------------------------
 

@@ -27,8 +27,8 @@ from bench.array_sources import (
     whole,
     write,
 )
+from s2a_bench.data.readers.tree import Tree
 from s2a_bench.errors import InputError
-from s2a_bench.sources.tree import Tree
 
 
 def drop(name: str) -> Callable[[Content], None]:

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.readers.clevr import READERS
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.clevr import MAKERS
+from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
 from s2a_bench.errors import InputError
-from s2a_bench.sources.clevr import READERS
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.clevr import MAKERS
 from torchvision.datasets import CLEVRClassification
 
 READER = READERS[0]

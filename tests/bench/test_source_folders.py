@@ -32,8 +32,8 @@ from bench.folder_sources import (
     write,
 )
 from PIL import Image
+from s2a_bench.data.synthetic.folders import MAKERS
 from s2a_bench.errors import InputError
-from s2a_bench.synthetic.folders import MAKERS
 
 # --- Made-up sources: every packing, every plan ----------------------------------------------------------------------
 

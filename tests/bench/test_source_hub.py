@@ -13,14 +13,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.readers import hub
+from s2a_bench.data.readers.hub import READERS
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.hub import MAKERS
+from s2a_bench.data.synthetic.pictures import jpeg, picture, png
+from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
 from s2a_bench.errors import InputError
-from s2a_bench.sources import hub
-from s2a_bench.sources.hub import READERS
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.hub import MAKERS
-from s2a_bench.synthetic.pictures import jpeg, picture, png
 
 pytest.importorskip("pyarrow")
 import pyarrow as pa

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import scipy.io
 from PIL import Image
-from s2a_bench.datasets import DATASETS
+from s2a_bench.data.readers import published_splits as split_files
+from s2a_bench.data.readers.listed import READERS
+from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.listed import MAKERS
+from s2a_bench.data.table.lookup import DATASETS
 from s2a_bench.errors import InputError
-from s2a_bench.sources import split_files
-from s2a_bench.sources.items import Item, Source
-from s2a_bench.sources.listed import READERS
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.listed import MAKERS
 
 OPEN = {reader.name: reader for reader in READERS}
 ROWS = {

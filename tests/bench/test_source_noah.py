@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench import layout
 from s2a_bench.config import DataConfig
-from s2a_bench.data import check, list_datasets, load
-from s2a_bench.dataset_types import VTAB_LISTS, Counts
-from s2a_bench.datasets import DATASETS
+from s2a_bench.data import folder as layout
+from s2a_bench.data.loading import check, list_datasets, load
+from s2a_bench.data.prepare import prepare
+from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table.types import VTAB_LISTS, Counts
+from s2a_bench.data.verify import verify
 from s2a_bench.errors import InputError
-from s2a_bench.prepare import prepare
-from s2a_bench.verify import verify
 
 SIZES = (6, 3, 9, 7)
 COUNTS = Counts(*SIZES)

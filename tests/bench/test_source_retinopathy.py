@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench.dataset_types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.readers.retinopathy import READERS, btgraham
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.retinopathy import MAKERS
+from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
 from s2a_bench.errors import InputError
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.retinopathy import READERS, btgraham
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.retinopathy import MAKERS
 
 READER = READERS[0]
 RECIPE = Recipe("retinopathy", Official(), ("train.zip", "test.zip"))

@@ -17,17 +17,17 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench.dataset_types import Counts, Dataset, Official, Pool, Recipe, Rule, Slices
+from s2a_bench.data.readers import tfrecord
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tfds import READERS
+from s2a_bench.data.readers.tfds_features import FORMS
+from s2a_bench.data.readers.tfrecord import example, parse_example, records, write_record
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.synthetic.pictures import png
+from s2a_bench.data.synthetic.tfds import MAKERS
+from s2a_bench.data.synthetic.tfds_features import LAYOUTS
+from s2a_bench.data.table.types import Counts, Dataset, Official, Pool, Recipe, Rule, Slices
 from s2a_bench.errors import InputError
-from s2a_bench.sources import tfrecord
-from s2a_bench.sources.items import Source
-from s2a_bench.sources.tfds import READERS
-from s2a_bench.sources.tfds_forms import FORMS
-from s2a_bench.sources.tfrecord import example, parse_example, records, write_record
-from s2a_bench.sources.tree import Tree
-from s2a_bench.synthetic.pictures import png
-from s2a_bench.synthetic.tfds import MAKERS
-from s2a_bench.synthetic.tfds_features import LAYOUTS
 
 READER = READERS[0]
 CLASSES = {

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s2a_bench.data.readers import tfrecord
+from s2a_bench.data.readers.tfrecord import crc32c, example, parse_example, read_records, records, write_record
 from s2a_bench.errors import InputError
-from s2a_bench.sources import tfrecord
-from s2a_bench.sources.tfrecord import crc32c, example, parse_example, read_records, records, write_record
 
 
 def bitwise_crc32c(data: bytes) -> int:

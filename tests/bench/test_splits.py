@@ -8,12 +8,12 @@ import hashlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench.dataset_types import Counts, Dataset, Fractions, Official, Pool, Recipe, Slices, counts
-from s2a_bench.datasets import DATASETS
+from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.tfds_order import stored_order
+from s2a_bench.data.splits import choose
+from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table.types import Counts, Dataset, Fractions, Official, Pool, Recipe, Slices, counts
 from s2a_bench.errors import InputError
-from s2a_bench.sources.items import Item, Source
-from s2a_bench.sources.tfds_order import stored_order
-from s2a_bench.splits import choose
 
 ROW = Dataset("x", "vtab", "natural", 3, counts(8, 2, 5), "s", "l", "w", recipe=Recipe("r", Slices(), ()))
 

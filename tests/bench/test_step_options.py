@@ -10,11 +10,13 @@ import pytest
 import s2a
 import torch
 from rich.console import Console
-from s2a_bench import commands_memory, measure, run, shares
-from s2a_bench.backbones import create
+from s2a_bench.cells import measure, run
+from s2a_bench.cells.backbones import create
+from s2a_bench.cells.train import accuracy, train
+from s2a_bench.cli import memory as commands_memory
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig, identifying
 from s2a_bench.errors import InputError
-from s2a_bench.train import accuracy, train
+from s2a_bench.sweep import gpu_memory as shares
 from torch import Tensor
 
 BATCH, SIDE = 8, 32

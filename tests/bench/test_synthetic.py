@@ -14,16 +14,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from s2a_bench import cli, commands_data
+from s2a_bench.cli import data as commands_data
+from s2a_bench.cli import main as cli
 from s2a_bench.config import DataConfig
-from s2a_bench.data import check, list_datasets, load
-from s2a_bench.dataset_types import Recipe, Slices
-from s2a_bench.datasets import DATASETS, SUITES
+from s2a_bench.data.folder import read_manifest
+from s2a_bench.data.loading import check, list_datasets, load
+from s2a_bench.data.prepare import prepare
+from s2a_bench.data.synthetic import plans
+from s2a_bench.data.table.lookup import DATASETS, SUITES
+from s2a_bench.data.table.types import Recipe, Slices
+from s2a_bench.data.verify import verify
 from s2a_bench.errors import InputError
-from s2a_bench.layout import read_manifest
-from s2a_bench.prepare import prepare
-from s2a_bench.synthetic import plans
-from s2a_bench.verify import verify
 
 pytest.importorskip("h5py")  # PatchCamelyon's format
 
@@ -168,7 +169,7 @@ def test_ids_of_prepared_data_are_those_of_check(tmp_path):
 
 
 def test_recipes_name_readers_and_makers_that_exist():
-    from s2a_bench.sources import registry
+    from s2a_bench.data.readers import registry
 
     for row in DATASETS.values():
         if row.recipe is not None:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s2a_bench.data.readers.tfds_order import Key, stored_order
 from s2a_bench.errors import InputError
-from s2a_bench.sources.tfds_order import Key, stored_order
 
 # What ``tensorflow_datasets.core.shuffle.Shuffler`` of tensorflow-datasets 4.9.10 gave back for these keys and salts.
 ORACLE: list[tuple[str, list[Key], list[int]]] = [

@@ -14,11 +14,12 @@ from pathlib import Path
 
 import pytest
 from bench.factories import make_grid, make_record
-from s2a_bench import track, track_names
+from s2a_bench.cells.outputs import adapter_path, file_id
+from s2a_bench.cells.record import Record, record_path, write
 from s2a_bench.errors import InputError
-from s2a_bench.keep import adapter_path, file_id
-from s2a_bench.record import Record, record_path, write
-from s2a_bench.track import TrackingError
+from s2a_bench.tracking import names as track_names
+from s2a_bench.tracking import runs as track
+from s2a_bench.tracking.runs import TrackingError
 
 # MLflow's own imports and SQL warn of what is deprecated in its dependencies.
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -338,6 +339,6 @@ def test_a_relative_uri_becomes_absolute(fresh_database, tmp_path, monkeypatch):
 
 
 def test_neither_door_imports_mlflow_by_itself():
-    code = "import sys, s2a_bench.track, s2a_bench.report; print({'mlflow', 'ray', 'torch'} & sys.modules.keys())"
+    code = "import sys, s2a_bench.tracking.runs, s2a_bench.report.build; print({'mlflow', 'ray', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

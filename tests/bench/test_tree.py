@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from s2a_bench.data.readers.tree import Tree, below
 from s2a_bench.errors import InputError
-from s2a_bench.sources.tree import Tree, below
 
 FILES = {
     "set/images/a.jpg": b"a" * 9,

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s2a_bench.dataset_types import Remote
-from s2a_bench.download import fetch
+from s2a_bench.data.download import fetch
+from s2a_bench.data.table.types import Remote
 from s2a_bench.errors import InputError
 
 DATA = random.Random(0).randbytes(200_000)

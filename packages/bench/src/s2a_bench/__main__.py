@@ -4,6 +4,6 @@ from __future__ import annotations
 
 import sys
 
-from s2a_bench.cli import main
+from s2a_bench.cli.main import main
 
 sys.exit(main())

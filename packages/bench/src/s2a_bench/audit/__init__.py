@@ -1,0 +1,1 @@
+"""What selecting on the test set would have added."""

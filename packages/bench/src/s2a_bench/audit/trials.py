@@ -1,0 +1,181 @@
+"""What choosing a search's trial by the test set would have given: every trial's config, trained as a final cell.
+
+A search chooses on val. Here each config that it tried trains on train and val together and is scored on test, to
+measure what the best of these scores exceeds the chosen one's by. ``<output>/audit/trial-<cell id>.json`` is no record,
+and nothing but this module reads it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import statistics
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2a_bench.audit import epochs as audit
+from s2a_bench.cells import record as records
+from s2a_bench.cells import run
+from s2a_bench.cells.record import Record
+from s2a_bench.config import CellConfig, MethodConfig, TrainConfig, from_dict
+from s2a_bench.errors import InputError
+
+KIND = "trial"
+WARNING = "An audit, not a result: the test set was scored for every config that the search tried."
+
+
+@dataclasses.dataclass(frozen=True)
+class Tried:
+    """One trial's config as a final cell.
+
+    Attributes:
+        cell_id: Of that final cell, which no record need have.
+        trial_id: Of the trial.
+        cell: The final cell.
+    """
+
+    cell_id: str
+    trial_id: str
+    cell: CellConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Score:
+    """The test accuracy of a config, after the last epoch.
+
+    Attributes:
+        cell_id: Of the final cell with that config.
+        accuracy: In percent; ``None`` where its loss was not finite.
+        kind: Always ``KIND``.
+        warning: Always ``WARNING``.
+    """
+
+    cell_id: str
+    accuracy: float | None
+    kind: str = KIND
+    warning: str = WARNING
+
+
+@dataclasses.dataclass(frozen=True)
+class Searched:
+    """A final record and what every config of its search scores on test.
+
+    Attributes:
+        record: The one that the search led to.
+        accuracies: On test, of all configs that came to an end, the chosen one's among them.
+    """
+
+    record: Record
+    accuracies: tuple[float, ...]
+
+    @property
+    def inflation(self) -> float:
+        """Points by which the best config on test exceeds the chosen one."""
+        assert self.record.accuracy is not None
+        return max(self.accuracies) - self.record.accuracy
+
+
+def finals(chosen: Iterable[Record]) -> list[Record]:
+    """The records that a search led to, of each search the one with the lowest seed: others would only cost more."""
+    found: dict[tuple[str, ...], Record] = {}
+    for record in sorted(chosen, key=lambda record: record.seed):
+        if record.search is not None:
+            found.setdefault((record.dataset, *record.search["trial_ids"]), record)
+    return list(found.values())
+
+
+def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
+    """The final cells of all configs that a record's search tried, each once; those whose loss was infinite are none.
+
+    Args:
+        record: From ``finals``.
+        base: Its own cell, from ``audit.cell_of``.
+        output: Where the trials' records lie.
+
+    Raises:
+        ValueError: A trial's record is not there, or its config cannot be run here.
+    """
+    assert record.search is not None
+    found: dict[str, Tried] = {}
+    for trial_id in record.search["trial_ids"]:
+        try:
+            trial = records.read(records.record_path(output, trial_id))
+        except (OSError, ValueError) as error:
+            raise InputError(
+                f"Trial {trial_id} of the search behind {record.cell_id} has no record ({error}); run the search "
+                "again, or leave this part out with --skip-trials."
+            ) from error
+        if trial.status == "failed":
+            continue
+        cell = dataclasses.replace(
+            base,
+            method=MethodConfig(trial.method, trial.method_config),
+            train=from_dict(TrainConfig, trial.train_config, "train."),
+        )
+        cell_id = run.identify(cell)
+        found.setdefault(cell_id, Tried(cell_id, trial_id, cell))
+    return list(found.values())
+
+
+def known(one: Tried, output: Path) -> Score | None:
+    """The score of a config that a finished record or an earlier audit has."""
+    try:
+        record = records.read(records.record_path(output, one.cell_id))
+        if record.status == "done":
+            return Score(one.cell_id, record.accuracy)
+    except (OSError, ValueError):
+        pass
+    try:
+        values: dict[str, Any] = json.loads(path(output, one.cell_id).read_text(encoding="utf-8"))
+        found = Score(**values)
+    except (OSError, ValueError, TypeError):
+        return None
+    return found if found.kind == KIND and found.cell_id == one.cell_id else None
+
+
+def score(one: Tried) -> Score:
+    """Trains a config on train and val together and scores test, once.
+
+    Raises:
+        RuntimeError: It came to no end, other than by a loss that is not finite.
+    """
+    record = run.run(one.cell)
+    kind = (record.error or {}).get("type")
+    if record.status != "done" and kind != "Diverged":
+        raise RuntimeError(f"Cell {one.cell_id} failed: {kind}: {(record.error or {}).get('message')}")
+    return Score(one.cell_id, record.accuracy)
+
+
+def path(output: Path, cell_id: str) -> Path:
+    """Where a score lies: never among the records."""
+    return output / "audit" / f"trial-{cell_id}.json"
+
+
+def write(found: Score, output: Path) -> Path:
+    """Writes a score atomically."""
+    place = path(output, found.cell_id)
+    records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
+    return place
+
+
+def lines(found: Iterable[Searched]) -> list[audit.Line]:
+    """Per suite, backbone and method, means over datasets: ``last`` is the chosen config, ``best`` the best on test."""
+    groups: dict[tuple[str, str, str], list[Searched]] = {}
+    for each in found:
+        groups.setdefault((each.record.suite, each.record.backbone, each.record.method), []).append(each)
+    rows = [_line(*key, members) for key, members in groups.items()]
+    return sorted(rows, key=lambda row: (row.suite, row.backbone, -row.inflation, row.method))
+
+
+def _line(suite: str, backbone: str, method: str, members: Sequence[Searched]) -> audit.Line:
+    tasks: dict[str, list[Searched]] = {}
+    for each in members:
+        tasks.setdefault(each.record.dataset, []).append(each)
+
+    def mean(value: Any) -> float:
+        return statistics.fmean(statistics.fmean(value(each) for each in some) for some in tasks.values())
+
+    last, best = mean(lambda each: each.record.accuracy), mean(lambda each: max(each.accuracies))
+    largest = max(each.inflation for each in members)
+    return audit.Line(suite, backbone, method, last, best, best - last, largest, len(tasks), len(members))

@@ -1,0 +1,238 @@
+"""Backbones of the bench: the embedded mini ones and every timm model, with a checkpoint that has an identity.
+
+Where a backbone's blocks are is ``s2a.backbones``' business; here it is only built, with real weights from a file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from s2a_bench.assets import data_file
+from s2a_bench.config import BackboneConfig
+from s2a_bench.errors import InputError, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class MiniBackbone:
+    """A small timm model with weights of our own.
+
+    Attributes:
+        architecture: timm model name.
+        kwargs: Its sizes.
+        description: One sentence for the card.
+        drops_patches: Pretrained on random halves of the patches first.
+        image_size: Side in pixels.
+        mean: Of the input's normalisation, per channel in [0, 1].
+        std: The same.
+    """
+
+    architecture: str
+    kwargs: dict[str, Any]
+    description: str
+    drops_patches: bool = False
+    image_size: int = 32
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+
+
+MINI_BACKBONES: dict[str, MiniBackbone] = {
+    "mini_vit": MiniBackbone(
+        "vit_tiny_patch16_224",
+        {"img_size": 32, "patch_size": 4, "embed_dim": 96, "depth": 6, "num_heads": 3},
+        "A plain ViT of width 96, 6 blocks, 3 heads, 4-pixel patches (64 tokens and a class token).",
+        drops_patches=True,
+    ),
+    "mini_swin": MiniBackbone(
+        "swin_tiny_patch4_window7_224",
+        {
+            "img_size": 32,
+            "patch_size": 2,
+            "window_size": 8,
+            "embed_dim": 32,
+            "depths": (2, 2, 2),
+            "num_heads": (1, 2, 4),
+        },
+        "A Swin of widths 32, 64, 128, depths 2, 2, 2, windows of 8 x 8 tokens, 2-pixel patches.",
+    ),
+    "mini_convnext": MiniBackbone(
+        "convnext_atto",
+        {"depths": (2, 2, 4, 1), "dims": (32, 64, 96, 128), "patch_size": 2, "ls_init_value": 0.1},
+        # timm's ConvNeXt reaches stride 4 in its first stage whatever the stem: 32 pixels would leave 4 x 4 sites.
+        "A ConvNeXt of widths 32, 64, 96, 128, depths 2, 2, 4, 1, at 48 pixels (12, 6, 3 and 1 positions a side).",
+        image_size=48,
+    ),
+}
+
+
+def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
+    """A mini backbone with random weights.
+
+    Args:
+        name: Key of ``MINI_BACKBONES``.
+        num_classes: Of its classifier.
+        **kwargs: Passed to timm, over the table's.
+    """
+    spec = MINI_BACKBONES[name]
+    overlay = {
+        "input_size": (3, spec.image_size, spec.image_size),
+        "mean": spec.mean,
+        "std": spec.std,
+        "interpolation": "bicubic",
+        "architecture": name,
+    }
+    model = timm.create_model(
+        spec.architecture,
+        num_classes=num_classes,
+        pretrained_cfg_overlay=overlay,
+        **{**spec.kwargs, **kwargs},
+    )
+    return model
+
+
+@dataclasses.dataclass(frozen=True)
+class DataFormat:
+    """What a checkpoint expects of its images; recorded in every cell.
+
+    Attributes:
+        size: Side in pixels.
+        mean: Per channel, in [0, 1].
+        std: Per channel, in [0, 1].
+        interpolation: Of resizing.
+    """
+
+    size: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+@functools.lru_cache(maxsize=64)
+def _file_id(path: str, modified: int, size: int) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()[:16]
+
+
+def _hub_file(name: str) -> Path:
+    """The checkpoint that timm would take for ``name``, from the hub's cache or the hub.
+
+    Raises:
+        InputError: timm knows no weights, or they are neither here nor reachable.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    config = timm.get_pretrained_cfg(name)
+    repository = getattr(config, "hf_hub_id", None)
+    if config is None or not repository:
+        raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
+    if repository.endswith("/"):
+        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    try:
+        return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise InputError(
+            f"The weights of {name!r} ({repository}) are not on this machine and the hub cannot be reached "
+            f"({type(error).__name__}); pass --weights FILE for a local file, or --random-weights."
+        ) from error
+
+
+def weights_file(config: BackboneConfig) -> Path | None:
+    """The file that a backbone's weights come from; ``None`` for random weights.
+
+    Raises:
+        InputError: Unknown backbone, no such file, or weights that cannot be had.
+    """
+    if config.name not in MINI_BACKBONES and not timm.is_model(config.name):
+        raise unknown("backbone", config.name, [*MINI_BACKBONES, *timm.list_models()])
+    if config.random_weights:
+        if config.weights:
+            raise InputError("--weights and --random-weights exclude each other; give one.")
+        return None
+    if config.weights:
+        path = Path(config.weights)
+        if not path.is_file():
+            raise InputError(f"No weights file at {path}; pass an existing .safetensors or .pth file to --weights.")
+        return path
+    if config.name in MINI_BACKBONES:
+        path = data_file(f"backbones/{config.name}.safetensors")
+        if not path.is_file():
+            raise InputError(
+                f"The embedded weights of {config.name} are missing ({path}); "
+                f"make them with: s2a-bench pretrain --backbone {config.name}."
+            )
+        return path
+    return _hub_file(config.name)
+
+
+def checkpoint_id(config: BackboneConfig) -> str:
+    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed)."""
+    path = weights_file(config)
+    if path is None:
+        return "random"
+    stat = path.stat()
+    return _file_id(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+
+
+def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tuple[nn.Module, DataFormat]:
+    """A backbone with its weights, and what it expects of images.
+
+    Args:
+        config: Which one.
+        seed: Of random weights and of whatever the file does not hold.
+        drop_path: Stochastic depth rate.
+
+    Raises:
+        InputError: As ``weights_file``; a file that does not fit the architecture.
+    """
+    path = weights_file(config)
+    torch.manual_seed(seed)
+    kwargs: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
+    if config.image_size and _takes_image_size(config.name):
+        kwargs["img_size"] = config.image_size
+    if config.name in MINI_BACKBONES:
+        model = build_mini(config.name, 10, **kwargs)
+        if path is not None:
+            _load_file(model, path, config.name)
+    elif path is None:
+        model = timm.create_model(config.name, **kwargs)
+    else:
+        try:
+            model = timm.create_model(
+                config.name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **kwargs
+            )
+        except Exception as error:
+            raise InputError(f"{path} does not hold weights of {config.name} ({_first_line(error)}).") from error
+    resolved = resolve_model_data_config(model)
+    size = config.image_size or int(resolved["input_size"][-1])
+    mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
+    return model, DataFormat(size, mean, std, str(resolved["interpolation"]))
+
+
+def _takes_image_size(name: str) -> bool:
+    architecture = MINI_BACKBONES[name].architecture if name in MINI_BACKBONES else name
+    return any(part in architecture for part in ("vit", "swin", "deit", "eva", "beit"))
+
+
+def _load_file(model: nn.Module, path: Path, name: str) -> None:
+    try:
+        state = timm.models.load_state_dict(str(path))
+        model.load_state_dict(state)
+    except Exception as error:
+        raise InputError(f"{path} does not hold weights of {name} ({_first_line(error)}).") from error
+
+
+def _first_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"

@@ -1,0 +1,177 @@
+"""``s2a-bench estimate``: the paper's Table 1 in full, in device-hours."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from s2a_bench.cells import backbones, estimate, measure
+from s2a_bench.cells import record as records
+from s2a_bench.cells.record import Record
+from s2a_bench.config import BackboneConfig, CellConfig
+from s2a_bench.errors import InputError
+from s2a_bench.sweep import grid
+
+SUITES = ("vtab", "fgvc")
+RULE = (
+    "Rule: training images x epochs x step + scored images x scoring, by the table of datasets, the test set scored "
+    "once; loading and start-up not counted. linear on VTAB-1k trains on features that are computed once."
+)
+RECORDS_RULE = "Rule: as in the records, loading and each cell's overhead included; ~: extrapolated; ?: unknown."
+
+
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What is estimated.
+
+    Attributes:
+        experiment: Of the paper, over VTAB-1k and FGVC.
+        backbones: The experiment's if empty.
+        methods: The experiment's if empty.
+        seeds: One cell each.
+        epochs: The recipe's if left out.
+        batch_size: Images per step; the recipe's if left out.
+        device: torch device.
+        records: Folder of a sweep whose measured times are taken; ``None``: steps are measured now.
+        seconds: How long each step is measured.
+    """
+
+    experiment: str = "table1"
+    backbones: tuple[str, ...] = ()
+    methods: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: int | None = None
+    batch_size: int | None = None
+    device: str = "cpu"
+    records: Path | None = None
+    seconds: float = 2.0
+
+
+def cells_of(asked: Asked) -> list[CellConfig]:
+    """Every cell that is estimated.
+
+    Raises:
+        ValueError: Unknown names or bad numbers.
+    """
+    found = []
+    for suite in SUITES:
+        request = grid.Request(
+            suite=suite,
+            experiment=asked.experiment,
+            backbones=asked.backbones,
+            methods=asked.methods,
+            seeds=asked.seeds,
+            epochs=asked.epochs,
+            batch_size=asked.batch_size,
+            device=asked.device,
+        )
+        found += grid.expand(request)
+    return found
+
+
+def run(asked: Asked, as_json: bool, console: Console) -> int:
+    """Prints seconds per image and device-hours per backbone and method, and their sum.
+
+    Raises:
+        ValueError: Bad input.
+    """
+    if not asked.seconds > 0:
+        raise InputError(f"--seconds {asked.seconds:g} is too short; give a number above 0.")
+    cells = cells_of(asked)
+    for name in dict.fromkeys(cell.backbone.name for cell in cells):
+        backbones.weights_file(BackboneConfig(name, random_weights=True))  # a wrong name, before anything is measured
+    pairs: dict[tuple[str, str], list[CellConfig]] = {}
+    for cell in cells:
+        pairs.setdefault((cell.backbone.name, _method(cell)), []).append(cell)
+    if asked.records is not None:
+        costs = _from(asked.records, asked.device)
+    else:
+        costs = estimate.Costs(dict(_measured(pairs.values(), asked, console, quiet=as_json)))
+    rows = [_row(*pair, of_pair, costs) for pair, of_pair in sorted(pairs.items())]
+    known = [row["hours"] for row in rows if row["hours"] is not None]
+    hardware = measure.hardware(asked.device)
+    summary = {
+        "cells": len(cells),
+        "datasets": len({cell.data.dataset for cell in cells}),
+        "seeds": len(asked.seeds),
+        "epochs": sorted({cell.train.epochs for cell in cells}),
+        "batch_size": sorted({cell.train.batch_size for cell in cells}),
+        "hours": sum(known),
+        "unknown": len(rows) - len(known),
+        "hardware": hardware,
+        "load": os.getloadavg()[0],
+        "rule": RULE if asked.records is None else RECORDS_RULE,
+    }
+    if as_json:
+        print(json.dumps({"rows": rows, **summary}, indent=1), file=console.file)
+    else:
+        _print(rows, summary, console)
+    return 0
+
+
+def _method(cell: CellConfig) -> str:
+    options = ",".join(f"{key}={value}" for key, value in cell.method.options.items())
+    return f"{cell.method.name}:{options}" if options else cell.method.name
+
+
+def _from(folder: Path, device: str) -> estimate.Costs:
+    good = [found for _, found in records.read_all(folder.absolute()) if isinstance(found, Record)]
+    costs, count, aside = estimate.from_records(good, device)
+    if not count:
+        raise InputError(
+            f"{folder} has no finished record of this hardware ({aside} of other hardware); give the output folder of "
+            "a sweep on this machine, or leave --records out to measure now."
+        )
+    return costs
+
+
+def _measured(groups: Iterable[list[CellConfig]], asked: Asked, console: Console, quiet: bool) -> Any:
+    for cells in groups:
+        cell = cells[0]
+        cost = estimate.measure_cost(cell, asked.seconds)
+        if not quiet:
+            console.print(f"{_method(cell)} on {cell.backbone.name}: {cost.step * 1e3:,.2f} ms", highlight=False)
+        yield (cell.method.name, estimate.settings(cell), cell.backbone.name), cost
+
+
+def _row(backbone: str, method: str, cells: list[CellConfig], costs: estimate.Costs) -> dict[str, Any]:
+    found = estimate.forecast(cells, costs)
+    cost = costs.of(cells[0])
+    return {
+        "backbone": backbone,
+        "method": method,
+        "cells": len(cells),
+        "step_ms": None if cost is None else cost.step * 1e3,
+        "score_ms": None if cost is None else cost.score * 1e3,
+        "hours": None if found.unknown else found.seconds / 3600,
+        "extrapolated": bool(found.extrapolated),
+    }
+
+
+def _print(rows: list[dict[str, Any]], summary: dict[str, Any], console: Console) -> None:
+    table = Table("backbone", "method", title="ms per image of a step and of scoring, and device-hours")
+    for column in ("cells", "step", "scoring", "hours"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        mark = "~" if row["extrapolated"] else ""
+        numbers = [f"{mark}{row[key]:,.2f}" if row[key] is not None else "?" for key in ("step_ms", "score_ms")]
+        hours = f"{mark}{row['hours']:,.1f}" if row["hours"] is not None else "?"
+        table.add_row(row["backbone"], row["method"], str(row["cells"]), *numbers, hours)
+    console.print(table)
+    hardware = summary["hardware"]
+    unknown = f", {summary['unknown']} rows unknown and not counted" if summary["unknown"] else ""
+    name = hardware.get("gpu") or hardware["cpu"]
+    for line in (
+        f"{summary['cells']} cells ({summary['datasets']} datasets, {summary['seeds']} seeds, "
+        f"{summary['epochs']} epochs, batch {summary['batch_size']}): {summary['hours']:,.0f} device-hours{unknown}.",
+        f"Hardware: {name}, {hardware['threads']} threads, load {summary['load']:.1f}.",
+        summary["rule"],
+    ):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)

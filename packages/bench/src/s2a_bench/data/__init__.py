@@ -1,0 +1,1 @@
+"""Datasets: table, download, preparation, loading."""

@@ -1,0 +1,244 @@
+"""Decoded images of a list: from a cache on disk that all processes share, from memory, or decoded as they are read.
+
+Two forms, both uint8: *square* ``(3, size, size)``, resized directly; and *short*, whose short side is ``8/7 * size``
+with the aspect ratio kept, from which crops are cut (VPT's FGVC: 256 and 224).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Literal, Protocol
+
+import numpy as np
+import PIL
+import torch
+
+from s2a_bench.data.folder import CACHE, Entry, Manifest, image_root, locked, replacing, sha256
+from s2a_bench.data.images import INTERPOLATIONS, decode, read_bytes, to_array
+from s2a_bench.errors import InputError
+
+CACHE_LIMIT = 64_000_000_000
+"""Largest decoded list, in bytes, that is kept on disk."""
+
+MEMORY_LIMIT = 1_000_000_000
+"""Largest decoded list, in bytes, that a process keeps for itself where there is no cache."""
+
+Form = Literal["square", "short"]
+
+
+class Pixels(Protocol):
+    """A list's images by index."""
+
+    def __call__(self, indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; a generator asks for random crops where crops are cut."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Listed:
+    """Images of a list on disk, and how they are wanted.
+
+    Attributes:
+        folder: The dataset's folder.
+        manifest: Of the folder, if it has one.
+        entries: The images.
+        size: Side in pixels of what the model sees.
+        interpolation: Key of ``images.INTERPOLATIONS``.
+        form: See the module.
+    """
+
+    folder: Path
+    manifest: Manifest | None
+    entries: Sequence[Entry]
+    size: int
+    interpolation: str
+    form: Form
+
+    def image(self, index: int) -> np.ndarray:
+        """One image, decoded now: ``(3, h, w)`` uint8.
+
+        Raises:
+            InputError: It is missing, damaged, or not the one that was prepared.
+        """
+        path = self.entries[index].path
+        file = image_root(self.folder, self.manifest) / path
+        data = read_bytes(file)
+        if self.manifest is not None and sha256(data) != self.manifest.files[path].sha256:
+            raise InputError(f"Image {file} was changed after it was prepared; prepare the dataset again.")
+        image = decode(data, str(file))
+        if self.form == "square":
+            return to_array(image, self.size, self.interpolation)
+        width, height = image.size
+        short = short_side(self.size)
+        shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        if shape != image.size:
+            image = image.resize(shape, INTERPOLATIONS[self.interpolation])
+        return np.asarray(image).transpose(2, 0, 1)
+
+    def decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Images in the order asked for; decoding runs in threads, since Pillow lets go of Python's lock."""
+        if len(indices) < 2:
+            yield from map(self.image, indices)
+        else:
+            yield from _threads().map(self.image, indices)
+
+
+def short_side(size: int) -> int:
+    """Pixels of the short side from which crops of ``size`` are cut: 256 for 224."""
+    return round(size * 8 / 7)
+
+
+def open_pixels(listed: Listed, name: str | None, once: bool = False) -> Pixels:
+    """The quickest way to a list's images.
+
+    Args:
+        listed: The images.
+        name: Stands for the list and the data's content in the cache's file name; ``None``: do without a cache.
+        once: Each image is wanted once: without a cache, nothing is kept in memory.
+
+    Raises:
+        InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+    """
+    cached = None if name is None else _cached(listed, name)
+    if cached is not None:
+        return _served(listed, cached)
+    if not once and len(listed.entries) * _guess(listed) <= MEMORY_LIMIT:
+        images = list(listed.decoded(range(len(listed.entries))))
+        if listed.form == "square":
+            stacked = np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
+            return lambda indices, generator: stacked[indices]
+        return lambda indices, generator: _crops([images[i] for i in indices], listed.size, generator)
+    return as_read(listed)
+
+
+def as_read(listed: Listed) -> Pixels:
+    """Images that are decoded whenever they are asked for."""
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        images = list(listed.decoded(indices.tolist()))
+        if listed.form == "short":
+            return _crops(images, listed.size, generator)
+        return np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
+
+    return pixels
+
+
+def _guess(listed: Listed) -> int:
+    """Bytes of one decoded image, about: photographs are 4:3."""
+    side = listed.size if listed.form == "square" else short_side(listed.size)
+    return 3 * side * side if listed.form == "square" else 4 * side * side
+
+
+@functools.cache
+def _threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has no threads
+
+
+def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
+    """Crops of ``(3, h, w)`` images: random ones, half of them mirrored, or the centres.
+
+    Three numbers are drawn for every image, so that one image's size does not change another's crop.
+    """
+    out = np.empty((len(images), 3, size, size), np.uint8)
+    draws = None if generator is None else torch.rand(len(images), 3, generator=generator).tolist()
+    for i, image in enumerate(images):
+        free = (image.shape[1] - size, image.shape[2] - size)
+        if draws is None:
+            top, left, mirrored = round(free[0] / 2), round(free[1] / 2), False
+        else:
+            top, left = (min(int(draw * (room + 1)), room) for draw, room in zip(draws[i][:2], free, strict=True))
+            mirrored = draws[i][2] < 0.5
+        crop = image[:, top : top + size, left : left + size]
+        out[i] = crop[:, :, ::-1] if mirrored else crop
+    return out
+
+
+# --- The cache -------------------------------------------------------------------------------------------------------
+
+_Shapes = np.ndarray  # (N, 3) int64: offset, height, width
+
+
+def _served(listed: Listed, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
+    data, shapes = cached
+    if listed.form == "square":
+        array = data.reshape(len(shapes), 3, listed.size, listed.size)
+        return lambda indices, generator: array[indices]
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        images = []
+        for offset, height, width in shapes[indices].tolist():
+            images.append(data[offset : offset + 3 * height * width].reshape(3, height, width))
+        return _crops(images, listed.size, generator)
+
+    return pixels
+
+
+def _cached(listed: Listed, name: str) -> tuple[np.ndarray, _Shapes] | None:
+    """The decoded list under ``.cache``, which is made if there is room for it; ``None`` where it cannot be.
+
+    Two processes do not decode twice: the second waits for the first. The file appears whole or not at all.
+    """
+    stem = f"{name}-{listed.form}{listed.size}-{listed.interpolation}-pillow{PIL.__version__}"
+    path = listed.folder / CACHE / f"{stem}.u8"
+    try:
+        found = _open(path, listed)
+        if found is None and listed.entries:
+            path.parent.mkdir(exist_ok=True)
+            with locked(path.parent, wait=True):
+                found = _open(path, listed)  # by another process, meanwhile
+                if found is None:
+                    for stale in path.parent.glob(f".{path.name}.*.tmp"):
+                        stale.unlink()
+                    expected = len(listed.entries) * _guess(listed)
+                    if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
+                        return None
+                    with replacing(path) as temporary:
+                        _fill(temporary, listed)
+                    found = _open(path, listed)
+    except OSError:
+        return None
+    return found
+
+
+def _open(path: Path, listed: Listed) -> tuple[np.ndarray, _Shapes] | None:
+    """The file's pixels and shapes: the shapes are at its end, after the pixels, with their count as the last word."""
+    try:
+        words = path.stat().st_size
+        n = len(listed.entries)
+        tail = 8 * (3 * n + 1)
+        if words < tail or not n:
+            return None
+        footer = np.fromfile(path, "<i8", offset=words - tail)
+        shapes = footer[:-1].reshape(n, 3)
+        sizes = 3 * shapes[:, 1] * shapes[:, 2]
+        starts = np.concatenate([[0], np.cumsum(sizes)])
+        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != words - tail:
+            return None
+        if listed.form == "square" and (shapes[:, 1:] != listed.size).any():
+            return None
+        return np.memmap(path, np.uint8, "r", shape=(words - tail,)), shapes
+    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is made again
+        return None
+
+
+def _fill(path: Path, listed: Listed) -> None:
+    n, offset = len(listed.entries), 0
+    shapes = np.empty((n, 3), "<i8")
+    with path.open("wb") as file:  # not a memory map: a full disk must be an error, not a signal
+        for start in range(0, n, 64):
+            for i, image in enumerate(listed.decoded(range(start, min(start + 64, n))), start):
+                shapes[i] = offset, image.shape[1], image.shape[2]
+                file.write(np.ascontiguousarray(image).data)
+                offset += image.size
+        file.write(shapes.tobytes())
+        file.write(np.array([n], "<i8").tobytes())

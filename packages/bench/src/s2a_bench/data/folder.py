@@ -1,0 +1,364 @@
+"""The standard folder of a prepared dataset: four lists, images, a manifest, and the identity of its content.
+
+<root>/<dataset>/train800.txt val200.txt train800val200.txt test.txt    lines "images/test/000000.jpg 17"
+                 (suites other than vtab: train.txt val.txt trainval.txt test.txt)
+<root>/<dataset>/images/...
+<root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare``, absent in other tools' folders
+<root>/<dataset>/.cache/          may be deleted at any time
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2a_bench.data.images import LOSSY_SUFFIXES, read_bytes
+from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError
+
+MANIFEST = "manifest.json"
+CACHE = ".cache"
+MANIFEST_SCHEMA = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One line of a list: the image's path under the dataset's folder, its label, and the line's number from 1."""
+
+    path: str
+    label: int
+    line: int
+
+
+@dataclasses.dataclass(frozen=True)
+class FileInfo:
+    """What the manifest knows about one image; ``source`` is its name there."""
+
+    sha256: str
+    bytes: int
+    source: str
+    label: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Manifest:
+    """How a folder came about and what it must hold.
+
+    Attributes:
+        dataset: Its name.
+        data_id: 16 hex digits over the hashes of all lists and images.
+        split_id: Who chose the lists, e.g. ``"s2a-seed0-v1"``.
+        seed: Of that choice.
+        source_id: 16 hex digits over names and content of every image of the source, however it was packed.
+        source: File or folder name it came from, without its path.
+        lossy: Whether images were re-encoded with loss on the way.
+        classes: Names in label order.
+        counts: Images per list.
+        lists: sha256 per list file.
+        files: Per image path.
+        note: What a reader of results must know about the split.
+        code: Version of the code and of the recipe.
+        synthetic: Whether the source was made up by this package; its counts are then its own.
+        home: Folder of the images where they are used in place; ``""``: the manifest's own.
+    """
+
+    dataset: str
+    data_id: str
+    split_id: str
+    seed: int
+    source_id: str
+    source: str
+    lossy: bool
+    classes: tuple[str, ...]
+    counts: Mapping[str, int]
+    lists: Mapping[str, str]
+    files: Mapping[str, FileInfo]
+    note: str
+    code: Mapping[str, str]
+    synthetic: bool = False
+    home: str = ""
+
+    def expected(self, name: str, dataset: Dataset) -> int | None:
+        """Images that a list must have."""
+        return self.counts.get(name) if self.synthetic else dataset.count(name)
+
+    def to_json(self) -> str:
+        """The content of ``manifest.json``."""
+        return json.dumps({"schema": MANIFEST_SCHEMA, **dataclasses.asdict(self)}, indent=1) + "\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """What a record says about the data of a folder."""
+
+    data_id: str
+    split_id: str
+    lossy: bool
+    synthetic: bool = False
+
+
+def image_root(folder: Path, manifest: Manifest | None) -> Path:
+    """The folder that paths of lists are relative to."""
+    return Path(manifest.home) if manifest is not None and manifest.home else folder
+
+
+def sha256(data: bytes) -> str:
+    """64 hex digits."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
+    """16 hex digits that stand for a dataset's content.
+
+    Args:
+        lists: sha256 per list file name.
+        files: sha256 per image path.
+    """
+    return sha256(json.dumps([sorted(lists.items()), sorted(files.items())]).encode())[:16]
+
+
+def locate(dataset: Dataset, root: Path | str | None) -> Path:
+    """The dataset's folder under a data root, by its name or an alias.
+
+    Raises:
+        InputError: No root given, or nothing there.
+    """
+    how = f"get it from {dataset.where} and put its folder there (data/README.md shows the layout)"
+    if dataset.recipe is not None:
+        how = (
+            f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`, with a download "
+        )
+        how += f"from {dataset.where}"
+    if root is None:
+        raise InputError(f"Dataset {dataset.name!r} needs images on disk but no data folder was given; {how}.")
+    for name in (dataset.name, *dataset.aliases):
+        folder = Path(root) / name
+        if any((folder / f"{each}.txt").is_file() for each in dataset.lists):
+            return folder
+    looked = Path(root) / dataset.name
+    raise InputError(f"Dataset {dataset.name!r} was not found: no list of images in {looked}; {how}.")
+
+
+def parse_list(text: str, classes: int) -> Iterator[Entry | tuple[int, str]]:
+    """Entries of a list, and ``(line, what is wrong)`` for the lines that are none. Empty lines are passed over."""
+    for number, line in enumerate(text.splitlines(), start=1):
+        if not line.strip():
+            continue
+        path, _, label = line.strip().rpartition(" ")
+        path = path.strip()
+        parts = path.split("/")
+        if not path or not label.isascii() or not label.isdigit():
+            yield number, f"{line!r} is not of the form 'images/test/000000.jpg 17'"
+        elif path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
+            yield number, f"{path!r} is not a plain path under the dataset's folder"
+        elif int(label) >= classes:
+            yield number, f"label {label} is out of range; there are {classes} classes, counted from 0"
+        else:
+            yield Entry(path, int(label), number)
+
+
+def read_list_bytes(folder: Path, name: str) -> bytes:
+    """The content of ``<folder>/<name>.txt``.
+
+    Raises:
+        InputError: It is missing or cannot be read.
+    """
+    path = folder / f"{name}.txt"
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"List {path} cannot be read ({error.strerror}); the folder is not a complete dataset folder."
+        ) from error
+
+
+def decode_list(data: bytes, path: Path) -> str:
+    """A list's text.
+
+    Raises:
+        InputError: It is not UTF-8.
+    """
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"List {path} is not text ({error.reason} at byte {error.start}).") from error
+
+
+def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[Entry]:
+    """A list's entries, strictly.
+
+    Args:
+        folder: The dataset's folder.
+        name: One of ``dataset.lists``.
+        dataset: Tells classes and counts.
+        manifest: What the list must hash to.
+
+    Raises:
+        InputError: Missing or unreadable, a malformed line, a repeated image, a count that is not the table's, or a
+            content that is not the manifest's.
+    """
+    path = folder / f"{name}.txt"
+    data = read_list_bytes(folder, name)
+    if manifest is not None and sha256(data) != manifest.lists.get(path.name):
+        raise InputError(f"List {path} was changed after it was prepared; prepare {dataset.name} again.")
+    entries: list[Entry] = []
+    seen: set[str] = set()
+    for item in parse_list(decode_list(data, path), dataset.classes):
+        if not isinstance(item, Entry):
+            raise InputError(f"{path}:{item[0]}: {item[1]}.")
+        if item.path in seen:
+            raise InputError(f"{path}:{item.line}: {item.path} is listed twice.")
+        seen.add(item.path)
+        entries.append(item)
+    expected = dataset.count(name) if manifest is None else manifest.expected(name, dataset)
+    if expected is not None and len(entries) != expected:
+        raise InputError(
+            f"List {path} has {len(entries)} images but {dataset.name} has {expected}; the folder is not the "
+            "standard split."
+        )
+    return entries
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The folder's manifest, or ``None`` where another tool made the folder.
+
+    Raises:
+        InputError: It is there but broken.
+    """
+    path = folder / MANIFEST
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        if values.pop("schema") != MANIFEST_SCHEMA:
+            raise ValueError("another schema version")
+        values["files"] = {name: FileInfo(**info) for name, info in values["files"].items()}
+        values["classes"] = tuple(values["classes"])
+        return Manifest(**values)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise InputError(f"Manifest {path} cannot be used ({error!r}); prepare the dataset again.") from error
+
+
+def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Manifest | None) -> Identity:
+    """Identity of a folder, from its manifest or, without one, from its content.
+
+    Without a manifest every listed file is read and hashed once; the result is kept under ``.cache`` for as long as
+    names, sizes and modification times stay the same. It covers the lists given and no others, and any JPEG counts
+    as lossy: the widespread tools that write this layout re-encode every image.
+
+    Args:
+        folder: The dataset's folder.
+        entries: The lists that are used, by name.
+        manifest: Of the folder, if it has one.
+
+    Raises:
+        InputError: A listed image is missing or has another size than the manifest says.
+    """
+    paths = sorted({entry.path for each in entries.values() for entry in each})
+    stats: dict[str, os.stat_result] = {}
+    images = image_root(folder, manifest)
+    for path in paths:
+        try:
+            stats[path] = (images / path).stat()
+        except OSError as error:
+            name, line = next((n, e.line) for n, each in entries.items() for e in each if e.path == path)
+            raise InputError(f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}).") from error
+        if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
+            raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
+    if manifest is not None:
+        return Identity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
+    lists = {f"{name}.txt": sha256(read_list_bytes(folder, name)) for name in sorted(entries)}
+    lossy = any(path.lower().endswith(LOSSY_SUFFIXES) for path in paths)
+    split_id = "lists-" + content_id(lists, {})
+    stamp = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()]
+    key = sha256(json.dumps([sorted(lists.items()), stamp]).encode())
+    cached = folder / CACHE / f"identity-{'-'.join(sorted(entries))}.json"
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        known = json.loads(cached.read_text(encoding="utf-8"))
+        if known["key"] == key:
+            return Identity(str(known["data_id"]), split_id, lossy)
+    data_id = content_id(lists, {path: sha256(read_bytes(folder / path)) for path in paths})
+    with contextlib.suppress(OSError), replacing(cached) as temporary:
+        temporary.write_text(json.dumps({"key": key, "data_id": data_id}), encoding="utf-8")
+    return Identity(data_id, split_id, lossy)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary file that takes ``path``'s place, whole and on disk, when the block ends well."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
+
+    Args:
+        folder: Must exist.
+        wait: Whether to wait for another holder.
+
+    Yields:
+        Whether the lock was got; always true after waiting.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[bool]:
+    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
+
+    Yields:
+        Whether it was free; what a dead process reserved is free again.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(handle, beside):
+                try:
+                    yield True
+                finally:
+                    beside.unlink(missing_ok=True)
+                return
+            # Its holder removed the file between our opening and locking it: the lock is on nothing.
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False

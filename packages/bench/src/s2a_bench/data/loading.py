@@ -1,0 +1,332 @@
+"""Images and labels of one cell, as the backbone wants them.
+
+``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
+neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
+crop, no augmentation); elsewhere training takes random crops and mirrors (``datasets.SUITES``). All are normalised with
+the backbone's own mean and standard deviation.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from s2a_bench.config import DataConfig
+from s2a_bench.data.decoded import Listed, Pixels, open_pixels, short_side
+from s2a_bench.data.folder import Entry, Identity, Manifest, identity, locate, read_list, read_manifest
+from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
+from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.table import lookup as datasets
+from s2a_bench.data.table.types import Counts, Dataset
+from s2a_bench.errors import InputError, unknown
+
+_EVALUATE = ("test", "val")
+
+
+class Images:
+    """Labelled images that are normalised batch by batch.
+
+    Attributes:
+        labels: ``(N,)`` int64.
+    """
+
+    def __init__(self, labels: Tensor, pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Wraps a source of pixels.
+
+        Args:
+            labels: ``(N,)`` int64.
+            pixels: From ``(B,)`` indices to ``(B, 3, size, size)`` uint8, see ``decoded.Pixels``.
+            mean: Per channel, for pixels in [0, 1].
+            std: Per channel.
+        """
+        self.labels = labels
+        self._pixels = pixels
+        self._mean, self._std = (torch.tensor(v, dtype=torch.float32).view(1, 3, 1, 1) for v in (mean, std))
+
+    def __len__(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Normalised float32 images ``(B, 3, size, size)`` at ``(B,)`` int64 indices.
+
+        Args:
+            indices: Which images.
+            generator: For training: random crops and mirrors are drawn from it where the suite asks for them;
+                elsewhere nothing is drawn. ``None``: the view that is scored.
+
+        Raises:
+            InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+        """
+        pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(indices.cpu().numpy(), generator)))
+        return pixels.float().div_(255).sub_(self._mean).div_(self._std)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskData:
+    """What a cell trains on and is scored on.
+
+    Attributes:
+        dataset: Its row in the table.
+        classes: Size of the head.
+        data_id: Stands for the dataset's content.
+        split_id: Stands for who chose its lists.
+        train: Training images.
+        scored: Images that are scored once.
+        lossy: Whether images were re-encoded with loss after their makers published them.
+        synthetic: Whether this package rendered them.
+        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
+    """
+
+    dataset: Dataset
+    classes: int
+    data_id: str
+    split_id: str
+    train: Images
+    scored: Images
+    lossy: bool
+    synthetic: bool
+    data_config: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """One dataset as ``data list`` shows it.
+
+    Attributes:
+        name: Dataset.
+        suite: Its suite.
+        group: Its group.
+        classes: Number of classes.
+        counts: Images per list by the table.
+        present: Whether it can be loaded from the given root.
+        prepared: Whether its folder has a manifest.
+        data_id: Of a prepared folder.
+        split_id: Of a prepared folder or embedded task.
+        where: Its folder, or how to get it.
+        synthetic: Whether its images were made up.
+        lossy: Whether its images were re-encoded with loss.
+        size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
+        note: What its manifest says a reader of results must know.
+    """
+
+    name: str
+    suite: str
+    group: str
+    classes: int
+    counts: Counts
+    present: bool
+    prepared: bool
+    data_id: str | None
+    split_id: str | None
+    where: str
+    synthetic: bool = False
+    lossy: bool = False
+    size: str = ""
+    note: str = ""
+
+
+def load(
+    config: DataConfig, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"
+) -> TaskData:
+    """Opens a dataset for one cell.
+
+    Args:
+        config: Which images.
+        size: Side in pixels.
+        mean: Of the backbone, three numbers for pixels in [0, 1].
+        std: Of the backbone.
+        interpolation: Key of ``images.INTERPOLATIONS``; images of the right size are not touched.
+
+    Raises:
+        InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
+    """
+    dataset = _dataset(config)
+    mean, std = _check_view(size, mean, std, interpolation)
+    crop = datasets.SUITES[dataset.suite].view == "crop"
+    view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
+    if crop:
+        view["resize"] = f"short side {short_side(size)}, centre crop"
+        view["augment"] = "random crop and mirror"
+    limits = (config.limit_train, config.limit_test)
+    names = _used(config, dataset)
+    if dataset.embedded:
+        ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+        train, scored = (
+            _from_arrays(*mini_tasks.arrays(dataset.name)[name], limit, view)
+            for name, limit in zip(names, limits, strict=True)
+        )
+        train = _in_memory(train, view)
+    else:
+        folder, manifest, lists, ids = _open(config, dataset)
+        train, scored = (
+            _from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
+            for name, limit, once in zip(names, limits, (False, True), strict=True)
+        )
+    return TaskData(
+        dataset=dataset,
+        classes=dataset.classes,
+        data_id=ids.data_id,
+        split_id=ids.split_id,
+        train=train,
+        scored=scored,
+        lossy=ids.lossy,
+        synthetic=dataset.synthetic or ids.synthetic,
+        data_config=view,
+    )
+
+
+def check(config: DataConfig) -> tuple[str, str]:
+    """Whether a dataset is there and well-formed, without decoding an image.
+
+    Returns:
+        Its ``data_id`` and ``split_id``. Embedded tasks are rendered for it, once per process; a folder without
+        manifest is hashed, once until it changes.
+
+    Raises:
+        InputError: As ``load``.
+    """
+    dataset = _dataset(config)
+    if dataset.embedded:
+        return mini_tasks.data_id(dataset.name), _mini_split_id(dataset)
+    ids = _open(config, dataset)[3]
+    return ids.data_id, ids.split_id
+
+
+def list_datasets(root: Path | None) -> list[Row]:
+    """Every dataset of the table, and what of it lies under ``root``.
+
+    A folder counts as present with its lists and a readable manifest, if any; ``verify`` is the full check.
+    """
+    rows = []
+    for dataset in datasets.DATASETS.values():
+        present, manifest, where = dataset.embedded, None, dataset.where
+        if not dataset.embedded and root is not None:
+            try:
+                folder = locate(dataset, root)
+                manifest = read_manifest(folder)
+                present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
+                where = str(folder)
+            except InputError:
+                present = False
+        rows.append(
+            Row(
+                name=dataset.name,
+                suite=dataset.suite,
+                group=dataset.group,
+                classes=dataset.classes,
+                counts=dataset.counts,
+                present=present,
+                prepared=manifest is not None,
+                data_id=manifest.data_id if manifest else None,
+                split_id=_mini_split_id(dataset) if dataset.embedded else manifest.split_id if manifest else None,
+                where=where,
+                synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
+                lossy=manifest is not None and manifest.lossy,
+                size=_disk_size(manifest) if manifest is not None else "",
+                note=manifest.note if manifest is not None else "",
+            )
+        )
+    return rows
+
+
+def _disk_size(manifest: Manifest) -> str:
+    return f"{len(manifest.files)} images, {sum(info.bytes for info in manifest.files.values()) / 1e6:.1f} MB"
+
+
+def _dataset(config: DataConfig) -> Dataset:
+    dataset = datasets.get(config.suite, config.dataset)
+    if config.evaluate not in _EVALUATE:
+        raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
+    for name in ("limit_train", "limit_test"):
+        limit = getattr(config, name)
+        if limit is not None and limit < 1:
+            raise InputError(f"data.{name}={limit} is too small; give at least 1, or leave it out to use every image.")
+    return dataset
+
+
+def _check_view(
+    size: int, mean: Sequence[float], std: Sequence[float], interpolation: str
+) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    if size < 1:
+        raise InputError(f"Image size {size} is too small; it must be at least 1 pixel.")
+    if len(mean) != 3 or len(std) != 3 or min(std) <= 0:
+        raise InputError(f"mean={mean}, std={std}: give three numbers each, with every std above 0.")
+    if interpolation not in INTERPOLATIONS:
+        raise unknown("interpolation", interpolation, INTERPOLATIONS)
+    return tuple(float(v) for v in mean), tuple(float(v) for v in std)
+
+
+def _mini_split_id(dataset: Dataset) -> str:
+    return f"embedded-seed{mini_tasks.SEED}"
+
+
+def _used(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+    """The list to train on and the list to score."""
+    lists = dataset.lists
+    return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
+
+
+def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
+    """``min(n, limit)`` evenly spaced indices below ``n``, the first of them 0."""
+    k = n if limit is None else min(n, limit)
+    return np.arange(k) * n // max(k, 1)
+
+
+def _open(config: DataConfig, dataset: Dataset) -> tuple[Path, Manifest | None, dict[str, list[Entry]], Identity]:
+    """The folder and the two lists that are used, checked against the table, the manifest and the disk."""
+    folder = locate(dataset, config.root)
+    manifest = read_manifest(folder)
+    lists = {name: read_list(folder, name, dataset, manifest) for name in _used(config, dataset)}
+    train, scored = lists.values()
+    if both := {entry.path for entry in train} & {entry.path for entry in scored}:
+        raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
+    return folder, manifest, lists, identity(folder, lists, manifest)
+
+
+def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
+    kept = _spaced_indices(len(labels), limit)
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        return resize_arrays(images[kept[indices]], view["size"], view["interpolation"])
+
+    return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+
+
+def _in_memory(images: Images, view: dict[str, Any]) -> Images:
+    """The same images, resized once."""
+    array = images._pixels(np.arange(len(images)), None)
+    return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
+
+
+def _from_files(
+    folder: Path,
+    manifest: Manifest | None,
+    entries: list[Entry],
+    limit: int | None,
+    name: str,
+    view: dict[str, Any],
+    crop: bool,
+    once: bool,
+) -> Images:
+    """Images of a list on disk, decoded when the first is asked for: a list that is scored stays shut until then.
+
+    A whole list comes from the cache; a part of one is decoded on its own.
+    """
+    kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
+    listed = Listed(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    opened: list[Pixels] = []
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if not opened:
+            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, once))
+        return opened[0](indices, generator)
+
+    labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)
+    return Images(labels, pixels, view["mean"], view["std"])

@@ -1,0 +1,210 @@
+"""The embedded tasks of suite ``mini``: 32 x 32 RGB, 800 train, 200 val, and a test set.
+
+``digits`` is real handwriting; the others are rendered by ``mini_render`` from fixed seeds, so that the data are the
+same for every cell. The streams of the splits are independent.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib.util
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from s2a_bench.data.mini.render import (
+    PATTERNS,
+    POINTERS,
+    REACH,
+    SHAPES,
+    SIZE,
+    Sprites,
+    background,
+    far_colour,
+    finish,
+    integers,
+    opaque,
+    order,
+    paint,
+    textures,
+    uniform,
+)
+from s2a_bench.errors import unknown
+
+SPLITS = {"train800": 800, "val200": 200, "test": 2000}
+"""Images of a rendered task."""
+
+Split = tuple[np.ndarray, np.ndarray]
+"""``(N, 3, 32, 32)`` uint8 images and ``(N,)`` int64 labels, both read-only."""
+
+Render = Callable[[np.random.Generator, np.ndarray], np.ndarray]
+
+SEED = 20101
+
+
+def _binned(rng: np.random.Generator, labels: np.ndarray, bins: int) -> np.ndarray:
+    """A position in [0, 1) within each label's bin, off its borders, so that the label is not a matter of noise."""
+    return (labels + uniform(rng, 0.2, 0.8, len(labels))) / bins
+
+
+def orientation_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
+    """A pointer per image whose direction falls into one of 16 bins of a full turn."""
+    n = len(labels)
+    angle = 2 * np.pi * _binned(rng, labels, 16)
+    radius = uniform(rng, 8, 12, n)
+    x, y = (radius + (SIZE - 2 * radius) * rng.random(n) for _ in range(2))
+    return Sprites(np.arange(n), x, y, radius, angle, integers(rng, len(POINTERS), n), rng.random(n))
+
+
+def _orientation(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = background(rng, len(labels), clutter=2)
+    paint(canvas, orientation_scene(rng, labels), opaque(far_colour(rng, base)), POINTERS)
+    return finish(rng, canvas)
+
+
+def location_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
+    """A shape per image whose centre's x falls into one of 16 bins between pixels 4 and 28."""
+    n = len(labels)
+    x = 4 + 24 * _binned(rng, labels, 16)
+    y, radius = uniform(rng, 4, 28, n), uniform(rng, 2.5, 4.5, n)
+    return Sprites(
+        np.arange(n), x, y, radius, uniform(rng, 0, 2 * np.pi, n), integers(rng, len(SHAPES), n), rng.random(n)
+    )
+
+
+def _location(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = background(rng, len(labels), clutter=5)
+    paint(canvas, location_scene(rng, labels), opaque(far_colour(rng, base)), SHAPES)
+    return finish(rng, canvas)
+
+
+def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25) -> list[Sprites]:
+    """``labels + 1`` shapes per image that keep ``gap`` pixels between their circumscribed circles.
+
+    Returns:
+        Eight ``Sprites``; the k-th holds the k-th shape of the images that have so many.
+    """
+    n, slots, tries = len(labels), 8, 160
+    scale = uniform(rng, 2.3, 3.0, n)
+    x, y, radius = (np.zeros((n, slots)) for _ in range(3))
+    rows = np.arange(n)
+    scene = []
+    for k in range(slots):
+        wanted = scale * uniform(rng, 0.8, 1.1, n)
+        reach = wanted * REACH
+        free = SIZE - 2 * reach[:, None]
+        tx, ty = (reach[:, None] + free * rng.random((n, tries)) for _ in range(2))
+        distance = np.sqrt((tx[:, :, None] - x[:, None, :k]) ** 2 + (ty[:, :, None] - y[:, None, :k]) ** 2)
+        room = (distance - radius[:, None, :k] * REACH - gap).min(axis=2, initial=np.inf)
+        fits = room >= reach[:, None]
+        best = np.where(fits.any(axis=1), fits.argmax(axis=1), room.argmax(axis=1))
+        x[:, k], y[:, k] = tx[rows, best], ty[rows, best]
+        radius[:, k] = np.minimum(wanted, room[rows, best] / REACH)  # a crowded place: a smaller shape
+        sprites = Sprites(
+            rows, x[:, k], y[:, k], radius[:, k], uniform(rng, 0, 2 * np.pi, n), integers(rng, len(SHAPES), n),
+            rng.random(n),
+        )  # fmt: skip
+        scene.append(sprites.take(labels >= k))
+    return scene
+
+
+def _count(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = background(rng, len(labels), clutter=0)
+    for sprites in count_scene(rng, labels):
+        paint(canvas, sprites, opaque(far_colour(rng, base[sprites.image])), SHAPES)
+    return finish(rng, canvas)
+
+
+def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+    """scikit-learn's digits: ``(1797, 8, 8)`` float64, whole numbers 0..16, and ``(1797,)`` int64.
+
+    Read from its file where that is in its place: importing scikit-learn takes seconds in every process.
+    """
+    found = importlib.util.find_spec("sklearn")
+    for place in (found.submodule_search_locations or ()) if found else ():
+        path = Path(place) / "datasets/data/digits.csv.gz"
+        if path.is_file():
+            values = np.loadtxt(path, delimiter=",")
+            return values[:, :-1].reshape(-1, 8, 8), values[:, -1].astype(np.int64)
+    from sklearn.datasets import load_digits
+
+    data: Any = load_digits()
+    return data.images.astype(np.float64), data.target.astype(np.int64)
+
+
+def _digits() -> dict[str, Split]:
+    small, labels = _handwritten()
+    # Keys' cubic at phases of n/8: every weight is a dyadic fraction, so the sums are exact in any order.
+    position = (np.arange(SIZE) + 0.5) / 4 - 0.5
+    first = np.floor(position).astype(np.int64) - 1
+    t = np.abs(position[:, None] - (first[:, None] + np.arange(4)))
+    weight = np.where(t <= 1, 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)
+    taps = (first[:, None] + np.arange(4)).clip(0, 7)
+    rows = (small[:, taps] * weight[:, :, None]).sum(axis=2)
+    full = (rows[:, :, taps] * weight).sum(axis=3)
+    grey = np.rint(full.clip(0, 16) * (255 / 16)).astype(np.uint8)
+    images = np.repeat(grey[:, None], 3, axis=1)
+    parts = zip(SPLITS, np.split(order(_generator("digits", 0), len(images)), [800, 1000]), strict=True)
+    return {name: (images[part], labels[part]) for name, part in parts}
+
+
+def _textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    return finish(rng, textures(rng, labels))
+
+
+RENDERED: dict[str, tuple[int, Render]] = {
+    "textures": (len(PATTERNS), _textures),
+    "orientation": (16, _orientation),
+    "location": (16, _location),
+    "count": (8, _count),
+}
+"""Classes and renderer of every rendered task."""
+
+TASKS = ("digits", *RENDERED)
+
+
+def _generator(task: str, split: int) -> np.random.Generator:
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, TASKS.index(task), split])))
+
+
+@functools.lru_cache(maxsize=len(TASKS))
+def arrays(task: str) -> Mapping[str, Split]:
+    """Images and labels of ``train800``, ``val200``, ``train800val200`` and ``test``, rendered once per process.
+
+    Args:
+        task: One of ``TASKS``.
+
+    Raises:
+        InputError: No such task.
+    """
+    if task not in TASKS:
+        raise unknown("embedded task", task, TASKS)
+    splits: dict[str, Split] = {}
+    if task == "digits":
+        splits = _digits()
+    else:
+        classes, render = RENDERED[task]
+        for i, (name, n) in enumerate(SPLITS.items()):
+            rng = _generator(task, i)
+            labels = (np.arange(n) % classes)[order(rng, n)]
+            splits[name] = (render(rng, labels), labels)
+    train, val = splits["train800"], splits["val200"]
+    splits["train800val200"] = (np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]]))
+    for pair in splits.values():
+        for array in pair:
+            array.flags.writeable = False
+    return splits
+
+
+@functools.lru_cache(maxsize=len(TASKS))
+def data_id(task: str) -> str:
+    """16 hex digits of the hash over all images and labels of a task."""
+    digest = hashlib.sha256(task.encode())
+    for name, (images, labels) in sorted(arrays(task).items()):
+        digest.update(f"{name} {images.shape}".encode())
+        digest.update(np.ascontiguousarray(images).tobytes())
+        digest.update(labels.astype("<i8").tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,122 @@
+"""What readers of arrays share: names by position, checked labels, and pictures by name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import numpy as np
+
+from s2a_bench.data.readers.pixels import png
+from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError
+
+Rows = Callable[[str, np.ndarray], Iterator[tuple[int, np.ndarray]]]
+"""From a part and sorted positions in it to ``(position, image)``, images being ``(H, W)`` or ``(H, W, 3)`` uint8."""
+
+_NAME = re.compile(r"(?:(train|val|test)/)?([0-9]{6,})\.png")
+_AGAIN = "download it again"
+
+
+def array_source(
+    dataset: Dataset,
+    what: str,
+    classes: Sequence[str],
+    labels: Mapping[str, np.ndarray],
+    rows: Rows,
+    key: Callable[[str, int], str | int] = lambda part, position: position,
+) -> Source:
+    """A source of images that have a position in their part instead of a name.
+
+    Args:
+        dataset: What is to be made of it.
+        what: What the source is called in errors.
+        classes: Names in label order.
+        labels: Part -> ``(N,)`` integers from 0, checked.
+        rows: Gives the images.
+        key: tensorflow_datasets' key from part and position; its builders of these sets take the position alone, but
+            for PatchCamelyon.
+
+    Raises:
+        InputError: Another number of classes than the dataset has.
+    """
+    if len(classes) != dataset.classes:
+        raise InputError(
+            f"{what} has {len(classes)} classes but {dataset.name} has {dataset.classes}; give the source of "
+            f"{dataset.name}."
+        )
+    items = tuple(
+        Item(_name(part, i), label, part, key(part, i))
+        for part, column in labels.items()
+        for i, label in enumerate(column.tolist())
+    )
+
+    def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+        wanted: dict[str, list[int]] = {part: [] for part in labels}
+        for name in names:
+            part, position = _place(name)
+            if position >= len(labels.get(part, ())):
+                raise InputError(f"{what} holds no image {name}; its parts are {_sizes(labels)}.")
+            wanted[part].append(position)
+        for part, positions in wanted.items():
+            if positions:
+                for position, image in rows(part, np.array(sorted(positions))):
+                    yield _name(part, position), png(image)
+
+    return Source(items, tuple(classes), read)
+
+
+def _name(part: str, position: int) -> str:
+    return f"{part}/{position:06d}.png" if part else f"{position:06d}.png"
+
+
+def _place(name: str) -> tuple[str, int]:
+    found = _NAME.fullmatch(name)
+    part, position = (found[1] or "", int(found[2])) if found else ("", 0)
+    if _name(part, position) != name:
+        raise InputError(f"No image of the source is called {name!r}; names are like 'train/000017.png'.")
+    return part, position
+
+
+def _sizes(labels: Mapping[str, np.ndarray]) -> str:
+    return ", ".join(f"{part or 'the whole'} ({len(column)} images)" for part, column in labels.items())
+
+
+def whole_numbers(values: object, count: int | None, low: int, high: int, what: str) -> np.ndarray:
+    """Labels as ``(N,)`` int64, whatever their axes of length 1.
+
+    Args:
+        values: An array or a list.
+        count: How many are expected: the number of images; ``None``: any number but none.
+        low: Smallest allowed.
+        high: Largest allowed.
+        what: What they are called in an error.
+
+    Raises:
+        InputError: Not whole numbers, another count, or one out of range.
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:  # lists of different lengths
+        raise InputError(f"{what} are not one number for each image; {_AGAIN}.") from error
+    if array.size == 0:
+        raise InputError(f"{what} are empty; {_AGAIN}.")
+    if array.size != max(array.shape, default=0):
+        raise InputError(f"{what} have shape {array.shape}, not one number for each image; {_AGAIN}.")
+    if array.dtype.kind not in "iuf" or (array.dtype.kind == "f" and not np.array_equal(array, np.floor(array))):
+        raise InputError(f"{what} are not whole numbers (type {array.dtype}); {_AGAIN}.")
+    array = array.reshape(-1)
+    if count is not None and len(array) != count:
+        raise InputError(f"{what} are {len(array)} but there are {count} images; the files do not belong together.")
+    wrong = np.flatnonzero((array < low) | (array > high))
+    if len(wrong):
+        raise InputError(
+            f"{what} must lie in {low}..{high}, but that of image {wrong[0]} is {array[wrong[0]]:g}; {_AGAIN}."
+        )
+    return array.astype(np.int64)
+
+
+def blocks(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Sorted positions, cut so that those of one block of ``size`` rows are together."""
+    yield from np.split(positions, np.flatnonzero(np.diff(positions // size)) + 1)

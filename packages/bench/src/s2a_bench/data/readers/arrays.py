@@ -1,0 +1,306 @@
+"""Readers of datasets published as arrays: CIFAR's pickles, SVHN's MATLAB files, PatchCamelyon's HDF5 files."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pickle
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from s2a_bench.data.readers import arrays_big
+from s2a_bench.data.readers._arrays import array_source, blocks, whole_numbers
+from s2a_bench.data.readers.source import Reader, Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError, unknown
+
+if TYPE_CHECKING:
+    import h5py
+
+# --- CIFAR -----------------------------------------------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cifar:
+    title: str
+    classes: int
+    meta: str
+    files: Mapping[str, tuple[str, ...]]
+    names: str  # keys in the pickles
+    labels: str
+
+
+_CIFAR10 = _Cifar(
+    "CIFAR-10",
+    10,
+    "batches.meta",
+    {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)},
+    "label_names",
+    "labels",
+)
+_CIFAR100 = _Cifar(
+    "CIFAR-100", 100, "meta", {"train": ("train",), "test": ("test",)}, "fine_label_names", "fine_labels"
+)
+_COARSE = dataclasses.replace(
+    _CIFAR100, title="CIFAR-100 (coarse)", classes=20, names="coarse_label_names", labels="coarse_labels"
+)
+
+
+def recognises_cifar(tree: Tree, dataset: Dataset) -> bool:
+    """Whether there are files of the "python version" of CIFAR-10 or CIFAR-100."""
+    # CIFAR-100's files have such common names that one alone says nothing.
+    return any(map(tree.has, ("data_batch_1", "test_batch"))) or sum(map(tree.has, ("train", "test", "meta"))) >= 2
+
+
+def open_cifar(tree: Tree, dataset: Dataset) -> Source:
+    """CIFAR-10 or CIFAR-100 from the pickles of ``cifar-10-python.tar.gz`` or ``cifar-100-python.tar.gz``.
+
+    https://www.cs.toronto.edu/~kriz/cifar.html: each file is a dictionary of ``data``, ``(N, 3072)`` uint8 of three
+    planes of 32 x 32, and lists of labels. The batches of CIFAR-10 follow each other: ``train/010000.png`` is the first
+    image of ``data_batch_2``. ``recipe.target`` is ``"fine"`` (or empty), or ``"coarse"``: CIFAR-100's 20 superclasses.
+
+    Raises:
+        InputError: Missing, damaged or dangerous files, or labels that do not fit.
+    """
+    target = dataset.recipe.target if dataset.recipe else ""
+    if target not in ("", "fine", "coarse"):
+        raise unknown("target", target, ("fine", "coarse"))
+    # A folder may hold both sets.
+    ten = tree.has("data_batch_1") or tree.has("test_batch")
+    hundred = sum(map(tree.has, ("train", "test", "meta"))) >= 2
+    form = _CIFAR10 if ten and (dataset.classes == 10 or not hundred) else _CIFAR100
+    if target == "coarse":
+        if form is _CIFAR10:
+            raise InputError(f"{tree.place} is CIFAR-10, which has no coarse labels; give cifar-100-python.tar.gz.")
+        form = _COARSE
+    meta = tree.find(form.meta)
+    folder = meta[: len(meta) - len(form.meta)]
+    names = _unpickled(tree, meta).get(form.names)
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{meta} in {tree.place} has no list {form.names!r} of class names; download it again.")
+    if len(names) != form.classes:
+        raise InputError(f"{meta} in {tree.place} names {len(names)} classes, not {form.classes}; download it again.")
+
+    lengths: dict[str, int] = {}
+    labels: dict[str, np.ndarray] = {}
+    for part, files in form.files.items():
+        columns = []
+        for file in files:
+            columns.append(_batch(tree, folder + file, form)[1])
+            lengths[file] = len(columns[-1])
+        labels[part] = np.concatenate(columns)
+
+    def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        start = 0
+        for file in form.files[part]:
+            mine = wanted[(wanted >= start) & (wanted < start + lengths[file])]
+            if len(mine):
+                data, _ = _batch(tree, folder + file, form)
+                for position in mine.tolist():
+                    yield position, data[position - start].reshape(3, 32, 32).transpose(1, 2, 0)
+            start += lengths[file]
+
+    return array_source(dataset, f"{tree.place} ({form.title})", names, labels, rows)
+
+
+def _batch(tree: Tree, path: str, form: _Cifar) -> tuple[np.ndarray, np.ndarray]:
+    """``(N, 3072)`` uint8 images and ``(N,)`` labels."""
+    what = f"{path} in {tree.place}"
+    batch = _unpickled(tree, path)
+    for key in ("data", form.labels):
+        if key not in batch:
+            raise InputError(f"{what} has no {key!r}, so it is no batch of {form.title}; download it again.")
+    data = batch["data"]
+    if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
+        found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
+        raise InputError(f"{what} holds images as {found}, not uint8 (N, 3072); download it again.")
+    return data, whole_numbers(batch[form.labels], len(data), 0, form.classes - 1, f"Labels of {what}")
+
+
+def _unpickled(tree: Tree, path: str) -> dict[str, Any]:
+    content = tree.read(path)
+    try:
+        found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
+        if not isinstance(found, dict):
+            raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dictionary")
+        return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+    except Exception as error:  # a damaged pickle fails in any way whatever, when numpy is among what it builds
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{path} in {tree.place} is not a CIFAR pickle ({reason}); download it again.") from error
+
+
+def _dtype(text: object, align: object = False, copy: object = False) -> np.dtype:
+    if text not in ("u1", "i4", "i8"):
+        raise pickle.UnpicklingError(f"it holds an array of {text!r}")
+    return np.dtype(str(text), align=bool(align), copy=True)  # the pickle sets its state: never that of numpy's own
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
+    return text.encode("latin1")
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    """The few names that pickles of arrays ask for, from Python 2 to now."""
+    array = np.zeros(1, np.uint8)
+    names: dict[tuple[str, str], Any] = {
+        ("numpy", "ndarray"): np.ndarray,
+        ("numpy", "dtype"): _dtype,
+        ("_codecs", "encode"): _encode,
+    }
+    for core in ("numpy.core", "numpy._core"):
+        names[f"{core}.multiarray", "_reconstruct"] = array.__reduce_ex__(2)[0]
+        names[f"{core}.numeric", "_frombuffer"] = array.__reduce_ex__(5)[0]
+    return names
+
+
+class _Unpickler(pickle.Unpickler):
+    """Builds numbers, text, lists, dictionaries and arrays of numbers; anything else could run code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        allowed = _allowed()
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused, for it could run any code")
+        return allowed[module, name]
+
+
+# --- SVHN ------------------------------------------------------------------------------------------------------------
+
+_SVHN = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+
+
+def recognises_svhn(tree: Tree, dataset: Dataset) -> bool:
+    """Whether one of SVHN's files of cropped digits is there."""
+    return any(map(tree.has, _SVHN.values()))
+
+
+def open_svhn(tree: Tree, dataset: Dataset) -> Source:
+    """SVHN's cropped digits (http://ufldl.stanford.edu/housenumbers): ``train_32x32.mat`` and ``test_32x32.mat``.
+
+    ``X`` is ``(32, 32, 3, N)`` uint8 and ``y`` is ``(N, 1)`` with 10 for the digit 0. MATLAB compresses ``X`` as a
+    whole, so reading images of a part takes its memory (225 MB for train). ``extra_32x32.mat`` is not used.
+
+    Raises:
+        InputError: Missing or damaged files, or labels that do not fit.
+    """
+    labels: dict[str, np.ndarray] = {}
+    for part, file in _SVHN.items():
+        name = tree.find(file)
+        what = f"{name} in {tree.place}"
+        shapes = {key: (shape, kind) for key, shape, kind in _mat(tree, name, None)}
+        shape, kind = shapes.get("X", ((), "nothing"))
+        if len(shape) != 4 or shape[:3] != (32, 32, 3) or kind != "uint8":
+            raise InputError(f"{what} holds X as {kind} {shape}, not uint8 (32, 32, 3, N); download it again.")
+        if "y" not in shapes:
+            raise InputError(f"{what} has no labels y; download it again.")
+        found = whole_numbers(_mat(tree, name, "y"), shape[3], 1, 10, f"Labels of {what}")
+        labels[part] = found % 10
+
+    def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        images = _mat(tree, tree.find(_SVHN[part]), "X")
+        for position in wanted.tolist():
+            yield position, images[..., position]
+
+    return array_source(dataset, f"{tree.place} (SVHN)", [str(digit) for digit in range(10)], labels, rows)
+
+
+def _mat(tree: Tree, name: str, variable: str | None) -> Any:
+    """A variable of a MATLAB file; without one, names, shapes and types of all."""
+    path = str(tree.local(name))
+    try:
+        import scipy.io
+    except ImportError as error:
+        raise InputError("SVHN's .mat files need scipy, which is not installed: pip install scipy.") from error
+    try:
+        if variable is None:
+            return scipy.io.whosmat(path)
+        return scipy.io.loadmat(path, variable_names=[variable])[variable]
+    except Exception as error:  # scipy's parser fails in any way whatever on a damaged file
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{name} in {tree.place} is not a MATLAB file ({reason}); download it again.") from error
+
+
+# --- PatchCamelyon ---------------------------------------------------------------------------------------------------
+
+_PCAM = {"train": "train", "val": "valid", "test": "test"}
+_PCAM_FILE = "camelyonpatch_level_2_split_{}_{}.h5"
+_PCAM_CLASSES = ("normal", "tumor")  # whether the central 32 x 32 pixels hold any tumor
+
+
+def recognises_pcam(tree: Tree, dataset: Dataset) -> bool:
+    """Whether one of PatchCamelyon's files is there."""
+    return any(tree.has(_PCAM_FILE.format(part, half)) for part in _PCAM.values() for half in "xy")
+
+
+def open_pcam(tree: Tree, dataset: Dataset) -> Source:
+    """PatchCamelyon (https://github.com/basveeling/pcam): ``camelyonpatch_level_2_split_{train,valid,test}_{x,y}.h5``.
+
+    ``x`` is ``(N, 96, 96, 3)`` uint8 and ``y`` is ``(N, 1, 1, 1)`` of 0 and 1. Files that are still packed
+    (``.h5.gz``) are unpacked to the system's temporary folder first, 9 GB for all.
+
+    Raises:
+        InputError: h5py is not installed, missing or damaged files, or labels that do not fit.
+    """
+    labels: dict[str, np.ndarray] = {}
+    for part, word in _PCAM.items():
+        names = {half: tree.find(_PCAM_FILE.format(word, half)) for half in "xy"}
+        with _hdf(tree, names["x"], "x") as images:
+            shape, kind = images.shape, images.dtype
+        if len(shape) != 4 or shape[1:] != (96, 96, 3) or kind != np.uint8:
+            raise InputError(
+                f"{names['x']} in {tree.place} holds {kind} {shape}, not uint8 (N, 96, 96, 3); download it again."
+            )
+        with _hdf(tree, names["y"], "y") as values:
+            found = np.asarray(values[()])
+        labels[part] = whole_numbers(found, shape[0], 0, 1, f"Labels of {names['y']} in {tree.place}")
+
+    def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+        with _hdf(tree, tree.find(_PCAM_FILE.format(_PCAM[part], "x")), "x") as images:
+            # What is compressed together is unpacked together, once.
+            step = images.chunks[0] if images.chunks else 64
+            for block in blocks(wanted, min(max(step, 64 // step * step), 1024)):
+                first = int(block[0])
+                array = images[first : int(block[-1]) + 1]
+                for position in block.tolist():
+                    yield position, array[position - first]
+
+    return array_source(dataset, f"{tree.place} (PatchCamelyon)", _PCAM_CLASSES, labels, rows, _pcam_key)
+
+
+def _pcam_key(part: str, position: int) -> str:
+    return f"{_PCAM[part]}_{position}"
+
+
+@contextmanager
+def _hdf(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
+    """A dataset of an HDF5 file; what goes wrong while it is open is said to be the file's fault."""
+    path: Path = tree.local(name)
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError("PatchCamelyon's .h5 files need h5py, which is not installed: pip install h5py.") from error
+    try:
+        with h5py.File(path, "r") as file:
+            found = file[key] if key in file else None
+            if not isinstance(found, h5py.Dataset):
+                raise InputError(f"{name} in {tree.place} has no array {key!r}; download it again.")
+            yield found
+    except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+        raise InputError(f"{name} in {tree.place} is not a sound HDF5 file ({reason}); download it again.") from error
+
+
+READERS = (
+    Reader("cifar", recognises_cifar, open_cifar),
+    Reader("svhn", recognises_svhn, open_svhn),
+    Reader("patch_camelyon", recognises_pcam, open_pcam),
+    *arrays_big.READERS,
+)

@@ -1,0 +1,109 @@
+"""VTAB-1k folders as NOAH's script and its many copies write them: four lists and the images they name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import PurePosixPath
+
+from s2a_bench.data.folder import Entry, content_id, parse_list, sha256
+from s2a_bench.data.images import LOSSY_SUFFIXES, reencoded
+from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.table.types import VTAB_LISTS, Dataset
+from s2a_bench.errors import InputError
+
+_PROBED = 32
+_MARK = f"{VTAB_LISTS.both}.txt"
+
+
+def _home(tree: Tree, dataset: Dataset) -> str | None:
+    """The folder in the tree (``""`` or ``"path/"``) whose lists are this dataset's; ``None``: there is none."""
+    names = (dataset.name, *dataset.aliases)
+    folders = [name[: -len(_MARK)] for name in tree.names if PurePosixPath(name).name == _MARK]
+    for folder in folders:
+        if PurePosixPath(folder).name in names:
+            return folder
+    if "" in folders and (tree.place.name in names or len(folders) == 1):
+        return ""
+    return None
+
+
+def recognises(tree: Tree, dataset: Dataset) -> bool:
+    """Whether the tree holds the four lists, at its top or in a folder of the dataset's name."""
+    return dataset.suite == "vtab" and _home(tree, dataset) is not None
+
+
+def open_noah(tree: Tree, dataset: Dataset) -> Source:
+    """The folder's own lists and images.
+
+    JPEGs of a dataset that is published without loss are lossy; where JPEG is the published form, a probe of the
+    images tells (``images.reencoded``).
+
+    Raises:
+        InputError: A list is missing, malformed, or names an image that is not there.
+    """
+    home = _home(tree, dataset)
+    assert home is not None
+    present = set(tree.names)
+    lists: dict[str, tuple[str, ...]] = {}
+    hashes: dict[str, str] = {}
+    items: dict[str, Item] = {}
+    for name in dataset.lists:
+        file = f"{name}.txt"
+        text = tree.read_text(home + file)
+        hashes[file] = sha256(tree.read(home + file))
+        paths: list[str] = []
+        for entry in parse_list(text, dataset.classes):
+            if not isinstance(entry, Entry):
+                raise InputError(f"{tree.place}, {home}{file}:{entry[0]}: {entry[1]}.")
+            if home + entry.path not in present:
+                raise InputError(f"{tree.place}, {home}{file}:{entry.line}: there is no image {entry.path}.")
+            known = items.setdefault(entry.path, Item(entry.path, entry.label, name))
+            if known.label != entry.label:
+                raise InputError(
+                    f"{tree.place}, {home}{file}:{entry.line}: {entry.path} has label {entry.label} here "
+                    f"and {known.label} in {known.part}.txt."
+                )
+            paths.append(entry.path)
+        lists[name] = tuple(paths)
+
+    def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
+        for name, data in tree.read_many(home + n for n in names):
+            yield name[len(home) :], data
+
+    lossy, note = _probe(dataset, sorted(items), read)
+    return Source(
+        items=tuple(items.values()),
+        classes=tuple(f"class {i}" for i in range(dataset.classes)),  # such folders do not name them
+        read=read,
+        lists=lists,
+        split_id="lists-" + content_id(hashes, {}),
+        base=None if tree.folder is None else tree.folder / home,
+        lossy=lossy,
+        note=note,
+    )
+
+
+def _probe(
+    dataset: Dataset, names: list[str], read: Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]
+) -> tuple[bool, str]:
+    """Whether images were re-encoded with loss, and the sentence that says so."""
+    jpegs = [name for name in names if name.lower().endswith(LOSSY_SUFFIXES)]
+    if not jpegs:
+        return False, "A VTAB-1k folder made by another tool; its images are stored without loss."
+    if dataset.encoding == "lossless":
+        return (
+            True,
+            f"A VTAB-1k folder made by another tool; {dataset.name} is published without loss and is JPEG here.",
+        )
+    step = max(1, len(jpegs) // _PROBED)
+    probed = [data for _, data in read(frozenset(jpegs[::step][:_PROBED]))]
+    if reencoded(probed):
+        return True, (
+            f"A VTAB-1k folder made by another tool; all of {len(probed)} images looked at have the JPEG tables of "
+            "Pillow's default quality, so they were most likely re-encoded."
+        )
+    return False, "A VTAB-1k folder made by another tool; its JPEGs look like the published files."
+
+
+READERS = (Reader("noah", recognises, open_noah),)

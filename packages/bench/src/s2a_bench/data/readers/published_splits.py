@@ -1,0 +1,148 @@
+"""Published split files: CoOp's ``split_zhou_*.json`` and VPT's ``train.json``, ``val.json``, ``test.json``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from s2a_bench.data.folder import sha256
+from s2a_bench.data.readers.source import Source
+from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError
+
+_PARTS = ("train", "val", "test")
+
+
+def find_split(tree: Tree) -> Path | None:
+    """A split file that lies among the source's own files, put where it can be opened; ``None``: there is none.
+
+    Raises:
+        InputError: Several CoOp files: which one is meant must be said.
+    """
+    found = [
+        name for name in tree.names if name.rsplit("/", 1)[-1].startswith("split_zhou_") and name.endswith(".json")
+    ]
+    if len(found) > 1:
+        raise InputError(f"{tree.place} holds {len(found)} split files ({', '.join(found)}); name one with --split.")
+    if found:
+        return tree.local(found[0])
+    folder = tree.place if tree.place.is_dir() else tree.place.parent
+    return folder if all((folder / f"{part}.json").is_file() for part in _PARTS) else None
+
+
+def read_split(
+    place: Path, kind: str, dataset: Dataset, source: Source
+) -> tuple[dict[str, tuple[str, ...]], dict[str, int], tuple[str, ...], str]:
+    """Lists of a published split, matched with a source's images.
+
+    Args:
+        place: CoOp's JSON file, or the folder of VPT's three.
+        kind: ``"coop"`` or ``"vpt"``: which the dataset takes.
+        dataset: Tells the number of classes.
+        source: Whose items the paths name, each by its longest unambiguous end.
+
+    Returns:
+        Names of items per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a hash of
+        its content whatever its formatting.
+
+    Raises:
+        InputError: Not such a file, a path that names no image or several, an image listed twice, a label out of
+            range, or another number of classes.
+    """
+    entries = _coop(place) if kind == "coop" else _vpt(place)
+    find = _finder(source, place)
+    lists: dict[str, tuple[str, ...]] = {}
+    labels: dict[str, int] = {}
+    classes: dict[int, str] = {}
+    for part in _PARTS:
+        names = []
+        for path, label, title in entries[part]:
+            if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < dataset.classes:
+                raise InputError(
+                    f"{place}: {path} has label {label!r}; {dataset.name} has {dataset.classes} classes, from 0 on."
+                )
+            name = find(path)
+            if name in labels:
+                raise InputError(f"{place} lists {path} twice; each image belongs into one list.")
+            labels[name] = label
+            if classes.setdefault(label, title) != title:
+                raise InputError(f"{place} calls class {label} {classes[label]!r} and {title!r}; it is damaged.")
+            names.append(name)
+        lists[part] = tuple(names)
+    if len(classes) != dataset.classes:
+        raise InputError(f"{place} has {len(classes)} classes but {dataset.name} has {dataset.classes}.")
+    content = json.dumps({part: sorted((p, label) for p, label, _ in entries[part]) for part in _PARTS})
+    titles = tuple(classes[i] or source.classes[i] for i in range(dataset.classes))
+    return lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}"
+
+
+def _json(path: Path) -> Any:
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        found = dict(pairs)
+        if len(found) != len(pairs):
+            raise ValueError("a key comes twice")
+        return found
+
+    try:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"Split file {path} cannot be read ({error}); get it again.") from error
+
+
+_Entries = Mapping[str, list[tuple[str, Any, str]]]
+
+
+def _coop(place: Path) -> _Entries:
+    """``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``."""
+    if not place.is_file():
+        raise InputError(f"{place} is no file; give CoOp's split_zhou_*.json.")
+    values = _json(place)
+    found: dict[str, list[tuple[str, Any, str]]] = {}
+    for part in _PARTS:
+        rows = values.get(part) if isinstance(values, dict) else None
+        if not isinstance(rows, list) or not rows:
+            raise InputError(f"{place} has no list {part!r} of images; it is not one of CoOp's split files.")
+        for row in rows:
+            if not isinstance(row, list) or len(row) != 3 or not isinstance(row[0], str) or not isinstance(row[2], str):
+                raise InputError(f"{place}: {str(row)[:80]} is not of the form [path, label, class name].")
+        found[part] = [(path, label, title) for path, label, title in rows]
+    return found
+
+
+def _vpt(place: Path) -> _Entries:
+    """Three files of ``{path: label}``."""
+    if not place.is_dir():
+        raise InputError(f"{place} is no folder; give the one that holds VPT's train.json, val.json and test.json.")
+    found: dict[str, list[tuple[str, Any, str]]] = {}
+    for part in _PARTS:
+        values = _json(place / f"{part}.json")
+        if not isinstance(values, dict) or not values:
+            raise InputError(
+                f"{place / part}.json is not of the form {{path: label}}; it is not one of VPT's split files."
+            )
+        found[part] = [(path, label, "") for path, label in values.items()]
+    return found
+
+
+def _finder(source: Source, place: Path) -> Any:
+    """From a path of the split to the one item it names: the longest end, part by part, that both have."""
+    ends: dict[str, list[str]] = {}
+    for item in source.items:
+        parts = item.name.split("/")
+        for i in range(len(parts)):
+            ends.setdefault("/".join(parts[i:]), []).append(item.name)
+
+    def find(path: str) -> str:
+        parts = path.split("/")
+        for i in range(len(parts)):
+            found = ends.get("/".join(parts[i:]), [])
+            if len(found) == 1:
+                return found[0]
+            if found:
+                raise InputError(f"{place}: {path} names {len(found)} images of the source; its paths are too short.")
+        raise InputError(f"{place}: the source has no image {path}; the split is of another download.")
+
+    return find

@@ -1,0 +1,75 @@
+"""What a reader makes of a download: a list of images, and a way to their bytes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from s2a_bench.data.readers.tree import Tree
+    from s2a_bench.data.table.types import Dataset
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Item:
+    """One image of a source, without its content.
+
+    Attributes:
+        name: Unique in the source, the same however the source is packed, with an image's suffix:
+            ``"beaver/image_0001.jpg"``, ``"train/000017.png"``.
+        label: From 0.
+        part: The source's own partition: ``"train"``, ``"val"`` or ``"test"``; ``""`` where it has none.
+        key: tensorflow_datasets' key of the example, which decides its place in stored order; ``None``: not known.
+    """
+
+    name: str
+    label: int
+    part: str = ""
+    key: str | int | bytes | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A download, opened.
+
+    Attributes:
+        items: Every image, in the source's own order.
+        classes: Names in label order.
+        read: From names of items to ``(name, image file)``, each once, in whatever order is quickest. Bytes are the
+            source's own where it holds image files, and PNG where it holds arrays.
+        ordered: Whether the items of each part are in tensorflow_datasets' stored order already.
+        salts: What tensorflow_datasets calls a part, where that is not "train", "validation" and "test".
+        lists: Lists that come with the source, by file name without suffix, as names of items; they win over any rule.
+        split_id: Stands for those lists.
+        base: The folder under which every item's name is a file, where the source may be used in place.
+        lossy: Whether images were re-encoded with loss after their makers published them.
+        note: What a reader of results must know.
+    """
+
+    items: tuple[Item, ...]
+    classes: tuple[str, ...]
+    read: Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]
+    ordered: bool = False
+    salts: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    lists: Mapping[str, tuple[str, ...]] | None = None
+    split_id: str = ""
+    base: Path | None = None
+    lossy: bool = False
+    note: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """One form in which datasets are downloaded.
+
+    Attributes:
+        name: Key in ``sources.READERS``.
+        recognises: Whether a tree of files is of this form, from names alone.
+        open: Its images, for one dataset of the table.
+    """
+
+    name: str
+    recognises: Callable[[Tree, Dataset], bool]
+    open: Callable[[Tree, Dataset], Source]

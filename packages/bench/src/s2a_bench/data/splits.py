@@ -1,0 +1,209 @@
+"""Which image of a source is in which list: the rules of the table, made concrete. Pure: names in, lists out.
+
+Every order here depends on names alone: the same on every machine, with every library version, from every packing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+
+from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.tfds_order import stored_order
+from s2a_bench.data.table.types import Dataset, Fractions, Official, Pool, Recipe, Slices
+from s2a_bench.errors import InputError
+
+RECIPE_VERSION = 1
+"""Raise it when the same source would give other lists."""
+
+_SALTS = {"": "train", "train": "train", "val": "validation", "test": "test"}
+
+_HASHED = (
+    "VTAB-1k takes slices of tensorflow_datasets' stored order, which cannot be rebuilt from this source alone. The "
+    "lists here use the same slices over an order fixed by hashes of the file names; they are not the images of other "
+    "VTAB-1k folders."
+)
+_REBUILT = (
+    "VTAB-1k's slices of tensorflow_datasets' stored order, which was rebuilt from the keys that its published code "
+    "gives to these images; no tensorflow_datasets was run on them."
+)
+_STORED = "VTAB-1k's slices of tensorflow_datasets' stored order, as exported."
+_HELD_OUT = "The source has no validation part: {share:g} of each class's training images, chosen by hash, are it."
+_OFFICIAL = "The parts that its makers published."
+_DRAWN = (
+    "The source has no parts: {train:g} and {val:g} of each class's images are train and val and the rest is test, "
+    "rounded as CoOp does it, in an order fixed by hashes of the file names; not CoOp's own draw."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """The lists of a dataset.
+
+    Attributes:
+        lists: Items per list, in the order of the list's lines.
+        split_id: Stands for who chose them.
+        note: What a reader of results must know about them.
+    """
+
+    lists: Mapping[str, tuple[Item, ...]]
+    split_id: str
+    note: str
+
+
+def choose(dataset: Dataset, recipe: Recipe, source: Source) -> Split:
+    """Divides a source into the dataset's four lists.
+
+    Args:
+        dataset: Tells the lists' names and what they must count, for errors.
+        recipe: Its rule and seed.
+        source: What is divided.
+
+    Raises:
+        InputError: Too few images for the rule.
+    """
+    if source.lists is not None:
+        return _given(dataset, source)
+    match recipe.rule:
+        case Slices() as rule:
+            train, val, test, split_id, note = _slices(dataset, recipe, rule, source)
+        case Pool() as rule:
+            train, val, test = _pool(recipe, rule, source)
+            split_id, note = _ours(recipe), _HASHED
+        case Official() as rule:
+            train, val, test, held = _official(dataset, recipe, rule, source)
+            split_id = f"official+{_ours(recipe)}" if held else "official"
+            note = f"{_OFFICIAL} {_HELD_OUT.format(share=rule.val)}" if held else _OFFICIAL
+        case Fractions() as rule:
+            train, val, test = _fractions(recipe, rule, source)
+            split_id, note = _ours(recipe), _DRAWN.format(train=rule.train, val=rule.val)
+    parts = (train, val, [*train, *val], test)
+    lists = {name: tuple(items) for name, items in zip(dataset.lists, parts, strict=True)}
+    return Split(lists, split_id, f"{note} {source.note}".strip())
+
+
+def _ours(recipe: Recipe) -> str:
+    return f"s2a-seed{recipe.seed}-v{RECIPE_VERSION}"
+
+
+def _given(dataset: Dataset, source: Source) -> Split:
+    """Lists that came with the source; a missing ``both`` is the two others together."""
+    assert source.lists is not None
+    items = {item.name: item for item in source.items}
+    lists = {name: tuple(items[n] for n in names) for name, names in source.lists.items()}
+    names = dataset.lists
+    if names.both not in lists and names.train in lists and names.val in lists:
+        lists[names.both] = (*lists[names.train], *lists[names.val])
+    for name in names:
+        if name not in lists:
+            raise InputError(f"The split given for {dataset.name} has no list {name!r}; it needs {', '.join(names)}.")
+    return Split({name: lists[name] for name in names}, source.split_id, source.note)
+
+
+def _drawn(recipe: Recipe, purpose: str) -> Callable[[Item], str]:
+    """A key to sort by: the hash of seed and name, with the folder's case left out."""
+
+    def draw(item: Item) -> str:
+        folder, slash, file = item.name.rpartition("/")
+        return hashlib.sha256(f"s2a {purpose} {recipe.seed} {folder.lower()}{slash}{file}".encode()).hexdigest()
+
+    return draw
+
+
+def _slices(
+    dataset: Dataset, recipe: Recipe, rule: Slices, source: Source
+) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item], str, str]:
+    by_part: dict[str, list[Item]] = {}
+    for item in source.items:
+        by_part.setdefault(item.part, []).append(item)
+    if set(by_part) == {""}:
+        by_part = {"train": by_part[""]}
+    split_id, note = "vtab-1k", _STORED
+    if not source.ordered:
+        if all(item.key is not None for item in source.items):
+            split_id, note = f"vtab-1k-rebuilt-v{RECIPE_VERSION}", _REBUILT
+            for each, items in by_part.items():
+                order = stored_order([item.key for item in items if item.key is not None], _salt(source, each))
+                by_part[each] = [items[i] for i in order]
+        else:
+            split_id, note = _ours(recipe), _HASHED
+            by_part = {each: sorted(items, key=_drawn(recipe, "order")) for each, items in by_part.items()}
+
+    def part(name: str) -> list[Item]:
+        if name not in by_part:
+            raise InputError(f"The source of {dataset.name} has no {name} images; give the complete download.")
+        return by_part[name]
+
+    train_part, val_part, test_part = part(rule.train_part), part(rule.val_part), part(rule.test_part)
+    start = int(rule.val_from * len(val_part))
+    train, val = train_part[: rule.train], val_part[start : start + rule.val]
+    test = test_part[round(rule.test_from * len(test_part)) :]
+    overlap = rule.train_part == rule.val_part and start < rule.train
+    if len(train) < rule.train or len(val) < rule.val or overlap:
+        raise InputError(
+            f"The source of {dataset.name} has {len(train_part)} {rule.train_part} and {len(val_part)} {rule.val_part} "
+            f"images, too few for {rule.train} and {rule.val} of them; give the complete download."
+        )
+    return train, val, test, split_id, note
+
+
+def _salt(source: Source, part: str) -> str:
+    return source.salts.get(part, _SALTS[part])
+
+
+def _by_class(source: Source, items: Sequence[Item]) -> list[list[Item]]:
+    found: list[list[Item]] = [[] for _ in source.classes]
+    for item in items:
+        found[item.label].append(item)
+    return found
+
+
+def _pool(recipe: Recipe, rule: Pool, source: Source) -> tuple[list[Item], list[Item], list[Item]]:
+    pool: list[Item] = []
+    rest: list[Item] = []
+    for name, items in zip(source.classes, _by_class(source, source.items), strict=True):
+        if len(items) < rule.per_class:
+            state = f"has {len(items)} images" if items else "is missing"
+            raise InputError(f"Class {name!r} {state} in the source; at least {rule.per_class} are needed.")
+        items.sort(key=_drawn(recipe, "class"))
+        pool += items[: rule.per_class]
+        rest += items[rule.per_class :]
+    pool.sort(key=_drawn(recipe, "pool"))
+    rest.sort(key=_drawn(recipe, "test"))
+    return pool[slice(*rule.train)], pool[slice(*rule.val)], rest
+
+
+def _official(
+    dataset: Dataset, recipe: Recipe, rule: Official, source: Source
+) -> tuple[list[Item], list[Item], list[Item], bool]:
+    parts = {name: [item for item in source.items if item.part == name] for name in ("train", "val", "test")}
+    for name in ("train", "test"):
+        if not parts[name]:
+            raise InputError(f"The source of {dataset.name} has no {name} images; give the complete download.")
+    if parts["val"]:
+        return parts["train"], parts["val"], parts["test"], False
+    held: set[str] = set()
+    for items in _by_class(source, parts["train"]):
+        items.sort(key=_drawn(recipe, "val"))
+        held.update(item.name for item in items[: round(rule.val * len(items))])
+    train = [item for item in parts["train"] if item.name not in held]
+    val = [item for item in parts["train"] if item.name in held]
+    if not val:
+        raise InputError(f"The source of {dataset.name} has too few training images to hold {rule.val:g} of them out.")
+    return train, val, parts["test"], True
+
+
+def _fractions(recipe: Recipe, rule: Fractions, source: Source) -> tuple[list[Item], list[Item], list[Item]]:
+    train: list[Item] = []
+    val: list[Item] = []
+    test: list[Item] = []
+    for name, items in zip(source.classes, _by_class(source, source.items), strict=True):
+        items.sort(key=_drawn(recipe, "class"))
+        first, second = round(len(items) * rule.train), round(len(items) * rule.val)
+        if not (first and second and len(items) > first + second):
+            raise InputError(f"Class {name!r} has {len(items)} images in the source, too few to be divided in three.")
+        train += items[:first]
+        val += items[first : first + second]
+        test += items[first + second :]
+    return train, val, test

@@ -1,0 +1,249 @@
+"""Checks a dataset's folder against its manifest and the table: recounts, rehashes, opens every image."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+
+from s2a_bench.data.folder import (
+    MANIFEST,
+    Entry,
+    Manifest,
+    content_id,
+    decode_list,
+    image_root,
+    locate,
+    parse_list,
+    read_list_bytes,
+    read_manifest,
+    sha256,
+)
+from s2a_bench.data.images import is_image, remarks
+from s2a_bench.data.table import lookup as datasets
+from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many are done and of how many (0: not known)."""
+
+_Looked = tuple[str | None, list[tuple[str, bool]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """Something wrong with a folder, or worth knowing about it.
+
+    Attributes:
+        file: File under the dataset's folder, usually a list.
+        line: Its line, from 1; ``None`` for the file as a whole.
+        what: The sentence.
+        note: Nothing is wrong, but a reader should know: a grey image, say, that becomes RGB.
+    """
+
+    file: str
+    line: int | None
+    what: str
+    note: bool = False
+
+    def __str__(self) -> str:
+        """``file:line: sentence``."""
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {self.what}"
+
+
+def verify(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
+    """Everything that is wrong with a dataset's folder, or worth knowing; nothing is dropped silently.
+
+    Without a manifest (a folder made by another tool) hashes cannot be compared; the rest is checked all the same.
+
+    Args:
+        name: Dataset.
+        root: Data root.
+        progress: Told about every image.
+
+    Raises:
+        InputError: Unknown or embedded dataset, or no folder.
+    """
+    dataset = datasets.find(name)
+    if dataset.embedded:
+        raise InputError(f"Dataset {dataset.name!r} is embedded in the package; there is nothing to verify on disk.")
+    return verify_folder(dataset, locate(dataset, root), progress)
+
+
+def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = None) -> list[Problem]:
+    """The same as ``verify`` for a folder anywhere."""
+    problems: list[Problem] = []
+    manifest: Manifest | None = None
+    try:
+        manifest = read_manifest(folder)
+    except InputError as error:
+        problems.append(Problem(MANIFEST, None, str(error)))
+    lists: dict[str, list[Entry]] = {}
+    list_hashes: dict[str, str] = {}
+    for name in dataset.lists:
+        lists[name] = _check_list(folder, name, dataset, manifest, problems, list_hashes)
+    hashes = _check_images(image_root(folder, manifest), lists, manifest, problems, progress)
+    _check_splits(dataset, lists, hashes, problems)
+    if manifest is not None:
+        _check_manifest(folder, dataset, manifest, hashes, problems, list_hashes)
+    return problems
+
+
+def _check_list(
+    folder: Path,
+    name: str,
+    dataset: Dataset,
+    manifest: Manifest | None,
+    problems: list[Problem],
+    list_hashes: dict[str, str],
+) -> list[Entry]:
+    file = f"{name}.txt"
+    entries: dict[str, Entry] = {}
+    try:
+        data = read_list_bytes(folder, name)
+        text = decode_list(data, folder / file)
+    except InputError as error:
+        problems.append(Problem(file, None, str(error)))
+        return []
+    list_hashes[file] = sha256(data)
+    if manifest is not None and list_hashes[file] != manifest.lists.get(file):
+        problems.append(Problem(file, None, "the list is not the one that was prepared (its hash differs)"))
+    for item in parse_list(text, dataset.classes):
+        if not isinstance(item, Entry):
+            problems.append(Problem(file, item[0], item[1]))
+        elif item.path in entries:
+            problems.append(
+                Problem(file, item.line, f"{item.path} is already listed on line {entries[item.path].line}")
+            )
+        else:
+            entries[item.path] = item
+    expected = dataset.count(name) if manifest is None else manifest.expected(name, dataset)
+    if expected is not None and len(entries) != expected:
+        problems.append(Problem(file, None, f"{len(entries)} images, expected {expected}"))
+    return list(entries.values())
+
+
+def _check_images(
+    root: Path,
+    lists: dict[str, list[Entry]],
+    manifest: Manifest | None,
+    problems: list[Problem],
+    progress: Progress | None,
+) -> dict[str, str]:
+    """The sha256 of every image that could be read; opens each once, whatever lists name it."""
+    hashes: dict[str, str] = {}
+    first = {entry.path: (name, entry) for name, entries in reversed(lists.items()) for entry in reversed(entries)}
+    labels: dict[str, int] = {}
+    order = list(dict.fromkeys(entry.path for entries in lists.values() for entry in entries))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+        looked = _ahead(threads, lambda path: _look(root, path, manifest), order)
+        for done, (path, (digest, found)) in enumerate(zip(order, looked, strict=True), start=1):
+            if progress is not None:
+                progress("verifying images", done, len(order))
+            name, entry = first[path]
+            if digest is not None:
+                hashes[path] = digest
+            problems += [Problem(f"{name}.txt", entry.line, what, note) for what, note in found]
+    for name, entries in lists.items():
+        for entry in entries:
+            known = manifest.files.get(entry.path) if manifest is not None else None
+            right = known.label if known is not None and known.label is not None else labels.get(entry.path)
+            if right is not None and right != entry.label:
+                what = f"{entry.path} has label {entry.label} here but is of class {right}"
+                problems.append(Problem(f"{name}.txt", entry.line, what))
+            labels.setdefault(entry.path, entry.label)
+    return hashes
+
+
+def _ahead(threads: ThreadPoolExecutor, work: Callable[[str], _Looked], items: list[str]) -> Iterator[_Looked]:
+    """``map`` over a pool with a bounded number of results waiting: a million images must not pile up."""
+    waiting: deque[Future[_Looked]] = deque()
+    for item in items:
+        waiting.append(threads.submit(work, item))
+        if len(waiting) >= 64:
+            yield waiting.popleft().result()
+    while waiting:
+        yield waiting.popleft().result()
+
+
+def _look(root: Path, path: str, manifest: Manifest | None) -> _Looked:
+    """Reads, hashes and decodes one image: its sha256, if it can be read, and ``(sentence, is a note)`` about it."""
+    known = manifest.files.get(path) if manifest is not None else None
+    origin = f" (made from {known.source})" if known is not None else ""
+    try:
+        data = (root / path).read_bytes()
+    except OSError as error:
+        return None, [(f"{path}{origin} cannot be read ({error.strerror})", False)]
+    digest = sha256(data)
+    found: list[tuple[str, bool]] = []
+    if manifest is not None and known is None:
+        found.append((f"{path} is not in the manifest", False))
+    elif known is not None and digest != known.sha256:
+        found.append((f"{path}{origin} was changed (its hash differs)", False))
+    try:
+        found += [(f"{path}{origin} {remark}", True) for remark in remarks(data, f"{path}{origin}")]
+    except InputError as error:
+        found.append((str(error), False))
+    return digest, found
+
+
+def _check_splits(
+    dataset: Dataset, lists: dict[str, list[Entry]], hashes: dict[str, str], problems: list[Problem]
+) -> None:
+    """The final list is train and val together, and no image is in two of train, val and test, by path or content.
+
+    Two files of the same content are a note: some published datasets are like that, and their users must know it.
+    """
+
+    def content(entry: Entry) -> str:
+        return hashes.get(entry.path, entry.path)
+
+    train, val, both, test = dataset.lists
+    home: dict[str, tuple[str, Entry]] = {}
+    for name in (train, val, test):
+        for entry in lists[name]:
+            other, first = home.setdefault(content(entry), (name, entry))
+            if other != name:
+                what = f"{entry.path} is the same image as {first.path} of {other}.txt line {first.line}"
+                problems.append(Problem(f"{name}.txt", entry.line, what, note=entry.path != first.path))
+    parts = {(content(entry), entry.label) for name in (train, val) for entry in lists[name]}
+    together = {(content(entry), entry.label): entry for entry in lists[both]}
+    for key, entry in together.items():
+        if key not in parts:
+            what = f"{entry.path} with label {entry.label} is in neither {train}.txt nor {val}.txt"
+            problems.append(Problem(f"{both}.txt", entry.line, what))
+    if missing := len(parts - set(together)):
+        problems.append(Problem(f"{both}.txt", None, f"{missing} images of {train}.txt and {val}.txt are absent"))
+
+
+def _check_manifest(
+    folder: Path,
+    dataset: Dataset,
+    manifest: Manifest,
+    hashes: dict[str, str],
+    problems: list[Problem],
+    list_hashes: dict[str, str],
+) -> None:
+    if manifest.dataset != dataset.name:
+        problems.append(Problem(MANIFEST, None, f"it describes {manifest.dataset!r}, not {dataset.name!r}"))
+    if len(manifest.classes) != dataset.classes:
+        problems.append(Problem(MANIFEST, None, f"{len(manifest.classes)} classes, expected {dataset.classes}"))
+    stated = content_id(manifest.lists, {path: info.sha256 for path, info in manifest.files.items()})
+    if stated != manifest.data_id:
+        problems.append(Problem(MANIFEST, None, f"data_id is {manifest.data_id} but its own hashes give {stated}"))
+    elif not any(not p.note for p in problems) and content_id(list_hashes, hashes) != manifest.data_id:
+        problems.append(Problem(MANIFEST, None, f"data_id {manifest.data_id} is not that of the files"))
+    told = {problem.what.partition(" ")[0] for problem in problems}
+    for path in sorted(set(manifest.files) - set(hashes)):
+        if path not in told:
+            problems.append(Problem(MANIFEST, None, f"{path} is in the manifest but in no list"))
+    if manifest.home:
+        return  # Somebody else's folder may hold whatever it likes.
+    on_disk = {path.relative_to(folder).as_posix() for path in (folder / "images").rglob("*") if path.is_file()}
+    for path in sorted(on_disk - set(manifest.files)):
+        if is_image(path):
+            problems.append(Problem(path, None, "the image is on disk but was not prepared"))

@@ -1,0 +1,1 @@
+"""Many cells: which are missing, and where they run."""

@@ -1,0 +1,1 @@
+"""Ray Tune as the way to run cells side by side."""

@@ -1,0 +1,1 @@
+"""Hyper-parameter search on the validation split."""

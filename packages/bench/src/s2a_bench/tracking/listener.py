@@ -1,0 +1,131 @@
+"""Follows a sweep into MLflow: a listener that logs every record as it comes, and sees to it that none is missing."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from s2a_bench.cells.record import Record, write_atomic
+from s2a_bench.sweep.plan import Plan, results
+from s2a_bench.tracking import runs as track
+from s2a_bench.tracking import store as track_store
+from s2a_bench.tracking.runs import TrackingError
+from s2a_bench.tracking.store import Store
+
+
+class Tracker:
+    """Logs records to MLflow on a thread of its own. What goes wrong stops nothing: all is made good at the end.
+
+    A stamp under the output folder says which records a store holds, so that a sweep with nothing to do does not have
+    to open it.
+
+    Attributes:
+        uri: The store's, absolute.
+        missing: Why nothing is tracked, where MLflow is not installed and nobody asked for a store of his own.
+    """
+
+    def __init__(self, plan: Plan, suite: str, uri: str | None, output: Path) -> None:
+        """Opens the store, unless there is nothing to log.
+
+        Raises:
+            InputError: It cannot be used, or MLflow is not installed and ``uri`` was given.
+        """
+        self.missing = ""
+        self.uri = track_store.check_uri(uri, output)
+        self._plan, self._suite, self._given, self._output = plan, suite, uri, output
+        self._store: Store | None = None
+        if plan.todo or not self._stamped([record for record in results(plan, output).values() if record]):
+            try:
+                self._store = track_store.open_store(uri, output)
+            except track_store.NotInstalled as error:
+                if uri is not None:
+                    raise
+                self.missing = str(error)
+                return
+            self._thread = ThreadPoolExecutor(1, "tracker")
+            self._sweep = self._thread.submit(track.start_sweep, self._store, suite, plan.cells)
+            self._broken = False
+
+    def started(self, cell_id: str) -> None:
+        """Nothing to log yet."""
+
+    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
+        """Curves are logged with their record."""
+
+    def finished(self, record: Record) -> None:
+        """Hands the record to the thread."""
+        if self._store is not None:
+            self._thread.submit(self._log, record)
+
+    def close(self, found: Sequence[Record], status: str) -> None:
+        """Makes the store hold every record of the sweep, and its report.
+
+        Args:
+            found: The records.
+            status: See ``track.finish_sweep``.
+
+        Raises:
+            TrackingError: MLflow failed, twice; the sentence ends with the command that makes it good.
+        """
+        if self._store is None:
+            return
+        self._thread.shutdown(wait=True)
+        with contextlib.suppress(TrackingError):
+            self._log_all(self._sweep.result(), found, status)
+            return
+        try:
+            self._log_all(track.start_sweep(self._store, self._suite, self._plan.cells), found, status)
+        except TrackingError as error:
+            retry = f"s2a-bench track --output {self._output}" + (
+                f" --tracking-uri {self._given}" if self._given else ""
+            )
+            raise TrackingError(f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}") from error
+
+    def _log(self, record: Record) -> None:
+        if not self._broken:  # once a server has gone, waiting for it after every cell helps nobody
+            try:
+                track.log_cell(self._sweep.result(), record)
+            except TrackingError:
+                self._broken = True
+
+    def _log_all(self, sweep: track.Sweep, found: Sequence[Record], status: str) -> None:
+        for record in found:
+            track.log_cell(sweep, record)
+        report = [self._output / "report.html", self._output / "report.md"]
+        track.finish_sweep(sweep, found, report, status)
+        if status != "KILLED":
+            self._stamp(found)
+
+    @property
+    def _stamps(self) -> Path:
+        return self._output / ".tracked.json"
+
+    def _stamped(self, found: Sequence[Record]) -> bool:
+        scheme, _, path = self.uri.partition(":///")
+        if scheme == "sqlite" and not Path(path).is_file():
+            return False
+        return self._read_stamps().get(self._key()) == _digest(found)
+
+    def _stamp(self, found: Sequence[Record]) -> None:
+        stamps = {**self._read_stamps(), self._key(): _digest(found)}
+        with contextlib.suppress(OSError):  # without a stamp the next sweep opens the store and sees for itself
+            write_atomic(self._stamps, json.dumps(stamps, indent=1))
+
+    def _read_stamps(self) -> dict[str, str]:
+        with contextlib.suppress(OSError, ValueError):
+            stamps = json.loads(self._stamps.read_text(encoding="utf-8"))
+            return stamps if isinstance(stamps, dict) else {}
+        return {}
+
+    def _key(self) -> str:
+        return f"{self.uri} {track.sweep_id(self._plan.cells)}"
+
+
+def _digest(found: Sequence[Record]) -> str:
+    texts = sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found)
+    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -1,0 +1,145 @@
+"""How a record is called in MLflow: parameters, tags and metrics carry the names of its fields."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from s2a_bench.cells import recipes
+from s2a_bench.cells.record import Record
+
+_TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
+_TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
+_TAGS += ("adapter_id", "notes", "trial", "feature_cache")
+_PARAMS = ("suite", "dataset", "group", "backbone", "method", "seed", "epochs", "evaluated_on", "classes")
+_PARAMS += (
+    "train_images",
+    "scored_images",
+    "limit_train",
+    "limit_test",
+    "protocol",
+    "schema",
+    "data_id",
+    "split_id",
+    "checkpoint_id",
+)
+_NESTED = {"method_config": "method", "train_config": "train", "data_config": "data"}
+_METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
+_METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds", "resumed")
+_METRICS += ("scoring_seconds", "wall_seconds")
+
+# MLflow's limits are 6,000 characters for a parameter and, in older versions, 5,000 for a tag.
+_LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
+
+
+def params(record: Record) -> dict[str, str]:
+    """A record's parameters; nested configs as ``method.lrp_rank``, ``train.lr``, ``data.size``."""
+    values: dict[str, Any] = {name: getattr(record, name) for name in _PARAMS}
+    for field, prefix in _NESTED.items():
+        values |= dict(_flat(getattr(record, field), f"{prefix}."))
+    return {_key(name): _text(value)[:_LONGEST_PARAM] for name, value in values.items()}
+
+
+def tags(record: Record) -> dict[str, str]:
+    """A record's tags: what one filters by, hardware, versions, and the error of a failed cell."""
+    values: dict[str, Any] = {name: getattr(record, name) for name in _TAGS}
+    values |= dict(_flat(record.hardware, "hardware.")) | dict(_flat(record.versions, "versions."))
+    values["search"] = record.search["mode"] if record.search else None
+    if record.search:
+        values |= dict(_flat({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
+    if record.error:
+        values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
+    # Two names of MLflow's own, which its pages show as the run's source.
+    values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
+    return {_key(name): _text(value)[:_LONGEST_TAG] for name, value in values.items()}
+
+
+def metrics(record: Record) -> list[tuple[str, float, int]]:
+    """A record's numbers as ``(name, value, step)``; curves have the epoch as step.
+
+    A curve with the name of a final number is called ``epoch_...``: MLflow shows the last value of a name.
+    """
+    found = [(name, float(v), 0) for name in _METRICS if (v := getattr(record, name)) is not None]
+    for index, point in enumerate(record.curve, start=1):
+        step = int(point.get("epoch", index))
+        for name, value in point.items():
+            if name != "epoch" and value is not None:
+                found.append((_key(f"epoch_{name}" if name in _METRICS else name), float(value), step))
+    return [entry for entry in found if math.isfinite(entry[1])]
+
+
+def run_name(record: Record) -> str:
+    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what tells a run from others, defaults left out."""
+    options = ",".join(f"{key}={_text(value)}" for key, value in _set(record).items())
+    method = f"{record.method}:{options}" if options else record.method
+    words = [method, record.dataset, f"seed {record.seed}", record.backbone]
+    words += recipes.spoken(recipes.changes(record.suite, record.method, record.train_config))
+    return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
+
+
+def _set(record: Record) -> dict[str, Any]:
+    """The options of a record's method that are not the defaults; all of a method that is not installed here."""
+    import s2a  # torch with it, which this door needs for nothing else
+
+    try:
+        usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))
+    except s2a.S2AError:
+        usual = {}
+    return {key: value for key, value in record.method_config.items() if key not in usual or value != usual[key]}
+
+
+def record_sha(record: Record) -> str:
+    """16 hex digits of a record's whole content."""
+    text = json.dumps(vars(record), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def describe(records: Sequence[Record]) -> str:
+    """What a sweep compared, in Markdown."""
+    if not records:
+        return "A sweep without records."
+
+    def names(field: str) -> str:
+        return ", ".join(str(value) for value in sorted({getattr(record, field) for record in records}))
+
+    lines = [
+        f"A sweep of {len(records)} cells of suite **{names('suite')}**, scored on {names('evaluated_on')}.",
+        "",
+        f"- methods: {names('method')}",
+        f"- datasets: {names('dataset')}",
+        f"- backbones: {names('backbone')}",
+        f"- seeds: {names('seed')}; epochs: {names('epochs')}",
+    ]
+    if any(record.random_weights for record in records):
+        lines.append("- **random backbone weights**: accuracies say nothing about transfer")
+    failed = [record for record in records if record.status == "failed"]
+    lines += ["", f"{len(failed)} of them failed:" if failed else "None failed."]
+    for r in failed[:20]:
+        kind = (r.error or {}).get("type", "unknown cause")
+        lines.append(f"- `{r.cell_id}` {r.method} on {r.dataset}, seed {r.seed}: {kind}")
+    lines += [f"- and {len(failed) - 20} more"] if len(failed) > 20 else []
+    return "\n".join([*lines, "", "The records under the output folder are the source; this is a view of them."])
+
+
+def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _key(name: str) -> str:
+    """Only the characters that every version of MLflow takes in a name."""
+    return re.sub(r"[^\w\-. /]", "_", name)[:_LONGEST_KEY]
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_text, value))
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)
