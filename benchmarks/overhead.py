@@ -53,10 +53,10 @@ class Stopwatch:
 
 def child(mode: str, began: float, output: Path) -> None:
     """A sweep of a few small cells on one worker, in this fresh process; prints JSON."""
-    from s2a_bench.sweep import grid
-    from s2a_bench.sweep import plan as sweep
-    from s2a_bench.sweep.plan import Workers
-    from s2a_bench.sweep.ray import pool
+    from s2a_bench.sweeps import grid
+    from s2a_bench.sweeps import plan as sweep
+    from s2a_bench.sweeps.plan import Workers
+    from s2a_bench.sweeps.ray import pool
 
     request = grid.Request(
         datasets=("digits",),
@@ -100,8 +100,8 @@ def prepare(count: int, output: Path) -> list[str]:
     from s2a_bench.cells import record, run
     from s2a_bench.cells.outputs import Keep
     from s2a_bench.data.table.lookup import SUITES
-    from s2a_bench.sweep import grid
-    from s2a_bench.sweep import plan as sweep
+    from s2a_bench.sweeps import grid
+    from s2a_bench.sweeps import plan as sweep
 
     names = SUITES["mini"].datasets
     seeds = [str(seed) for seed in range(-(-count // (len(names) * len(METHODS))))]

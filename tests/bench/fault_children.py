@@ -80,7 +80,7 @@ def eat_memory(folder: str, output: str, cell: object) -> None:
 def limited(output: str, cells: dict, more: int) -> None:
     """Runs cells where the process may have ``more`` bytes than it has now."""
     import torch
-    from s2a_bench.sweep.plan import Plan, run_here
+    from s2a_bench.sweeps.plan import Plan, run_here
 
     torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -12,8 +12,8 @@ from s2a_bench.audit import trials as audit_trials
 from s2a_bench.cells import record, run
 from s2a_bench.cells.record import Record
 from s2a_bench.cli.main import main
-from s2a_bench.sweep import grid
-from s2a_bench.sweep.search import choice as search
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.search import choice as search
 from s2a_bench.tracking import store as track_store
 
 SWEEP = ["sweep", "--serial", "--random-weights", "--datasets", "digits", "--methods", "bias", "--limit-train", "32"]

@@ -24,11 +24,11 @@ from s2a_bench.cells import record
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import grid
-from s2a_bench.sweep import resources as scale
-from s2a_bench.sweep.plan import Plan, Workers, identify, plan, run_here
-from s2a_bench.sweep.ray import cluster
-from s2a_bench.sweep.ray.cluster import Join, check_address, marker, requests, sees
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps import resources as scale
+from s2a_bench.sweeps.plan import Plan, Workers, identify, plan, run_here
+from s2a_bench.sweeps.ray import cluster
+from s2a_bench.sweeps.ray.cluster import Join, check_address, marker, requests, sees
 
 T = TypeVar("T")
 
@@ -235,7 +235,7 @@ def can_unshare() -> bool:
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_record(tmp_path, local_cluster):
     from s2a_bench.cells.outputs import Keep
-    from s2a_bench.sweep.ray.pool import run_with_ray
+    from s2a_bench.sweeps.ray.pool import run_with_ray
 
     local, add_blind = local_cluster
     output = tmp_path / "output"
@@ -325,7 +325,7 @@ class FakeTrial:
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_a_sweep_ends_when_no_node_is_left_for_it_and_not_before(tmp_path, monkeypatch):
     import ray
-    from s2a_bench.sweep.ray import pool
+    from s2a_bench.sweeps.ray import pool
 
     alive: list[dict] = []
     clock = [0.0]

@@ -12,7 +12,7 @@ from s2a_bench.cli import main as cli
 from s2a_bench.errors import InputError
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.experiments.memory_tables import ROWS
-from s2a_bench.sweep.grid import Request, expand, parse_method
+from s2a_bench.sweeps.grid import Request, expand, parse_method
 
 ROOT = Path(__file__).resolve().parents[2]
 PAPER = ROOT.parent / "shared/paper/tables.json"

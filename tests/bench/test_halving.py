@@ -25,11 +25,11 @@ from s2a_bench.cli import sweep_search as commands_search
 from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.report import statistics as stats
-from s2a_bench.sweep.ray import runtime
-from s2a_bench.sweep.search import asha as halving
-from s2a_bench.sweep.search import choice as search
-from s2a_bench.sweep.search.asha import Halving
+from s2a_bench.reports import statistics as stats
+from s2a_bench.sweeps.ray import runtime
+from s2a_bench.sweeps.search import asha as halving
+from s2a_bench.sweeps.search import choice as search
+from s2a_bench.sweeps.search.asha import Halving
 from s2a_bench.tracking import names as track_names
 from s2a_bench.tracking import store as track_store
 

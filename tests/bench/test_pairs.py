@@ -10,8 +10,8 @@ import scipy.stats
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench.report import pairs
-from s2a_bench.report.pairs import between, difference, differences
+from s2a_bench.reports import pairs
+from s2a_bench.reports.pairs import between, difference, differences
 
 POINTS = st.floats(-20, 20).map(lambda v: round(v, 2))
 TASKS = st.dictionaries(

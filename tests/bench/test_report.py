@@ -15,11 +15,11 @@ from hypothesis import strategies as st
 from rich.console import Console
 from s2a_bench.cells.record import write
 from s2a_bench.errors import InputError
-from s2a_bench.report import build as report
-from s2a_bench.report import text as report_text
-from s2a_bench.report.sections import sections
-from s2a_bench.report.svg import scatter as figures
-from s2a_bench.report.svg.scatter import Mark
+from s2a_bench.reports import build as report
+from s2a_bench.reports import text as report_text
+from s2a_bench.reports.sections import sections
+from s2a_bench.reports.svg import scatter as figures
+from s2a_bench.reports.svg.scatter import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 

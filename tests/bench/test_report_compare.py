@@ -9,12 +9,12 @@ from bench.factories import make_record
 from s2a_bench.cells.record import write
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.experiments import spec as experiment
-from s2a_bench.report import build as report
-from s2a_bench.report import paper as report_compare
-from s2a_bench.report import paper_text as report_words
-from s2a_bench.report.paper import DIFFERS, NOT_COMPARABLE, NOT_RUN, REPRODUCED, comparisons
-from s2a_bench.report.sections import sections
-from s2a_bench.sweep.grid import parse_method
+from s2a_bench.reports import build as report
+from s2a_bench.reports import paper as report_compare
+from s2a_bench.reports import paper_text as report_words
+from s2a_bench.reports.paper import DIFFERS, NOT_COMPARABLE, NOT_RUN, REPRODUCED, comparisons
+from s2a_bench.reports.sections import sections
+from s2a_bench.sweeps.grid import parse_method
 
 VIT = experiment.FAMILIES["vit"][1]
 RECIPE = {"epochs": 80, "batch_size": 32, "lr": 0.001, "precision": "fp32", "checkpointing": False}

@@ -11,11 +11,11 @@ from bench.factories import GROUPS, make_grid, make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells.record import write
-from s2a_bench.report import ablations as report_sweeps
-from s2a_bench.report import build as report
-from s2a_bench.report.sections import sections
-from s2a_bench.report.svg import curves as figures_sweep
-from s2a_bench.report.svg.curves import Curve
+from s2a_bench.reports import ablations as report_sweeps
+from s2a_bench.reports import build as report
+from s2a_bench.reports.sections import sections
+from s2a_bench.reports.svg import curves as figures_sweep
+from s2a_bench.reports.svg.curves import Curve
 
 
 def swept(points, seeds=(0, 1), **options):

@@ -22,8 +22,8 @@ from s2a_bench.cli.main import main
 from s2a_bench.config import CellConfig
 from s2a_bench.data.table.lookup import DATASETS, Counts
 from s2a_bench.data.table.types import VTAB_LISTS
-from s2a_bench.sweep import grid
-from s2a_bench.sweep.search import choice as search
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.search import choice as search
 from s2a_bench.tracking import runs as track
 from s2a_bench.tracking import store as track_store
 

@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from s2a_bench.cells import recipes, run
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.sweep import grid
-from s2a_bench.sweep.search import choice as search
-from s2a_bench.sweep.search import spaces as search_spaces
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.search import choice as search
+from s2a_bench.sweeps.search import spaces as search_spaces
 
 METHODS = sorted(s2a.list_methods())
 

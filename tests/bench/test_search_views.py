@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from bench.factories import make_record
 from s2a_bench.cells.record import Record
-from s2a_bench.report import sections as report_tables
-from s2a_bench.report import statistics as stats
+from s2a_bench.reports import sections as report_tables
+from s2a_bench.reports import statistics as stats
 
 
 def _searched(mode: str = "grid", trials: int = 12, **changes: Any) -> Record:

@@ -17,11 +17,11 @@ from s2a_bench.cells import backbones, record
 from s2a_bench.cells.record import Record
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import gpu_memory as shares
-from s2a_bench.sweep import grid
-from s2a_bench.sweep import resources as scale
-from s2a_bench.sweep.plan import Workers, identify, plan
-from s2a_bench.sweep.ray import pool
+from s2a_bench.sweeps import gpu_memory as shares
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps import resources as scale
+from s2a_bench.sweeps.plan import Workers, identify, plan
+from s2a_bench.sweeps.ray import pool
 
 
 def cell(method: str = "s2a", backbone: str = "mini_vit", **train) -> CellConfig:
@@ -103,7 +103,7 @@ def test_a_card_for_cells_on_the_cpu_is_bad_input():
 
 
 def test_the_decision_for_a_machine_with_a_card(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2a_bench.sweep.plan._cuda_devices", lambda: 1)
+    monkeypatch.setattr("s2a_bench.sweeps.plan._cuda_devices", lambda: 1)
     cells = {"ok": cell("linear"), "broken": cell("bias")}
     error = {"type": "OutOfMemory", "message": "...", "traceback": "..."}
     record.write(make_record(cell_id="broken", status="failed", accuracy=None, error=error), tmp_path)

@@ -10,8 +10,8 @@ import scipy.stats
 from bench.factories import make_grid, make_record
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.statistics import NotComparable, Stat
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.statistics import NotComparable, Stat
 
 percent = st.floats(0, 100, allow_nan=False).map(lambda v: round(v, 3))
 

@@ -16,7 +16,7 @@ from s2a_bench.cells.train import accuracy, train
 from s2a_bench.cli import memory as commands_memory
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig, identifying
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import gpu_memory as shares
+from s2a_bench.sweeps import gpu_memory as shares
 from torch import Tensor
 
 BATCH, SIDE = 8, 32

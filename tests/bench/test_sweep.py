@@ -20,9 +20,9 @@ from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import grid
-from s2a_bench.sweep.plan import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
-from s2a_bench.sweep.ray.pool import run_with_ray
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.plan import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
+from s2a_bench.sweeps.ray.pool import run_with_ray
 
 
 class Heard:
@@ -119,7 +119,7 @@ def test_one_writer_per_output_folder_also_after_a_kill(tmp_path):
             pass
         assert str(tmp_path) in str(error.value)
     code = (
-        "import os, signal, sys; from pathlib import Path; from s2a_bench.sweep.plan import only_writer\n"
+        "import os, signal, sys; from pathlib import Path; from s2a_bench.sweeps.plan import only_writer\n"
         "with only_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

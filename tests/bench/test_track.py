@@ -339,6 +339,7 @@ def test_a_relative_uri_becomes_absolute(fresh_database, tmp_path, monkeypatch):
 
 
 def test_neither_door_imports_mlflow_by_itself():
-    code = "import sys, s2a_bench.tracking.runs, s2a_bench.report.build; print({'mlflow', 'ray', 'torch'} & sys.modules.keys())"
+    code = "import sys, s2a_bench.tracking.runs, s2a_bench.reports.build; "
+    code += "print({'mlflow', 'ray', 'torch'} & sys.modules.keys())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "set()"

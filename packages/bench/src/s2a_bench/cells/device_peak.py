@@ -1,8 +1,8 @@
 """The third number: the CUDA allocator's peak over one training step, in a process of its own.
 
 A process that has measured before holds caches, workspaces and settings; so every configuration gets a fresh one,
-which warms up, then measures one whole step: ``python -m s2a_bench.cells.device_peak``, a request in JSON on its standard
-input, the answer in JSON as the last line of its standard output.
+which warms up, then measures one whole step: ``python -m s2a_bench.cells.device_peak`` takes a request in JSON on its
+standard input; the answer is the last line of its standard output, in JSON.
 """
 
 from __future__ import annotations

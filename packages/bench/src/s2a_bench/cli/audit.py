@@ -19,8 +19,8 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.cli import sweep_grid as commands
 from s2a_bench.config import CellConfig, MethodConfig
-from s2a_bench.sweep import grid
-from s2a_bench.sweep.grid import Request
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.grid import Request
 
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
 

@@ -17,7 +17,7 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import BackboneConfig, CellConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import grid
+from s2a_bench.sweeps import grid
 
 SUITES = ("vtab", "fgvc")
 RULE = (

@@ -100,8 +100,8 @@ class Sweep:
         """Runs the command."""
         from s2a_bench.cli import sweep_grid as commands
         from s2a_bench.cli import sweep_search as commands_search
-        from s2a_bench.sweep import grid
-        from s2a_bench.sweep.search.choice import parse_mode
+        from s2a_bench.sweeps import grid
+        from s2a_bench.sweeps.search.choice import parse_mode
 
         same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
         request = grid.Request(
@@ -184,7 +184,7 @@ class Estimate:
         """Runs the command."""
         from s2a_bench.cli import estimate as commands_estimate
         from s2a_bench.cli import sweep_grid as commands
-        from s2a_bench.sweep import grid
+        from s2a_bench.sweeps import grid
 
         commands.checked(grid.Request(device=self.device))
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(commands_estimate.Asked)}

@@ -17,7 +17,7 @@ from rich.table import Table
 from s2a_bench.cli.sweep_grid import DONE
 from s2a_bench.config import MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import grid
+from s2a_bench.sweeps import grid
 
 ALL = "all"
 """Stands for every registered method."""

@@ -11,7 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.sweep.grid import label
+from s2a_bench.sweeps.grid import label
 
 Clock = Callable[[], float]
 

@@ -17,8 +17,8 @@ from s2a_bench.cli.sweep_grid import DONE
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
 from s2a_bench.experiments import spec as experiment
-from s2a_bench.sweep import grid
-from s2a_bench.sweep import plan as sweeping
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps import plan as sweeping
 
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
 

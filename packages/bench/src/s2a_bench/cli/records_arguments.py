@@ -72,7 +72,7 @@ class Experiments:
     def run(self, console: Console) -> int:
         """Runs the command."""
         from s2a_bench.cli import records as commands_records
-        from s2a_bench.sweep import grid
+        from s2a_bench.sweeps import grid
 
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "output"}
         asked["data_dir"] = str(self.data_dir.absolute()) if self.data_dir else None

@@ -22,13 +22,13 @@ from s2a_bench.cells.record import Record
 from s2a_bench.cli import progress
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, unknown
-from s2a_bench.sweep import grid
-from s2a_bench.sweep import plan as sweeping
-from s2a_bench.sweep import resources as scale
-from s2a_bench.sweep.ray import pool
-from s2a_bench.sweep.ray.cluster import ClusterError
-from s2a_bench.sweep.ray.runtime import Engine, PoolError
-from s2a_bench.sweep.search.asha import Halving
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps import plan as sweeping
+from s2a_bench.sweeps import resources as scale
+from s2a_bench.sweeps.ray import pool
+from s2a_bench.sweeps.ray.cluster import ClusterError
+from s2a_bench.sweeps.ray.runtime import Engine, PoolError
+from s2a_bench.sweeps.search.asha import Halving
 from s2a_bench.tracking import store as track_store
 from s2a_bench.tracking.listener import Tracker
 from s2a_bench.tracking.runs import TrackingError
@@ -213,7 +213,7 @@ def _run(
 
 
 def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:
-    from s2a_bench.report import build as report
+    from s2a_bench.reports import build as report
 
     found = _present(sweeping.results(plan, output))
     failures = [record for record in found if record.status == "failed"]
@@ -310,7 +310,7 @@ def report(output: Path, console: Console) -> int:
     Raises:
         InputError: There are none.
     """
-    from s2a_bench.report import build as door
+    from s2a_bench.reports import build as door
 
     paths = door.build(output.absolute())
     good = [found for _, found in records.read_all(output.absolute()) if isinstance(found, Record)]

@@ -18,12 +18,12 @@ from s2a_bench.cli import progress
 from s2a_bench.cli import sweep_grid as commands
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import grid
-from s2a_bench.sweep import plan as sweeping
-from s2a_bench.sweep.ray.runtime import Engine
-from s2a_bench.sweep.search import choice as search
-from s2a_bench.sweep.search.asha import Halving
-from s2a_bench.sweep.search.choice import Choice, Mode, Search
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps import plan as sweeping
+from s2a_bench.sweeps.ray.runtime import Engine
+from s2a_bench.sweeps.search import choice as search
+from s2a_bench.sweeps.search.asha import Halving
+from s2a_bench.sweeps.search.choice import Choice, Mode, Search
 from s2a_bench.tracking import store as track_store
 from s2a_bench.tracking.listener import Tracker
 

@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s2a_bench.cells.record import Record, write_atomic
-from s2a_bench.sweep.plan import Plan, results
+from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.tracking import runs as track
 from s2a_bench.tracking import store as track_store
 from s2a_bench.tracking.runs import TrackingError

@@ -10,10 +10,10 @@ from pathlib import Path
 
 from s2a_bench.cells import record as records
 from s2a_bench.errors import InputError
-from s2a_bench.sweep import gpu_memory as shares
-from s2a_bench.sweep.plan import WORKER_BYTES, Plan, Workers, choose_workers
-from s2a_bench.sweep.ray import cluster
-from s2a_bench.sweep.ray.cluster import Join
+from s2a_bench.sweeps import gpu_memory as shares
+from s2a_bench.sweeps.plan import WORKER_BYTES, Plan, Workers, choose_workers
+from s2a_bench.sweeps.ray import cluster
+from s2a_bench.sweeps.ray.cluster import Join
 
 
 @dataclasses.dataclass(frozen=True)

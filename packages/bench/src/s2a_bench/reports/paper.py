@@ -14,9 +14,9 @@ from s2a_bench.cells.record import Record
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.experiments.spec import FAMILIES, Experiment
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.sections import Row, Section, key_of
-from s2a_bench.report.statistics import Stat
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.sections import Row, Section, key_of
+from s2a_bench.reports.statistics import Stat
 
 POINTS, RELATIVE = 1.0, 0.03
 """An accuracy is reproduced within ``POINTS`` or within its own 95 % interval, a size within ``RELATIVE``."""
@@ -140,7 +140,7 @@ def rows_of(section: Section, label: str) -> list[tuple[Row, list[Record]]]:
 def _options(label: str) -> tuple[str, dict[str, object]]:
     from s2a import method_config
 
-    from s2a_bench.sweep.grid import parse_method
+    from s2a_bench.sweeps.grid import parse_method
 
     method = parse_method(label)
     return method.name, dataclasses.asdict(method_config(method.name, **method.options))

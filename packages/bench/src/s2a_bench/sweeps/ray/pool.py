@@ -24,13 +24,13 @@ from s2a_bench.cells.outputs import Keep, settle
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.errors import InputError
-from s2a_bench.sweep.gpu_memory import cores
-from s2a_bench.sweep.plan import Listener, Plan, Workers, failed, tell
-from s2a_bench.sweep.ray import cluster, runtime
-from s2a_bench.sweep.ray.cluster import ClusterError, Join
-from s2a_bench.sweep.ray.runtime import Engine, joined
-from s2a_bench.sweep.search import asha
-from s2a_bench.sweep.search.asha import Halving
+from s2a_bench.sweeps.gpu_memory import cores
+from s2a_bench.sweeps.plan import Listener, Plan, Workers, failed, tell
+from s2a_bench.sweeps.ray import cluster, runtime
+from s2a_bench.sweeps.ray.cluster import ClusterError, Join
+from s2a_bench.sweeps.ray.runtime import Engine, joined
+from s2a_bench.sweeps.search import asha
+from s2a_bench.sweeps.search.asha import Halving
 
 if TYPE_CHECKING:
     from ray.tune.experiment import Trial

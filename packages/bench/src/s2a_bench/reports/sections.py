@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from s2a_bench.cells.record import Record
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.statistics import Averages, Stat
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.statistics import Averages, Stat
 
 METHOD_ORDER = ("full", "linear", "bias", "lora", "adapter", "vpt", "unipt", "lst", "s2a")
 NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "images_per_second")

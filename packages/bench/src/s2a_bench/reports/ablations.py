@@ -5,9 +5,9 @@ from __future__ import annotations
 import collections
 import dataclasses
 
-from s2a_bench.report.sections import Row, Section, key_of
-from s2a_bench.report.statistics import Stat
-from s2a_bench.report.svg.curves import Curve
+from s2a_bench.reports.sections import Row, Section, key_of
+from s2a_bench.reports.statistics import Stat
+from s2a_bench.reports.svg.curves import Curve
 
 RANK, REDUCTION = "lrp_rank", "lsb_reduction"
 DEFAULTS = {RANK: 30, REDUCTION: 8}

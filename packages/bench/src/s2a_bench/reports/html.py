@@ -5,16 +5,16 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 
-from s2a_bench.report import paper_text as report_words
-from s2a_bench.report import text as report_text
-from s2a_bench.report.paper import Comparison, Value
-from s2a_bench.report.paper_text import Beside, PairTable
-from s2a_bench.report.pictures import Picture
-from s2a_bench.report.sections import Row, Section
-from s2a_bench.report.svg import curves as figures_sweep
-from s2a_bench.report.svg import scatter as figures
-from s2a_bench.report.svg.markup import Markup, element, join
-from s2a_bench.report.text import Summary
+from s2a_bench.reports import paper_text as report_words
+from s2a_bench.reports import text as report_text
+from s2a_bench.reports.paper import Comparison, Value
+from s2a_bench.reports.paper_text import Beside, PairTable
+from s2a_bench.reports.pictures import Picture
+from s2a_bench.reports.sections import Row, Section
+from s2a_bench.reports.svg import curves as figures_sweep
+from s2a_bench.reports.svg import scatter as figures
+from s2a_bench.reports.svg.markup import Markup, element, join
+from s2a_bench.reports.text import Summary
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; a browser enforces it even if an escape were missed."""
@@ -31,7 +31,7 @@ def page(
         beside: The paper's tables.
         printed: The paper's own figures.
     """
-    style = (importlib.resources.files("s2a_bench") / "report.css").read_text(encoding="utf-8")
+    style = (importlib.resources.files("s2a_bench.reports") / "report.css").read_text(encoding="utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),

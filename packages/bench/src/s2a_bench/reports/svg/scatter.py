@@ -8,8 +8,8 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.svg.markup import Markup, element
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.svg.markup import Markup, element
 
 WIDTH, HEIGHT = 440.0, 330.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0

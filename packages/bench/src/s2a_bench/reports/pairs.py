@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from s2a_bench.cells.record import Record
-from s2a_bench.report import statistics as stats
+from s2a_bench.reports import statistics as stats
 
 RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
 FEWEST = 6

@@ -21,8 +21,8 @@ from s2a_bench.config import CellConfig, MethodConfig
 from s2a_bench.data.folder import locate
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
-from s2a_bench.sweep.search import asha as halving
-from s2a_bench.sweep.search import spaces as search_spaces
+from s2a_bench.sweeps.search import asha as halving
+from s2a_bench.sweeps.search import spaces as search_spaces
 
 SEED = 1000
 """Of every trial; no final cell may have it."""

@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 from s2a_bench.cells import record as records_door
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
-from s2a_bench.report import html as report_html
-from s2a_bench.report import markdown as report_markdown
-from s2a_bench.report import paper_text as report_words
-from s2a_bench.report import text as report_text
-from s2a_bench.report.pictures import PREFIX, paper_pictures, pictures
-from s2a_bench.report.sections import Section, sections
-from s2a_bench.report.text import Summary
+from s2a_bench.reports import html as report_html
+from s2a_bench.reports import markdown as report_markdown
+from s2a_bench.reports import paper_text as report_words
+from s2a_bench.reports import text as report_text
+from s2a_bench.reports.pictures import PREFIX, paper_pictures, pictures
+from s2a_bench.reports.sections import Section, sections
+from s2a_bench.reports.text import Summary
 
 if TYPE_CHECKING:
     from rich.table import Table

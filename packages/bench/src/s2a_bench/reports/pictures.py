@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2a_bench.experiments import spec as experiment
-from s2a_bench.report import ablations as report_sweeps
-from s2a_bench.report import paper as report_compare
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.sections import Row, Section, key_of
-from s2a_bench.report.svg import curves as figures_sweep
-from s2a_bench.report.svg import scatter as figures
-from s2a_bench.report.svg.markup import Markup
-from s2a_bench.report.svg.scatter import Mark
-from s2a_bench.report.text import few, title
+from s2a_bench.reports import ablations as report_sweeps
+from s2a_bench.reports import paper as report_compare
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.sections import Row, Section, key_of
+from s2a_bench.reports.svg import curves as figures_sweep
+from s2a_bench.reports.svg import scatter as figures
+from s2a_bench.reports.svg.markup import Markup
+from s2a_bench.reports.svg.scatter import Mark
+from s2a_bench.reports.text import few, title
 
 PREFIX = "scatter-"
 """Every picture's file name begins with it, so that stale ones can be told from a user's own files."""

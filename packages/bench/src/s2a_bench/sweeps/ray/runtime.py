@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s2a_bench.sweep.plan import Workers
-from s2a_bench.sweep.ray import cluster
-from s2a_bench.sweep.ray.cluster import Join
+from s2a_bench.sweeps.plan import Workers
+from s2a_bench.sweeps.ray import cluster
+from s2a_bench.sweeps.ray.cluster import Join
 
 RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",

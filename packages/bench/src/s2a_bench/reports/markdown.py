@@ -5,13 +5,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
-from s2a_bench.report import paper_text as report_words
-from s2a_bench.report import text as report_text
-from s2a_bench.report.paper import Comparison
-from s2a_bench.report.paper_text import Beside, PairTable
-from s2a_bench.report.pictures import Picture
-from s2a_bench.report.sections import Section
-from s2a_bench.report.text import Summary
+from s2a_bench.reports import paper_text as report_words
+from s2a_bench.reports import text as report_text
+from s2a_bench.reports.paper import Comparison
+from s2a_bench.reports.paper_text import Beside, PairTable
+from s2a_bench.reports.pictures import Picture
+from s2a_bench.reports.sections import Section
+from s2a_bench.reports.text import Summary
 
 
 def page(

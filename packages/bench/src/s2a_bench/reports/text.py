@@ -10,9 +10,9 @@ from typing import Any
 
 from s2a_bench.cells.record import Record
 from s2a_bench.experiments.spec import FAMILIES
-from s2a_bench.report import statistics as stats
-from s2a_bench.report.sections import Row, Section, key_of, option_value
-from s2a_bench.report.statistics import Stat
+from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.sections import Row, Section, key_of, option_value
+from s2a_bench.reports.statistics import Stat
 
 WIDE, MANY_ROWS = 8, 12
 """Above ``WIDE`` datasets the summary shows groups. Up to there it is all that more than ``MANY_ROWS`` rows need."""

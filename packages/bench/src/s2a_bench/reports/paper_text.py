@@ -7,12 +7,12 @@ import itertools
 import string
 from collections.abc import Sequence
 
-from s2a_bench.report import pairs
-from s2a_bench.report import paper as report_compare
-from s2a_bench.report.pairs import Difference
-from s2a_bench.report.paper import Comparison, Value
-from s2a_bench.report.sections import Section
-from s2a_bench.report.text import MANY_ROWS, fixed
+from s2a_bench.reports import pairs
+from s2a_bench.reports import paper as report_compare
+from s2a_bench.reports.pairs import Difference
+from s2a_bench.reports.paper import Comparison, Value
+from s2a_bench.reports.sections import Section
+from s2a_bench.reports.text import MANY_ROWS, fixed
 
 FIGURE_1 = "Figure 1 with the paper's numbers (Table 1, ViT-B/16)"
 
