@@ -12,8 +12,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from s2a.activations.attention import attention, quantized_softmax
-from s2a.activations.pack import pack, unpack
-from s2a.activations.pointwise import gelu
+from s2a.ops.pack import pack, unpack
+from s2a.ops.pointwise import gelu
 from torch import Tensor
 
 TOKENS = (8, 65, 96)

@@ -11,7 +11,7 @@ import s2a
 import tiny
 import torch
 import torch.nn.functional as F
-from s2a.backbones import describe
+from s2a.backbones.view import describe
 from s2a_baselines.lst import LSTConfig
 from torch import Tensor
 

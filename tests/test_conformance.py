@@ -10,7 +10,7 @@ import s2a
 import torch
 import torch.nn.functional as F
 from s2a import registry, testing
-from s2a.surgery import Edits
+from s2a.backbones.edits import Edits
 from tiny import CLASSES, MODELS, vit
 from torch import Tensor, nn
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import matplotlib as mpl
 import torch
-from s2a.activations.levels import gelu_derivative, input_weight
-from s2a.activations.pointwise import activation_code
+from s2a.ops.levels import gelu_derivative, input_weight
+from s2a.ops.pointwise import activation_code
 from torch import Tensor
 
 mpl.use("svg")

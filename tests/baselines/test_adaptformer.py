@@ -14,7 +14,7 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
-from s2a.backbones import describe, pooled_features
+from s2a.backbones.view import describe, pooled_features
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.adaptformer import AdaptFormer, AdaptFormerConfig
 from timm.layers.norm import LayerNorm2d

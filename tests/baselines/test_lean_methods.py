@@ -11,8 +11,9 @@ import timm
 import torch
 import torch.nn.functional as F
 from lean_models import cosines, flat, gradients, images_for, pair
-from s2a.backbones import describe
+from s2a.backbones.view import describe
 from s2a.lean import Keep
+from s2a.planning.knapsack import choices_of
 from torch import Tensor, nn
 
 VIT = "vit_base_patch16_224"
@@ -101,7 +102,7 @@ def test_updates_of_the_last_layer_make_their_input_again(family: str) -> None:
     for branch in mlps:
         assert branch.keep.inner == 0
         assert branch.site.reads_last
-        assert all(keep.inner == 0 for keep in branch.site.choices())
+        assert all(keep.inner == 0 for keep in choices_of(branch.site))
         branch.keep = Keep(4, 4)
         assert branch.obstacle() is not None
 

@@ -17,7 +17,7 @@ from lst_by_hand import (
     attached,
     tapped,
 )
-from s2a.backbones import describe
+from s2a.backbones.view import describe
 from s2a.testing import differences, snapshot
 from s2a_baselines.lst import LST, Gate, LSTConfig
 from torch import Tensor, nn

@@ -15,7 +15,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a.backbones import pooled_features
+from s2a.backbones.view import pooled_features
 from s2a.structure.bias import additive_biases
 from s2a.testing import differences, snapshot
 from s2a_baselines.ssf import SSF, ScaleShift, SSFConfig, channel_axis

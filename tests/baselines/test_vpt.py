@@ -14,7 +14,7 @@ import tiny
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a.backbones import describe, pooled_features
+from s2a.backbones.view import describe, pooled_features
 from s2a.testing import differences, snapshot
 from s2a_baselines.vpt import RingPrompts, TokenPrompts, VPTConfig
 from torch import Tensor, nn

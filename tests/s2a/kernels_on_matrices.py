@@ -15,8 +15,9 @@ from typing import Any
 
 import pytest
 import torch
-from s2a.lean import launch, reference
-from s2a.lean.rows import dequantize_rows, group_size
+from s2a.ops import reference
+from s2a.ops import triton_launch as launch
+from s2a.ops.rows import dequantize_rows, group_size
 from torch import Tensor
 
 KERNELS: Any = launch  # Type checkers do not count starred arguments.

@@ -12,7 +12,7 @@ import s2a
 import tiny
 import torch
 from s2a import registry, testing
-from s2a.surgery import Edits
+from s2a.backbones.edits import Edits
 from s2a.testing import check_method, differences, snapshot
 from torch import Tensor, nn
 

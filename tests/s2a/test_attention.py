@@ -20,7 +20,7 @@ from s2a.activations.attention import (
     quantize_rows,
     quantized_softmax,
 )
-from s2a.activations.pack import BITS, packed_bytes
+from s2a.ops.pack import BITS, packed_bytes
 from torch import Tensor, nn
 
 

@@ -11,7 +11,7 @@ import s2a
 import timm
 import tiny
 import torch
-from s2a.backbones import describe, evaluating, pooled_features, split_tokens
+from s2a.backbones.view import describe, evaluating, pooled_features, split_tokens
 from s2a.structure.bias import additive_biases
 from s2a.testing import differences, snapshot
 from torch import nn

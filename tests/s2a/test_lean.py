@@ -12,13 +12,14 @@ import s2a
 import torch
 import torch.nn.functional as F
 from lean_models import assert_same, cosines, error, flat, gradients, images_for, keep_all, pair
-from s2a.lean import Keep, layers
+from s2a.lean import Keep
+from s2a.lean import linear as layers
 from s2a.lean.attention import attention
-from s2a.lean.branch import Shape
 from s2a.lean.class_token import class_attention
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import batch_norm, layer_norm
-from s2a.lean.reference import FORWARDS
+from s2a.lean.spec import Shape
+from s2a.ops.reference import FORWARDS
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 

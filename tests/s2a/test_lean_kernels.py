@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from s2a.lean import ops
-from s2a.lean.reference import code_of
-from s2a.lean.rows import planes
+from s2a.ops import custom_ops as ops
+from s2a.ops.reference import code_of
+from s2a.ops.rows import planes
 
 TRITON = importlib.util.find_spec("triton") is not None
 needs_triton = pytest.mark.skipif(not TRITON, reason="Triton is not installed")
@@ -61,7 +61,7 @@ import importlib.util
 find = importlib.util.find_spec
 importlib.util.find_spec = lambda name, *rest: None if name == "triton" else find(name, *rest)
 import torch
-from s2a.lean import ops
+from s2a.ops import custom_ops as ops
 assert not ops.HAS_TRITON
 ops.norm_pack(torch.randn(3, 64), None, None, 1e-6, 4)
 """
@@ -81,7 +81,7 @@ def _compile_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], card: int, warps: int) -> str:
     """Compiles a kernel for a card that need not be there; its PTX."""
     import triton
-    from s2a.lean import launch
+    from s2a.ops import triton_launch as launch
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
@@ -98,7 +98,8 @@ def compiled(kernel: Any, types: dict[str, str], constants: dict[str, Any], card
 @pytest.mark.parametrize("card", CARDS)
 @pytest.mark.parametrize(("columns", "bits", "element"), [(768, 8, "fp32"), (1024, 3, "bf16"), (4096, 10, "fp16")])
 def test_kernels_of_rows_compile(columns: int, bits: int, element: str, card: int) -> None:
-    from s2a.lean import kernels, launch
+    from s2a.ops import triton_kernels as kernels
+    from s2a.ops import triton_launch as launch
 
     number = "*fp32" if bits >= 8 else "*fp16"
     kept = {"codes": "*u8", "numbers": number}
@@ -147,7 +148,8 @@ def test_kernels_of_rows_compile(columns: int, bits: int, element: str, card: in
     ],
 )
 def test_kernels_of_activations_compile(activation: str, bits: int, levels: str, element: str, card: int) -> None:
-    from s2a.lean import kernels, launch
+    from s2a.ops import triton_kernels as kernels
+    from s2a.ops import triton_launch as launch
 
     columns = 3072
     kind, borders, table, edges, _ = launch._encoding(activation, bits, levels, torch.device("cpu"))

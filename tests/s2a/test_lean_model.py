@@ -14,8 +14,9 @@ import tiny
 import torch
 from lean_models import assert_same, gradients, images_for, keep_all, pair
 from s2a import testing
-from s2a.backbones import pooled_features
-from s2a.lean import Keep, layers
+from s2a.backbones.view import pooled_features
+from s2a.lean import Keep
+from s2a.lean import linear as layers
 from torch import Tensor
 
 FEW = [(family, "s2a") for family in tiny.MODELS] + [("vit", m) for m in lean_models.METHODS if m != "s2a"]

@@ -10,9 +10,10 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a import S2AError
-from s2a.activations.pointwise import activation_code
-from s2a.lean import ops, reference
-from s2a.lean.rows import WIDTHS, dequantize_rows, group_size, kept_bytes, pack_rows, row_bytes, unpack_rows
+from s2a.ops import custom_ops as ops
+from s2a.ops import reference
+from s2a.ops.pointwise import activation_code
+from s2a.ops.rows import WIDTHS, dequantize_rows, group_size, kept_bytes, pack_rows, row_bytes, unpack_rows
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -17,10 +17,12 @@ import tiny
 import torch
 from lean_models import images_for
 from s2a import testing
-from s2a.lean import Keep, Plan
+from s2a.lean import Keep
 from s2a.lean.apply import DEFAULTS
 from s2a.lean.options import LeanOptions, parse_size
-from s2a.lean.plan import ERROR_WEIGHT, Site, make_plan, with_cheap_repeats
+from s2a.lean.spec import Site
+from s2a.planning import Plan
+from s2a.planning.knapsack import ERROR_WEIGHT, choices_of, error_of, make_plan, with_cheap_repeats
 from s2a.state import load, save
 
 WEIGHTS = 10_000
@@ -44,7 +46,7 @@ def sites(draw: Any, most: int = 6) -> list[Site]:
 
 def start(site: Site) -> Keep:
     """Any choice without a budget."""
-    return site.choices()[0]
+    return choices_of(site)[0]
 
 
 def planned(chosen: list[Site], images: int, others: int, budget: int | None) -> Plan:
@@ -57,7 +59,7 @@ def cost(chosen: list[Site], plan: Plan) -> float:
     whole = sum(2 * site.work for site in chosen)
     keeps = [plan.keeps[site.name, site.role] for site in chosen]
     again = sum(site.again(keep) for site, keep in zip(chosen, keeps, strict=True)) / whole
-    return again + ERROR_WEIGHT * sum(s.error(k) for s, k in zip(chosen, keeps, strict=True)) / len(chosen)
+    return again + ERROR_WEIGHT * sum(error_of(s, k) for s, k in zip(chosen, keeps, strict=True)) / len(chosen)
 
 
 def nbytes(chosen: list[Site], plan: Plan, images: int) -> int:
@@ -68,11 +70,11 @@ def nbytes(chosen: list[Site], plan: Plan, images: int) -> int:
 @hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1))
 def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: float) -> None:
     smallest = planned(chosen, images, WEIGHTS, None).smallest
-    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     budget = int(smallest + share * (largest - smallest))
     plan = planned(chosen, images, WEIGHTS, budget)
     assert plan.predicted == nbytes(chosen, plan, images) <= budget
-    assert all(plan.keeps[s.name, s.role] in s.choices() for s in chosen)
+    assert all(plan.keeps[s.name, s.role] in choices_of(s) for s in chosen)
     assert plan.smallest == smallest
     assert f"{images} images" in str(plan)
     assert sum(int(n) for n in re.findall(r"^ +(\d+) x", str(plan), re.MULTILINE)) == len(chosen)
@@ -82,7 +84,7 @@ def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: floa
 def test_a_larger_budget_costs_no_more_than_a_change(chosen: list[Site], images: int, one: float, other: float) -> None:
     """The greedy rest may place one change differently; never more than that."""
     smallest = planned(chosen, images, WEIGHTS, None).smallest
-    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     low, high = (int(smallest + share * (largest - smallest)) for share in sorted((one, other)))
     less, more = (planned(chosen, images, WEIGHTS, budget) for budget in (low, high))
     assert cost(chosen, more) <= cost(chosen, less) + largest_gain(chosen, images)
@@ -92,13 +94,13 @@ def front(site: Site, images: int) -> list[Keep]:
     """Choices that no other beats in both bytes and cost, the smallest first."""
     return [
         keep
-        for keep in site.choices()
+        for keep in choices_of(site)
         if not any(
             site.nbytes(o, images) <= site.nbytes(keep, images)
-            and (site.again(o), site.error(o)) != (site.again(keep), site.error(keep))
+            and (site.again(o), error_of(site, o)) != (site.again(keep), error_of(site, keep))
             and site.again(o) <= site.again(keep)
-            and site.error(o) <= site.error(keep)
-            for o in site.choices()
+            and error_of(site, o) <= error_of(site, keep)
+            for o in choices_of(site)
         )
     ]
 
@@ -108,7 +110,7 @@ def largest_gain(chosen: list[Site], images: int) -> float:
     whole = sum(2 * site.work for site in chosen)
 
     def of(site: Site, keep: Keep) -> float:
-        return site.again(keep) / whole + ERROR_WEIGHT * site.error(keep) / len(chosen)
+        return site.again(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / len(chosen)
 
     spans = [[of(site, keep) for keep in front(site, images)] for site in chosen]
     return max(max(span) - min(span) for span in spans)
@@ -118,12 +120,15 @@ def largest_gain(chosen: list[Site], images: int) -> float:
 def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int, share: float) -> None:
     """Brute force over all choices of up to three sites."""
     smallest = planned(chosen, images, WEIGHTS, None).smallest
-    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     budget = int(smallest + share * (largest - smallest))
     plan = planned(chosen, images, WEIGHTS, budget)
     whole = sum(2 * site.work for site in chosen)
     options = [
-        [(s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * s.error(k) / len(chosen)) for k in front(s, images)]
+        [
+            (s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * error_of(s, k) / len(chosen))
+            for k in front(s, images)
+        ]
         for s in chosen
     ]
     best = min(
@@ -136,7 +141,7 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int
 
 @hypothesis.given(sites(), st.integers(1, 64))
 def test_the_smallest_is_met_and_no_less(chosen: list[Site], images: int) -> None:
-    by_hand = WEIGHTS + sum(min(s.nbytes(k, images) for k in s.choices()) for s in chosen)
+    by_hand = WEIGHTS + sum(min(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     assert planned(chosen, images, WEIGHTS, by_hand).predicted == by_hand
     with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
         planned(chosen, images, WEIGHTS, by_hand - 1)
@@ -149,9 +154,9 @@ def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
     plan = planned(chosen, 4, 0, 10**9)
     for site in chosen:
         own = plan.keeps[site.name, site.role]
-        mine = site.again(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * site.error(own) / 2
-        for keep in site.choices():
-            assert mine <= site.again(keep) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * site.error(keep) / 2
+        mine = site.again(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, own) / 2
+        for keep in choices_of(site):
+            assert mine <= site.again(keep) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, keep) / 2
 
 
 # Whole models
@@ -270,7 +275,7 @@ def test_only_the_first_stage_of_a_pyramid_is_worth_repeating(scale: int) -> Non
         assert {s.name.split(".")[0] for s, k in zip(chosen, found, strict=True) if k == Keep(8, 0)} == repeated
         for site, before, after in zip(chosen, keeps, found, strict=True):
             assert after == before or (site.role == "mlp" and site.nbytes(after, 1) < site.nbytes(before, 1))
-            assert site.error(after) <= site.error(before)
+            assert error_of(site, after) <= error_of(site, before)
 
 
 def test_nothing_is_repeated_twice_or_where_it_saves_nothing() -> None:

@@ -11,7 +11,7 @@ import pytest
 import s2a
 import timm
 import torch
-from s2a.lean import layers
+from s2a.lean import linear as layers
 from s2a.lean.pool import average_pool_forward, max_pool_forward
 from torch import Tensor, nn
 

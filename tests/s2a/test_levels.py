@@ -10,10 +10,10 @@ import pytest
 import timm.layers
 import torch
 import torch.nn.functional as F
-from s2a.activations import levels
-from s2a.activations.levels import DERIVATIVES, fitted_levels
-from s2a.activations.pack import BITS
-from s2a.activations.pointwise import activation_code
+from s2a.ops import levels
+from s2a.ops.levels import DERIVATIVES, fitted_levels
+from s2a.ops.pack import BITS
+from s2a.ops.pointwise import activation_code
 from torch import Tensor
 
 FUNCTIONS = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a.activations.pack import BITS, chunks, pack, packed_bytes, unpack
+from s2a.ops.pack import BITS, chunks, pack, packed_bytes, unpack
 
 
 @pytest.mark.parametrize("bits", BITS)

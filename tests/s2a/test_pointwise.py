@@ -14,10 +14,10 @@ import torch
 import torch.nn.functional as F
 from hypothesis import assume, given
 from hypothesis import strategies as st
-from s2a.activations import pack, pointwise
-from s2a.activations.levels import fitted_levels
-from s2a.activations.pack import BITS, CPU_CHUNK, packed_bytes
-from s2a.activations.pointwise import activation_code, coded, gelu
+from s2a.ops import pack, pointwise
+from s2a.ops.levels import fitted_levels
+from s2a.ops.pack import BITS, CPU_CHUNK, packed_bytes
+from s2a.ops.pointwise import activation_code, coded, gelu
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -13,10 +13,10 @@ import tiny
 import torch
 import torch.nn.functional as F
 from s2a.activations import release_frozen_inputs
-from s2a.activations.pack import BITS, packed_bytes
-from s2a.activations.pointwise import LEVEL_KINDS
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.surgery import Edits
+from s2a.backbones.edits import Edits
+from s2a.ops.pack import BITS, packed_bytes
+from s2a.ops.pointwise import LEVEL_KINDS
 from s2a.testing import differences, snapshot
 from torch import Tensor, nn
 

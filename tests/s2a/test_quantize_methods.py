@@ -11,9 +11,9 @@ import s2a
 import tiny
 import torch
 import torch.nn.functional as F
-from s2a.activations.pack import packed_bytes
-from s2a.activations.pointwise import LEVEL_KINDS
-from s2a.backbones import describe
+from s2a.backbones.view import describe
+from s2a.ops.pack import packed_bytes
+from s2a.ops.pointwise import LEVEL_KINDS
 from torch import Tensor, nn
 
 BATCH = 2

@@ -15,10 +15,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a import testing
-from s2a.backbones import Block, describe, pooled_features
+from s2a.backbones.view import Block, describe, pooled_features
 from s2a.structure.bias import additive_biases
-from s2a.structure.lrp import LowRankPrompt, max_rank
-from s2a.structure.lsb import LiteSideBranch, SideBlock, Transition, channel_average_pool
+from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
+from s2a.structure.side_branch import LiteSideBranch, SideBlock, Transition, channel_average_pool
 from torch import Tensor, nn
 
 

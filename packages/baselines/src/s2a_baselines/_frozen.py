@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from s2a.backbones import pooled_features
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import pooled_features
 from s2a.errors import S2AError
-from s2a.surgery import Edits
 from torch import Tensor, nn
 
 

@@ -11,11 +11,11 @@ import math
 from typing import Any, Literal
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, Block
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
-from s2a.surgery import Edits
 from torch import Tensor, nn
 
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import dataclasses
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone
 from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
-from s2a.surgery import Edits
 from torch import nn
 
 

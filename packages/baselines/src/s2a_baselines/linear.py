@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from s2a.backbones import Backbone
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone
 from s2a.registry import Card, Method, register_method
-from s2a.surgery import Edits
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import keep_in_evaluation, run_frozen

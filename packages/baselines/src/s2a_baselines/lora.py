@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block, called
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, Block, called
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
-from s2a.surgery import Edits
 from torch import Tensor, nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")

@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, called, channel_axis
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, called, channel_axis
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
-from s2a.surgery import Edits
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd

@@ -15,10 +15,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from s2a.backbones import Backbone, called
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, called
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.registry import Card, Method, register_method
-from s2a.surgery import Edits
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import Tap, keep_in_evaluation, run_frozen

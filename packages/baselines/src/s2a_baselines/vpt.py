@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block, evaluating, pooled_features
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, Block, evaluating, pooled_features
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Card, Method, register_method
-from s2a.surgery import Edits
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 

@@ -5,14 +5,14 @@
 """
 
 from s2a.activations import quantize_activations
-from s2a.attach import Adapted, attach, detach, merge, trainable_parameters
+from s2a.adapted import Adapted, cast_frozen, trainable_parameters
+from s2a.attach import attach, detach, merge
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
-from s2a.lean import LeanOptions, Plan
+from s2a.lean import LeanOptions
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
-from s2a.method import S2AConfig
-from s2a.planning import plan_memory
-from s2a.precision import cast_frozen
+from s2a.planning import Plan, plan_memory
 from s2a.registry import Card, Method, list_methods, method_config, register_method
+from s2a.s2a_method import S2AConfig
 from s2a.state import load, save
 
 __version__ = "0.1.0"

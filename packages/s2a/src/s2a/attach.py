@@ -3,63 +3,24 @@
 from __future__ import annotations
 
 import copy
+import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from s2a.backbones import Backbone, describe
+from s2a.adapted import Adapted
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import describe
 from s2a.errors import S2AError
-from s2a.lean import Branch, LeanOptions, Plan, make_lean
+from s2a.lean import Branch, LeanOptions, make_lean
 from s2a.planning import plan_memory
+from s2a.planning.knapsack import with_cheap_repeats
 from s2a.registry import Method, entry_for
-from s2a.surgery import Edits
 
 log = logging.getLogger("s2a")
-
-
-class Adapted(nn.Module):
-    """A backbone under a method: images ``(B, 3, H, W)`` to logits ``(B, K)``.
-
-    Attributes:
-        backbone: The timm model that was given, edited in place; its own classifier is set aside.
-        method: The method's module, holding every parameter it added.
-        head: The classifier, always trained.
-        name: The method's registered name.
-        config: The method's config.
-    """
-
-    def __init__(self, view: Backbone, config: Any, name: str, method: Method, head: nn.Linear, edits: Edits) -> None:
-        super().__init__()
-        self.backbone = view.model
-        self.method = method
-        self.head = head
-        self.name = name
-        self.config = config
-        self.image_size = view.image_size
-        self._branches: tuple[Branch, ...] = ()
-        self._plan: Plan | None = None
-        self._edits = edits
-        # An average of the weights is often frozen before it is saved: what trains is noted here.
-        self._trained = tuple(trainable_parameters(self))
-        self._dtype = next(view.model.parameters()).dtype
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Logits of a batch."""
-        return self.head(self.method(self.backbone, images))
-
-    @property
-    def plan(self) -> Plan | None:
-        """What lean activations keep, block by block, and what it comes to; ``None`` without them."""
-        if self._plan is None and self._branches:
-            plan_memory(self, batch_size=self.config.budget_batch)
-        return self._plan
-
-    def extra_repr(self) -> str:
-        """The config, for ``print(adapted)``."""
-        return repr(self.config)
 
 
 def attach(
@@ -118,6 +79,11 @@ def attach(
             part.train(training)
         adapted.training = training
         adapted._branches = branches
+        if branches:
+            keeps = with_cheap_repeats([b.site for b in branches], [b.keep for b in branches])
+            for branch, keep in zip(branches, keeps, strict=True):
+                branch.keep = keep
+            adapted._make_plan = functools.partial(plan_memory, batch_size=config.budget_batch)
         if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
             size = config.budget_batch
             plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
@@ -199,8 +165,3 @@ def merge(adapted: Adapted) -> nn.Module:
     classifier = model.get_classifier().to(adapted.head.weight.device, adapted.head.weight.dtype)
     classifier.load_state_dict(adapted.head.state_dict())
     return model.train(adapted.training)
-
-
-def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Name -> parameter of everything that trains."""
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}

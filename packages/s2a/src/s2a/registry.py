@@ -10,9 +10,9 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from s2a.backbones import Backbone, pooled_features
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, pooled_features
 from s2a.errors import S2AError
-from s2a.surgery import Edits
 
 
 class Config(Protocol):

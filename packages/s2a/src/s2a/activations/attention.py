@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
-from s2a.activations.pack import chunk_of, pack, packed_bytes, unpack
+from s2a.ops.pack import chunk_of, pack, packed_bytes, unpack
 
 
 def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:

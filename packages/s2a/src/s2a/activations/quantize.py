@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from s2a.activations.attention import QuantizedAttentionMode, quantized_softmax
 from s2a.activations.frozen import fixed_batch_norm, frozen_conv2d
-from s2a.activations.pack import BITS
-from s2a.activations.pointwise import LEVEL_KINDS, activation_code, coded
+from s2a.backbones.edits import Edits
 from s2a.errors import S2AError
-from s2a.surgery import Edits
+from s2a.ops.pack import BITS
+from s2a.ops.pointwise import LEVEL_KINDS, activation_code, coded
 
 ACTIVATIONS: dict[type[nn.Module], tuple[str, Any]] = {
     nn.GELU: ("gelu", lambda m, x: F.gelu(x, approximate=m.approximate)),

@@ -11,23 +11,22 @@ import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
-from s2a.backbones import Backbone, Block
-from s2a.families import family_of
+from s2a.backbones.edits import Edits
+from s2a.backbones.families import family_of
+from s2a.backbones.view import Backbone, Block
 from s2a.lean import fused, layerwise, pool
-from s2a.lean.branch import Keep
 from s2a.lean.class_token import Switch
-from s2a.lean.plan import with_cheap_repeats
+from s2a.lean.spec import Keep
 from s2a.lean.stream import stepwise, write_over
 from s2a.registry import Method
-from s2a.structure.lsb import SideBlock, Transition
-from s2a.surgery import Edits
+from s2a.structure.side_branch import SideBlock, Transition
 
 ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 """A block's branches -> the roles of norm and body in ``Block.parts``."""
 
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
-"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits (or it from 8-bit codes again,
-where ``with_cheap_repeats`` says so)."""
+"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits (the
+planner lets it be computed again where that is cheap, ``planning.knapsack.with_cheap_repeats``)."""
 
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
@@ -102,11 +101,7 @@ def make_lean(
     stepwise(backbone, edits)
     if in_place:
         write_over(backbone, blocks, method, edits)
-    fused_branches = tuple(branch for branches in blocks.values() for branch in branches)
-    keeps = with_cheap_repeats([b.site for b in fused_branches], [b.keep for b in fused_branches])
-    for branch, keep in zip(fused_branches, keeps, strict=True):
-        branch.keep = keep
-    return fused_branches
+    return tuple(branch for branches in blocks.values() for branch in branches)
 
 
 def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean import ops
-from s2a.lean.branch import Shape, like, put_rows, rows_of, total
-from s2a.lean.layers import spans, two_layers
-from s2a.lean.reference import CPU_PIECE
+from s2a.lean.linear import spans, two_layers
+from s2a.lean.spec import Shape, like, put_rows, rows_of, total
+from s2a.ops import custom_ops as ops
+from s2a.ops.reference import CPU_PIECE
 
 
 class _Attention(torch.autograd.Function):

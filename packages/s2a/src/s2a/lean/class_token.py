@@ -14,9 +14,9 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from s2a.lean import ops
-from s2a.lean.branch import Shape, like, total
-from s2a.lean.layers import Layer, spans
+from s2a.lean.linear import Layer, spans
+from s2a.lean.spec import Shape, like, total
+from s2a.ops import custom_ops as ops
 
 
 class Switch:

@@ -20,13 +20,12 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones import Block
+from s2a.backbones.view import Block
 from s2a.lean.attention import attention
-from s2a.lean.branch import Keep, Shape, compute_dtype
 from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import layer_norm
-from s2a.lean.plan import Site
+from s2a.lean.spec import Keep, Shape, Site, compute_dtype
 from s2a.lean.stream import IN_PLACE, writable
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from s2a.activations.frozen import fixed_batch_norm
-from s2a.lean import ops
 from s2a.lean.norm import batch_norm
+from s2a.ops import custom_ops as ops
 
 
 class _CodedAttention(torch.autograd.Function):

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean import ops
-from s2a.lean.branch import Shape, like, put_rows, rows_of, total
-from s2a.lean.layers import spans, two_layers
-from s2a.lean.reference import FORWARDS
+from s2a.lean.linear import spans, two_layers
+from s2a.lean.spec import Shape, like, put_rows, rows_of, total
+from s2a.ops import custom_ops as ops
+from s2a.ops.reference import FORWARDS
 
 
 class _Mlp(torch.autograd.Function):

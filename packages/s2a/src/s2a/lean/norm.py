@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from s2a.lean import ops
-from s2a.lean.branch import like, put_rows, rows_of, total
-from s2a.lean.layers import spans
+from s2a.lean.linear import spans
+from s2a.lean.spec import like, put_rows, rows_of, total
+from s2a.ops import custom_ops as ops
 
 
 class _LayerNorm(torch.autograd.Function):

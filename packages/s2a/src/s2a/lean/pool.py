@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean.layers import spans
-from s2a.lean.rows import pack_rows, unpack_rows
+from s2a.lean.linear import spans
+from s2a.ops.rows import pack_rows, unpack_rows
 
 LARGEST_WINDOW = 256
 """Places in a window that a code can tell apart."""

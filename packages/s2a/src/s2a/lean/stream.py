@@ -16,12 +16,12 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from s2a.backbones import Backbone, evaluating, input_channels
+from s2a.backbones.edits import Edits
+from s2a.backbones.families import family_of
+from s2a.backbones.view import Backbone, evaluating, input_channels
 from s2a.errors import S2AError
-from s2a.families import family_of
 from s2a.registry import Method
-from s2a.structure.lrp import LowRankPrompt
-from s2a.surgery import Edits
+from s2a.structure.low_rank_prompt import LowRankPrompt
 
 
 def stepwise(backbone: Backbone, edits: Edits) -> None:

@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from s2a.backbones import input_channels
+from s2a.backbones.view import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 

@@ -29,11 +29,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones import evaluating, input_channels, reads_class_token
-from s2a.families import family_of
+from s2a.backbones.families import family_of
+from s2a.backbones.view import evaluating, input_channels, reads_class_token
 
 if TYPE_CHECKING:
-    from s2a.attach import Adapted
+    from s2a.adapted import Adapted
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 

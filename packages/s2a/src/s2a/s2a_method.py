@@ -9,16 +9,16 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.activations.pack import BITS, packed_bytes
-from s2a.activations.pointwise import LEVEL_KINDS
-from s2a.backbones import Backbone, Block, pooled_features
+from s2a.backbones.edits import Edits
+from s2a.backbones.view import Backbone, Block, pooled_features
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
+from s2a.ops.pack import BITS, packed_bytes
+from s2a.ops.pointwise import LEVEL_KINDS
 from s2a.registry import Card, Method, register_method
 from s2a.structure.bias import additive_biases
-from s2a.structure.lrp import LowRankPrompt, max_rank
-from s2a.structure.lsb import LiteSideBranch, Tap
-from s2a.surgery import Edits
+from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
+from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
 

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from torch.library import custom_op
 
-from s2a.lean import checks, reference
-from s2a.lean.rows import row_bytes
+from s2a.ops import checks, reference
+from s2a.ops.rows import row_bytes
 
 HAS_TRITON = importlib.util.find_spec("triton") is not None
 
@@ -153,7 +153,7 @@ def act_pack(u: Tensor, activation: str, bits: int, levels: str) -> Tensor:
         u: Contiguous.
         activation: A key of ``reference.FORWARDS``.
         bits: 1, 2, 3, 4 or 8.
-        levels: As in ``s2a.activations.pointwise.activation_code``.
+        levels: As in ``s2a.ops.pointwise.activation_code``.
     """
     checks.act_pack(u, activation, bits, levels)
     return reference.act_pack(u, activation, bits, levels)
@@ -184,7 +184,7 @@ def _(grad: Tensor, codes: Tensor, activation: str, bits: int, levels: str) -> T
 
 def _on_cuda(name: str) -> Callable[..., Any]:
     def run(*arguments: Any) -> Any:
-        from s2a.lean import launch  # Not before a tensor is on a device: importing Triton takes time.
+        from s2a.ops import triton_launch as launch  # Not before a tensor is on a device: importing Triton takes time.
 
         getattr(checks, name)(*arguments)
         return getattr(launch, name)(*arguments)

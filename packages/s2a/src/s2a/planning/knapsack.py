@@ -13,8 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from s2a.errors import S2AError
-from s2a.lean.branch import Keep
-from s2a.lean.rows import kept_bytes, row_bytes
+from s2a.lean.spec import Keep, Site
 
 NORM_ERRORS = {2: 7e-4, 3: 2e-4, 4: 5e-5, 8: 1e-6, 10: 0.0, 12: 0.0}
 """Bits of a normalised input that only the norm's own gradient is made of -> error."""
@@ -31,75 +30,27 @@ ERROR_WEIGHT = 100.0
 """What an error of 1 is worth in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Site:
-    """One branch, as the planner sees it; sizes for one image.
+def error_of(site: Site, keep: Keep) -> float:
+    """One minus cosine, as if all branches chose so."""
+    if site.role == "attn":
+        return NORM_ERRORS[keep.norm] + (QKV_ERRORS[keep.inner] if keep.inner else SOURCE_ERRORS[keep.norm])
+    if not keep.inner:
+        return HIDDEN_ERRORS[keep.norm]
+    return NORM_ERRORS[keep.norm] + (0.0 if site.bits else ACT_ERRORS[keep.inner])
 
-    Attributes:
-        name: The block's path.
-        role: ``"attn"`` or ``"mlp"``.
-        tokens: Rows of the norm's input.
-        channels: Its columns.
-        inner: Columns of the first linear layer's output.
-        inner_tokens: Rows of it: fewer where the head reads a class token alone.
-        bits: Of the activation's code where that is fixed (ReLU's 1); 0: free.
-        reads_first: The first linear layer's input is needed for gradients: it must not be too coarse.
-        reads_last: The last layer's input is needed: it is made again, from a fine norm.
-        fixed: q, k, v cannot be kept.
-    """
 
-    name: str
-    role: str
-    tokens: int
-    channels: int
-    inner: int
-    inner_tokens: int
-    bits: int = 0
-    reads_first: bool = False
-    reads_last: bool = False
-    fixed: bool = False
-
-    @property
-    def work(self) -> float:
-        """Multiply-adds of the branch's linear layers, forward, one image."""
-        last = self.inner // 3 if self.role == "attn" else self.inner
-        return self.tokens * self.channels * (self.inner + last)
-
-    def nbytes(self, keep: Keep, images: int) -> int:
-        """Bytes that the branch keeps of a batch."""
-        rows = self.tokens if self.role == "attn" else self.inner_tokens
-        total = kept_bytes(images * rows, self.channels, keep.norm) + 4 * images * rows
-        if not keep.inner:
-            return total
-        if self.role == "attn":
-            return total + kept_bytes(3 * images * rows, self.inner // 3, keep.inner)
-        return total + images * rows * row_bytes(self.inner, self.bits or keep.inner)
-
-    def again(self, keep: Keep) -> float:
-        """Multiply-adds that the backward pass does again, one image."""
-        rows = self.tokens if self.role == "attn" else self.inner_tokens
-        return 0.0 if keep.inner else rows * self.channels * self.inner
-
-    def error(self, keep: Keep) -> float:
-        """One minus cosine, as if all branches chose so."""
-        if self.role == "attn":
-            return NORM_ERRORS[keep.norm] + (QKV_ERRORS[keep.inner] if keep.inner else SOURCE_ERRORS[keep.norm])
-        if not keep.inner:
-            return HIDDEN_ERRORS[keep.norm]
-        return NORM_ERRORS[keep.norm] + (0.0 if self.bits else ACT_ERRORS[keep.inner])
-
-    def choices(self) -> list[Keep]:
-        """All that the branch can keep."""
-        again = [Keep(norm, 0) for norm in (8, 10, 12)]
-        if self.role == "attn":
-            if self.fixed:
-                return again
-            norms = (8, 10) if self.reads_first else (2, 3, 4)
-            return again + [Keep(norm, inner) for norm in norms for inner in QKV_ERRORS]
-        if self.reads_last:
+def choices_of(site: Site) -> list[Keep]:
+    """All that a branch can keep."""
+    again = [Keep(norm, 0) for norm in (8, 10, 12)]
+    if site.role == "attn":
+        if site.fixed:
             return again
-        norms = (4, 8) if self.reads_first else (2, 3, 4, 8)
-        return again + [Keep(norm, inner) for norm in norms for inner in ((self.bits,) if self.bits else ACT_ERRORS)]
+        norms = (8, 10) if site.reads_first else (2, 3, 4)
+        return again + [Keep(norm, inner) for norm in norms for inner in QKV_ERRORS]
+    if site.reads_last:
+        return again
+    norms = (4, 8) if site.reads_first else (2, 3, 4, 8)
+    return again + [Keep(norm, inner) for norm in norms for inner in ((site.bits,) if site.bits else ACT_ERRORS)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,7 +128,7 @@ def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: i
         others + sum(option.nbytes for option in chosen),
         smallest,
         sum(site.again(keep) for site, keep in zip(sites, keeps, strict=True)) / whole,
-        sum(site.error(keep) for site, keep in zip(sites, keeps, strict=True)) / max(1, len(sites) // 2),
+        sum(error_of(site, keep) for site, keep in zip(sites, keeps, strict=True)) / max(1, len(sites) // 2),
     )
 
 
@@ -216,8 +167,8 @@ class _Option:
 def _options(site: Site, count: int, images: int, whole: float) -> list[_Option]:
     """A site's choices that no other beats in both bytes and cost, the smallest first."""
     found = []
-    for keep in site.choices():
-        cost = site.again(keep) / whole + ERROR_WEIGHT * site.error(keep) / count
+    for keep in choices_of(site):
+        cost = site.again(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / count
         found.append(_Option(keep, site.nbytes(keep, images), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []

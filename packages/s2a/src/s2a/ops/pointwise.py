@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.activations.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
-from s2a.activations.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 from s2a.errors import S2AError
+from s2a.ops.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
+from s2a.ops.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 
 
 @dataclasses.dataclass(frozen=True)

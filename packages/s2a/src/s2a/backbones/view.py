@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from s2a.backbones.families import Layout, family_of
 from s2a.errors import UnsupportedModel
-from s2a.families import Layout, family_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -7,6 +7,8 @@ import dataclasses
 import torch
 from torch import Tensor
 
+from s2a.ops.rows import kept_bytes, row_bytes
+
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
@@ -20,6 +22,56 @@ class Keep:
 
     norm: int = 8
     inner: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Site:
+    """One branch, as the planner sees it; sizes for one image.
+
+    Attributes:
+        name: The block's path.
+        role: ``"attn"`` or ``"mlp"``.
+        tokens: Rows of the norm's input.
+        channels: Its columns.
+        inner: Columns of the first linear layer's output.
+        inner_tokens: Rows of it: fewer where the head reads a class token alone.
+        bits: Of the activation's code where that is fixed (ReLU's 1); 0: free.
+        reads_first: The first linear layer's input is needed for gradients: it must not be too coarse.
+        reads_last: The last layer's input is needed: it is made again, from a fine norm.
+        fixed: q, k, v cannot be kept.
+    """
+
+    name: str
+    role: str
+    tokens: int
+    channels: int
+    inner: int
+    inner_tokens: int
+    bits: int = 0
+    reads_first: bool = False
+    reads_last: bool = False
+    fixed: bool = False
+
+    @property
+    def work(self) -> float:
+        """Multiply-adds of the branch's linear layers, forward, one image."""
+        last = self.inner // 3 if self.role == "attn" else self.inner
+        return self.tokens * self.channels * (self.inner + last)
+
+    def nbytes(self, keep: Keep, images: int) -> int:
+        """Bytes that the branch keeps of a batch."""
+        rows = self.tokens if self.role == "attn" else self.inner_tokens
+        total = kept_bytes(images * rows, self.channels, keep.norm) + 4 * images * rows
+        if not keep.inner:
+            return total
+        if self.role == "attn":
+            return total + kept_bytes(3 * images * rows, self.inner // 3, keep.inner)
+        return total + images * rows * row_bytes(self.inner, self.bits or keep.inner)
+
+    def again(self, keep: Keep) -> float:
+        """Multiply-adds that the backward pass does again, one image."""
+        rows = self.tokens if self.role == "attn" else self.inner_tokens
+        return 0.0 if keep.inner else rows * self.channels * self.inner
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2a.lean.branch import Shape
+from s2a.lean.spec import Shape
 
 CHUNK = 5 << 19
 """Elements of the widest matrix that a chunk of images makes: 10 MB in float32."""

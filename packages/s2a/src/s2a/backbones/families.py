@@ -134,7 +134,7 @@ def family_of(model: nn.Module) -> Family:
     raise UnsupportedModel(
         f"{type(model).__name__} is no supported backbone; supported timm classes: {names}. "
         f"First module that does not fit: {_first_misfit(model)}. "
-        "To add a family, add an entry to s2a.families.FAMILIES."
+        "To add a family, add an entry to s2a.backbones.families.FAMILIES."
     )
 
 

@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2a.activations.pack import ACCELERATOR_CHUNK
-from s2a.activations.pointwise import Code, activation_code, cell_numbers
-from s2a.lean.rows import (
+from s2a.ops.pack import ACCELERATOR_CHUNK
+from s2a.ops.pointwise import Code, activation_code, cell_numbers
+from s2a.ops.rows import (
     CODED,
     code_columns,
     code_dtype,

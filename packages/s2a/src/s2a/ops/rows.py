@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from s2a.activations.pack import to_codes
+from s2a.ops.pack import to_codes
 
 WIDTHS = (2, 3, 4, 8, 10, 12, 16, 32)
 """Bits per element in which a matrix can be kept: codes up to 12, halves at 16, and 32 for the elements as they are."""

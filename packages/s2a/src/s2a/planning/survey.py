@@ -8,7 +8,7 @@ from collections.abc import Callable
 from torch import nn
 
 from s2a.lean.fused import Branch
-from s2a.lean.plan import Plan, Site
+from s2a.planning.knapsack import Plan, Site
 
 
 def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2a.backbones import Block, split_tokens
+from s2a.backbones.view import Block, split_tokens
 from s2a.errors import S2AError
 
 

@@ -12,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from s2a.activations.levels import CELLS_PER_UNIT
-from s2a.lean import kernels, reference
-from s2a.lean.rows import CODED, group_size, planes
+from s2a.ops import reference
+from s2a.ops import triton_kernels as kernels
+from s2a.ops.levels import CELLS_PER_UNIT
+from s2a.ops.rows import CODED, group_size, planes
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 """What the kernels read and write."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from s2a.errors import S2AError
-from s2a.lean import reference
-from s2a.lean.rows import WIDTHS, code_columns, number_shape, row_bytes
+from s2a.ops import reference
+from s2a.ops.rows import WIDTHS, code_columns, number_shape, row_bytes
 
 
 def _matrix(x: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.backbones import Block
+from s2a.backbones.view import Block
 from s2a.errors import S2AError
 
 Window = tuple[int, int]

@@ -1,0 +1,96 @@
+"""The adapted model: a backbone, the method on it and the head; what trains, and the format of frozen weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from s2a.backbones import Backbone, Edits
+from s2a.errors import S2AError
+from s2a.lean import Branch
+from s2a.registry import Method
+
+
+class Adapted(nn.Module):
+    """A backbone under a method: images ``(B, 3, H, W)`` to logits ``(B, K)``.
+
+    Attributes:
+        backbone: The timm model that was given, edited in place; its own classifier is set aside.
+        method: The method's module, holding every parameter it added.
+        head: The classifier, always trained.
+        name: The method's registered name.
+        config: The method's config.
+    """
+
+    def __init__(self, view: Backbone, config: Any, name: str, method: Method, head: nn.Linear, edits: Edits) -> None:
+        super().__init__()
+        self.backbone = view.model
+        self.method = method
+        self.head = head
+        self.name = name
+        self.config = config
+        self.image_size = view.image_size
+        self._branches: tuple[Branch, ...] = ()
+        self._plan: Any = None
+        # Set by ``attach``: the planner is above this module, and a plan is made when somebody asks for one.
+        self._make_plan: Callable[[Adapted], Any] | None = None
+        self._edits = edits
+        # An average of the weights is often frozen before it is saved: what trains is noted here.
+        self._trained = tuple(trainable_parameters(self))
+        self._dtype = next(view.model.parameters()).dtype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits of a batch."""
+        return self.head(self.method(self.backbone, images))
+
+    @property
+    def plan(self) -> Any:
+        """What lean activations keep, block by block, and what it comes to (``s2a.Plan``); ``None`` without them."""
+        if self._plan is None and self._make_plan is not None:
+            self._make_plan(self)
+        return self._plan
+
+    def extra_repr(self) -> str:
+        """The config, for ``print(adapted)``."""
+        return repr(self.config)
+
+
+def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Name -> parameter of everything that trains."""
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
+    """Rounds the frozen weights of a backbone's linear and convolution layers to ``dtype``, in place.
+
+    Trainable parameters, biases and norms stay as they are, so an optimiser works in full precision; the forward pass
+    belongs under ``torch.autocast`` of the same dtype, whose copies of weights it saves. ``s2a.detach`` gives the
+    rounded weights back: what was rounded off is gone.
+
+    Args:
+        adapted: What ``s2a.attach`` returned.
+        dtype: ``torch.bfloat16`` or ``torch.float16``.
+
+    Returns:
+        Bytes saved.
+
+    Raises:
+        S2AError: Another dtype, or no adapted model.
+    """
+    if not isinstance(adapted, Adapted):
+        raise S2AError(f"cast_frozen takes what s2a.attach returned, not {type(adapted).__name__}.")
+    if dtype not in (torch.bfloat16, torch.float16):
+        raise S2AError(
+            f"dtype={dtype} saves nothing or is no number format for weights; give torch.bfloat16 or float16."
+        )
+    saved = 0
+    for module in adapted.backbone.modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
+            saved += weight.numel() * (weight.element_size() - dtype.itemsize)
+            weight.data = weight.data.to(dtype)
+    adapted._dtype = next(adapted.backbone.parameters()).dtype
+    return saved

@@ -1,0 +1,140 @@
+"""Edits of a model that can be taken back, kept as data so that a deep copy of the model carries its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+@dataclasses.dataclass
+class _Hooked:
+    handle: RemovableHandle
+
+    def undo(self) -> None:
+        self.handle.remove()
+
+
+@dataclasses.dataclass
+class _Replaced:
+    parent: nn.Module
+    name: str
+    original: nn.Module
+
+    def undo(self) -> None:
+        setattr(self.parent, self.name, self.original)
+
+
+@dataclasses.dataclass
+class _Overridden:
+    module: nn.Module
+    name: str
+    had: bool
+    original: Any
+
+    def undo(self) -> None:
+        if self.had:
+            setattr(self.module, self.name, self.original)
+        else:
+            delattr(self.module, self.name)
+
+
+@dataclasses.dataclass
+class _Trained:
+    """``requires_grad`` of one parameter, and its value if it is about to be trained."""
+
+    parameter: nn.Parameter
+    required_grad: bool
+    value: Tensor | None
+
+    def undo(self) -> None:
+        if self.value is not None:
+            self.parameter.data.copy_(self.value)
+        self.parameter.requires_grad_(self.required_grad)
+        self.parameter.grad = None
+
+
+@dataclasses.dataclass
+class _Preserved:
+    """A buffer by its place: moving a model to another device or dtype gives it new buffer tensors."""
+
+    module: nn.Module
+    name: str
+    value: Tensor
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.name)
+
+    def undo(self) -> None:
+        self.tensor.copy_(self.value)
+
+
+class Edits:
+    """A log of edits to a model's modules; ``undo`` restores every bit of it in reverse order.
+
+    Hooks and forwards must be bound methods of modules or module-level functions: then a deep copy of model and log
+    refers to the copied modules.
+    """
+
+    def __init__(self) -> None:
+        self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved] = []
+
+    def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Registers a forward pre-hook, ``hook(module, args) -> new args or None``."""
+        self._log.append(_Hooked(module.register_forward_pre_hook(hook)))
+
+    def after(self, module: nn.Module, hook: Callable[..., Any]) -> None:
+        """Registers a forward hook, ``hook(module, args, output) -> new output or None``."""
+        self._log.append(_Hooked(module.register_forward_hook(hook)))
+
+    def replace(self, model: nn.Module, name: str, new: nn.Module) -> nn.Module:
+        """Puts ``new`` at the dotted path ``name`` of ``model`` and returns what was there."""
+        path, _, leaf = name.rpartition(".")
+        parent = model.get_submodule(path)
+        original = getattr(parent, leaf)
+        new.train(original.training)
+        setattr(parent, leaf, new)
+        self._log.append(_Replaced(parent, leaf, original))
+        return original
+
+    def override(self, module: nn.Module, name: str, value: Any) -> None:
+        """Sets an attribute of the instance; a plain function becomes a method (``forward``, say)."""
+        if isinstance(value, types.FunctionType):
+            value = functools.partial(value, module)  # A bound method of a function outside the class has no pickle.
+        had = name in module.__dict__
+        self._log.append(_Overridden(module, name, had, module.__dict__.get(name)))
+        setattr(module, name, value)
+
+    def freeze(self, parameter: nn.Parameter) -> None:
+        """Switches the gradient of a parameter off."""
+        self._log.append(_Trained(parameter, parameter.requires_grad, None))
+        parameter.requires_grad_(False)
+
+    def train(self, parameter: nn.Parameter) -> None:
+        """Switches the gradient of a parameter on and keeps a copy of its value."""
+        self._log.append(_Trained(parameter, parameter.requires_grad, parameter.detach().clone()))
+        parameter.requires_grad_(True)
+
+    def preserve(self, module: nn.Module, name: str) -> None:
+        """Keeps a copy of a buffer that training may change (batch-norm statistics)."""
+        self._log.append(_Preserved(module, name, getattr(module, name).detach().clone()))
+
+    def original(self, tensor: Tensor) -> Tensor:
+        """The value a parameter or buffer had before the edits."""
+        for edit in self._log:
+            if isinstance(edit, _Trained) and edit.parameter is tensor and edit.value is not None:
+                return edit.value
+            if isinstance(edit, _Preserved) and edit.tensor is tensor:
+                return edit.value
+        return tensor
+
+    def undo(self) -> None:
+        """Takes every edit back, last one first."""
+        while self._log:
+            self._log.pop().undo()

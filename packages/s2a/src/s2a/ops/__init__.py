@@ -1,0 +1,1 @@
+"""Numerics: codes, levels and the operators that pack and unpack them, on every device."""
