@@ -26,11 +26,20 @@ PATIENCE = 60
 """Seconds that a sweep is given to end by itself after Ctrl-C."""
 
 
-def install(session: nox.Session, *groups: str) -> None:
-    """Installs the three packages as they lie here, and dependency groups; again only when what they need changes."""
+def install(session: nox.Session, *groups: str, extras: str = "[all]", options: tuple[str, ...] = ()) -> None:
+    """Installs the three packages as they lie here, and dependency groups; again only when what they need changes.
+
+    Args:
+        session: Where.
+        groups: Dependency groups of the root ``pyproject.toml``.
+        extras: Of s2a-bench; ``""``: none.
+        options: Of the installer.
+    """
     root = nox.project.load_toml("pyproject.toml")
     # In one command: pip would look for s2a on the package index otherwise.
-    wanted = [text for path in PACKAGES for text in ("-e", path)] + list(nox.project.dependency_groups(root, *groups))
+    packages = [path + extras if path == "packages/bench" else path for path in PACKAGES]
+    wanted = [text for path in packages for text in ("-e", path)] + list(nox.project.dependency_groups(root, *groups))
+    wanted += options
     files = [Path(path, "pyproject.toml") for path in PACKAGES]
     state = hashlib.sha256(b"\0".join([repr(wanted).encode(), *(file.read_bytes() for file in files)])).hexdigest()
     stamp = Path(session.virtualenv.location, "installed")
@@ -53,6 +62,22 @@ def tests(session: nox.Session) -> None:
     """Runs the tests, two files at a time; arguments go to pytest (`-n 0` for one process)."""
     install(session, "test")
     # A thread each: on two cores the threads of two would wait for each other.
+    environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
+    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=environment)
+
+
+@nox.session
+def bare(session: nox.Session) -> None:
+    """Installs without extras (no Ray, no MLflow, no readers' libraries); a cell, a sweep and a report run there."""
+    install(session, extras="")
+    session.install("pytest>=8", "pytest-timeout>=2.3")
+    session.run("pytest", "tests/bench/test_without_extras.py", *session.posargs, env={"S2A_BENCH_BARE": "1"})
+
+
+@nox.session
+def lowest(session: nox.Session) -> None:
+    """Installs the oldest versions that pyproject.toml allows and runs the tests; arguments go to pytest."""
+    install(session, "test", options=("--resolution", "lowest-direct"))
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=environment)
 
