@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import pooled_features
+from s2a.backbones import Edits, pooled_features
 from s2a.errors import S2AError
 from torch import Tensor, nn
 

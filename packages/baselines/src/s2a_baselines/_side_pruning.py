@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from s2a.backbones.view import Backbone, Block
+from s2a.backbones import Backbone, Block
 from s2a.errors import UnsupportedModel
 from torch import Tensor, nn
 

@@ -11,11 +11,11 @@ import math
 from typing import Any, Literal
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block
+from s2a.backbones import Backbone, Block, Edits
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 
@@ -106,9 +106,12 @@ class Adapter(Method):
         keeps="h, (N, C), and two tensors (N, w) per adapter.",
         inference="Two thin products per adapter; it cannot be merged, as the bottleneck is not linear.",
         source="Houlsby et al., ICML 2019 (google-research/adapter-bert).",
-        standing="Fitted: widths, sites and ConvNeXt's grouped 3 x 3 convolution reproduce the S2A paper's counts and "
+        evidence="Fitted: widths, sites and ConvNeXt's grouped 3 x 3 convolution reproduce the S2A paper's counts and "
         "memory; its text (8 times fewer channels, every block) gives twice Swin's count.",
         deviations="Norms stay frozen (the source trains them; the paper tunes only introduced modules).",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#b8478a", dark="#ee9ccb", shape="pentagon"),
+        order=50,
     )
 
     def __init__(self, config: AdapterConfig, backbone: Backbone, edits: Edits) -> None:

@@ -7,11 +7,11 @@ import math
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, called, channel_axis
+from s2a.backbones import Backbone, Block, Edits, called, channel_axis
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 
@@ -100,11 +100,14 @@ class AdaptFormer(Method):
         "mask per block.",
         inference="Two thin products per block; it cannot be merged, as the bottleneck is not linear.",
         source="Chen et al., AdaptFormer, NeurIPS 2022 (ShoufaChen/AdaptFormer).",
-        standing="As published on ViT and Swin; the S2A paper has no row. ConvNeXt is a transfer: x is the depthwise "
+        evidence="As published on ViT and Swin; the S2A paper has no row. ConvNeXt is a transfer: x is the depthwise "
         "convolution's output. ResNet has no MLP and is refused.",
         deviations="The head has no BatchNorm1d without affine in front of it, which the source's code adds: heads are "
         "the same for all methods. Added to the MLP's output, thus in front of layer scale and dropped paths where a "
         "block has them; the source adds behind them, and its ViT has no layer scale.",
+        recipe=Recipe(learning_rate=1e-2, searched_rates=(1e-3, 1e-2, 1e-1), searched_option=("scale", (0.1, 1.0))),
+        style=Style(light="#a02c2c", dark="#ff9a94", shape="star"),
+        order=55,
     )
 
     def __init__(self, config: AdaptFormerConfig, backbone: Backbone, edits: Edits) -> None:

@@ -9,10 +9,10 @@ from __future__ import annotations
 import dataclasses
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone
+from s2a.backbones import Backbone, Edits
+from s2a.card import Card, Recipe, Style
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from torch import nn
 
@@ -41,6 +41,10 @@ class Bias(Method):
         source="Ben Zaken et al., BitFit, ACL 2022 (benzakenelad/BitFit).",
         deviations="Swin's relative_position_bias_table, which the source's search by name would find, stays frozen: "
         "the S2A paper's counts leave it out.",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#00866a", dark="#3fcfa6", shape="up"),
+        order=30,
+        compared_by_default=True,
     )
 
     def __init__(self, config: BiasConfig, backbone: Backbone, edits: Edits) -> None:

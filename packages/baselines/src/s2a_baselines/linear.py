@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone
-from s2a.registry import Card, Method, register_method
+from s2a.backbones import Backbone, Edits
+from s2a.card import Card, Recipe, Style
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import keep_in_evaluation, run_frozen
@@ -36,6 +36,11 @@ class Linear(Method):
         keeps="Nothing but the head's input, (C,) per image.",
         inference="Nothing; s2a.merge gives the plain model.",
         source="The usual practice.",
+        recipe=Recipe(learning_rate=3e-2, searched_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        style=Style(light="#868686", dark="#9d9d9d", shape="down"),
+        order=20,
+        compared_by_default=True,
+        step_time=0.3,
     )
 
     def __init__(self, config: LinearConfig, backbone: Backbone, edits: Edits) -> None:

@@ -8,11 +8,11 @@ import re
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, called
+from s2a.backbones import Backbone, Block, Edits, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
@@ -150,9 +150,13 @@ class LoRA(Method):
         inference="Nothing after s2a.merge, exactly W + alpha / r B A; before, two thin products per update.",
         source="Hu et al., LoRA, ICLR 2022 (microsoft/LoRA); convolutions as in LyCORIS and peft; frozen A: Zhang et "
         "al., LoRA-FA, 2023.",
-        standing="ViT fitted: r = C / 16 on qkv reproduces the S2A paper's count and memory, its text says 8 times "
+        evidence="ViT fitted: r = C / 16 on qkv reproduces the S2A paper's count and memory, its text says 8 times "
         "fewer channels. The paper has no row for the other families: their targets are the nearest published form.",
         deviations="alpha = r (scale 1) unless given. LoRA-FA without peft's preconditioning of B's gradient.",
+        recipe=Recipe(learning_rate=1e-2, searched_rates=(1e-3, 1e-2, 1e-1), searched_option=("alpha", (None, "r*4"))),
+        style=Style(light="#0069b4", dark="#62b5f5", shape="diamond"),
+        order=40,
+        compared_by_default=True,
     )
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:

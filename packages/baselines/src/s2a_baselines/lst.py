@@ -11,10 +11,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, Shape, called
+from s2a.backbones import Backbone, Block, Edits, Shape, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import Tap, keep_in_evaluation, run_frozen
@@ -140,7 +140,7 @@ class LST(Method):
         inference="The side network runs too: blocks of about 1 / r^2 of the cost, and a thin product for each; it "
         "cannot be merged.",
         source="Sung et al., LST, NeurIPS 2022 (ylsung/Ladder-Side-Tuning).",
-        standing="As published for transformers, from language to vision; Swin, ConvNeXt and ResNet are transfers: the "
+        evidence="As published for transformers, from language to vision; Swin, ConvNeXt and ResNet are transfers: the "
         "source has no such side networks. Not in the S2A paper's tables.",
         deviations="Random start, as in the source's code without a given initialisation, by Xavier: timm's 0.02 suits "
         "wide layers only. The source's runs prune by Fisher information, which needs data: 'pruned' scores by weight "
@@ -148,6 +148,9 @@ class LST(Method):
         "transformer side blocks; in ConvNeXt's it starts at 1. Between stages the side state is reduced in front of "
         "the blend, by the family's own downsampling. Pooling comes before W_up, which gives the same features; "
         "pools other than the class token are the mean over the grid.",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#6a4fb0", dark="#b7a1f5", shape="right"),
+        order=80,
     )
 
     def __init__(self, config: LSTConfig, backbone: Backbone, edits: Edits) -> None:

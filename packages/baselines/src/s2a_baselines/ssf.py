@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, called, channel_axis
+from s2a.backbones import Backbone, Edits, called, channel_axis
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -86,9 +86,12 @@ class SSF(Method):
         inference="Nothing after s2a.merge, exactly: weight * gamma, bias * gamma + beta; before, one product and one "
         "sum per layer.",
         source="Lian et al., Scaling & Shifting Your Features, NeurIPS 2022 (dongzelian/SSF).",
-        standing="As published on ViT, Swin and ConvNeXt; the S2A paper has no row. ResNet has no published form: its "
+        evidence="As published on ViT, Swin and ConvNeXt; the S2A paper has no row. ResNet has no published form: its "
         "convolutions have no bias, so there it sits behind the batch norms alone.",
         deviations="Layers whose weights a block reads without calling them are left out (EVA's qkv).",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#4c7a1f", dark="#a9d96f", shape="plus"),
+        order=57,
     )
 
     def __init__(self, config: SSFConfig, backbone: Backbone, edits: Edits) -> None:

@@ -15,10 +15,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, called
+from s2a.backbones import Backbone, Edits, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import Tap, keep_in_evaluation, run_frozen
@@ -209,12 +209,15 @@ class UniPT(Method):
         keeps="Of the backbone only the tapped states, (N, C) each; its own (N, m) tensors; an N x N map per target.",
         inference="The parallel network runs at inference too; it cannot be merged.",
         source="Diao et al., UniPT, CVPR 2024 (Paranioar/UniPT, VSE-infty/lib).",
-        standing="Weak: the S2A paper states no configuration. Counts are 2.1 % above its ViT row, 0.5 % and 0.7 % "
+        evidence="Weak: the S2A paper states no configuration. Counts are 2.1 % above its ViT row, 0.5 % and 0.7 % "
         "below Swin's and ConvNeXt's. Its memory can only be reached by counting the backbone's GELU inputs (rule R9), "
         "which no backward pass reads.",
         deviations="Pooled as the backbone pools, not by a learned aggregator: the source has no image classifier. "
         "Swin's positions are projected before patches are summed, not after: fitted to its memory (after: 4.2 % below "
         "the row).",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#2a93c4", dark="#95dbf8", shape="left"),
+        order=70,
     )
 
     def __init__(self, config: UniPTConfig, backbone: Backbone, edits: Edits) -> None:

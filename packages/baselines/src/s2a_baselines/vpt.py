@@ -14,11 +14,11 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, evaluating, pooled_features
+from s2a.backbones import Backbone, Block, Edits, evaluating, pooled_features
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
@@ -231,13 +231,16 @@ class VPT(Method):
         "ViT's MLP too, maps by the ring.",
         inference="The longer sequences and larger maps stay; it cannot be merged.",
         source="Jia et al., VPT, ECCV 2022 (KMnP/vpt).",
-        standing="ViT as published. Swin and ConvNeXt fitted: sites, prompts inside attention only and the one-pixel "
+        evidence="ViT as published. Swin and ConvNeXt fitted: sites, prompts inside attention only and the one-pixel "
         "deep ring reproduce the S2A paper's counts and memory. The paper has no ResNet row: the same ring.",
         deviations="Swin: the source carries prompts through norms, MLP and patch merging, in all stages; here they "
         "enter behind the first norm, and no stage inherits them, so that shallow is the first prompted block alone. "
         "ConvNeXt and ResNet: the source has only the ring around the image; ours is normalised by the checkpoint's "
         "mean and deviation. ResNet's strided blocks have no ring, and in training a ring counts in batch statistics. "
         "The backbone is not forced into evaluation mode.",
+        recipe=Recipe(learning_rate=1e-1),
+        style=Style(light="#9c7400", dark="#e9c84f", shape="hexagon"),
+        order=60,
     )
     paper_rules = frozenset({"R8"})
 
