@@ -1,7 +1,8 @@
-"""BitFit: only biases train (Ben Zaken et al., "BitFit", ACL 2022).
+"""BitFit: only biases train (Ben Zaken et al., BitFit, ACL 2022, https://arxiv.org/abs/2106.10199).
 
-The original selects parameters by the substring "bias"; this also takes Swin's ``relative_position_bias_table``, which
-is added to attention logits. Here, as in the paper's counts, only biases that are added to a layer's output train.
+The original selects parameters by the substring "bias", which also matches Swin's ``relative_position_bias_table``, a
+table that is added to attention scores. Here, as in the S2A paper's counts, only biases that are added to a layer's
+output train.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True)
 class BiasConfig(LeanOptions):
-    """Bias tuning has nothing to choose."""
+    """Options of the lean activations alone: BitFit has none of its own."""
 
     def __post_init__(self) -> None:
         self.check_lean()
@@ -54,4 +55,4 @@ class Bias(Method):
         release_frozen_inputs(backbone.model, edits)
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""

@@ -1,4 +1,4 @@
-"""Full fine-tuning: everything trains. The upper line of every table, and the yardstick of memory."""
+"""Full fine-tuning: everything trains. The reference for accuracy and for memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import nn
 
 @dataclasses.dataclass(frozen=True)
 class FullConfig(LeanOptions):
-    """Full fine-tuning has nothing to choose."""
+    """Options of the lean activations alone: full fine-tuning has none of its own."""
 
     def __post_init__(self) -> None:
         self.check_lean()
@@ -45,4 +45,4 @@ class Full(Method):
             edits.train(parameter)
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""

@@ -1,4 +1,4 @@
-"""Linear probing: a new classifier on the features of a backbone that does not change at all."""
+"""Linear probing: only a new classifier trains, on the features of the frozen backbone."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from s2a_baselines._frozen import keep_in_evaluation, run_frozen
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-    """Linear probing has nothing to choose."""
+    """Linear probing has no options."""
 
 
 @register_method("linear", LinearConfig)
@@ -31,7 +31,7 @@ class Linear(Method):
     card = Card(
         title="Linear probing",
         trains="The head.",
-        place="Behind the backbone, which runs without gradient and in evaluation mode.",
+        place="After the backbone, which runs without gradient and in evaluation mode.",
         count="0.",
         keeps="Nothing but the head's input, (C,) per image.",
         inference="Nothing; s2a.merge gives the plain model.",
@@ -52,4 +52,4 @@ class Linear(Method):
         return run_frozen(model, images)[0]
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""
