@@ -40,9 +40,7 @@ class SSFConfig(LeanOptions):
     def __post_init__(self) -> None:
         self.check_lean()
         if isinstance(self.std, bool) or not isinstance(self.std, int | float) or not 0 <= self.std < math.inf:
-            raise S2AError(
-                f"std={self.std!r} must be a finite number of at least 0; the paper's is 0.02."
-            )
+            raise S2AError(f"std={self.std!r} must be a finite number of at least 0; the paper's is 0.02.")
 
 
 class ScaleShift(nn.Module):

@@ -66,8 +66,8 @@ def page(cards: Iterable[CardText]) -> str:
         "# Methods",
         "",
         "Made by `s2a-bench methods --markdown` from the cards in the code; a test keeps the two equal. N: tokens or",
-        "positions, C: channels, r: rank. *Fitted*: the S2A paper does not state the configuration; this one was found by",
-        "matching its tables. *Weak*: it matches them only in part.",
+        "positions, C: channels, r: rank. *Fitted*: the S2A paper does not state the configuration; this one was found",
+        "by matching its tables. *Weak*: it matches them only in part.",
     ]
     for text in cards:
         lines += ["", f"## `{text.name}`: {text.title}", "", "| | |", "|---|---|"]
