@@ -88,7 +88,9 @@ _RATES = {"full": 1e-3, "linear": 3e-2, "vpt": 1e-1}
 
 @pytest.mark.parametrize("suite", ["mini", "vtab", "fgvc", "cifar", "domainnet", "imagenet"])
 def test_the_recipe_of_every_method_is_what_it_was(suite):
-    schedule = {"epochs": 12, "warmup_epochs": 1} if suite == "mini" else {"epochs": 80, "warmup_epochs": 10}
+    schedule: dict[str, Any] = (
+        {"epochs": 12, "warmup_epochs": 1} if suite == "mini" else {"epochs": 80, "warmup_epochs": 10}
+    )
     for method in OURS:
         assert recipes.train_config(suite, method) == TrainConfig(lr=_RATES.get(method, 1e-2), **schedule)
 
