@@ -180,7 +180,7 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
     ("make_model", "size", "options", "message"),
     [
         (tiny.vit, 32, {"reduction": 7}, "reduction=7 does not divide the 64 channels of blocks.0.attn.proj"),
-        (tiny.vit, 32, {"width": 65}, "width=65 is no bottleneck for the 64 channels of blocks.0.attn.proj"),
+        (tiny.vit, 32, {"width": 65}, "width=65 is larger than the 64 channels of blocks.0.attn.proj"),
         (tiny.convnext, 64, {"width": 3}, "width=3 does not divide the 32 channels of stages.1.blocks.0.conv_dw"),
         (tiny.resnet, 64, {}, "this resnet has no attention or depthwise convolution"),
     ],

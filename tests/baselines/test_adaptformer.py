@@ -168,7 +168,7 @@ def test_the_stream_is_the_one_that_the_norm_keeps(name: str) -> None:
 
 
 def holds(adapted: Any) -> list[bool]:
-    return [adapter.caught is not None for adapter in adapted.method.adapters]
+    return [adapter.stored is not None for adapter in adapted.method.adapters]
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])
@@ -181,7 +181,7 @@ def test_nothing_is_held_after_a_pass(name: str, checkpointing: bool) -> None:
     assert not any(holds(adapted))
     loss.backward()
     assert not any(holds(adapted))
-    copy.deepcopy(adapted)  # A caught tensor that needs a gradient could not be copied.
+    copy.deepcopy(adapted)  # A stored tensor that needs a gradient could not be copied.
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -250,7 +250,7 @@ def test_a_merged_model_can_be_adapted_again() -> None:
         ({"alpha": 0.0}, "alpha=0.0 must be above 0"),
         ({"alpha": float("nan")}, "alpha=nan"),
         ({"alpha": "r*0"}, "alpha='r\\*0'"),
-        ({"alpha": "4r"}, "alpha='4r' is no multiple of the rank"),
+        ({"alpha": "4r"}, "alpha='4r' is not a multiple of the rank"),
         ({"dropout": 1.0}, r"dropout=1.0 is out of range; give a probability in \[0, 1\)"),
         ({"dropout": -0.1}, "dropout=-0.1"),
     ],

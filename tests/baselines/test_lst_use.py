@@ -150,7 +150,7 @@ def test_dropped_blocks_pass_their_rows_on() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"reduction": 0}, "reduction=0 is no divisor of widths; give an integer of 1 or more"),
+        ({"reduction": 0}, "reduction=0 must be an integer of 1 or more"),
         ({"reduction": True}, "reduction=True"),
         ({"reduction": 2.0}, "reduction=2.0"),
         ({"keep": "some"}, "keep='some' names no blocks; give 'all', an integer k"),

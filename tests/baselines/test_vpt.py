@@ -239,7 +239,7 @@ def test_tokens_start_uniform(name: str, width: int, patch: int) -> None:
         ({"prompts": True}, "prompts=True"),
         ({"ring": 0}, "ring=0 is not a size"),
         ({"ring": -1}, "ring=-1"),
-        ({"deep": 1}, "deep=1 is no switch; give True or False"),
+        ({"deep": 1}, "deep=1 must be True or False"),
         ({"sites": "some"}, "sites='some' is unknown; choose 'preset' or 'all'"),
         ({"dropout": 1.0}, "dropout=1.0 is out of range; give a probability in [0, 1)"),
         ({"dropout": float("nan")}, "dropout=nan"),

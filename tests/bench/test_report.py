@@ -362,9 +362,3 @@ def test_measured_is_filled_and_theoretical_hollow():
     root = ET.fromstring(figures.scatter(points, ["s2a", "lora"], title="t", x_label="x", log=False, alone=True))
     classes = [element.get("class") for element in root.iter()]
     assert (classes.count("mark"), classes.count("ghost"), classes.count("tie")) == (2, 1, 1)
-
-
-def test_methods_keep_their_colours():
-    assert figures.palette(["s2a"])["s2a"] == figures.palette(["lora", "s2a", "zzz"])["s2a"]
-    everything = [*figures.COLOURS, "mine", "yours"]
-    assert len(set(figures.palette(everything).values())) == len(everything)

@@ -1,4 +1,4 @@
-"""The methods that S2A is compared with. A method is one file: importing the package registers every one of them."""
+"""The methods that S2A is compared with. One file per method; importing the package registers all of them."""
 
 import importlib
 import pkgutil

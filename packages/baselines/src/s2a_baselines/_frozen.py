@@ -1,6 +1,6 @@
-"""A backbone that is a fixed function of the image: evaluation mode, no gradient, nothing of it kept.
+"""Runs a backbone as a fixed function of the image: evaluation mode, no gradient, nothing saved for the backward pass.
 
-Shared by the methods that only read it (linear probing and side networks).
+Shared by the methods that only read the backbone (linear probing and side networks).
 """
 
 from __future__ import annotations
@@ -9,8 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import pooled_features
+from s2a.backbones import Edits, pooled_features
 from s2a.errors import S2AError
 from torch import Tensor, nn
 
@@ -20,44 +19,44 @@ def _stay_in_evaluation(self: Any, mode: bool = True) -> Any:
 
 
 def keep_in_evaluation(model: nn.Module, edits: Edits) -> None:
-    """Puts all of ``model`` into evaluation mode, and keeps it there whatever mode is asked for later."""
+    """Puts all of ``model`` into evaluation mode; later calls of ``train()`` do not change it."""
     for module in model.modules():
         edits.override(module, "training", False)
     edits.override(model, "train", _stay_in_evaluation)
 
 
 class Tap(nn.Module):
-    """A hook that hands one tensor of a forward pass out: ``before`` a module's input, ``after`` its output.
+    """A hook that returns one tensor of a forward pass: a module's input (``before``) or its output (``after``).
 
-    It listens only inside ``run_frozen``, and holds nothing afterwards.
+    It records only inside ``run_frozen`` and holds no tensor afterwards.
 
     Args:
-        place: What is tapped, for messages.
+        place: Name of the module, for error messages.
     """
 
     def __init__(self, place: str) -> None:
         super().__init__()
         self.place = place
-        self._listens = False
+        self._recording = False
         self._held: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook."""
-        if self._listens:
+        if self._recording:
             self._held = args[0]
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook."""
-        if self._listens:
+        if self._recording:
             self._held = output
 
     def open(self) -> None:
-        """Listens from now on."""
-        self._listens, self._held = True, None
+        """Starts recording."""
+        self._recording, self._held = True, None
 
     def close(self) -> Tensor | None:
-        """What was held, and holds it no more."""
-        held, self._listens, self._held = self._held, False, None
+        """Stops recording, and returns and releases the recorded tensor; ``None`` if the module did not run."""
+        held, self._recording, self._held = self._held, False, None
         return held
 
 
@@ -70,7 +69,7 @@ def run_frozen(model: nn.Module, images: Tensor, taps: Sequence[Tap] = ()) -> tu
         taps: Hooked into ``model`` already.
 
     Returns:
-        Pooled features ``(B, C)``, and what every tap caught, in the layout of its place. No tensor has a gradient.
+        Pooled features ``(B, C)``, and the tensor of every tap, in the layout of its module. No tensor has a gradient.
 
     Raises:
         S2AError: A tapped module did not run.
@@ -81,9 +80,9 @@ def run_frozen(model: nn.Module, images: Tensor, taps: Sequence[Tap] = ()) -> tu
         with torch.no_grad():
             features = pooled_features(model, images)
     finally:
-        caught = [tap.close() for tap in taps]
-    maps = [held for held in caught if held is not None]
+        held = [tap.close() for tap in taps]
+    maps = [tensor for tensor in held if tensor is not None]
     if len(maps) < len(taps):
-        missing = ", ".join(tap.place for tap, held in zip(taps, caught, strict=True) if held is None)
+        missing = ", ".join(tap.place for tap, tensor in zip(taps, held, strict=True) if tensor is None)
         raise S2AError(f"{missing} did not run in the backbone's forward pass; there is nothing to tap.")
     return features, maps

@@ -1,6 +1,7 @@
-"""Blocks and transitions of a narrow network that runs beside a backbone, for ladder side-tuning.
+"""Blocks and downsampling layers of a narrow network beside a backbone, for ladder side-tuning.
 
-Every module here says in ``keeps`` what it holds for the backward pass of a training step in fp32, path by path.
+The method ``keeps`` of every module gives the bytes that autograd saves for the backward pass of a training step in
+fp32, by the path of the submodule that saves them ("" is the module itself).
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ Grid = tuple[int, int]
 
 
 def norm_bytes(batch: int, positions: int, width: int) -> int:
-    """What a layer norm keeps: its input, and a mean and a scale per position."""
+    """Bytes that a layer norm saves: its input, and the mean and the inverse deviation per position."""
     return 4 * batch * positions * (width + 2)
 
 
 def init_weights(module: nn.Module) -> None:
-    """The start of a new block: Xavier for linear layers (ViT's own; timm's "jax"), He for plain convolutions.
+    """Initialises a new block: Xavier for linear layers (as ViT; timm's "jax"), He for plain convolutions.
 
-    timm's usual standard deviation of 0.02 suits widths near a thousand; at an eighth of that it would leave the
-    branches of a side block almost silent. A depthwise convolution is followed by a norm, and has it.
+    timm's usual standard deviation of 0.02 suits widths near a thousand; at an eighth of that width the outputs of a
+    side block's branches would be close to zero. A depthwise convolution keeps 0.02: the norm after it restores the
+    scale.
     """
     if isinstance(module, nn.Linear):
         nn.init.xavier_uniform_(module.weight)
@@ -36,7 +38,10 @@ def init_weights(module: nn.Module) -> None:
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention with one projection to q, k and v; in windows it adds a bias per relative position.
+    """Multi-head self-attention, softmax(q k^T / sqrt(d) + P) v with d = c / heads, projected back to c channels.
+
+    q, k and v come from one layer, its ``3 c`` outputs in this order and by heads within each. P is a learned bias per
+    head and relative position in windows (Swin, https://arxiv.org/abs/2103.14030, equation 4), and 0 without windows.
 
     Args:
         width: c.
@@ -70,18 +75,20 @@ class Attention(nn.Module):
         if self.fused_attn:
             out = F.scaled_dot_product_attention(*qkv.unbind())
         else:
-            q, k, v = qkv.contiguous().unbind()  # The products would keep a copy of each otherwise.
+            # Contiguous first: the matrix products would otherwise save a copy of each of q, k and v.
+            q, k, v = qkv.contiguous().unbind()
             scores = q @ k.transpose(-2, -1) * (width // self.num_heads) ** -0.5
             scores = scores + self.relative_position_bias_table[self.places].permute(2, 0, 1)
             if mask is not None:
+                # (B * W, heads, N, N) -> (B, W, heads, N, N): the mask of a window is the same for images and heads.
                 scores = (scores.unflatten(0, (-1, len(mask))) + mask[:, None]).flatten(0, 1)
             out = scores.softmax(-1) @ v
         return self.proj(out.transpose(1, 2).reshape(batch, tokens, width))
 
     def keeps(self, batch: int, tokens: int) -> dict[str, int]:
-        """Bytes by path for ``batch`` sequences of ``tokens``: inputs of both layers, q, k, v, and what gives the map.
+        """Bytes by path for ``batch`` sequences of ``tokens``: inputs of both layers, q, k, v and the softmax output.
 
-        That is the map itself in windows; the fused kernel recomputes it from its output and a sum per row.
+        The fused kernel computes the softmax output again, from its own output and one sum per row.
         """
         width, rows = self.proj.in_features, batch * tokens
         rest = width + self.num_heads if self.fused_attn else self.num_heads * tokens
@@ -89,12 +96,16 @@ class Attention(nn.Module):
 
 
 def _offsets(window: Grid) -> int:
-    """How many relative positions there are in a window."""
+    """Number of relative positions in a window of h x w: (2 h - 1) (2 w - 1)."""
     return (2 * window[0] - 1) * (2 * window[1] - 1)
 
 
 def _places(window: Grid) -> Tensor:
-    """Row of the bias table for every pair of positions of a window, ``(N, N)``."""
+    """Row of the bias table for every pair of positions of a window, ``(N, N)``.
+
+    With differences dy in -(h - 1) ... h - 1 and dx in -(w - 1) ... w - 1 it is (dy + h - 1) (2 w - 1) + dx + w - 1,
+    the order of Swin's own table.
+    """
     y = torch.arange(window[0]).repeat_interleave(window[1])
     x = torch.arange(window[1]).repeat(window[0])
     dy = y[:, None] - y + window[0] - 1
@@ -157,6 +168,7 @@ class TransformerBlock(nn.Module):
             return self.attn(x)
         (height, width), (rows, columns) = self.grid, self.padded
         shifts = any(self.shift)
+        # Shift the map, pad it to whole windows, attend inside the windows, then undo all three.
         if shifts:
             x = x.roll((-self.shift[0], -self.shift[1]), (1, 2))
         if self.padded != self.grid:
@@ -194,7 +206,11 @@ def _from_windows(x: Tensor, window: Grid, grid: Grid) -> Tensor:
 
 
 def _shift_mask(grid: Grid, window: Grid, shift: Grid) -> Tensor:
-    """0 where two positions of a window lie in one piece of the map that was not rolled over the edge, else -inf."""
+    """Mask ``(W, N, N)`` of shifted windows: 0 for pairs of one region of the map, -inf for pairs across its edge.
+
+    Rolling the map moves its first rows and columns to the end. It is cut into three bands a side, at ``side`` and at
+    ``move`` from the end; two positions of a window may attend to each other where they lie in the same piece.
+    """
     rows, columns = (
         (torch.arange(length) >= length - side).int() + (torch.arange(length) >= length - move).int()
         for length, side, move in zip(grid, window, shift, strict=True)
@@ -207,8 +223,8 @@ def _shift_mask(grid: Grid, window: Grid, shift: Grid) -> Tensor:
 class ConvNeXtBlock(nn.Module):
     """x + gamma * MLP(LN(depthwise convolution of x)) on maps ``(B, c, H, W)``.
 
-    gamma starts at 1: timm's 1e-6, made for deep networks and long training, would keep the block shut for most of a
-    fine-tuning run.
+    gamma starts at 1: with timm's 1e-6, chosen for deep networks and long training, the block would add almost nothing
+    for most of a fine-tuning run.
 
     Args:
         width: c.
@@ -244,7 +260,7 @@ class ConvNeXtBlock(nn.Module):
 
 
 class ConvBlock(nn.Module):
-    """A residual chain of convolutions with batch norms: ReLU after each but the last, and after the sum.
+    """A residual chain of convolutions with batch norms, ReLU(x + f(x)); ReLU also between the convolutions of f.
 
     Args:
         width: c of input and output.
@@ -274,7 +290,7 @@ class ConvBlock(nn.Module):
         return y
 
     def keeps(self, batch: int) -> dict[str, int]:
-        """Bytes by path; a batch norm keeps its input and the batch's statistics."""
+        """Bytes by path; a batch norm saves its input and two statistics per channel."""
         rows, kept = batch * math.prod(self.grid), {}
         for i, (before, after) in enumerate(zip(self.widths, self.widths[1:], strict=False)):
             kept |= {f"convs.{i}": 4 * rows * before, f"acts.{i}": 4 * rows * after}
@@ -283,7 +299,7 @@ class ConvBlock(nn.Module):
 
 
 class Merging(nn.Module):
-    """Swin's transition: neighbours on the map ``(B, H, W, c)`` joined, normalised, and reduced to fewer channels."""
+    """Swin's patch merging on ``(B, H, W, c)``: joins the channels of a patch, normalises and projects them."""
 
     def __init__(self, width: int, width_out: int, grid: Grid, factor: Grid) -> None:
         super().__init__()
@@ -307,7 +323,7 @@ class Merging(nn.Module):
 
 
 class Downsample(nn.Module):
-    """ConvNeXt's transition: layer norm over channels, and a convolution whose kernel is its stride."""
+    """ConvNeXt's downsampling: layer norm over channels, and a convolution with kernel = stride."""
 
     def __init__(self, width: int, width_out: int, grid: Grid, factor: Grid) -> None:
         super().__init__()
@@ -328,7 +344,7 @@ class Downsample(nn.Module):
 
 
 class Projection(nn.Module):
-    """ResNet's transition, that of its shortcuts: a 1 x 1 convolution with a stride, and batch norm."""
+    """ResNet's downsampling, as in its shortcuts: a 1 x 1 convolution with a stride, and batch norm."""
 
     def __init__(self, width: int, width_out: int, grid: Grid, factor: Grid) -> None:
         super().__init__()

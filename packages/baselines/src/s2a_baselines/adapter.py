@@ -1,4 +1,7 @@
-"""Adapters: bottlenecks behind both branches of a block (Houlsby et al., ICML 2019; google-research/adapter-bert).
+"""Adapters: a bottleneck on the output of both residual branches of a block, h + W_up GELU(W_down h + b_down) + b_up.
+
+Houlsby et al., Parameter-Efficient Transfer Learning for NLP, ICML 2019, https://arxiv.org/abs/1902.00751, section 2.1;
+https://github.com/google-research/adapter-bert.
 
 Widths, sites and the convolution on feature maps are those that reproduce the S2A paper's Adapter rows, parameters and
 memory. They were fitted: the paper's text, 8 times fewer channels in every block, gives twice Swin's count.
@@ -11,24 +14,24 @@ import math
 from typing import Any, Literal
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block
+from s2a.backbones import Backbone, Block, Edits
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
 class AdapterConfig(LeanOptions):
-    """How wide the adapters are and where they sit; the defaults are those of the S2A paper's Adapter rows.
+    """Width and sites of the adapters; the defaults are those of the S2A paper's Adapter rows.
 
     Attributes:
         width: Channels w of the bottleneck; 0: the block's width C over ``reduction``.
         reduction: Divisor of C that gives w when ``width`` is 0; 0: 8 where all blocks have one width (ViT), 16 where
             stages have widths of their own (Swin, ConvNeXt).
         sites: ``"preset"`` (all blocks of a plain ViT, all but the first stage's elsewhere) or ``"all"``.
-        std: Standard deviation of both weights at the start; the normal distribution is cut at two of them.
+        std: Standard deviation of both weights at the start; the normal distribution is truncated at two of them.
     """
 
     width: int = 0
@@ -51,7 +54,7 @@ class AdapterConfig(LeanOptions):
 
 
 class Bottleneck(nn.Module):
-    """h + W_up GELU(W_down h + b_down) + b_up on the output of a frozen layer; h at the start, but for ``std``.
+    """h + W_up GELU(W_down h + b_down) + b_up on the output h of a frozen layer; close to h at the start (``std``).
 
     Args:
         channels: C of h.
@@ -90,7 +93,7 @@ class Bottleneck(nn.Module):
 
 @register_method("adapter", AdapterConfig)
 class Adapter(Method):
-    """Two bottlenecks in a block: behind what mixes positions, and behind the MLP, both in front of the residual sum.
+    """Two bottlenecks per block: after attention or the depthwise convolution, and after the MLP, before each sum.
 
     Raises:
         UnsupportedModel: A family whose blocks lack either.
@@ -100,15 +103,18 @@ class Adapter(Method):
     card = Card(
         title="Adapter",
         trains="The head and two bottlenecks per block.",
-        place="On the output of attention's projection (ConvNeXt: of the depthwise convolution) and of the MLP, in "
-        "front of the residual sum; stages 2 to 4 of Swin and ConvNeXt.",
+        place="On the output of attention's projection (ConvNeXt: of the depthwise convolution) and of the MLP, "
+        "before the residual sum; stages 2 to 4 of Swin and ConvNeXt.",
         count="2 C w + w + C per adapter on tokens, w = C / 8 (ViT) or C / 16 (Swin); 10 C + w + C w on maps.",
         keeps="h, (N, C), and two tensors (N, w) per adapter.",
         inference="Two thin products per adapter; it cannot be merged, as the bottleneck is not linear.",
         source="Houlsby et al., ICML 2019 (google-research/adapter-bert).",
-        standing="Fitted: widths, sites and ConvNeXt's grouped 3 x 3 convolution reproduce the S2A paper's counts and "
+        evidence="Fitted: widths, sites and ConvNeXt's grouped 3 x 3 convolution reproduce the S2A paper's counts and "
         "memory; its text (8 times fewer channels, every block) gives twice Swin's count.",
         deviations="Norms stay frozen (the source trains them; the paper tunes only introduced modules).",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#b8478a", dark="#ee9ccb", shape="pentagon"),
+        order=50,
     )
 
     def __init__(self, config: AdapterConfig, backbone: Backbone, edits: Edits) -> None:
@@ -136,7 +142,7 @@ class Adapter(Method):
         release_frozen_inputs(backbone.model, edits)
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """The adapter's input, and twice its hidden width."""
+        """Bytes of every adapter's input, and of the input and the output of its GELU."""
         return {name: 4 * batch_size * elements for name, elements in self._kept.items()}
 
 
@@ -151,7 +157,7 @@ def _outputs(backbone: Backbone, block: Block) -> tuple[str, str]:
     if mixer is None or "fc2" not in block.linears:
         raise UnsupportedModel(
             f"Block {block.name} of this {backbone.family} has no attention or depthwise convolution followed by an "
-            "MLP, whose outputs adapters could take; use a transformer or a ConvNeXt."
+            "MLP, which adapters could follow; use a transformer or a ConvNeXt."
         )
     return mixer, block.linears["fc2"]
 
@@ -165,7 +171,7 @@ def _width(width: int, reduction: int, channels: int, name: str, spatial: bool) 
         )
     width = width or channels // reduction
     if width > channels:
-        raise S2AError(f"width={width} is no bottleneck for the {channels} channels of {name}; choose 1 to {channels}.")
+        raise S2AError(f"width={width} is larger than the {channels} channels of {name}; choose 1 to {channels}.")
     if spatial and channels % width:
         raise S2AError(
             f"width={width} does not divide the {channels} channels of {name}; "

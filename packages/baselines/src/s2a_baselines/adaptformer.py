@@ -1,4 +1,9 @@
-"""AdaptFormer: a bottleneck in parallel with the MLP (Chen et al., NeurIPS 2022; ShoufaChen/AdaptFormer)."""
+"""AdaptFormer: a bottleneck in parallel with the MLP of every block.
+
+Chen et al., AdaptFormer, NeurIPS 2022, https://arxiv.org/abs/2205.13535, section 3.2;
+https://github.com/ShoufaChen/AdaptFormer. With x the input of the norm in front of the MLP, a block's second half is
+x + MLP(norm(x)) + s * W_up dropout(ReLU(W_down x)), with s = 0.1.
+"""
 
 from __future__ import annotations
 
@@ -7,17 +12,17 @@ import math
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, called, channel_axis
+from s2a.backbones import Backbone, Block, Edits, called, channel_axis
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
 class AdaptFormerConfig(LeanOptions):
-    """How wide the bottlenecks are and how much they add; the defaults are the AdaptFormer paper's.
+    """Width and scale of the bottlenecks; the defaults are the AdaptFormer paper's.
 
     Attributes:
         width: Channels w of the bottleneck, 1 or more, the same in every block.
@@ -42,8 +47,9 @@ class AdaptFormerConfig(LeanOptions):
 class Parallel(nn.Module):
     """scale * (W_up dropout(ReLU(W_down x + b_down)) + b_up), added to the MLP's output. Starts at zero.
 
-    x is what the norm in front of the MLP gets. It is caught there and let go as soon as the MLP is done, so that it
-    lives no longer than the block's own reference to it; a block that runs again (checkpointing) catches it again.
+    x is the input of the norm in front of the MLP. A pre-hook of the norm stores it, and the hook of the MLP releases
+    it, so that it lives no longer than the block's own reference to it; a block that runs again (gradient
+    checkpointing) stores it again.
 
     Args:
         channels: C of x.
@@ -64,19 +70,19 @@ class Parallel(nn.Module):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))  # type: ignore[arg-type]
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)  # type: ignore[arg-type]
-        self.caught: Tensor | None = None
+        self.stored: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added, of the shape of ``x``."""
         return self.scale * self.up(self.dropout(self.act(self.down(x))))
 
     def before_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the norm: catches x."""
-        self.caught = args[0]
+        """Forward pre-hook of the norm: stores x."""
+        self.stored = args[0]
 
     def after_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the MLP: adds to its output, and lets x go."""
-        x, self.caught = self.caught, None
+        """Forward hook of the MLP: adds to its output and releases x."""
+        x, self.stored = self.stored, None
         assert x is not None  # The norm ran: ``_shape`` saw it run in front of the MLP.
         return output + self(x)
 
@@ -86,7 +92,7 @@ class AdaptFormer(Method):
     """One bottleneck per block, from the stream in front of the MLP's norm to the MLP's output.
 
     Raises:
-        UnsupportedModel: A block without an MLP behind a norm.
+        UnsupportedModel: A block without an MLP that follows a norm.
     """
 
     identity_at_start = True
@@ -96,15 +102,18 @@ class AdaptFormer(Method):
         trains="The head and one bottleneck per block.",
         place="In parallel with the norm and MLP of every block: MLP(norm(x)) + 0.1 W_up dropout(ReLU(W_down x)).",
         count="2 C w + w + C per block, w = 64: 1,189,632 on ViT-B/16, 1,553,664 on Swin-B, 2,330,496 on ConvNeXt-B.",
-        keeps="x, (N, C), which behind the first block the frozen norm keeps too, two tensors (N, w) and dropout's "
-        "mask per block.",
+        keeps="Per block x, (N, C), which after the first block the frozen norm keeps too, two tensors (N, w) and "
+        "dropout's mask.",
         inference="Two thin products per block; it cannot be merged, as the bottleneck is not linear.",
         source="Chen et al., AdaptFormer, NeurIPS 2022 (ShoufaChen/AdaptFormer).",
-        standing="As published on ViT and Swin; the S2A paper has no row. ConvNeXt is a transfer: x is the depthwise "
+        evidence="As published on ViT and Swin; the S2A paper has no row. ConvNeXt is a transfer: x is the depthwise "
         "convolution's output. ResNet has no MLP and is refused.",
-        deviations="The head has no BatchNorm1d without affine in front of it, which the source's code adds: heads are "
-        "the same for all methods. Added to the MLP's output, thus in front of layer scale and dropped paths where a "
-        "block has them; the source adds behind them, and its ViT has no layer scale.",
+        deviations="No BatchNorm1d without affine before the head, which the source's code adds: heads are the "
+        "same for all methods. The bottleneck is added to the MLP's output, so before layer scale and stochastic "
+        "depth where a block has them; the source adds it after them, and its ViT has no layer scale.",
+        recipe=Recipe(learning_rate=1e-2, searched_rates=(1e-3, 1e-2, 1e-1), searched_option=("scale", (0.1, 1.0))),
+        style=Style(light="#a02c2c", dark="#ff9a94", shape="star"),
+        order=55,
     )
 
     def __init__(self, config: AdaptFormerConfig, backbone: Backbone, edits: Edits) -> None:
@@ -127,38 +136,38 @@ class AdaptFormer(Method):
         """Features of the adapted backbone, ``(B, C)``."""
         try:
             return super().forward(model, images)
-        finally:  # A block that failed (out of memory, say) would leave its input behind.
+        finally:  # A block that failed (out of memory, for example) would still hold its input.
             for adapter in self.adapters:
-                adapter.caught = None  # type: ignore[assignment]
+                adapter.stored = None  # type: ignore[assignment]
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """Input of ``down``, output of the ReLU, input of ``up``, and in training what dropout multiplied with."""
+        """Bytes of the inputs of ``down`` and ``up``, the output of the ReLU, and in training dropout's mask."""
         kept: dict[str, int] = {}
         for i, (adapter, (positions, channels)) in enumerate(zip(self.adapters, self._positions, strict=True)):
             hidden = batch_size * positions * self.width
             kept[f"adapters.{i}.down"] = 4 * batch_size * positions * channels
             kept[f"adapters.{i}.act"] = kept[f"adapters.{i}.up"] = 4 * hidden
             if self.training and isinstance(adapter.dropout, nn.Dropout):
-                # The fused kernel of accelerators keeps booleans, the CPU's factors.
+                # The fused kernel of accelerators saves booleans, the CPU's saves float factors.
                 on_cpu = next(adapter.parameters()).device.type == "cpu"
                 kept[f"adapters.{i}.dropout"] = (4 if on_cpu else 1) * hidden
         return kept
 
 
 def _stream(backbone: Backbone, block: Block, shapes: dict[str, Any]) -> tuple[tuple[int, ...], int]:
-    """Shape of what the norm in front of a block's MLP gets for one image, and the axis of its channels."""
+    """Input shape of the norm in front of a block's MLP for one image, and the axis of its channels."""
     norm, mlp = block.parts.get("mlp_norm"), block.parts.get("mlp")
     # ``called`` lists modules as they finish: a norm behind the MLP (post-norm blocks) comes after it.
     order = list(shapes)
     if norm is None or mlp is None or order.index(norm) > order.index(mlp):
         raise UnsupportedModel(
-            f"Block {block.name} of this {backbone.family} has no MLP behind a norm, with which AdaptFormer's "
-            "bottleneck could run in parallel; use a pre-norm transformer or a ConvNeXt."
+            f"Block {block.name} of this {backbone.family} has no MLP that follows a norm, with which "
+            "AdaptFormer's bottleneck could run in parallel; use a pre-norm transformer or a ConvNeXt."
         )
     shape, axis = shapes[norm][0], channel_axis(backbone.module(norm))
     if shape != shapes[mlp][1] or shape[axis] != block.channels:
         raise UnsupportedModel(
-            f"Block {block.name} of this {backbone.family}: {norm} gets {shape} and {mlp} puts out {shapes[mlp][1]}, "
+            f"Block {block.name} of this {backbone.family}: {norm} gets {shape} and {mlp} outputs {shapes[mlp][1]}, "
             f"which are not both of the block's {block.channels} channels on axis {axis}; AdaptFormer needs that."
         )
     return shape, axis

@@ -1,7 +1,8 @@
-"""BitFit: only biases train (Ben Zaken et al., "BitFit", ACL 2022).
+"""BitFit: only biases train (Ben Zaken et al., BitFit, ACL 2022, https://arxiv.org/abs/2106.10199).
 
-The original selects parameters by the substring "bias"; this also takes Swin's ``relative_position_bias_table``, which
-is added to attention logits. Here, as in the paper's counts, only biases that are added to a layer's output train.
+The original selects parameters by the substring "bias", which also matches Swin's ``relative_position_bias_table``, a
+table that is added to attention scores. Here, as in the S2A paper's counts, only biases that are added to a layer's
+output train.
 """
 
 from __future__ import annotations
@@ -9,17 +10,17 @@ from __future__ import annotations
 import dataclasses
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone
+from s2a.backbones import Backbone, Edits
+from s2a.card import Card, Recipe, Style
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
 class BiasConfig(LeanOptions):
-    """Bias tuning has nothing to choose."""
+    """Options of the lean activations alone: BitFit has none of its own."""
 
     def __post_init__(self) -> None:
         self.check_lean()
@@ -41,6 +42,10 @@ class Bias(Method):
         source="Ben Zaken et al., BitFit, ACL 2022 (benzakenelad/BitFit).",
         deviations="Swin's relative_position_bias_table, which the source's search by name would find, stays frozen: "
         "the S2A paper's counts leave it out.",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#00866a", dark="#3fcfa6", shape="up"),
+        order=30,
+        compared_by_default=True,
     )
 
     def __init__(self, config: BiasConfig, backbone: Backbone, edits: Edits) -> None:
@@ -50,4 +55,4 @@ class Bias(Method):
         release_frozen_inputs(backbone.model, edits)
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""

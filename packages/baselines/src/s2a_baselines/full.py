@@ -1,19 +1,19 @@
-"""Full fine-tuning: everything trains. The upper line of every table, and the yardstick of memory."""
+"""Full fine-tuning: everything trains. The reference for accuracy and for memory."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone
+from s2a.backbones import Backbone, Edits
+from s2a.card import Card, Recipe, Style
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import nn
 
 
 @dataclasses.dataclass(frozen=True)
 class FullConfig(LeanOptions):
-    """Full fine-tuning has nothing to choose."""
+    """Options of the lean activations alone: full fine-tuning has none of its own."""
 
     def __post_init__(self) -> None:
         self.check_lean()
@@ -32,6 +32,11 @@ class Full(Method):
         keeps="The input of every layer, everything attention and activations need, norm statistics.",
         inference="Nothing; s2a.merge gives the plain model.",
         source="The usual practice.",
+        recipe=Recipe(learning_rate=1e-3, searched_rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
+        style=Style(light="#3b3b3b", dark="#e4e4e4", shape="square"),
+        order=10,
+        compared_by_default=True,
+        step_time=1.5,
     )
 
     def __init__(self, config: FullConfig, backbone: Backbone, edits: Edits) -> None:
@@ -40,4 +45,4 @@ class Full(Method):
             edits.train(parameter)
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""

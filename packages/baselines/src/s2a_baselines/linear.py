@@ -1,12 +1,12 @@
-"""Linear probing: a new classifier on the features of a backbone that does not change at all."""
+"""Linear probing: only a new classifier trains, on the features of the frozen backbone."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone
-from s2a.registry import Card, Method, register_method
+from s2a.backbones import Backbone, Edits
+from s2a.card import Card, Recipe, Style
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import keep_in_evaluation, run_frozen
@@ -14,7 +14,7 @@ from s2a_baselines._frozen import keep_in_evaluation, run_frozen
 
 @dataclasses.dataclass(frozen=True)
 class LinearConfig:
-    """Linear probing has nothing to choose."""
+    """Linear probing has no options."""
 
 
 @register_method("linear", LinearConfig)
@@ -31,11 +31,16 @@ class Linear(Method):
     card = Card(
         title="Linear probing",
         trains="The head.",
-        place="Behind the backbone, which runs without gradient and in evaluation mode.",
+        place="After the backbone, which runs without gradient and in evaluation mode.",
         count="0.",
         keeps="Nothing but the head's input, (C,) per image.",
         inference="Nothing; s2a.merge gives the plain model.",
         source="The usual practice.",
+        recipe=Recipe(learning_rate=3e-2, searched_rates=(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1)),
+        style=Style(light="#868686", dark="#9d9d9d", shape="down"),
+        order=20,
+        compared_by_default=True,
+        step_time=0.3,
     )
 
     def __init__(self, config: LinearConfig, backbone: Backbone, edits: Edits) -> None:
@@ -47,4 +52,4 @@ class Linear(Method):
         return run_frozen(model, images)[0]
 
     def fold(self, model: nn.Module) -> None:
-        """Nothing was added."""
+        """Does nothing: no module was added."""

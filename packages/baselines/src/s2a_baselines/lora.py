@@ -1,4 +1,9 @@
-"""LoRA: low-rank updates of frozen linear layers (Hu et al., "LoRA", ICLR 2022; layout after microsoft/LoRA)."""
+"""LoRA: a low-rank update of frozen linear layers, y = W x + b + alpha / r * B A x.
+
+Hu et al., LoRA, ICLR 2022, https://arxiv.org/abs/2106.09685, section 4.1; https://github.com/microsoft/LoRA. Storage: A
+is ``(r, in)``, B is ``(out, r)``, one pair for a fused qkv projection (out = 3 C). A frozen A is LoRA-FA (Zhang et al.,
+2023, https://arxiv.org/abs/2308.03303).
+"""
 
 from __future__ import annotations
 
@@ -8,11 +13,11 @@ import re
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, called
+from s2a.backbones import Backbone, Block, Edits, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
@@ -26,7 +31,7 @@ _MULTIPLE = re.compile(r"r\*[0-9]+(\.[0-9]+)?")
 
 @dataclasses.dataclass(frozen=True)
 class LoRAConfig(LeanOptions):
-    """Where the updates go and how large they are; the defaults are those of the S2A paper's LoRA row.
+    """Target layers, rank and scale of the updates; the defaults are those of the S2A paper's LoRA row.
 
     Attributes:
         rank: r of the update B A; 0: the block's width over ``reduction`` (48 for ViT-B). At most the smaller side
@@ -65,17 +70,17 @@ class LoRAConfig(LeanOptions):
         if isinstance(self.alpha, str):
             if not _MULTIPLE.fullmatch(self.alpha) or not float(self.alpha[2:]):
                 raise S2AError(
-                    f"alpha={self.alpha!r} is no multiple of the rank; write r*4 or a number, or leave it out."
+                    f"alpha={self.alpha!r} is not a multiple of the rank; write r*4 or a number, or leave it out."
                 )
         elif self.alpha is not None and not 0 < self.alpha < math.inf:
             raise S2AError(f"alpha={self.alpha} must be above 0; leave it out for a scale of 1.")
         if not 0 <= self.dropout < 1:
             raise S2AError(f"dropout={self.dropout} is out of range; give a probability in [0, 1).")
         if not isinstance(self.train_a, bool):
-            raise S2AError(f"train_a={self.train_a!r} is no switch; give True or False.")
+            raise S2AError(f"train_a={self.train_a!r} must be True or False.")
 
     def scale(self, rank: int) -> float:
-        """Factor of an update of some rank: alpha / r."""
+        """The factor alpha / r of an update of rank r."""
         if isinstance(self.alpha, str):
             return float(self.alpha[2:])
         return 1.0 if self.alpha is None else self.alpha / rank
@@ -116,9 +121,9 @@ class Update(nn.Module):
         return output + self(args[0])
 
     def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
-        """A, B and the scale: all that there is to say of the update of a linear layer while nothing is dropped.
+        """A, B and the scale of the update of a linear layer; ``None`` for a convolution and while dropout is active.
 
-        A lean branch takes the update's input from what its norm keeps, and asks for this instead of running the hook.
+        A lean block computes the update's input from what its norm keeps, so it needs these instead of the hook.
         """
         dropping = isinstance(self.dropout, nn.Dropout) and self.dropout.training
         if dropping or not isinstance(self.a, nn.Linear):
@@ -150,9 +155,13 @@ class LoRA(Method):
         inference="Nothing after s2a.merge, exactly W + alpha / r B A; before, two thin products per update.",
         source="Hu et al., LoRA, ICLR 2022 (microsoft/LoRA); convolutions as in LyCORIS and peft; frozen A: Zhang et "
         "al., LoRA-FA, 2023.",
-        standing="ViT fitted: r = C / 16 on qkv reproduces the S2A paper's count and memory, its text says 8 times "
+        evidence="ViT fitted: r = C / 16 on qkv reproduces the S2A paper's count and memory, its text says 8 times "
         "fewer channels. The paper has no row for the other families: their targets are the nearest published form.",
         deviations="alpha = r (scale 1) unless given. LoRA-FA without peft's preconditioning of B's gradient.",
+        recipe=Recipe(learning_rate=1e-2, searched_rates=(1e-3, 1e-2, 1e-1), searched_option=("alpha", (None, "r*4"))),
+        style=Style(light="#0069b4", dark="#62b5f5", shape="diamond"),
+        order=40,
+        compared_by_default=True,
     )
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:
@@ -183,7 +192,7 @@ class LoRA(Method):
             release_frozen_inputs(part, edits)
 
     def _note(self, name: str, update: Update, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Elements that one update keeps for one image: its input, unless A is frozen, and A's output."""
+        """Notes the elements that one update saves for one image: its input, unless A is frozen, and A's output."""
         path, (x, y) = f"updates.{len(self.updates)}", shapes
         self._inputs.append(math.prod(x))
         if update.a.weight.requires_grad:  # type: ignore[union-attr]
@@ -191,9 +200,9 @@ class LoRA(Method):
         self._kept[f"{path}.b"] = math.prod(y) // update.b.weight.shape[0] * update.a.weight.shape[0]  # type: ignore
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """Input and hidden tensor of every update, and dropout's mask, where a gradient comes through."""
+        """Bytes of every update's input and A x, and of dropout's mask where a gradient passes."""
         kept = {name: 4 * batch_size * elements for name, elements in self._kept.items()}
-        # On a CPU a mask is as wide as its tensor; the first input of all has no gradient, and its mask is let go.
+        # On a CPU a mask is float32. The input of the first update has no gradient, so that its mask is not saved.
         width = 4 if next(self.updates.parameters()).device.type == "cpu" else 1
         for i, (update, inputs) in enumerate(zip(self.updates, self._inputs, strict=True)):
             if i and isinstance(update.dropout, nn.Dropout):
@@ -201,7 +210,7 @@ class LoRA(Method):
         return kept
 
     def fold(self, model: nn.Module) -> None:
-        """W + scale * B A in every updated layer."""
+        """Writes W + scale * B A into every updated layer."""
         for name, update in zip(self.names, self.updates, strict=True):
             weight: Any = model.get_submodule(name).weight
             weight += update.delta().view_as(weight)  # type: ignore[operator]

@@ -1,6 +1,13 @@
-"""Ladder side-tuning: a narrow copy of the backbone beside it, fed from it (Sung et al., LST, NeurIPS 2022).
+"""Ladder side-tuning: a narrow network beside the frozen backbone, which reads the outputs of the backbone's blocks.
 
-Written from the paper's equations; details that it leaves open follow ylsung/Ladder-Side-Tuning.
+Sung et al., LST, NeurIPS 2022, https://arxiv.org/abs/2206.06522, section 3. With h_0 the input of the first block, h_i
+the output of block i, C channels in the backbone and c = C / r in the side network:
+
+    s_0 = W_0 h_0
+    s_i = SideBlock_i(mu_i s_{i-1} + (1 - mu_i) W_i h_i),  mu_i = sigmoid(alpha_i / T)
+    features = W_up pool(LayerNorm(s_L))
+
+Written from the paper's equations; details that it leaves open follow https://github.com/ylsung/Ladder-Side-Tuning.
 """
 
 from __future__ import annotations
@@ -11,10 +18,10 @@ from collections.abc import Callable
 from typing import Literal
 
 import torch
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, Shape, called
+from s2a.backbones import Backbone, Block, Edits, Shape, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import Tap, keep_in_evaluation, run_frozen
@@ -36,7 +43,7 @@ Transition = Merging | Downsample | Projection
 
 @dataclasses.dataclass(frozen=True)
 class LSTConfig:
-    """How narrow the side network is and how it starts; the defaults are the source's for base models.
+    """Width, blocks and start of the side network; the defaults are the source's for base models.
 
     Attributes:
         reduction: r, by which every width is divided, that of heads and MLPs too; must divide the blocks' channels,
@@ -55,7 +62,7 @@ class LSTConfig:
 
     def __post_init__(self) -> None:
         if not _whole(self.reduction, 1):
-            raise S2AError(f"reduction={self.reduction!r} is no divisor of widths; give an integer of 1 or more.")
+            raise S2AError(f"reduction={self.reduction!r} must be an integer of 1 or more.")
         if isinstance(self.keep, list):
             object.__setattr__(self, "keep", tuple(self.keep))
         if isinstance(self.keep, tuple):
@@ -86,18 +93,19 @@ class Gate(nn.Module):
         self.temperature = temperature
 
     def forward(self, s: Tensor, h: Tensor) -> Tensor:
-        """The blend of two tensors of one shape; only their difference is kept."""
+        """The weighted mean of two tensors of one shape."""
+        # h + mu (s - h) is the same sum, for which the backward pass needs only the difference.
         return h + torch.sigmoid(self.alpha / self.temperature) * (s - h)
 
 
 class Step(nn.Module):
-    """One rung: the side state is brought to the shape of the next side block, blended with a tapped map, and goes on.
+    """One step of the side network: s_i from s_{i-1} and h_i, after the transitions to another width or grid.
 
     Args:
-        transitions: Between the stages since the step before.
+        transitions: Downsampling between the stages since the step before.
         down: W_i.
-        gate: The blend.
-        block: The side block.
+        gate: mu_i.
+        block: SideBlock_i.
     """
 
     def __init__(self, transitions: list[Transition], down: nn.Module, gate: Gate, block: SideBlock) -> None:
@@ -122,13 +130,13 @@ class LST(Method):
     """A side network of the backbone's own type, r times narrower, on the outputs of the backbone's blocks.
 
     Raises:
-        UnsupportedModel: A block of unknown make, or one that has no weights to prune where ``init`` asks for it.
+        UnsupportedModel: A block of unknown type, or with ``init="pruned"`` one without weights to prune.
         S2AError: A reduction that does not fit the widths, or ``keep`` that names no block.
     """
 
     trains_backbone = False
     card = Card(
-        title="LST (ladder side-tuning)",
+        title="Ladder side-tuning (LST)",
         trains="The head and a side network: its blocks, gates, projections and last norm.",
         place="Beside the backbone, which runs without gradient and in evaluation mode: s_0 = W_0 h_0, then "
         "s = SideBlock_i(mu_i s + (1 - mu_i) W_i h_i) with h_i the output of block i; at the end W_up LN(s), pooled "
@@ -140,7 +148,7 @@ class LST(Method):
         inference="The side network runs too: blocks of about 1 / r^2 of the cost, and a thin product for each; it "
         "cannot be merged.",
         source="Sung et al., LST, NeurIPS 2022 (ylsung/Ladder-Side-Tuning).",
-        standing="As published for transformers, from language to vision; Swin, ConvNeXt and ResNet are transfers: the "
+        evidence="As published for transformers, from language to vision; Swin, ConvNeXt and ResNet are transfers: the "
         "source has no such side networks. Not in the S2A paper's tables.",
         deviations="Random start, as in the source's code without a given initialisation, by Xavier: timm's 0.02 suits "
         "wide layers only. The source's runs prune by Fisher information, which needs data: 'pruned' scores by weight "
@@ -148,6 +156,9 @@ class LST(Method):
         "transformer side blocks; in ConvNeXt's it starts at 1. Between stages the side state is reduced in front of "
         "the blend, by the family's own downsampling. Pooling comes before W_up, which gives the same features; "
         "pools other than the class token are the mean over the grid.",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#6a4fb0", dark="#b7a1f5", shape="right"),
+        order=80,
     )
 
     def __init__(self, config: LSTConfig, backbone: Backbone, edits: Edits) -> None:
@@ -161,6 +172,7 @@ class LST(Method):
         self.first = _pointwise(first.channels, width, layout)
         self._rows = {"first": first.tokens * first.channels}  # Elements that one image keeps, by path.
 
+        # One step for every kept block; ``width`` and ``grid`` are those of the side state so far.
         taps, steps = [Tap(first.name)], []
         edits.before(backbone.module(first.name), taps[0].before)
         pending: list[Transition] = []
@@ -168,11 +180,13 @@ class LST(Method):
         for i, block in enumerate(blocks[: kept[-1] + 1]):
             channels = _channels(shapes[block.name][1], layout)
             narrow = _narrow(config.reduction, channels, block.heads, block.name)
+            # The backbone changed its width or grid here: the side state follows, before the next kept block.
             if (narrow, block.grid_out) != (width, grid):
                 pending.append(_transition(block)(width, narrow, grid, _factor(grid, block)))
             width, grid = narrow, block.grid_out
             side = _side_block(config.reduction, backbone, block, narrow, _index_in_stage(blocks, i))
             if config.init == "pruned":
+                # Blocks without a side block are pruned too: the channels that they keep decide those of the next.
                 columns = prune(side, backbone, block, columns if block.stage == stage else None)
                 stage = block.stage
             if i not in kept:
@@ -193,19 +207,21 @@ class LST(Method):
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Features of the side network, ``(B, C)``."""
+        # h_0, h_1, ... of the kept blocks, without gradient.
         _, (start, *maps) = run_frozen(model, images, list(self.taps))  # type: ignore[arg-type]
-        s = self.first(start)
+        s = self.first(start)  # s_0 = W_0 h_0
         for step, h in zip(self.steps, maps, strict=True):
             s = step(s, h)
+        # Pooling before W_up, which is linear: the same features, with fewer positions to project.
         if self.class_token:
-            return self.up(self.norm(s[:, 0].clone()))  # A slice would keep the whole map.
+            return self.up(self.norm(s[:, 0].clone()))  # A view would keep all tokens alive for the backward pass.
         if self.layout == "NCHW":
             s = s.permute(0, 2, 3, 1)
         s = self.norm(s)
         return self.up(s[:, self.prefix :].mean(1) if self.layout == "NLC" else s.mean((1, 2)))
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """The tapped maps, blends, and what the side network's own layers hold."""
+        """Bytes of the tapped maps, of the gates' differences, and of what the side network's own layers save."""
         kept = {path: 4 * batch_size * elements for path, elements in self._rows.items()}
         for i, step in enumerate(self.steps):
             kept[f"steps.{i}.gate"] += 4  # mu itself
@@ -231,7 +247,7 @@ def _kept(keep: str | int | tuple[int, ...], count: int) -> list[int]:
 
 
 def _narrow(reduction: int, channels: int, heads: int, name: str) -> int:
-    """Width of the side network where the backbone has ``channels``."""
+    """The width c = C / r of the side network where the backbone has ``channels``, checked against the heads."""
     if channels % (reduction * max(heads, 1)):
         what = f"width {channels // heads} of the {heads} heads" if heads else f"{channels} channels"
         size = channels // max(heads, 1)
@@ -248,14 +264,15 @@ def _channels(shape: Shape, layout: str) -> int:
 
 
 def _pointwise(channels: int, width: int, layout: str) -> nn.Module:
-    """W_i, in torch's own start, as in the source."""
+    """W_i, initialised as torch does by default, as in the source."""
     return nn.Conv2d(channels, width, 1) if layout == "NCHW" else nn.Linear(channels, width)
 
 
 def _side_block(reduction: int, backbone: Backbone, block: Block, width: int, index: int) -> SideBlock:
-    """A narrow block of the same make as ``block``."""
+    """A narrow block of the same type as ``block``."""
     norm = block.parts.get("mlp_norm")
     eps = float(getattr(backbone.module(norm), "eps", 1e-6)) if norm else 1e-6
+    # Transformers: every second block of a stage has shifted windows, as in Swin.
     if block.layout != "NCHW" and block.heads:
         fc2 = block.linears.get("fc2")
         hidden = _inputs(backbone.module(fc2)) // reduction if fc2 else 4 * width
@@ -263,11 +280,13 @@ def _side_block(reduction: int, backbone: Backbone, block: Block, width: int, in
         return TransformerBlock(
             width, block.heads, max(hidden, 1), positions, max(block.window or (0,)), index % 2 == 1, eps
         )
+    # ConvNeXt: a depthwise convolution and an MLP.
     if block.layout == "NCHW" and {"fc1", "fc2"} <= block.linears.keys():
         conv = depthwise(backbone, block)
         if conv is not None:
             hidden = _inputs(backbone.module(block.linears["fc2"])) // reduction
             return ConvNeXtBlock(width, hidden, conv.kernel_size[0], block.grid, eps)
+    # ResNet: a residual chain of two or three convolutions.
     names = [block.linears[role] for role in ("conv1", "conv2", "conv3") if role in block.linears]
     if block.layout == "NCHW" and len(names) > 1:
         layers = []
@@ -283,7 +302,7 @@ def _side_block(reduction: int, backbone: Backbone, block: Block, width: int, in
         return ConvBlock(width, layers, block.grid_out)
     raise UnsupportedModel(
         f"Block {block.name} of this {backbone.family} is neither a transformer block, nor a ConvNeXt block, nor a "
-        "residual chain of convolutions; LST has no side block of its make."
+        "residual chain of convolutions; LST has no side block of its type."
     )
 
 
@@ -293,6 +312,7 @@ def _inputs(layer: nn.Module) -> int:
 
 
 def _transition(block: Block) -> Callable[[int, int, Grid, Grid], Transition]:
+    """The class of the downsampling in front of ``block``: that of the block's family."""
     if block.layout == "NHWC":
         return Merging
     if block.layout == "NCHW":
@@ -301,8 +321,9 @@ def _transition(block: Block) -> Callable[[int, int, Grid, Grid], Transition]:
 
 
 def _factor(grid: Grid, block: Block) -> Grid:
-    """How many positions a side become one between ``grid`` and the block's output."""
-    whole = block.layout == "NCHW" and "fc1" in block.linears  # What is left over is dropped; elsewhere it is padded.
+    """Height and width of the patches of ``grid`` that become one position of the block's output."""
+    # ConvNeXt's downsampling drops an incomplete patch at the edge; Swin's and ResNet's pad it.
+    whole = block.layout == "NCHW" and "fc1" in block.linears
 
     def one(before: int, after: int) -> int:
         for factor in range(1, before + 1):

@@ -1,4 +1,7 @@
-"""UniPT: a small parallel network on hidden states of a frozen backbone (Diao et al., CVPR 2024).
+"""UniPT: a small parallel network on hidden states of a frozen backbone.
+
+Diao et al., UniPT, CVPR 2024, https://arxiv.org/abs/2308.14316; https://github.com/Paranioar/UniPT. The equations are
+at ``PatchSum`` and ``Mixer``.
 
 Two forms, after the two of the source: on tokens (ViT), and on the maps of stages (Swin, ConvNeXt, ResNet). A 1 x 1
 convolution is a linear layer on the channels of every position; here all of them are computed as that. Activations
@@ -15,10 +18,10 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, called
+from s2a.backbones import Backbone, Edits, called
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from torch import Tensor, nn
 
 from s2a_baselines._frozen import Tap, keep_in_evaluation, run_frozen
@@ -32,7 +35,7 @@ TARGETS = 6
 
 @dataclasses.dataclass(frozen=True)
 class UniPTConfig:
-    """How wide the parallel network is and what it reads; the defaults are those of the S2A paper's UniPT rows.
+    """Width and inputs of the parallel network; the defaults are those of the S2A paper's UniPT rows.
 
     Attributes:
         reduction: Divisor of the last block's width C that gives the network's width m; 0: 2 on tokens, 8 on maps.
@@ -91,9 +94,14 @@ class Projection(nn.Module):
 
 
 class PatchSum(nn.Module):
-    """Weighted sums over the patches of a stage's map, weighted by likeness to the last map.
+    """Weighted sums over the patches of a stage's map, with weights by similarity to the last map.
 
-    u = ReLU(W h_L + b); inside a patch, the weights ReLU(u . h) are divided by their sum, and 1 / Q is added to each.
+    For position p of the last map h_L, and the Q positions q of the patch of the stage's map h that lies under it:
+
+        u_p = ReLU(W h_L,p + b)
+        a_pq = ReLU(u_p . h_pq)
+        w_pq = a_pq / (sum over q of a_pq + eps) + 1 / Q
+        y_p = sum over q of w_pq v_pq
 
     Args:
         channels_last: C_L of the last map.
@@ -115,17 +123,22 @@ class PatchSum(nn.Module):
         Returns:
             ``(B, P, c)``.
         """
-        # Every position of a patch meets the same u: nothing has to be upsampled.
-        likeness = F.relu((patches @ F.relu(self.layer(last)).unsqueeze(-1)).squeeze(-1))
-        weights = likeness / (likeness.sum(-1, keepdim=True) + EPS) + 1 / patches.shape[2]
+        # a_pq: all positions of a patch share one u, so that the last map need not be upsampled.
+        similarity = F.relu((patches @ F.relu(self.layer(last)).unsqueeze(-1)).squeeze(-1))
+        # w_pq: normalised within the patch, plus the plain mean, so that a patch without similar positions counts too.
+        weights = similarity / (similarity.sum(-1, keepdim=True) + EPS) + 1 / patches.shape[2]
         return (weights.unsqueeze(2) @ values).squeeze(2)
 
 
 class Mixer(nn.Module):
     """Joins projected targets T_k to the projected anchor A, all ``(B, N, m)``, and goes back to C channels.
 
-    S_k = ReLU(A T_k^T) with rows divided by their sums, plus I; c = softmax over k of w_g . (mean A * mean T_k) + b_g;
-    W_u ReLU(A + norm(W_p sum_k c_k S_k T_k + b_p)) + b_u. A single target needs no gate: c is 1.
+        S_k = ReLU(A T_k^T), rows divided by their sums (+ eps), + I
+        c_k = softmax over k of (w_g . (mean A * mean T_k) + b_g)
+        M = sum over k of c_k S_k T_k
+        output = W_u ReLU(A + norm(W_p M + b_p)) + b_u
+
+    Means are over the N positions. With a single target there is no gate: c is 1.
 
     Args:
         width: m.
@@ -136,33 +149,36 @@ class Mixer(nn.Module):
 
     def __init__(self, width: int, channels: int, targets: int, batch_norm: bool) -> None:
         super().__init__()
-        # Softmax cancels b_g; it is there because the source has it, and counts.
+        # Softmax cancels b_g; the source has it all the same, and it counts as a parameter.
         self.gate = nn.Linear(width, 1) if targets > 1 else None
         self.merge = Projection(width, width, batch_norm)
         self.up = nn.Linear(width, channels)
 
     def forward(self, anchor: Tensor, targets: Sequence[Tensor]) -> Tensor:
         """``(B, N, C)``."""
+        # c_k, (B, K, 1).
         if self.gate is None:
             shares = anchor.new_ones(len(anchor), 1, 1)
         else:
             means = torch.stack([target.mean(1) for target in targets], 1)
             shares = self.gate(anchor.mean(1, keepdim=True) * means).softmax(1)
         merged = torch.zeros_like(anchor)
-        exact = torch.promote_types(anchor.dtype, torch.float32)  # One over a small sum overflows in half precision.
+        # M, one target after the other. One over a small sum overflows in half precision, so sums are in float32.
+        exact = torch.promote_types(anchor.dtype, torch.float32)
         for k, target in enumerate(targets):
-            share, likeness = shares[:, k : k + 1], F.relu(anchor @ target.mT)
-            scale = share / (likeness.sum(-1, keepdim=True, dtype=exact) + EPS)
-            # c (S T) with c and the rows' sums in one factor: fewer tensors are kept, and I T is T.
-            merged = merged + (likeness @ target) * scale + share * target
+            share, similarity = shares[:, k : k + 1], F.relu(anchor @ target.mT)
+            scale = share / (similarity.sum(-1, keepdim=True, dtype=exact) + EPS)
+            # c_k S_k T_k = (c_k / row sums) * (ReLU(A T_k^T) T_k) + c_k T_k: with c_k and the row sums in one factor
+            # fewer tensors are saved for the backward pass, and the identity in S_k needs no product.
+            merged = merged + (similarity @ target) * scale + share * target
         return self.up(F.relu(anchor + self.merge(merged)))
 
 
 def split_patches(x: Tensor, grid: tuple[int, int]) -> Tensor:
-    """The positions of a map that nearest upsampling would give to each position of a smaller one.
+    """Splits a map into one patch for each position of a smaller map, as nearest-neighbour upsampling assigns them.
 
-    Where a side is no multiple of the smaller one, patches differ in size; zeros, which add nothing to a weighted sum,
-    fill the smaller ones.
+    Where a side is not a multiple of the smaller one, patches differ in size. The smaller ones are filled with zeros,
+    which add nothing to a weighted sum.
 
     Args:
         x: ``(B, H, W, C)``.
@@ -174,13 +190,18 @@ def split_patches(x: Tensor, grid: tuple[int, int]) -> Tensor:
     sides = [-(-side // count) for side, count in zip(x.shape[1:3], grid, strict=True)]
     if x.shape[1] % grid[0] or x.shape[2] % grid[1]:
         rows, columns = (_members(x.shape[axis + 1], grid[axis], sides[axis], x.device) for axis in (0, 1))
+        # One row and one column of zeros at the end, which the missing members of smaller patches point to.
         x = F.pad(x, (0, 0, 0, 1, 0, 1))[:, rows][:, :, columns]
+    # (B, rows, patch rows, columns, patch columns, C) -> (B, rows * columns, patch rows * patch columns, C)
     x = x.unflatten(2, (grid[1], sides[1])).unflatten(1, (grid[0], sides[0]))
     return x.transpose(2, 3).flatten(3, 4).flatten(1, 2).contiguous()
 
 
 def _members(side: int, count: int, largest: int, device: torch.device) -> Tensor:
-    """Index i of every member of ``count`` intervals of 0 ... side - 1; ``side`` where an interval has no more."""
+    """Members of every of ``count`` intervals of 0 ... side - 1, one after the other, each filled up with ``side``.
+
+    Interval p holds the i with floor(i * count / side) = p, so it starts at ceil(p * side / count).
+    """
     edges = [-(-p * side // count) for p in range(count + 1)]
     members = [i if i < edges[p + 1] else side for p in range(count) for i in range(edges[p], edges[p] + largest)]
     return torch.tensor(members, device=device)
@@ -209,12 +230,15 @@ class UniPT(Method):
         keeps="Of the backbone only the tapped states, (N, C) each; its own (N, m) tensors; an N x N map per target.",
         inference="The parallel network runs at inference too; it cannot be merged.",
         source="Diao et al., UniPT, CVPR 2024 (Paranioar/UniPT, VSE-infty/lib).",
-        standing="Weak: the S2A paper states no configuration. Counts are 2.1 % above its ViT row, 0.5 % and 0.7 % "
+        evidence="Weak: the S2A paper states no configuration. Counts are 2.1 % above its ViT row, 0.5 % and 0.7 % "
         "below Swin's and ConvNeXt's. Its memory can only be reached by counting the backbone's GELU inputs (rule R9), "
         "which no backward pass reads.",
         deviations="Pooled as the backbone pools, not by a learned aggregator: the source has no image classifier. "
         "Swin's positions are projected before patches are summed, not after: fitted to its memory (after: 4.2 % below "
         "the row).",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#2a93c4", dark="#95dbf8", shape="left"),
+        order=70,
     )
 
     def __init__(self, config: UniPTConfig, backbone: Backbone, edits: Edits) -> None:
@@ -256,7 +280,7 @@ class UniPT(Method):
             reduced = self._reduced_maps(states)
         output = self.mixer(reduced[-1], reduced[:-1])
         if self.class_token:
-            return output[:, 0].contiguous()  # A slice would keep the whole output for the head.
+            return output[:, 0].contiguous()  # A view would keep the whole output alive for the head's backward pass.
         return output[:, self.prefix :].mean(1)
 
     def _reduced_maps(self, states: list[Tensor]) -> list[Tensor]:
@@ -275,7 +299,7 @@ class UniPT(Method):
         return [*reduced, self.reduce[-1](last)]
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """What the equations' operations need: inputs of layers and norms, products' factors, outputs of ReLU."""
+        """Bytes of the inputs of layers and norms, the factors of products and the outputs of ReLU."""
         n, q = self._positions[-1][0], [patch for _, patch in self._positions]
         m, k = self.mixer.up.in_features, len(self.weigh) or len(self.reduce) - 1
         elements: dict[str, int] = {}

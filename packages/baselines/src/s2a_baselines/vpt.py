@@ -1,7 +1,13 @@
-"""Visual prompts: learned tokens, or learned pixels, beside a frozen block's input (Jia et al., "VPT", ECCV 2022).
+"""Visual prompt tuning: learned tokens, or learned pixels, added to the input of frozen blocks.
 
-What a prompt is follows the layout of a block's input: tokens of a sequence or of every attention window, or a ring
-around a map. Where they sit on Swin and ConvNeXt is what reproduces the S2A paper's VPT rows; it was fitted.
+Jia et al., VPT, ECCV 2022, https://arxiv.org/abs/2203.12119, section 3.2; https://github.com/KMnP/vpt. With class token
+x, prompts P and patch tokens E of block i:
+
+    deep:     [x_i, _, E_i] = Block_i([x_{i-1}, P_{i-1}, E_{i-1}])
+    shallow:  [x_1, Z_1, E_1] = Block_1([x_0, P, E_0]),  [x_i, Z_i, E_i] = Block_i([x_{i-1}, Z_{i-1}, E_{i-1}])
+
+The form of a prompt follows the layout of a block's input: tokens of a sequence or of every attention window, or a ring
+around a map. Their sites on Swin and ConvNeXt were fitted: they reproduce the S2A paper's VPT rows.
 """
 
 from __future__ import annotations
@@ -14,18 +20,18 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from s2a.activations import release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, evaluating, pooled_features
+from s2a.backbones import Backbone, Block, Edits, evaluating, pooled_features
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 
 
 @dataclasses.dataclass(frozen=True)
 class VPTConfig(LeanOptions):
-    """How many prompts, and where; the defaults are those of the S2A paper's VPT rows.
+    """Number and sites of the prompts; the defaults are those of the S2A paper's VPT rows.
 
     Attributes:
         prompts: Tokens n in front of a sequence or of every window, at least 1 (transformers).
@@ -51,7 +57,7 @@ class VPTConfig(LeanOptions):
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more.")
         if not isinstance(self.deep, bool):
-            raise S2AError(f"deep={self.deep!r} is no switch; give True or False.")
+            raise S2AError(f"deep={self.deep!r} must be True or False.")
         if self.sites not in ("preset", "all"):
             raise S2AError(f"sites={self.sites!r} is unknown; choose 'preset' or 'all'.")
         if not 0 <= self.dropout < 1:
@@ -59,7 +65,7 @@ class VPTConfig(LeanOptions):
 
 
 class TokenPrompts(nn.Module):
-    """n tokens behind the class and register tokens of a sequence, taken away again further on.
+    """n tokens after the class and register tokens of a sequence, removed again after a block (shallow: the last one).
 
     Args:
         count: n.
@@ -81,7 +87,7 @@ class TokenPrompts(nn.Module):
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], 1)
 
     def strip(self, x: Tensor) -> Tensor:
-        """``(B, P + n + N, C)`` to ``(B, P + N, C)``: what came out at the prompts' positions is dropped."""
+        """``(B, P + n + N, C)`` to ``(B, P + N, C)``: removes the outputs at the prompts' positions."""
         return torch.cat([x[:, : self.prefix], x[:, self.prefix + len(self.prompts) :]], 1)
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -98,7 +104,7 @@ class TokenPrompts(nn.Module):
 
 
 class WindowPrompts(nn.Module):
-    """n tokens in front of every attention window, for the attention alone.
+    """n tokens in front of every attention window, added before attention and removed after it.
 
     Args:
         count: n.
@@ -140,7 +146,10 @@ def _padded_mask(self: Any, x: Tensor | None = None, *args: Any, **kwargs: Any) 
 
 
 class RingPrompts(nn.Module):
-    """A ring of p positions around a map, cropped again further on.
+    """A ring of p positions around a map, cropped again after a block.
+
+    Storage: one row per channel with the positions of the ring's top, bottom, left and right part one after the other;
+    top and bottom include the corners.
 
     Args:
         channels: C.
@@ -185,8 +194,10 @@ class RingPrompts(nn.Module):
                 f"The ring was made for {self.grid[0]} x {self.grid[1]} positions and gets {height} x {width}; "
                 "give images of the size that attach was given as image_size."
             )
+        # Pixels in [0, 1] are normalised as the images are; features are taken as they are.
         ring = (self.prompts - self.mean) / self.std if self.pixels else self.prompts
         ring = self.dropout(ring.to(x.dtype).expand(len(x), -1, -1))
+        # Left and right beside the map first, then top and bottom across the full width.
         top, bottom, left, right = ring.split(self.sizes, 2)
         across, down = (self.width, width + 2 * self.width), (height, self.width)
         middle = torch.cat([left.unflatten(2, down), x, right.unflatten(2, down)], 3)
@@ -212,7 +223,7 @@ class RingPrompts(nn.Module):
 
 @register_method("vpt", VPTConfig)
 class VPT(Method):
-    """Prompts at the blocks' inputs, or at the first one's alone.
+    """Prompts at the inputs of all prompted blocks (deep) or of the first one (shallow).
 
     Raises:
         UnsupportedModel: A convolutional network without a block that keeps the size of its map, or windowed attention
@@ -220,24 +231,27 @@ class VPT(Method):
     """
 
     card = Card(
-        title="VPT-deep, and VPT-shallow",
+        title="Visual prompt tuning (VPT)",
         trains="The head and the prompts.",
-        place="ViT: n tokens between class and patch tokens of every block, taken away behind it (shallow: from the "
-        "first block to the last). Swin: n tokens in front of every window, inside attention only, stages 2 to 4 "
+        place="ViT: n tokens between class and patch tokens of every block, removed after it (shallow: from the first "
+        "block to the last). Swin: n tokens in front of every window, inside attention only, stages 2 to 4 "
         "(shallow: the first of those blocks). ConvNeXt, ResNet: a ring of p positions around the input of every "
-        "block of stages 2 to 4 that keeps its map's size, cropped behind it (shallow: p pixels around the image).",
+        "block of stages 2 to 4 that keeps its map's size, cropped after it (shallow: p pixels around the image).",
         count="n C per block on tokens, n = 50; ((h + 2 p) (w + 2 p) - h w) C on an h x w map, p = 1.",
         keeps="Nothing of its own (with dropout, its mask). The backbone's tensors grow: attention by n tokens, "
         "ViT's MLP too, maps by the ring.",
         inference="The longer sequences and larger maps stay; it cannot be merged.",
         source="Jia et al., VPT, ECCV 2022 (KMnP/vpt).",
-        standing="ViT as published. Swin and ConvNeXt fitted: sites, prompts inside attention only and the one-pixel "
+        evidence="ViT as published. Swin and ConvNeXt fitted: sites, prompts inside attention only and the one-pixel "
         "deep ring reproduce the S2A paper's counts and memory. The paper has no ResNet row: the same ring.",
         deviations="Swin: the source carries prompts through norms, MLP and patch merging, in all stages; here they "
-        "enter behind the first norm, and no stage inherits them, so that shallow is the first prompted block alone. "
+        "are added after the first norm and not passed on, so that shallow is the first prompted block alone. "
         "ConvNeXt and ResNet: the source has only the ring around the image; ours is normalised by the checkpoint's "
         "mean and deviation. ResNet's strided blocks have no ring, and in training a ring counts in batch statistics. "
         "The backbone is not forced into evaluation mode.",
+        recipe=Recipe(learning_rate=1e-1),
+        style=Style(light="#9c7400", dark="#e9c84f", shape="hexagon"),
+        order=60,
     )
     paper_rules = frozenset({"R8"})
 
@@ -254,7 +268,7 @@ class VPT(Method):
         blocks = _prompted(config, backbone)
         self.appended_tokens = config.prompts
         for block in blocks:
-            # Rotary positions start behind this many tokens.
+            # Rotary position embeddings skip this many tokens at the start, the prompts included.
             attention = backbone.module(block.parts["attn"]) if "attn" in block.parts else nn.Module()
             if "num_prefix_tokens" in attention.__dict__:
                 edits.override(attention, "num_prefix_tokens", block.prefix + config.prompts)
@@ -314,7 +328,7 @@ class VPT(Method):
         return pooled_features(model, self.sites[0].pad(images) if self.frames_image else images)  # type: ignore[operator]
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """Nothing; with dropout the masks (four bytes an element on a CPU; CUDA takes one)."""
+        """Nothing; with dropout the bytes of its masks, float32 as on a CPU (CUDA saves one byte an element)."""
         if all(isinstance(site.dropout, nn.Identity) for site in self.sites):
             return {}
         return {
@@ -331,17 +345,17 @@ def _prompted(config: VPTConfig, backbone: Backbone) -> list[Block]:
 
 
 def _bound(backbone: Backbone) -> float:
-    """sqrt(6 / (3 * patch area + C)) of the first stage: the source starts all stages alike."""
+    """Bound of the start: sqrt(6 / (3 * patch area + C)) of the first stage, as in the source, for all stages."""
     first = backbone.blocks[0]
     area = math.prod(backbone.image_size) / math.prod(first.grid)
     return math.sqrt(6 / (3 * area + first.channels))
 
 
 def _ignores_zeros(backbone: Backbone, block: Block, width: int) -> bool:
-    """Whether a block does inside a ring of zeros what it does without (in evaluation mode, up to rounding).
+    """Whether a ring of zeros leaves a block's output inside the ring as it is (in evaluation mode, up to rounding).
 
-    It does where one convolution alone mixes positions, as that pads with zeros itself; not where a second one reads
-    what norms and biases made of the ring, nor where something averages over the map. Found out on a small random map.
+    It does where a single convolution mixes positions, which pads with zeros itself; not where a second one reads what
+    norms and biases made of the ring, nor where a layer averages over the map. Tested on a small random map.
     """
     module, generator = backbone.module(block.name), torch.Generator().manual_seed(0)
     reference = next(module.parameters())

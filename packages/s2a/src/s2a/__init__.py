@@ -7,11 +7,12 @@
 from s2a.activations import quantize_activations
 from s2a.adapted import Adapted, cast_frozen, trainable_parameters
 from s2a.attach import attach, detach, merge
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.planning import Plan, plan_memory
-from s2a.registry import Card, Method, list_methods, method_config, register_method
+from s2a.registry import Method, list_methods, method_config, register_method
 from s2a.s2a_method import S2AConfig
 from s2a.state import load, save
 
@@ -24,10 +25,12 @@ __all__ = [
     "Method",
     "Peak",
     "Plan",
+    "Recipe",
     "S2AConfig",
     "S2AError",
     "SavedBytes",
     "StateMismatch",
+    "Style",
     "Theory",
     "UnsupportedModel",
     "attach",

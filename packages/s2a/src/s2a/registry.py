@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from s2a.backbones.edits import Edits
 from s2a.backbones.view import Backbone, pooled_features
+from s2a.card import Card
 from s2a.errors import S2AError
 
 
@@ -19,33 +21,6 @@ class Config(Protocol):
     """A method's config: a frozen dataclass that checks its own values."""
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Card:
-    """What to know of a method before choosing it; a sentence or two each. ``s2a-bench methods`` prints it.
-
-    Attributes:
-        title: The method's name in the literature.
-        trains: What trains.
-        place: Where it sits in the backbone.
-        count: Trainable values without the head, as an equation in N, C, r and the like.
-        keeps: What the backward pass keeps for it.
-        inference: What it costs once trained, and whether it can be merged.
-        source: Publication and the code it follows.
-        standing: How sure the configuration is: as published, or *fitted* or *weak* against the S2A paper's tables.
-        deviations: What differs from the source, and why.
-    """
-
-    title: str
-    trains: str
-    place: str
-    count: str
-    keeps: str
-    inference: str
-    source: str
-    standing: str = "As published."
-    deviations: str = "None."
 
 
 class Method(nn.Module):
@@ -61,7 +36,7 @@ class Method(nn.Module):
         trains_backbone: False where the backbone runs under ``no_grad`` and keeps nothing for the backward pass.
         fixed_features: True where nothing but the head trains and ``forward`` is a fixed function of the image: the
             features may then be computed once.
-        card: What ``s2a-bench methods`` says about it.
+        card: What is known of the method: texts for its user, default recipe, marker in figures.
         paper_rules: Of the theoretical calculator's special rules, those that hold (``"R8"``, ``"R9"``).
         appended_tokens: Tokens that the method adds to every sequence of a block (rule R8).
         reads_stream: True where the backward pass of the method's own modules reads the residual stream itself, which
@@ -130,10 +105,12 @@ def register_method(name: str, config: type[Any]) -> Callable[[M], M]:
     """Class decorator: makes a ``Method`` known under ``name``; its config's type leads ``attach`` to it.
 
     Raises:
-        S2AError: Another method has the name or the config class.
+        S2AError: Another method has the name or the config class, or the card searches an option that the config
+            lacks, or values that leave out its default.
     """
 
     def decorate(cls: M) -> M:
+        _check_searched_option(name, config, getattr(cls, "card", None))
         for entry in _METHODS.values():
             same = entry.method.__module__ == cls.__module__ and entry.method.__qualname__ == cls.__qualname__
             if (entry.name == name or entry.config is config) and not same:
@@ -147,18 +124,37 @@ def register_method(name: str, config: type[Any]) -> Callable[[M], M]:
     return decorate
 
 
+def _check_searched_option(name: str, config: type[Any], card: Card | None) -> None:
+    if card is None or card.recipe.searched_option is None:
+        return
+    option, values = card.recipe.searched_option
+    if option not in (fields := [field.name for field in dataclasses.fields(config)]):
+        raise S2AError(
+            f"The card of method {name!r} searches {option!r}, which {config.__name__} does not have; "
+            f"its options: {', '.join(fields) or 'none'}."
+        )
+    if (default := getattr(config(), option)) not in values:
+        raise S2AError(
+            f"The card of method {name!r} searches {option} in {values}, without the default {default!r}; add it."
+        )
+
+
 def _load() -> None:
+    """Imports all installed packages of methods, once; those that can be imported are registered even if one fails."""
     global _loaded
-    if not _loaded:
-        _loaded = True
-        for point in entry_points(group="s2a.methods"):
-            try:
-                point.load()
-            except Exception as error:
-                _loaded = False
-                raise S2AError(
-                    f"The methods of {point.value!r} cannot be imported ({error}); repair or uninstall it."
-                ) from error
+    if _loaded:
+        return
+    _loaded = True  # Before the imports: a package may ask for the registered methods while it is imported.
+    failed: tuple[str, Exception] | None = None
+    for point in entry_points(group="s2a.methods"):
+        try:
+            point.load()
+        except Exception as error:
+            failed = failed or (point.value, error)
+    if failed is not None:
+        _loaded = False
+        package, cause = failed
+        raise S2AError(f"The methods of {package!r} cannot be imported ({cause}); repair or uninstall it.") from cause
 
 
 def list_methods() -> list[str]:
@@ -179,6 +175,17 @@ def get_entry(name: str) -> Entry:
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
         raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.")
     return _METHODS[name]
+
+
+def get_card(name: str) -> Card:
+    """The card of a method, for tables and figures of past runs too.
+
+    A method that is not installed here, or that has no card, gets one with empty texts and the defaults.
+    """
+    with contextlib.suppress(S2AError):  # Of a broken package nothing is known; the other packages' cards are.
+        _load()
+    found = getattr(_METHODS[name].method, "card", None) if name in _METHODS else None
+    return found or Card(title=name, trains="", place="", count="", keeps="", inference="", source="")
 
 
 def entry_for(config: Any) -> Entry:

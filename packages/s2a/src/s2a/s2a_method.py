@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from s2a.activations import quantize_activations, release_frozen_inputs
 from s2a.backbones.edits import Edits
 from s2a.backbones.view import Backbone, Block, pooled_features
+from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
 from s2a.ops.pack import BITS, packed_bytes
 from s2a.ops.pointwise import LEVEL_KINDS
-from s2a.registry import Card, Method, register_method
+from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
 from s2a.structure.side_branch import LiteSideBranch, Tap
@@ -132,9 +133,13 @@ class S2A(Method):
         "inputs of the backbone in 4 bits.",
         inference="An addition per prompt and the side branch; it cannot be merged.",
         source="Structure-Activation Synergy, arXiv:2503.08154, sections 3.1 and 3.2; no code is published.",
-        standing="ViT as published; Swin (weak) and ConvNeXt (strong) fitted to the paper's counts and memory.",
+        evidence="ViT as published; Swin (weak) and ConvNeXt (strong) fitted to the paper's counts and memory.",
         deviations='levels="derivative" instead of equation 12 by default: the same bytes, closer gradients. No '
         "normalisation or activation in the branch, which the paper leaves open.",
+        recipe=Recipe(learning_rate=1e-2),
+        style=Style(light="#d1480a", dark="#ff8f4a", shape="circle"),
+        order=90,
+        compared_by_default=True,
     )
 
     def __init__(self, config: S2AConfig, backbone: Backbone, edits: Edits) -> None:

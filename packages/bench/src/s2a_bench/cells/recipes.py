@@ -1,7 +1,8 @@
 """Default recipes: what a cell trains with unless told otherwise.
 
 The schedule is the paper's (AdamW, cosine, 10 + 70 epochs, batch 32, section 4.1), shortened for the mini suite. The
-paper states no learning rates; these were chosen on ``train800``/``val200`` of the mini tasks, see docs/recipes.md.
+paper states no learning rates; each method's card has its own, chosen on ``train800``/``val200`` of the mini tasks, see
+docs/recipes.md.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from s2a_bench.cells import method_cards
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError, unknown
 
@@ -18,28 +20,13 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
 }
 """Suite -> what differs from ``TrainConfig``'s defaults."""
 
-_LEARNING_RATES: dict[str, dict[str, Any]] = {
-    "full": {"lr": 1e-3},
-    "linear": {"lr": 3e-2},
-    "bias": {"lr": 1e-2},
-    "lora": {"lr": 1e-2},
-    "adapter": {"lr": 1e-2},
-    "adaptformer": {"lr": 1e-2},
-    "ssf": {"lr": 1e-2},
-    "vpt": {"lr": 1e-1},
-    "unipt": {"lr": 1e-2},
-    "lst": {"lr": 1e-2},
-    "s2a": {"lr": 1e-2},
-}
-"""Method -> its recipe; a method that is not named gets ``TrainConfig``'s defaults."""
-
 
 def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
     """The recipe of a cell.
 
     Args:
         suite: Key of ``datasets.SUITES``.
-        method: Registered method name.
+        method: Method name; one that is not installed here gets the default learning rate.
         **overrides: Fields of ``TrainConfig``, over everything else. A shorter run without a warm-up of its own keeps
             the default's proportion.
 
@@ -50,7 +37,7 @@ def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
     for key in overrides:
         if key not in known:
             raise unknown("recipe key", f"train.{key}", [f"train.{name}" for name in known])
-    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), **_LEARNING_RATES.get(method, {})}
+    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), "lr": method_cards.card(method).recipe.learning_rate}
     if "epochs" in overrides and "warmup_epochs" not in overrides:
         base = TrainConfig(**values)
         try:

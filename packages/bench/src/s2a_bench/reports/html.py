@@ -9,9 +9,10 @@ from s2a_bench.reports import paper_text as report_words
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.paper import Comparison, Value
 from s2a_bench.reports.paper_text import Beside, PairTable
-from s2a_bench.reports.pictures import Picture
+from s2a_bench.reports.pictures import Picture, paper_methods
 from s2a_bench.reports.sections import Row, Section
 from s2a_bench.reports.svg import curves as figures_sweep
+from s2a_bench.reports.svg import markers
 from s2a_bench.reports.svg import scatter as figures
 from s2a_bench.reports.svg.markup import Markup, element, join
 from s2a_bench.reports.text import Summary
@@ -41,7 +42,7 @@ def page(
         element(
             "style",
             Markup(style),
-            figures.css([*summary.methods, *(figures.COLOURS if printed else ())]),
+            figures.css([*summary.methods, *(paper_methods() if printed else ())]),
             figures_sweep.css(),
         ),
     )
@@ -54,7 +55,7 @@ def page(
         blocks += [element("h3", "Files that are not records", class_="bad"), element("ul", *items)]
     together = zip(summary.sections, pictures, beside.pairs, strict=True)
     for index, (section, drawn, pairs) in enumerate(together):
-        blocks.append(_section(section, summary.methods, drawn, pairs, f"s{index}"))
+        blocks.append(_section(section, drawn, pairs, f"s{index}"))
     blocks += _paper(beside, printed)
     reading = (element("li", element("b", f"{name}: "), text) for name, text in report_text.READING)
     blocks += [element("h2", "How to read this"), element("ul", *reading)]
@@ -69,14 +70,12 @@ def _entry(section: Section, index: int) -> Markup:
     return element("li", link, setting)
 
 
-def _section(
-    section: Section, methods: Sequence[str], pictures: Sequence[Picture], pairs: PairTable | None, anchor: str
-) -> Markup:
+def _section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None, anchor: str) -> Markup:
     notes = (element("li", note, class_="break") for note in report_text.notes(section))
     parts = [
         element("h2", report_text.title(section), id=anchor),
         element("p", report_text.setting_shown(section.setting), class_="soft break"),
-        _summary_table(section, methods),
+        _summary_table(section),
     ]
     if pictures:
         drawn = (element("figure", p.inline, element("figcaption", p.caption)) for p in pictures)
@@ -85,9 +84,9 @@ def _section(
         parts.append(element("p", front))
     parts += [element("h3", "What to know before comparing"), element("div", element("ul", *notes), class_="notes")]
     if report_text.has_task_table(section):
-        parts += [element("h3", "Accuracy per task"), _task_table(section, methods)]
+        parts += [element("h3", "Accuracy per task"), _task_table(section)]
     if pairs:
-        parts += [element("h3", "Differences, paired"), _pairs(pairs, section, methods)]
+        parts += [element("h3", "Differences, paired"), _pairs(pairs, section)]
     if found := report_text.remarks(section):
         parts.append(element("ul", *(element("li", element("b", f"{where}: "), why) for where, why in found)))
     if section.failed:
@@ -100,24 +99,24 @@ def _section(
     return element("section", *parts, _records(section))
 
 
-def _summary_table(section: Section, methods: Sequence[str]) -> Markup:
+def _summary_table(section: Section) -> Markup:
     columns = report_text.summary_columns(section)
     body = []
     for row in section.rows:
         cells = [_value(section, column.key, row, column.text(row)) for column in columns]
-        body.append(element("tr", _name(row, methods, "row"), *cells))
+        body.append(element("tr", _name(row, "row"), *cells))
     return _table([element("th", "method", scope="col"), *(_head(column.title) for column in columns)], body)
 
 
-def _task_table(section: Section, methods: Sequence[str]) -> Markup:
+def _task_table(section: Section) -> Markup:
     body = []
     for heading, key, text, mean in report_text.task_lines(section):
         cells = [_value(section, key, row, text(row)) for row in section.rows]
         body.append(element("tr", element("th", heading, scope="row"), *cells, class_="mean" if mean else None))
-    return _table([_head("task"), *(_name(row, methods, "col") for row in section.rows)], body)
+    return _table([_head("task"), *(_name(row, "col") for row in section.rows)], body)
 
 
-def _pairs(table: PairTable, section: Section, methods: Sequence[str]) -> Markup:
+def _pairs(table: PairTable, section: Section) -> Markup:
     rows = {row.label: row for row in section.rows}
     body = []
     for label, values in zip(table.rows, table.values, strict=True):
@@ -125,8 +124,8 @@ def _pairs(table: PairTable, section: Section, methods: Sequence[str]) -> Markup
         for value in values:
             text = report_words.difference_shown(value)
             cells.append(element("td", element("strong", text) if value and value.real else text))
-        body.append(element("tr", _name(rows[label], methods, "row"), *cells))
-    head = [_head("row minus column"), *(_name(rows[label], methods, "col") for label in table.columns)]
+        body.append(element("tr", _name(rows[label], "row"), *cells))
+    head = [_head("row minus column"), *(_name(rows[label], "col") for label in table.columns)]
     words = element("p", " ".join([report_words.PAIRED, table.note]).strip(), class_="soft")
     return join([words, _table(head, body)])
 
@@ -177,8 +176,8 @@ def _value(section: Section, key: str | None, row: Row, text: str) -> Markup:
     return element("td", element("strong", text) if best else text, class_="bad" if text == "failed" else None)
 
 
-def _name(row: Row, methods: Sequence[str], scope: str) -> Markup:
-    return element("th", figures.swatch(row.method, methods), row.label, scope=scope)
+def _name(row: Row, scope: str) -> Markup:
+    return element("th", markers.swatch(row.method), row.label, scope=scope)
 
 
 def _failed(section: Section) -> list[Markup]:

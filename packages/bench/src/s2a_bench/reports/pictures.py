@@ -21,6 +21,8 @@ from s2a_bench.reports.text import few, title
 PREFIX = "scatter-"
 """Every picture's file name begins with it, so that stale ones can be told from a user's own files."""
 
+PAPER_FIGURE = "fig1"
+
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
@@ -52,10 +54,15 @@ def pictures(sections: Sequence[Section], methods: Sequence[str]) -> list[list[P
     return found
 
 
+def paper_methods() -> list[str]:
+    """The methods in ``paper_pictures``."""
+    return [row.method for row in experiment.load(PAPER_FIGURE).rows]
+
+
 def paper_pictures(sections: Sequence[Section], methods: Sequence[str]) -> list[Picture]:
     """Figure 1 as the paper's printed numbers give it, if anything of it was run."""
-    planned = experiment.load("fig1")
-    labels = [row.method for row in planned.rows]
+    planned = experiment.load(PAPER_FIGURE)
+    labels = paper_methods()
     families = [report_compare.family_of(section.backbone) for section in sections]
     shown = [s for s, family in zip(sections, families, strict=True) if family in planned.families]
     if not any(sum(bool(report_compare.rows_of(s, label)) for label in labels) > 1 for s in shown):

@@ -8,11 +8,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells import method_cards
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.statistics import Averages, Stat
 
-METHOD_ORDER = ("full", "linear", "bias", "lora", "adapter", "vpt", "unipt", "lst", "s2a")
 NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "images_per_second")
 
 
@@ -176,11 +176,11 @@ def _variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
             part = {k: option[k] for k in differing if k in option}
             buckets[key_of(part)].append(record)
             parts[key_of(part)] = part
-        order = METHOD_ORDER.index(method) if method in METHOD_ORDER else len(METHOD_ORDER)
+        position = method_cards.table_position(method)
         for key, bucket in buckets.items():
             values = ", ".join(f"{k}={option_value(v)}" for k, v in parts[key].items())
             natural = tuple(_natural(parts[key].get(k)) for k in differing)
-            found.append(((order, method, natural), f"{method} ({values})" if values else method, bucket))
+            found.append(((position, natural), f"{method} ({values})" if values else method, bucket))
     return [(label, bucket) for _, label, bucket in sorted(found, key=lambda row: row[:2])]
 
 

@@ -13,14 +13,11 @@ import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from s2a_bench.cells import recipes
+from s2a_bench.cells import method_cards, recipes
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError, unknown
 from s2a_bench.experiments import spec as experiment
-
-METHODS = ("linear", "bias", "lora", "full", "s2a")
-"""What a sweep compares when no method is named."""
 
 BACKBONES: dict[str, tuple[str, ...]] = {"mini": ("mini_vit",)}
 """Suite -> backbones of a sweep that names none; other suites take ``REAL_BACKBONES``."""
@@ -86,7 +83,7 @@ def expand(request: Request) -> list[CellConfig]:
     suite = datasets.get_suite(request.suite)
     names = [datasets.get(suite.name, name).name for name in request.datasets or suite.defaults]
     planned = experiment.load(request.experiment) if request.experiment is not None else None
-    labels = request.methods or (planned.methods(suite.name) if planned else METHODS)
+    labels = request.methods or (planned.methods(suite.name) if planned else method_cards.default_methods())
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
     backbones = request.backbones or usual
     if request.weights and len(set(backbones)) > 1:
@@ -122,11 +119,8 @@ def expand(request: Request) -> list[CellConfig]:
     unique: dict[str, CellConfig] = {}
     for cell in cells:
         unique.setdefault(json.dumps(dataclasses.asdict(cell), sort_keys=True), cell)
-    return sorted(unique.values(), key=lambda cell: _COST.get(cell.method.name, 1))
-
-
-_COST = {"full": 0, "linear": 2}
-"""Rank by duration: long cells first keep all workers busy to the end."""
+    # Long cells first: they keep all workers busy to the end.
+    return sorted(unique.values(), key=lambda cell: -method_cards.card(cell.method.name).step_time)
 
 
 def label(cell: CellConfig) -> str:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Sequence
 
 from s2a_bench.reports import statistics as stats
+from s2a_bench.reports.svg import markers
+from s2a_bench.reports.svg.markers import class_name, marker
 from s2a_bench.reports.svg.markup import Markup, element
 
 WIDTH, HEIGHT = 440.0, 330.0
@@ -21,33 +23,6 @@ MANY, FEW = 14, 5
 
 FAMILY, NEAR = 3, 16
 """Variants of one method above ``FAMILY`` have their names in the first ``NEAR`` places around the mark, or none."""
-
-# Light and dark variant of each method's colour. Neighbours differ in lightness too, and shapes repeat the message.
-COLOURS = {
-    "full": ("#3b3b3b", "#e4e4e4"),
-    "linear": ("#868686", "#9d9d9d"),
-    "bias": ("#00866a", "#3fcfa6"),
-    "lora": ("#0069b4", "#62b5f5"),
-    "adapter": ("#b8478a", "#ee9ccb"),
-    "vpt": ("#9c7400", "#e9c84f"),
-    "unipt": ("#2a93c4", "#95dbf8"),
-    "lst": ("#6a4fb0", "#b7a1f5"),
-    "s2a": ("#d1480a", "#ff8f4a"),
-}
-SPARE = (("#7a5c3e", "#d3b28c"), ("#a02c2c", "#ff9a94"), ("#4c7a1f", "#a9d96f"), ("#3a6f7a", "#8fcbd6"))
-SHAPES = {
-    "full": "square",
-    "linear": "down",
-    "bias": "up",
-    "lora": "diamond",
-    "adapter": "pentagon",
-    "vpt": "hexagon",
-    "unipt": "left",
-    "lst": "right",
-    "s2a": "circle",
-}
-_CORNERS = {"square": (4, 45), "down": (3, 90), "up": (3, -90), "diamond": (4, 0), "pentagon": (5, -90)}
-_CORNERS |= {"hexagon": (6, 0), "left": (3, 180), "right": (3, 0)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,18 +46,9 @@ class Mark:
     ghost: float | None = None
 
 
-def palette(methods: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Light and dark colour by method; methods outside the table share ``SPARE`` in the order of their names."""
-    others = sorted(set(methods) - COLOURS.keys())
-    return COLOURS | {name: SPARE[index % len(SPARE)] for index, name in enumerate(others)}
-
-
 def css(methods: Sequence[str]) -> Markup:
     """Style of the figures: the page's ink through ``currentColor``, one class per method in use."""
-    colours = palette(methods)
-    names = _classes(methods)
-    light = "".join(f".fig .{names[m]}{{--m:{colours[m][0]}}}" for m in sorted(set(methods)))
-    dark = "".join(f".fig .{names[m]}{{--m:{colours[m][1]}}}" for m in sorted(set(methods)))
+    light, dark = markers.css(methods)
     return Markup(
         ".fig{display:block;width:100%;height:auto;color:#222;font:12px system-ui,'Segoe UI',Roboto,Arial,sans-serif}"
         ".fig text{fill:currentColor}.fig .quiet{opacity:.72;font-size:11px}.fig .grid{stroke:currentColor;opacity:.13}"
@@ -112,7 +78,7 @@ def scatter(
 
     Args:
         marks: At least one.
-        methods: All methods of the report, so that colours agree between figures.
+        methods: Whose styles a file of its own has; at least those of the marks.
         title: For screen readers and above the plot.
         x_label: Below the horizontal axis.
         log: Logarithmic horizontal axis.
@@ -123,7 +89,6 @@ def scatter(
     sides = [v for m in marks for v in (m.y - (m.spread or 0), m.y + (m.spread or 0))]
     scale_x, ticks_x = (log_axis if log else linear_axis)(costs, LEFT, WIDTH - RIGHT, 0.0)
     scale_y, ticks_y = linear_axis(sides, HEIGHT - BOTTOM, TOP, 0.08)
-    classes = _classes(methods)
 
     grid = []
     for value, text in ticks_x:
@@ -158,14 +123,14 @@ def scatter(
         if mark.ghost is not None:
             other = scale_x(mark.ghost)
             parts.append(element("line", x1=other, x2=x, y1=y, y2=y, class_="tie"))
-            parts.append(_shape(mark.method, other, y, 4.2, "ghost"))
+            parts.append(marker(mark.method, other, y, 4.2, "ghost"))
             taken.append(_Box(other - 5, y - 5, other + 5, y + 5))
             taken.append(_Box(min(x, other), y - 1, max(x, other), y + 1))
-        parts.append(_shape(mark.method, x, y, 5.0, "mark"))
-        drawn.append(element("g", *parts, class_=classes[mark.method]))
+        parts.append(marker(mark.method, x, y, 5.0, "mark"))
+        drawn.append(element("g", *parts, class_=class_name(mark.method)))
     anchors = [(scale_x(m.x), scale_y(m.y)) for m in marks]
     path = [anchors[i] for i in front]
-    names = _labels(marks, anchors, _to_label(marks, front), taken, path, classes)
+    names = _labels(marks, anchors, _to_label(marks, front), taken, path)
 
     style = element("style", css(methods)) if alone else Markup()
     format_ = {"xmlns": "http://www.w3.org/2000/svg"} if alone else {}
@@ -218,7 +183,6 @@ def _labels(
     wanted: Sequence[int],
     taken: list[_Box],
     path: Sequence[tuple[float, float]],
-    classes: dict[str, str],
 ) -> list[Markup]:
     """Greedy placement, the most crowded mark first; a name without room is left to the mark's tooltip.
 
@@ -257,7 +221,7 @@ def _labels(
                 element("text", line, x=middle, y=box.top + LINE * row + FONT - 1, text_anchor="middle", class_="name")
                 for row, line in enumerate(lines)
             ]
-            placed.append(element("g", *lead, *words, class_=classes[marks[index].method]))
+            placed.append(element("g", *lead, *words, class_=class_name(marks[index].method)))
     return placed
 
 
@@ -311,24 +275,6 @@ def _hint(mark: Mark) -> str:
     return f"{mark.label}: {mark.y:.1f}{spread} % at {mark.x:.4g}{ghost}"
 
 
-def _shape(method: str, x: float, y: float, size: float, class_: str) -> Markup:
-    name = SHAPES.get(method, "circle")
-    if name == "circle":
-        return element("circle", cx=x, cy=y, r=size, class_=class_)
-    corners, turn = _CORNERS[name]
-    radius = size * (1.3 if corners == 3 else 1.2)
-    angles = [math.radians(turn + 360 * k / corners) for k in range(corners)]
-    points = " ".join(f"{x + radius * math.cos(a):.1f},{y + radius * math.sin(a):.1f}" for a in angles)
-    return element("polygon", points=points, class_=class_)
-
-
-def _classes(methods: Sequence[str]) -> dict[str, str]:
-    """Class names that need no escaping, whatever a method is called."""
-    others = sorted(set(methods) - COLOURS.keys())
-    # Known names are plain words, and the same in every figure of a page.
-    return {name: f"m-{name}" for name in COLOURS} | {name: f"m{index}" for index, name in enumerate(others)}
-
-
 _Axis = tuple[Callable[[float], float], list[tuple[float, str]]]
 
 
@@ -358,9 +304,3 @@ def log_axis(values: Sequence[float], start: float, end: float, pad: float) -> _
         lambda v: start + (math.log10(v) - low) / (high - low) * (end - start),
         [(t, f"{t:,.0f}" if t >= 1 else f"{t:.{-math.floor(math.log10(t) + 1e-9)}f}") for t in ticks],
     )
-
-
-def swatch(method: str, methods: Sequence[str]) -> Markup:
-    """A method's marker, for tables."""
-    mark = element("g", _shape(method, 6.0, 6.0, 4.4, "mark"), class_=_classes(methods)[method])
-    return element("svg", mark, viewBox="0 0 12 12", class_="fig swatch", aria_hidden="true")

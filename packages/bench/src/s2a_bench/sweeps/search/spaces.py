@@ -1,4 +1,4 @@
-"""What a search tries: a written space per method, of one size for all, in one table.
+"""What a search tries: a space per method, made from its card, of one size for all.
 
 Every grid has ``GRID`` points: six learning rates and two weight decays, or, where a method has a scale, three learning
 rates a decade apart, two decays and two scales. Every grid holds the method's default recipe.
@@ -11,6 +11,9 @@ import hashlib
 import itertools
 import math
 from typing import Any
+
+from s2a_bench.cells import method_cards
+from s2a_bench.errors import InputError
 
 GRID = 12
 """Trials of the whole grid, the same for every method."""
@@ -46,31 +49,25 @@ Space = tuple[Axis, ...]
 _DECAY = Axis("train.weight_decay", (1e-4, 5e-2), logarithmic=True)
 
 
-def _space(*rates: float, scale: Axis | None = None) -> Space:
-    return (*([scale] if scale else []), _DECAY, Axis("train.lr", rates, logarithmic=True))
-
-
-_ADDED = _space(3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-
-SPACES: dict[str, Space] = {
-    "full": _space(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3),
-    "linear": _space(1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1),
-    "bias": _ADDED,
-    "lora": _space(1e-3, 1e-2, 1e-1, scale=Axis("method.alpha", (None, "r*4"))),
-    "adapter": _ADDED,
-    "adaptformer": _space(1e-3, 1e-2, 1e-1, scale=Axis("method.scale", (0.1, 1.0))),
-    "ssf": _ADDED,
-    "vpt": _ADDED,
-    "unipt": _ADDED,
-    "lst": _ADDED,
-    "s2a": _ADDED,
-}
-"""Method -> its space; a method that is not named, one from another package, gets that of the added modules."""
-
-
 def get(method: str) -> Space:
-    """The space of a method."""
-    return SPACES.get(method, _ADDED)
+    """The space of a method, from its card: an option if it searches one, weight decay, learning rate.
+
+    Raises:
+        InputError: It has another size than those of the other methods, which would give them unequal budgets.
+    """
+    recipe = method_cards.card(method).recipe
+    option = recipe.searched_option
+    space = (
+        *([Axis(f"method.{option[0]}", option[1])] if option else []),
+        _DECAY,
+        Axis("train.lr", recipe.searched_rates, logarithmic=True),
+    )
+    if (size := math.prod(len(axis.values) for axis in space)) != GRID:
+        raise InputError(
+            f"The search space of method {method!r} has {size} points, but every method is searched with {GRID}; "
+            f"its card must list {GRID // 2} learning rates, or fewer times the values of one option."
+        )
+    return space
 
 
 def grid(space: Space) -> list[dict[str, Any]]:

@@ -1,0 +1,275 @@
+"""Everything that the bench knows of a method comes from its card, so that a new method is one file."""
+
+from __future__ import annotations
+
+import gzip
+import importlib.util
+import itertools
+import json
+import math
+import re
+import sys
+import xml.etree.ElementTree as ET
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s2a
+from bench.factories import make_grid
+from s2a import registry
+from s2a.card import SHAPES, Recipe
+from s2a.registry import get_card, get_entry
+from s2a_bench.cells import recipes, run
+from s2a_bench.cli import methods as cards
+from s2a_bench.config import TrainConfig
+from s2a_bench.errors import InputError
+from s2a_bench.reports.pictures import pictures
+from s2a_bench.reports.sections import sections
+from s2a_bench.reports.svg import markers
+from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.search import choice, spaces
+
+ROOT = Path(__file__).parents[2]
+OURS = [m for m in s2a.list_methods() if get_entry(m).method.__module__.split(".")[0] in ("s2a", "s2a_baselines")]
+
+
+# Our own cards
+
+
+def test_every_method_has_a_colour_and_a_shape_of_its_own():
+    assert len(OURS) == 11
+    styles = {method: get_card(method).style for method in OURS}
+    for one, other in itertools.combinations(styles.values(), 2):
+        assert one is not None and other is not None
+        assert len({one.light, other.light}) == len({one.dark, other.dark}) == len({one.shape, other.shape}) == 2
+
+
+def test_every_method_has_a_place_of_its_own_in_tables():
+    orders = [get_card(method).order for method in OURS]
+    assert len(set(orders)) == len(OURS)
+    assert max(orders) < get_card("a_method_of_another_package").order
+
+
+@pytest.mark.parametrize("method", OURS)
+def test_every_card_is_full(method):
+    card = get_card(method)
+    for name in ("title", "trains", "place", "count", "keeps", "inference", "source", "evidence", "deviations"):
+        assert getattr(card, name).strip(), name
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    channels = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+    return sum(w * c for w, c in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+
+def test_every_colour_is_seen_on_its_page():
+    """Graphics need a contrast of 3 (WCAG 2.2, 1.4.11): on white, and on the report's dark page."""
+    styles = [get_card(method).style for method in OURS]
+    pairs = [*markers.SPARE_COLOURS, *((style.light, style.dark) for style in styles if style)]
+    dark_page = re.search(r"prefers-color-scheme:\s*dark.*?--page:\s*(#[0-9a-f]+)", _css(), re.DOTALL)
+    assert dark_page
+    code = dark_page[1] if len(dark_page[1]) == 7 else "#" + "".join(2 * digit for digit in dark_page[1][1:])
+    for light, dark in pairs:
+        assert 1.05 / (_luminance(light) + 0.05) >= 3, light
+        assert (_luminance(dark) + 0.05) / (_luminance(code) + 0.05) >= 3, dark
+
+
+def _css() -> str:
+    return (ROOT / "packages/bench/src/s2a_bench/reports/report.css").read_text()
+
+
+# Recipes: ids of cells depend on them, so that a changed default would make published records anew.
+
+_RATES = {"full": 1e-3, "linear": 3e-2, "vpt": 1e-1}
+"""The defaults under which records were published; 1e-2 for every other method of ours."""
+
+
+@pytest.mark.parametrize("suite", ["mini", "vtab", "fgvc", "cifar", "domainnet", "imagenet"])
+def test_the_recipe_of_every_method_is_what_it_was(suite):
+    schedule: dict[str, Any] = (
+        {"epochs": 12, "warmup_epochs": 1} if suite == "mini" else {"epochs": 80, "warmup_epochs": 10}
+    )
+    for method in OURS:
+        assert recipes.train_config(suite, method) == TrainConfig(lr=_RATES.get(method, 1e-2), **schedule)
+
+
+def test_the_default_cell_of_every_method_is_a_published_one():
+    with gzip.open(ROOT / "docs/records/mini.jsonl.gz", "rt") as lines:
+        published = {record["cell_id"]: record for record in map(json.loads, lines)}
+    cells = grid.expand(grid.Request(datasets=("digits",), methods=tuple(OURS), seeds=(0,)))
+    assert [published[run.identify(cell)]["method"] for cell in cells] == [cell.method.name for cell in cells]
+
+
+def test_defaults_without_a_card_are_the_benchs_own():
+    assert Recipe().learning_rate == TrainConfig().lr
+    assert recipes.train_config("vtab", "a_method_of_another_package") == TrainConfig()
+
+
+@pytest.mark.parametrize("method", [*OURS, "a_method_of_another_package"])
+def test_the_search_space_holds_the_default_recipe(method):
+    default = recipes.train_config("vtab", method)
+    config = s2a.method_config(method) if method in OURS else None
+    expected = {"train.lr": default.lr, "train.weight_decay": default.weight_decay}
+    expected |= {a.key: getattr(config, a.key[7:]) for a in spaces.get(method) if a.key.startswith("method.")}
+    assert expected in spaces.grid(spaces.get(method))
+
+
+def test_a_sweep_that_names_no_method_compares_those_whose_cards_say_so():
+    cells = grid.expand(grid.Request(datasets=("digits",), seeds=(0,)))
+    assert {cell.method.name for cell in cells} == {"full", "linear", "bias", "lora", "s2a"}
+    assert (cells[0].method.name, cells[-1].method.name) == ("full", "linear")  # the longest first
+
+
+# Markers
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_every_shape_is_drawn_around_its_point(shape, monkeypatch):
+    from s2a.card import Style
+
+    monkeypatch.setattr(markers, "style", lambda method: Style("#000000", "#ffffff", shape))
+    drawn = ET.fromstring(markers.marker("x", 100.0, 50.0, 5.0, "mark"))
+    if drawn.tag == "circle":
+        assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (100, 50, "circle")
+        return
+    points = [tuple(map(float, point.split(","))) for point in drawn.get("points", "").split()]
+    assert sum(x for x, _ in points) / len(points) == pytest.approx(100, abs=0.1)
+    assert sum(y for _, y in points) / len(points) == pytest.approx(50, abs=0.1)
+    assert 5 <= max(math.dist(point, (100, 50)) for point in points) <= 7.5
+    # Going round once, always the same way: the outline does not cross itself.
+    angles = [math.atan2(y - 50, x - 100) for x, y in points]
+    turns = [(b - a) % (2 * math.pi) for a, b in itertools.pairwise([*angles, angles[0]])]
+    assert all(0 < turn < math.pi for turn in turns) and sum(turns) == pytest.approx(2 * math.pi)
+
+
+def test_no_two_shapes_are_the_same():
+    assert len(set(markers._POLYGONS.values())) == len(SHAPES) - 1
+    assert markers._POLYGONS.keys() == {*SHAPES} - {"circle"}
+
+
+def test_markers_of_methods_without_a_card_are_steady_and_unlike_those_with_one(monkeypatch):
+    names = ["mine", "yours", "Ünnamed <b>", ""]
+    before = [markers.style(name) for name in names]
+    taken = {(style.light, style.dark) for method in OURS if (style := get_card(method).style)}
+    assert not {(style.light, style.dark) for style in before} & taken
+    assert before[0] != before[1]
+    monkeypatch.setattr(registry, "_METHODS", {})  # nothing is installed any more, only records are left
+    assert [markers.style(name) for name in names] == before
+
+
+def test_class_names_need_no_escaping_and_are_each_ones_own():
+    names = [*OURS, "mine", "Mine", "a b", "a_b", "a-b", "", "x", "</style>", "ü"]
+    classes = [markers.class_name(name) for name in names]
+    assert len(set(classes)) == len(names)
+    assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in classes)
+
+
+# A new method is one file
+
+FILE = '''
+"""A scale per feature: a method in one file."""
+
+import dataclasses
+
+import torch
+from s2a.card import Card, Recipe, Style
+from s2a.registry import Method, register_method
+from torch import nn
+
+
+@dataclasses.dataclass(frozen=True)
+class MyConfig:
+    start: float = 1.0
+
+
+@register_method("mine", MyConfig)
+class Mine(Method):
+    identity_at_start = True
+    card = Card(
+        title="My method",
+        trains="The head and a scale per feature.",
+        place="Behind the backbone.",
+        count="C.",
+        keeps="The features, (C,) per image.",
+        inference="One product.",
+        source="This file.",
+        recipe=Recipe(learning_rate=2e-3, searched_rates=(2e-4, 2e-3, 2e-2), searched_option=("start", (0.5, 1.0))),
+        style=Style(light="#112233", dark="#ddeeff", shape="star"),
+        order=15,
+        compared_by_default=True,
+        step_time=9.0,
+    )
+
+    def __init__(self, config, backbone, edits):
+        super().__init__(config, backbone, edits)
+        self.scale = nn.Parameter(torch.full((backbone.features,), config.start))
+
+    def forward(self, model, images):
+        return super().forward(model, images) * self.scale
+
+    def keeps(self, batch_size):
+        return {"": 4 * batch_size * self.feature_dim}
+'''
+
+
+def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = FILE) -> None:
+    """Imports a method's file; the method is forgotten after the test."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    path = folder / "my_method.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location("my_method", path)
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, "my_method", module)
+    spec.loader.exec_module(module)
+
+
+def test_a_new_method_is_one_file(tmp_path, monkeypatch):
+    _install(tmp_path, monkeypatch)
+    # Recipe and search space.
+    assert recipes.train_config("mini", "mine").lr == 2e-3
+    points = spaces.grid(spaces.get("mine"))
+    assert len(points) == spaces.GRID
+    assert {(p["train.lr"], p["method.start"]) for p in points} == {*itertools.product((2e-4, 2e-3, 2e-2), (0.5, 1.0))}
+    # A sweep compares it without being told to, and its long cells first; it trains.
+    cells = grid.expand(grid.Request(datasets=("digits",), seeds=(0,), epochs=1, limit_train=32, limit_test=32))
+    assert [cell.method.name for cell in cells][:2] == ["mine", "full"]
+    (search,) = choice.searches(cells[:1], choice.Mode())
+    assert len({run.identify(trial) for trial in search.trials}) == spaces.GRID
+    record = run.run(cells[0])
+    assert (record.status, record.method, record.method_config) == ("done", "mine", {"start": 1.0})
+    # Its row is where its card says, with its own marker, and the figures have its colours.
+    shown = sections(make_grid(["s2a", "mine", "linear", "full"], ["digits"], (0, 1)))
+    assert [row.method for row in shown[0].rows] == ["full", "mine", "linear", "s2a"]
+    for picture in pictures(shown, ["full", "mine", "linear", "s2a"])[0]:
+        assert ".m-mine{--m:#112233}" in picture.alone and ".m-mine{--m:#ddeeff}" in picture.alone
+        (mark,) = (
+            element
+            for element in ET.fromstring(picture.alone).iter()
+            if element.get("class") == "m-mine" and "mine:" in "".join(element.itertext())
+        )
+        polygons = [e for e in mark.iter() if e.tag.endswith("polygon") and e.get("class") == "mark"]
+        assert len(polygons[0].get("points", "").split()) == 10  # a star
+    # The command line knows it.
+    rows: dict[str, Any] = dict(cards.card("mine").rows)
+    assert (cards.card("mine").title, rows["Learning rate"], rows["Options"]) == ("My method", "0.002", "start=1.0")
+    assert rows["Searched"] == "learning rates 0.0002, 0.002, 0.02; start 0.5 or 1.0"
+
+
+def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch):
+    source = re.sub(r"    card = Card\(.*?\n    \)\n", "", FILE, flags=re.DOTALL)
+    _install(tmp_path, monkeypatch, source)
+    cells = grid.expand(grid.Request(datasets=("digits",), methods=("mine", "full"), seeds=(0,)))
+    assert {cell.method.name: cell.train.lr for cell in cells} == {"mine": 1e-3, "full": 1e-3}
+    assert len(spaces.grid(spaces.get("mine"))) == spaces.GRID
+    shown = sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
+    assert [row.method for row in shown[0].rows] == ["s2a", "mine"]
+    assert all(f"m-mine{{--m:{markers.style('mine').light}}}" in p.alone for p in pictures(shown, ["mine", "s2a"])[0])
+
+
+def test_a_search_space_of_another_size_is_refused(tmp_path, monkeypatch):
+    _install(tmp_path, monkeypatch, FILE.replace("(2e-4, 2e-3, 2e-2)", "(2e-4, 2e-3)"))
+    with pytest.raises(InputError, match="'mine' has 8 points, but every method is searched with 12"):
+        spaces.get("mine")
