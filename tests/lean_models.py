@@ -72,7 +72,7 @@ def keep_all(adapted: Any, inner: int = 0) -> None:
     for branch in adapted._branches:
         branch.keep = Keep(32, inner if branch.role == "attn" and not branch.site.fixed else 0)
     for module in adapted.modules():
-        for name in ("s2a_norm_bits", "s2a_qkv_bits"):
+        for name in ("s2a_lean_bits", "s2a_qkv_bits"):
             if name in module.__dict__:
                 setattr(module, name, 32)
         if "s2a_code" in module.__dict__:  # An activation in no fused branch: its derivative has a code of few bits.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
@@ -14,12 +13,12 @@ from s2a.activations.quantize import quantize_activations
 from s2a.backbones.edits import Edits
 from s2a.backbones.families import family_of
 from s2a.backbones.view import Backbone, Block
-from s2a.lean import fused, layerwise, pool
+from s2a.lean import fused, layerwise, pool  # noqa: F401  (pools register their lean forwards)
 from s2a.lean.class_token import Switch
+from s2a.lean.registry import lean_forward_of
 from s2a.lean.spec import Keep
 from s2a.lean.stream import stepwise, write_over
 from s2a.registry import Method
-from s2a.structure.side_branch import SideBlock, Transition
 
 ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 """A block's branches -> the roles of norm and body in ``Block.parts``."""
@@ -27,6 +26,9 @@ ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
 """Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits (the
 planner lets it be computed again where that is cheap, ``planning.knapsack.with_cheap_repeats``)."""
+
+QKV_BITS = 8
+"""Of q, k and v where attention is in no fused branch."""
 
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
@@ -114,24 +116,13 @@ def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], e
         edits.override(backbone.module(last), "forward", fused.last_block_forward)
 
 
-_FORWARDS: dict[type[nn.Module], Any] = {
-    **dict.fromkeys(fused.LAYER_NORMS, fused.lean_norm_forward),
-    nn.BatchNorm2d: layerwise.batch_norm_forward,
-    nn.MaxPool2d: pool.max_pool_forward,
-    nn.AvgPool2d: pool.average_pool_forward,
-    SideBlock: layerwise.side_block_forward,
-    Transition: layerwise.transition_forward,
-}
-
-
 def _layerwise(module: nn.Module, edits: Edits) -> None:
-    kind: Any = type(module)
-    if kind in _FORWARDS:
-        trained = any(p.requires_grad for n, p in module.named_parameters(recurse=False) if n == "weight")
-        small = kind in fused.LAYER_NORMS and not trained
-        edits.override(module, "s2a_norm_bits", 4 if small else 8)
-        edits.override(module, "forward", _FORWARDS[kind])
+    """Gives a module its registered lean forward, or lets its ``scaled_dot_product_attention`` keep codes."""
+    entry = lean_forward_of(module)
+    if entry is not None:
+        edits.override(module, "s2a_lean_bits", entry.bits_for(module))
+        edits.override(module, "forward", entry.forward)
     elif "fused_attn" in module.__dict__:
-        edits.override(module, "s2a_qkv_bits", 8)
+        edits.override(module, "s2a_qkv_bits", QKV_BITS)
         edits.override(module, "fused_attn", True)
         edits.override(module, "forward", layerwise.attention_forward)

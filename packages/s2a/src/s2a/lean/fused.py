@@ -15,7 +15,6 @@ import timm.layers
 import torch
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
@@ -24,16 +23,9 @@ from s2a.backbones.view import Block
 from s2a.lean.attention import attention
 from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp
-from s2a.lean.norm import layer_norm
+from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
 from s2a.lean.spec import Keep, Shape, Site, compute_dtype
 from s2a.lean.stream import IN_PLACE, writable
-
-LAYER_NORMS: dict[type[nn.Module], bool] = {
-    nn.LayerNorm: False,
-    LayerNorm: False,
-    LayerNorm2d: True,
-}
-"""Norm -> whether it takes maps ``(B, C, H, W)``."""
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -251,18 +243,6 @@ def norm_forward(self: Any, x: Tensor) -> Tensor:
     branch: Branch = self.s2a_branch
     branch.open = branch.takes(x)
     return x if branch.open else lean_norm_forward(self, x)
-
-
-def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
-    """A layer norm that keeps codes, where a gradient is asked for."""
-    wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if (
-        not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS
-    ):  # A parametrised one has a class of its own.
-        return type(self).forward(self, x)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.float()  # As autocast does for norms.
-    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_norm_bits, LAYER_NORMS[type(self)])
 
 
 def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

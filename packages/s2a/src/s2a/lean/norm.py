@@ -5,12 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from timm.layers.norm import LayerNorm, LayerNorm2d
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s2a.lean.linear import spans
+from s2a.lean.registry import register_lean_forward
 from s2a.lean.spec import like, put_rows, rows_of, total
 from s2a.ops import custom_ops as ops
+
+LAYER_NORMS: dict[type[nn.Module], bool] = {
+    nn.LayerNorm: False,
+    LayerNorm: False,
+    LayerNorm2d: True,
+}
+"""Norm -> whether it takes maps ``(B, C, H, W)``."""
 
 
 class _LayerNorm(torch.autograd.Function):
@@ -62,6 +71,18 @@ def layer_norm(
     """
     with torch.autocast(x.device.type, enabled=False):
         return _LayerNorm.apply(x, weight, bias, eps, bits, channels_first)  # type: ignore[no-any-return]
+
+
+@register_lean_forward(*LAYER_NORMS, bits=8, frozen_bits=4)
+def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
+    """A layer norm that keeps codes, where a gradient is asked for."""
+    wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
+    if not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS:
+        # A norm that was parametrised after ``attach`` has a class of its own.
+        return type(self).forward(self, x)
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.float()  # As autocast does for norms.
+    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_lean_bits, LAYER_NORMS[type(self)])
 
 
 class _BatchNorm(torch.autograd.Function):

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s2a.lean.linear import spans
+from s2a.lean.registry import register_lean_forward
 from s2a.ops.rows import pack_rows, unpack_rows
 
 LARGEST_WINDOW = 256
@@ -67,6 +68,7 @@ def _corners(shape: torch.Size, options: dict[str, Any], device: torch.device) -
     return rows * down - high, columns * across - wide
 
 
+@register_lean_forward(nn.MaxPool2d)
 def max_pool_forward(self: Any, x: Tensor) -> Any:
     """A max-pool that keeps the place of every maximum in its window."""
     options = {key: _pair(getattr(self, key)) for key in ("kernel_size", "stride", "padding", "dilation")}
@@ -93,6 +95,7 @@ class _AveragePool(torch.autograd.Function):
         return found, None
 
 
+@register_lean_forward(nn.AvgPool2d)
 def average_pool_forward(self: Any, x: Tensor) -> Any:
     """An average pool that keeps nothing."""
     return _AveragePool.apply(x, self) if _takes(x) else type(self).forward(self, x)

@@ -20,8 +20,8 @@ from s2a.backbones.edits import Edits
 from s2a.backbones.families import family_of
 from s2a.backbones.view import Backbone, evaluating, input_channels
 from s2a.errors import S2AError
+from s2a.lean.registry import WritesInPlace
 from s2a.registry import Method
-from s2a.structure.low_rank_prompt import LowRankPrompt
 
 
 def stepwise(backbone: Backbone, edits: Edits) -> None:
@@ -95,12 +95,12 @@ def _convnext(self: Any, x: Tensor) -> Tensor:
 
 
 def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
-    """Lets blocks and prompts write their sums over the stream.
+    """Lets blocks, and what a method adds to the stream, write their sums over it.
 
     Args:
         backbone: With the method's hooks in place.
         blocks: Paths of the blocks.
-        method: Whose prompts write too.
+        method: Whose modules write too where they can (``registry.WritesInPlace``).
         edits: Log that takes it back.
 
     Raises:
@@ -117,8 +117,8 @@ def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits:
         if type(module) in IN_PLACE:
             edits.override(module, "s2a_in_place", True)
     for module in method.modules():
-        if isinstance(module, LowRankPrompt):
-            edits.override(module, "in_place", True)
+        if isinstance(module, WritesInPlace):
+            edits.override(module, "s2a_in_place", True)
 
 
 IN_PLACE: dict[type[nn.Module], Any] = {Block: _vit, SwinTransformerBlock: _swin, ConvNeXtBlock: _convnext}

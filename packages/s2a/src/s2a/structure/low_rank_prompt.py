@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s2a.backbones.view import Block
 from s2a.errors import S2AError
+from s2a.lean.stream import writable
 
 Window = tuple[int, int]
 
@@ -33,10 +34,10 @@ class LowRankPrompt(nn.Module):
             are cut off at the other edges, as where attention pads the map; ``None`` prompts every position by its own.
 
     Attributes:
-        in_place: Writes the prompted input over the input, in a training step.
+        s2a_in_place: Writes the prompted input over the input, in a training step (``s2a.lean.WritesInPlace``).
     """
 
-    in_place = False
+    s2a_in_place: bool = False
 
     def __init__(self, block: Block, rank: int, std: float = 0.02, window: Window | None = None) -> None:
         super().__init__()
@@ -72,7 +73,7 @@ class LowRankPrompt(nn.Module):
                 "another size than the model was adapted for; give attach their image_size."
             )
         prompt = self.prompt().to(x.dtype)
-        if self.in_place and torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad):
+        if self.s2a_in_place and writable(x):
             return x.add_(prompt)
         return x + prompt
 
