@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import re
 from typing import Any
@@ -15,7 +16,7 @@ import s2a
 import timm
 import tiny
 import torch
-from lean_models import images_for
+from lean_models import images_for, pair
 from s2a import testing
 from s2a.lean import Keep
 from s2a.lean.apply import DEFAULTS
@@ -356,3 +357,13 @@ def test_bits_are_those_of_the_activations() -> None:
     kept = {branch.role: branch.keep.inner for branch in adapted._branches}
     assert kept == {"attn": 0, "mlp": 2}
     assert adapted.backbone.blocks[0].mlp.act.s2a_bits == 2  # type: ignore[index, union-attr]
+
+
+def test_copies_and_pickles_make_their_own_plan() -> None:
+    adapted = pair("vit", "bias")[1]
+    stream = io.BytesIO()
+    torch.save(adapted, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(adapted), torch.load(stream, weights_only=False)):
+        assert other.plan == s2a.plan_memory(adapted)
+        s2a.detach(other)

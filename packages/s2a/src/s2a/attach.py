@@ -12,8 +12,7 @@ import torch
 from torch import nn
 
 from s2a.adapted import Adapted
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import describe
+from s2a.backbones import Edits, describe
 from s2a.errors import S2AError
 from s2a.lean import Branch, LeanOptions, make_lean
 from s2a.planning import plan_memory
@@ -70,20 +69,20 @@ def attach(
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
         branches: tuple[Branch, ...] = ()
+        make_plan = None
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
             again = torch.bfloat16 if config.recompute == "bf16" else None
             branches = make_lean(view, method, edits, in_place=config.in_place, again=again, **codes)
-        adapted = Adapted(view, config, entry.name, method, head, edits)
+            make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
+        adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
-        adapted._branches = branches
         if branches:
             keeps = with_cheap_repeats([b.site for b in branches], [b.keep for b in branches])
             for branch, keep in zip(branches, keeps, strict=True):
                 branch.keep = keep
-            adapted._make_plan = functools.partial(plan_memory, batch_size=config.budget_batch)
         if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
             size = config.budget_batch
             plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)

@@ -10,8 +10,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, pooled_features
+from s2a.backbones import Backbone, Edits, pooled_features
 from s2a.errors import S2AError
 
 

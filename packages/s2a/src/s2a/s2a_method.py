@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, pooled_features
+from s2a.backbones import Backbone, Block, Edits, pooled_features
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
 from s2a.ops.pack import BITS, packed_bytes

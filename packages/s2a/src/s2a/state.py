@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2a.adapted import Adapted
 from s2a.attach import attach
-from s2a.backbones.view import classifier_name
+from s2a.backbones import classifier_name
 from s2a.errors import S2AError, StateMismatch
 from s2a.registry import method_config
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2a.activations.attention import QuantizedAttentionMode, quantized_softmax
 from s2a.activations.frozen import fixed_batch_norm, frozen_conv2d
-from s2a.backbones.edits import Edits
+from s2a.backbones import Edits
 from s2a.errors import S2AError
 from s2a.ops.pack import BITS
 from s2a.ops.pointwise import LEVEL_KINDS, activation_code, coded

@@ -10,9 +10,7 @@ import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
-from s2a.backbones.edits import Edits
-from s2a.backbones.families import family_of
-from s2a.backbones.view import Backbone, Block
+from s2a.backbones import Backbone, Block, Edits, family_of
 from s2a.lean import fused, layerwise, pool  # noqa: F401  (pools register their lean forwards)
 from s2a.lean.class_token import Switch
 from s2a.lean.registry import lean_forward_of

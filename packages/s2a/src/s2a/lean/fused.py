@@ -19,7 +19,7 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones.view import Block
+from s2a.backbones import Block
 from s2a.lean.attention import attention
 from s2a.lean.class_token import Switch, class_attention, narrows
 from s2a.lean.mlp import mlp

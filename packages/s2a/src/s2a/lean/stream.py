@@ -16,9 +16,7 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.families import family_of
-from s2a.backbones.view import Backbone, evaluating, input_channels
+from s2a.backbones import Backbone, Edits, evaluating, family_of, input_channels
 from s2a.errors import S2AError
 from s2a.lean.registry import WritesInPlace
 from s2a.registry import Method

@@ -1,6 +1,6 @@
 """The peak of a whole training step, by running it on tensors without data and keeping a ledger of their storages.
 
-A step is what ``s2a_bench.train`` does: forward pass, cross-entropy, backward pass, AdamW, gradients set to ``None``.
+A step is: forward pass, cross-entropy, backward pass, AdamW, gradients set to ``None``.
 Nothing is computed and nothing of the model's size is allocated: a ViT-B/16 at batch 32 takes seconds on any machine.
 """
 
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from s2a.backbones.view import input_channels
+from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 
@@ -35,7 +35,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False, "fused": False},
     "fused": {"fused": True},
 }
-"""AdamW's three implementations. With default arguments, as in ``s2a_bench.train``, CUDA takes ``foreach``."""
+"""AdamW's three implementations. With default arguments ``torch.optim.AdamW`` takes ``foreach`` on CUDA."""
 
 LARGEST = 20
 """Storages that a ``Peak`` names."""

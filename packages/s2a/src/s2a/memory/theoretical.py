@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,11 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones.families import family_of
-from s2a.backbones.view import evaluating, input_channels, reads_class_token
-
-if TYPE_CHECKING:
-    from s2a.adapted import Adapted
+from s2a.adapted import Adapted
+from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 

@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
-from s2a.backbones.view import input_channels
+from s2a.adapted import Adapted
+from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.lean.options import parse_size
+from s2a.lean.plan import Plan
 from s2a.memory import saved_bytes, simulated_peak
-from s2a.planning.knapsack import Plan, make_plan
+from s2a.planning.knapsack import make_plan
 from s2a.planning.survey import set_plan, survey
-
-if TYPE_CHECKING:
-    from s2a.adapted import Adapted
 
 TRIES = 5
 """Plans made for a peak, at most."""

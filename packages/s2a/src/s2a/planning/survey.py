@@ -8,8 +8,8 @@ from collections.abc import Callable
 from torch import nn
 
 from s2a.lean.fused import Branch
+from s2a.lean.plan import Plan
 from s2a.lean.spec import Site
-from s2a.planning.knapsack import Plan
 
 
 def set_plan(branches: tuple[Branch, ...], plan: Plan) -> None:

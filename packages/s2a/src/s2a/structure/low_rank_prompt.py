@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.backbones.view import Block
+from s2a.backbones import Block
 from s2a.errors import S2AError
 from s2a.lean.stream import writable
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2a.backbones.view import Block, split_tokens
+from s2a.backbones import Block, split_tokens
 from s2a.errors import S2AError
 from s2a.lean.recompute import recompute_from_codes, recompute_map_forward
 from s2a.lean.registry import register_lean_forward

@@ -1,0 +1,49 @@
+"""A memory plan as data: what every fused branch keeps. ``s2a.planning`` makes plans."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import Counter
+
+from s2a.lean.spec import Keep
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What every branch keeps, and what that comes to.
+
+    Attributes:
+        keeps: (block, branch) -> bits.
+        images: Batch size that it was made for.
+        budget: Bytes asked for; ``None``: no budget.
+        predicted: Bytes of weights and saved tensors.
+        smallest: The least that could be planned.
+        extra_work: Products done again, over those of a step without.
+        error: Estimated one minus cosine of the gradients.
+        peak: Simulated bytes of a whole step, where the budget was for that.
+    """
+
+    keeps: dict[tuple[str, str], Keep]
+    images: int
+    budget: int | None
+    predicted: int
+    smallest: int
+    extra_work: float
+    error: float
+    peak: int | None = None
+
+    def __str__(self) -> str:
+        """The plan as lines of text, like choices together."""
+        asked = "" if self.budget is None or self.peak is not None else f" of {self.budget / 1e6:,.1f} MB"
+        lines = [
+            f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "
+            f"{self.extra_work:.1%} of a step's products again, estimated gradient cosine {1 - self.error:.4f}"
+        ]
+        if self.peak is not None:
+            lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
+        counts = Counter((role, keep) for (_, role), keep in self.keeps.items())
+        for (role, keep), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
+            inner = {"attn": "q, k, v", "mlp": "activation"}[role]
+            rest = f"{inner} in {keep.inner} bits" if keep.inner else f"{inner} computed again"
+            lines.append(f"  {count:>3} x {role}: norm in {keep.norm} bits, {rest}")
+        return "\n".join(lines)
