@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits
 from s2a.errors import S2AError
-from s2a.lean import Branch
+from s2a.lean import FusedBranch
 from s2a.lean.plan import Plan
 from s2a.registry import Method
 
@@ -34,7 +34,7 @@ class Adapted(nn.Module):
         method: Method,
         head: nn.Linear,
         edits: Edits,
-        branches: tuple[Branch, ...] = (),
+        branches: tuple[FusedBranch, ...] = (),
         make_plan: Callable[[Adapted], Plan] | None = None,
     ) -> None:
         super().__init__()

@@ -14,9 +14,9 @@ from torch import nn
 from s2a.adapted import Adapted
 from s2a.backbones import Edits, describe
 from s2a.errors import S2AError
-from s2a.lean import Branch, LeanOptions, make_lean
+from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
-from s2a.planning.knapsack import with_cheap_repeats
+from s2a.planning.knapsack import recompute_where_cheap
 from s2a.registry import Method, entry_for
 
 log = logging.getLogger("s2a")
@@ -68,21 +68,23 @@ def attach(
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
-        branches: tuple[Branch, ...] = ()
+        branches: tuple[FusedBranch, ...] = ()
         make_plan = None
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
-            again = torch.bfloat16 if config.recompute == "bf16" else None
-            branches = make_lean(view, method, edits, in_place=config.in_place, again=again, **codes)
+            recompute_dtype = torch.bfloat16 if config.recompute == "bf16" else None
+            branches = make_lean(
+                view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
+            )
             make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
         adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
-        if branches:
-            keeps = with_cheap_repeats([b.site for b in branches], [b.keep for b in branches])
-            for branch, keep in zip(branches, keeps, strict=True):
-                branch.keep = keep
+        # What is kept without a budget; a budget then plans anew.
+        chosen = recompute_where_cheap([b.spec for b in branches], [b.saved_bits for b in branches])
+        for branch, saved_bits in zip(branches, chosen, strict=True):
+            branch.saved_bits = saved_bits
         if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
             size = config.budget_batch
             plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)

@@ -260,7 +260,7 @@ def classifier_name(model: Any) -> str:
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Pooled, normalised features in front of the classifier, ``(B, C)``."""
-    switch = model.__dict__.get("s2a_switch")  # The last block may leave out what no feature comes from.
+    switch = model.__dict__.get("s2a_features_only")  # The last block may leave out what no feature comes from.
     if switch is not None:
         switch.on = True
     try:

@@ -21,10 +21,10 @@ from torch import Tensor, nn
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.backbones import Block
 from s2a.lean.attention import attention
-from s2a.lean.class_token import Switch, class_attention, narrows
+from s2a.lean.class_token import FeaturesOnlySwitch, class_attention, reads_class_token_alone
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
-from s2a.lean.spec import Keep, Shape, Site, compute_dtype
+from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
 from s2a.lean.stream import IN_PLACE, writable
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
@@ -63,7 +63,7 @@ def _reads_output_only(hook: Any) -> bool:
 
 
 @dataclasses.dataclass(eq=False)
-class Branch:
+class FusedBranch:
     """One norm and the attention or MLP behind it.
 
     Attributes:
@@ -73,30 +73,30 @@ class Branch:
         body: Attention or MLP.
         keep: Bits.
         levels: Kind of the activation's levels.
-        stock: The body's forward without fusion.
-        owner: The block itself.
+        stock_forward: The body's forward without fusion.
+        block_module: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
-        inside: The block is running: outside of it the norm is a norm like any other.
-        open: The norm handed its input on; the body does the rest.
-        narrow: The attention puts out the class token's row alone.
+        block_runs: The block is running: outside of it the norm is a norm like any other.
+        norm_skipped: The norm handed its input on; the body does the rest.
+        class_token_only: The attention puts out the class token's row alone.
         warned: The fallback was said.
-        again: In which products of the forward pass run once more (``Shape.again``).
+        recompute_dtype: In which products of the forward pass run once more (``BranchOptions.again``).
     """
 
     block: Block
     role: str
     norm: nn.Module
     body: nn.Module
-    keep: Keep
+    saved_bits: SavedBits
     levels: str
-    stock: Any
-    owner: nn.Module
+    stock_forward: Any
+    block_module: nn.Module
     windows: tuple[int, int] | None = None
-    inside: bool = False
-    open: bool = False
-    narrow: bool = False
+    block_runs: bool = False
+    norm_skipped: bool = False
+    class_token_only: bool = False
     warned: bool = False
-    again: torch.dtype | None = None
+    recompute_dtype: torch.dtype | None = None
 
     @property
     def layers(self) -> tuple[Any, Any]:
@@ -104,11 +104,11 @@ class Branch:
         first, last, _, _ = _BODIES[type(self.body)]
         return getattr(self.body, first), getattr(self.body, last)
 
-    def obstacle(self) -> str | None:
+    def why_not_fusable(self) -> str | None:
         """What keeps the branch from being fused as it is now; ``None``: nothing."""
         for role, module in ((f"{self.role}_norm", self.norm), (self.role, self.body)):
             leaf = self.block.parts[role].removeprefix(f"{self.block.name}.")
-            if self.owner.get_submodule(leaf) is not module:
+            if self.block_module.get_submodule(leaf) is not module:
                 return f"{leaf} was replaced"
         if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
             return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
@@ -149,17 +149,17 @@ class Branch:
         return None
 
     @property
-    def site(self) -> Site:
+    def spec(self) -> BranchSpec:
         """The branch as the planner sees it."""
         first, last = self.layers
         reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
-        narrow = "s2a_switch" in self.owner.__dict__
+        narrow = "s2a_features_only" in self.block_module.__dict__
         bits = 0
         if isinstance(self.body, Mlp):
             key = activation_key(self.body.act)
             bits = 1 if key in ("relu", "relu6") else 0
         inner_tokens = 1 if narrow and self.role == "mlp" else self.block.tokens
-        return Site(
+        return BranchSpec(
             self.block.name,
             self.role,
             self.block.tokens,
@@ -175,18 +175,18 @@ class Branch:
     @property
     def _codes_alone(self) -> bool:
         """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
-        return isinstance(self.body, Mlp) and self.keep.inner > 0
+        return isinstance(self.body, Mlp) and self.saved_bits.inner > 0
 
-    def takes(self, x: Tensor) -> bool:
+    def can_fuse(self, x: Tensor) -> bool:
         """Whether this forward pass on ``x`` runs fused."""
-        if not self.inside or not torch.is_grad_enabled():
+        if not self.block_runs or not torch.is_grad_enabled():
             return False
         if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
             return False  # Padding: the norm of a padded zero is its bias, not zero.
         if not (x.requires_grad or any(p.requires_grad for m in (self.norm, self.body) for p in m.parameters())):
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
-        why = self.obstacle()
+        why = self.why_not_fusable()
         if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
             why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
@@ -198,7 +198,7 @@ class Branch:
             )
         return why is None
 
-    def run(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def run_fused(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         """The body's output for the norm's input."""
         norm: Any = self.norm
         first, last = self.layers
@@ -209,19 +209,24 @@ class Branch:
             scales.append(scale)
         tensors = (norm.weight, norm.bias, *layers)
         dtype = compute_dtype(x, first.weight)
-        again = self.again if dtype.itemsize > 2 else None  # Never from one half to another.
-        common = {"scales": tuple(scales), "dtype": dtype, "again": again}
+        # A forward pass in float16 or bfloat16 is recomputed in its own format.
+        recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
+        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype}
         body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
             key = activation_key(body.act)
             assert key is not None
-            out = mlp(Shape(self.keep, norm.eps, maps, key, self.levels, **common), x, tensors)
+            out = mlp(BranchOptions(self.saved_bits, norm.eps, maps, key, self.levels, **common), x, tensors)
             drop = body.drop2
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
-            shape = Shape(self.keep, norm.eps, heads=body.num_heads, scale=body.scale, **common)
-            out = class_attention(shape, x, tensors) if self.narrow else attention(shape, x, bias, mask, tensors)
+            shape = BranchOptions(self.saved_bits, norm.eps, heads=body.num_heads, scale=body.scale, **common)
+            out = (
+                class_attention(shape, x, tensors)
+                if self.class_token_only
+                else attention(shape, x, bias, mask, tensors)
+            )
             drop = body.proj_drop
         for hook in last._forward_hooks.values():
             if _reads_output_only(hook):
@@ -240,52 +245,57 @@ def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
     """A norm in front of a fused branch hands its input on; otherwise it is a lean norm."""
-    branch: Branch = self.s2a_branch
-    branch.open = branch.takes(x)
-    return x if branch.open else lean_norm_forward(self, x)
+    branch: FusedBranch = self.s2a_branch
+    branch.norm_skipped = branch.can_fuse(x)
+    return x if branch.norm_skipped else lean_norm_forward(self, x)
 
 
 def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Attention or MLP of a fused branch, on what the norm got; otherwise as without fusion, on what it returned."""
-    branch: Branch = self.s2a_branch
-    opened, branch.open = branch.open, False
+    branch: FusedBranch = self.s2a_branch
+    opened, branch.norm_skipped = branch.norm_skipped, False
     if not opened:
-        return branch.stock(x, *args, **kwargs)
+        return branch.stock_forward(x, *args, **kwargs)
     if isinstance(self, WindowAttention):
-        return branch.run(x, *args, **kwargs)
+        return branch.run_fused(x, *args, **kwargs)
     if any(value is not None and value is not False for value in (*args, *kwargs.values())):
-        return branch.stock(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask of someone else's.
-    return branch.run(x)
+        return branch.stock_forward(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask of someone else's.
+    return branch.run_fused(x)
 
 
 def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A block's own forward, during which its norms may hand their inputs on."""
     for branch in self.s2a_branches:
-        branch.inside, branch.open = True, False
+        branch.block_runs, branch.norm_skipped = True, False
     try:
         if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
             return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
     finally:
         for branch in self.s2a_branches:
-            branch.inside = branch.open = False
+            branch.block_runs = branch.norm_skipped = False
 
 
 def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
-    switch: Switch = self.s2a_switch
+    switch: FeaturesOnlySwitch = self.s2a_features_only
     attn, mlp = self.s2a_branches
     for branch in self.s2a_branches:
-        branch.inside = True
+        branch.block_runs = True
     asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    narrow = switch.on and not asked and narrows(switch.model, self) and all(b.takes(x) for b in (attn, mlp))
+    narrow = (
+        switch.on
+        and not asked
+        and reads_class_token_alone(switch.model, self)
+        and all(b.can_fuse(x) for b in (attn, mlp))
+    )
     for branch in self.s2a_branches:
-        branch.inside = False
+        branch.block_runs = False
     if not narrow:
         return block_forward(self, x, *args, **kwargs)
     try:
-        attn.inside = mlp.inside = attn.narrow = True
+        attn.block_runs = mlp.block_runs = attn.class_token_only = True
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
     finally:
-        attn.inside = attn.open = attn.narrow = mlp.inside = mlp.open = False
+        attn.block_runs = attn.norm_skipped = attn.class_token_only = mlp.block_runs = mlp.norm_skipped = False

@@ -17,7 +17,7 @@ from s2a.ops import custom_ops as ops
 
 
 class _CodedAttention(torch.autograd.Function):
-    """Attention that keeps q, k and v as codes; the rest is computed again from them."""
+    """Attention that keeps q, k and v as codes, a row for each head's token; the backward pass recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, bits: int, mask: Tensor | None, options: dict[str, Any], *qkv: Tensor) -> Tensor:
@@ -25,7 +25,7 @@ class _CodedAttention(torch.autograd.Function):
         for tensor in qkv:
             kept += ops.rows_pack(tensor.reshape(-1, tensor.shape[-1]), bits)
         ctx.bits, ctx.options = bits, options
-        ctx.like = [(tensor.shape, tensor.dtype) for tensor in qkv]
+        ctx.input_like = [(tensor.shape, tensor.dtype) for tensor in qkv]
         ctx.save_for_backward(mask, *kept)
         return F.scaled_dot_product_attention(*qkv, attn_mask=mask, **options)
 
@@ -34,8 +34,9 @@ class _CodedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         mask, *kept = ctx.saved_tensors
         with torch.enable_grad():
+            # q', k', v' from their codes, then attention once more, differentiated by autograd.
             qkv = []
-            for i, (shape, dtype) in enumerate(ctx.like):
+            for i, (shape, dtype) in enumerate(ctx.input_like):
                 rows = ops.rows_unpack(kept[2 * i], kept[2 * i + 1], shape[-1], ctx.bits, dtype)
                 qkv.append(rows.view(shape).requires_grad_())
             added = None if mask is None else mask.detach().requires_grad_(ctx.needs_input_grad[1])

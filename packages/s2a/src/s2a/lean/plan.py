@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from s2a.lean.spec import Keep
+from s2a.lean.spec import SavedBits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -13,7 +13,7 @@ class Plan:
     """What every branch keeps, and what that comes to.
 
     Attributes:
-        keeps: (block, branch) -> bits.
+        saved_bits: (block, branch) -> bits.
         images: Batch size that it was made for.
         budget: Bytes asked for; ``None``: no budget.
         predicted: Bytes of weights and saved tensors.
@@ -23,7 +23,7 @@ class Plan:
         peak: Simulated bytes of a whole step, where the budget was for that.
     """
 
-    keeps: dict[tuple[str, str], Keep]
+    saved_bits: dict[tuple[str, str], SavedBits]
     images: int
     budget: int | None
     predicted: int
@@ -41,9 +41,9 @@ class Plan:
         ]
         if self.peak is not None:
             lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
-        counts = Counter((role, keep) for (_, role), keep in self.keeps.items())
-        for (role, keep), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
+        counts = Counter((role, bits) for (_, role), bits in self.saved_bits.items())
+        for (role, bits), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
             inner = {"attn": "q, k, v", "mlp": "activation"}[role]
-            rest = f"{inner} in {keep.inner} bits" if keep.inner else f"{inner} computed again"
-            lines.append(f"  {count:>3} x {role}: norm in {keep.norm} bits, {rest}")
+            rest = f"{inner} in {bits.inner} bits" if bits.inner else f"{inner} computed again"
+            lines.append(f"  {count:>3} x {role}: norm in {bits.norm} bits, {rest}")
         return "\n".join(lines)

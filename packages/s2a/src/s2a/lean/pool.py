@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from s2a.lean.linear import spans
+from s2a.lean.linear import image_chunks
 from s2a.lean.registry import register_lean_forward
 from s2a.ops.rows import pack_rows, unpack_rows
 
@@ -26,7 +26,7 @@ class _MaxPool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: dict[str, Any]) -> Tensor:
-        outs, kept, parts = [], [], list(spans(len(x), x[:1].numel()))
+        outs, kept, parts = [], [], list(image_chunks(len(x), x[:1].numel()))
         across, ctx.bits = options["kernel_size"][1], _bits(options)
         for part in parts:
             out, index = F.max_pool2d(x[part], **options, return_indices=True)
@@ -35,7 +35,7 @@ class _MaxPool(torch.autograd.Function):
             place = (rows - top.view(-1, 1)) // high * across + (columns - left) // wide
             kept.append(pack_rows(place.to(torch.uint8).reshape(-1, out.shape[2] * out.shape[3]), ctx.bits))
             outs.append(out)
-        ctx.options, ctx.parts, ctx.like = options, parts, (x.shape, x.dtype)
+        ctx.options, ctx.parts, ctx.input_like = options, parts, (x.shape, x.dtype)
         ctx.save_for_backward(*kept)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
@@ -45,7 +45,7 @@ class _MaxPool(torch.autograd.Function):
         kept, options = ctx.saved_tensors, ctx.options
         across = options["kernel_size"][1]
         (top, left), (high, wide) = _corners(grad.shape, options, grad.device), options["dilation"]
-        shape, dtype = ctx.like
+        shape, dtype = ctx.input_like
         out = torch.zeros(shape, dtype=dtype, device=grad.device)
         for codes, part in zip(kept, ctx.parts, strict=True):
             some = grad[part]
@@ -83,14 +83,14 @@ class _AveragePool(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
-        ctx.module, ctx.like = module, (x.shape, x.dtype)
+        ctx.module, ctx.input_like = module, (x.shape, x.dtype)
         return type(module).forward(module, x)  # type: ignore[no-any-return]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
         with torch.enable_grad():
-            leaf = torch.zeros(ctx.like[0], dtype=ctx.like[1], device=grad.device, requires_grad=True)
+            leaf = torch.zeros(ctx.input_like[0], dtype=ctx.input_like[1], device=grad.device, requires_grad=True)
             (found,) = torch.autograd.grad(type(ctx.module).forward(ctx.module, leaf), leaf, grad)
         return found, None
 

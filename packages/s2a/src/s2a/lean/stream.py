@@ -22,7 +22,7 @@ from s2a.lean.registry import WritesInPlace
 from s2a.registry import Method
 
 
-def stepwise(backbone: Backbone, edits: Edits) -> None:
+def call_stepwise(backbone: Backbone, edits: Edits) -> None:
     """Lets a model call its stem, blocks and norm one by one, where that is found to give the same features."""
     model: Any = backbone.model
     if family_of(model).steps is None:
@@ -39,14 +39,14 @@ def stepwise(backbone: Backbone, edits: Edits) -> None:
 
 def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     given = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    if given or not torch.is_grad_enabled() or not _plain(self):
+    if given or not torch.is_grad_enabled() or not _can_call_parts(self):
         return type(self).forward_features(self, x, *args, **kwargs)
     for step in family_of(self).steps(self):  # type: ignore[misc]
         x = step(x)
     return x
 
 
-def _plain(model: nn.Module) -> bool:
+def _can_call_parts(model: nn.Module) -> bool:
     """Whether no container has hooks or checkpoints, which calling its parts would go past."""
     for module in model.modules():
         if module.__dict__.get("grad_checkpointing"):
@@ -62,21 +62,21 @@ def writable(x: Tensor) -> bool:
     return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
 
 
-def add(x: Tensor, more: Tensor) -> Tensor:
+def add_in_place(x: Tensor, more: Tensor) -> Tensor:
     """X + more, written over ``x`` if it has the sum's type."""
     return x.add_(more) if x.dtype == torch.promote_types(x.dtype, more.dtype) else x + more
 
 
 def _vit(self: Any, x: Tensor) -> Tensor:
-    x = add(x, self.drop_path1(self.ls1(self.attn(self.norm1(x)))))
-    return add(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+    x = add_in_place(x, self.drop_path1(self.ls1(self.attn(self.norm1(x)))))
+    return add_in_place(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
 
 def _swin(self: Any, x: Tensor) -> Tensor:
     shape = x.shape
-    x = add(x, self.drop_path1(self._attn(self.norm1(x))))
+    x = add_in_place(x, self.drop_path1(self._attn(self.norm1(x))))
     x = x.reshape(shape[0], -1, shape[3])
-    return add(x, self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape)
+    return add_in_place(x, self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape)
 
 
 def _convnext(self: Any, x: Tensor) -> Tensor:
@@ -89,10 +89,10 @@ def _convnext(self: Any, x: Tensor) -> Tensor:
         y = self.mlp(self.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     if self.gamma is not None:
         y = y.mul(self.gamma.reshape(1, -1, 1, 1))
-    return add(x, self.drop_path(y))
+    return add_in_place(x, self.drop_path(y))
 
 
-def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
+def write_in_place(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
     """Lets blocks, and what a method adds to the stream, write their sums over it.
 
     Args:

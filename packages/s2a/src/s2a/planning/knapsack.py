@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from s2a.errors import S2AError
 from s2a.lean.plan import Plan
-from s2a.lean.spec import Keep, Site
+from s2a.lean.spec import BranchSpec, SavedBits
 
 NORM_ERRORS = {2: 7e-4, 3: 2e-4, 4: 5e-5, 8: 1e-6, 10: 0.0, 12: 0.0}
 """Bits of a normalised input that only the norm's own gradient is made of -> error."""
@@ -30,47 +30,49 @@ ERROR_WEIGHT = 100.0
 """What an error of 1 is worth in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
 
 
-def error_of(site: Site, keep: Keep) -> float:
+def error_of(spec: BranchSpec, keep: SavedBits) -> float:
     """One minus cosine, as if all branches chose so."""
-    if site.role == "attn":
+    if spec.role == "attn":
         return NORM_ERRORS[keep.norm] + (QKV_ERRORS[keep.inner] if keep.inner else SOURCE_ERRORS[keep.norm])
     if not keep.inner:
         return HIDDEN_ERRORS[keep.norm]
-    return NORM_ERRORS[keep.norm] + (0.0 if site.bits else ACT_ERRORS[keep.inner])
+    return NORM_ERRORS[keep.norm] + (0.0 if spec.bits else ACT_ERRORS[keep.inner])
 
 
-def choices_of(site: Site) -> list[Keep]:
+def choices_of(spec: BranchSpec) -> list[SavedBits]:
     """All that a branch can keep."""
-    again = [Keep(norm, 0) for norm in (8, 10, 12)]
-    if site.role == "attn":
-        if site.fixed:
+    again = [SavedBits(norm, 0) for norm in (8, 10, 12)]
+    if spec.role == "attn":
+        if spec.fixed:
             return again
-        norms = (8, 10) if site.reads_first else (2, 3, 4)
-        return again + [Keep(norm, inner) for norm in norms for inner in QKV_ERRORS]
-    if site.reads_last:
+        norms = (8, 10) if spec.reads_first else (2, 3, 4)
+        return again + [SavedBits(norm, inner) for norm in norms for inner in QKV_ERRORS]
+    if spec.reads_last:
         return again
-    norms = (4, 8) if site.reads_first else (2, 3, 4, 8)
-    return again + [Keep(norm, inner) for norm in norms for inner in ((site.bits,) if site.bits else ACT_ERRORS)]
+    norms = (4, 8) if spec.reads_first else (2, 3, 4, 8)
+    return again + [SavedBits(norm, inner) for norm in norms for inner in ((spec.bits,) if spec.bits else ACT_ERRORS)]
 
 
-def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: int, budget: int | None) -> Plan:
-    """Chooses for every site.
+def make_plan(
+    specs: Sequence[BranchSpec], now: Sequence[SavedBits], images: int, others: int, budget: int | None
+) -> Plan:
+    """Chooses for every spec.
 
     Args:
-        sites: In forward order.
+        specs: In forward order.
         now: What each keeps now.
         images: Batch size.
-        others: Bytes of weights and of all that no site keeps.
+        others: Bytes of weights and of all that no spec keeps.
         budget: Most bytes of it all; ``None`` leaves everything as it is.
 
     Raises:
         S2AError: A budget that no choice meets; the message has the smallest that can be met.
     """
-    whole = sum(2 * site.work for site in sites) or 1.0
-    options = [_options(site, len(sites), images, whole) for site in sites]
+    whole = sum(2 * spec.work for spec in specs) or 1.0
+    options = [_options(spec, len(specs), images, whole) for spec in specs]
     smallest = others + sum(min(option.nbytes for option in group) for group in options)
     if budget is None:
-        chosen = [_Option(keep, site.nbytes(keep, images), 0.0) for site, keep in zip(sites, now, strict=True)]
+        chosen = [_Option(keep, spec.nbytes(keep, images), 0.0) for spec, keep in zip(specs, now, strict=True)]
     elif budget < smallest:
         raise S2AError(
             f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
@@ -79,56 +81,56 @@ def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: i
         )
     else:
         chosen = _knapsack(options, budget - others)
-    keeps = [option.keep for option in chosen]
+    keeps = [option.saved_bits for option in chosen]
     return Plan(
-        {(site.name, site.role): keep for site, keep in zip(sites, keeps, strict=True)},
+        {(spec.name, spec.role): keep for spec, keep in zip(specs, keeps, strict=True)},
         images,
         budget,
         others + sum(option.nbytes for option in chosen),
         smallest,
-        sum(site.again(keep) for site, keep in zip(sites, keeps, strict=True)) / whole,
-        sum(error_of(site, keep) for site, keep in zip(sites, keeps, strict=True)) / max(1, len(sites) // 2),
+        sum(spec.recomputed_work(keep) for spec, keep in zip(specs, keeps, strict=True)) / whole,
+        sum(error_of(spec, keep) for spec, keep in zip(specs, keeps, strict=True)) / max(1, len(specs) // 2),
     )
 
 
-WORTH = 5.0
+MIN_SAVING = 5.0
 """Percents of kept bytes that one percent more products must save, without a budget."""
 
 
-def with_cheap_repeats(sites: Sequence[Site], keeps: Sequence[Keep]) -> list[Keep]:
+def recompute_where_cheap(specs: Sequence[BranchSpec], keeps: Sequence[SavedBits]) -> list[SavedBits]:
     """Without a budget: an activation is computed again where that is cheap for the bytes that it saves.
 
     Tokens make bytes, channels make products: it is so in the first stage of pyramids, and nowhere in a ViT, whatever
     its size.
 
     Args:
-        sites: All branches.
+        specs: All branches.
         keeps: What each keeps.
     """
-    total = sum(site.nbytes(keep, 1) for site, keep in zip(sites, keeps, strict=True))
-    whole = sum(2 * site.work for site in sites)
-    again = Keep(8, 0)
+    total = sum(spec.nbytes(keep, 1) for spec, keep in zip(specs, keeps, strict=True))
+    whole = sum(2 * spec.work for spec in specs)
+    again = SavedBits(8, 0)
     found = []
-    for site, keep in zip(sites, keeps, strict=True):
-        less = site.nbytes(keep, 1) - site.nbytes(again, 1)
-        coded = site.role == "mlp" and keep.inner > 0
-        found.append(again if coded and less * whole > WORTH * site.again(again) * total else keep)
+    for spec, keep in zip(specs, keeps, strict=True):
+        less = spec.nbytes(keep, 1) - spec.nbytes(again, 1)
+        coded = spec.role == "mlp" and keep.inner > 0
+        found.append(again if coded and less * whole > MIN_SAVING * spec.recomputed_work(again) * total else keep)
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    keep: Keep
+    saved_bits: SavedBits
     nbytes: int
     cost: float
 
 
-def _options(site: Site, count: int, images: int, whole: float) -> list[_Option]:
-    """A site's choices that no other beats in both bytes and cost, the smallest first."""
+def _options(spec: BranchSpec, count: int, images: int, whole: float) -> list[_Option]:
+    """A spec's choices that no other beats in both bytes and cost, the smallest first."""
     found = []
-    for keep in choices_of(site):
-        cost = site.again(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / count
-        found.append(_Option(keep, site.nbytes(keep, images), cost))
+    for keep in choices_of(spec):
+        cost = spec.recomputed_work(keep) / whole + ERROR_WEIGHT * error_of(spec, keep) / count
+        found.append(_Option(keep, spec.nbytes(keep, images), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []
     for option in found:

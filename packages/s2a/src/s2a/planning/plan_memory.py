@@ -14,11 +14,11 @@ from s2a.lean.options import parse_size
 from s2a.lean.plan import Plan
 from s2a.memory import saved_bytes, simulated_peak
 from s2a.planning.knapsack import make_plan
-from s2a.planning.survey import set_plan, survey
+from s2a.planning.survey import measure_specs, set_plan
 
-TRIES = 5
+MAX_TRIES = 5
 """Plans made for a peak, at most."""
-CLOSE = 0.01
+TOLERANCE = 0.01
 """A peak so near to its budget, from below, is near enough."""
 
 
@@ -58,23 +58,25 @@ def plan_memory(
 
     modes = {module: module.training for module in adapted.modules()}
     buffers = {name: value.clone() for name, value in adapted.named_buffers()}
-    before = [branch.keep for branch in branches]
+    before = [branch.saved_bits for branch in branches]
     try:
         adapted.train()
-        sites, others = survey(adapted, branches, saved, batch_size)
+        specs, others = measure_specs(adapted, branches, saved, batch_size)
 
         def plan(most: int | None) -> Plan:
-            found = make_plan(sites, before, batch_size, others, most)
+            found = make_plan(specs, before, batch_size, others, most)
             set_plan(branches, found)
             return found
 
         if budget is None:
             found = plan(None if budget_mb is None else int(budget_mb * 1e6))
         else:
-            found = _for_peak(plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size)
+            found = _plan_for_peak(
+                plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size
+            )
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
-            branch.keep = keep
+            branch.saved_bits = keep
         raise
     finally:
         for module, mode in modes.items():
@@ -85,7 +87,7 @@ def plan_memory(
     return found
 
 
-def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
+def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
     """The plan whose simulated peak comes closest to a budget from below.
 
     What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next
@@ -94,12 +96,12 @@ def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budge
     found = plan(None)
     least = found.smallest
     aim, best, top = found.predicted, None, 0
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         found = plan(max(aim, least))
         top = peak()
         if top <= budget and (best is None or found.predicted > best.predicted):
             best = dataclasses.replace(found, peak=top)
-        if 0 <= budget - top < CLOSE * budget or (top > budget and found.predicted <= least * 1.001):
+        if 0 <= budget - top < TOLERANCE * budget or (top > budget and found.predicted <= least * 1.001):
             break
         aim = found.predicted + budget - top
     if best is None:
