@@ -327,15 +327,15 @@ def test_measured_memory_stays_below_the_papers_figure_as_it_comes(backbone: str
         ({"activations": "exact", "memory_budget": "8GiB"}, "memory_budget needs activations='lean'"),
         ({"activations": "lean", "memory_budget_mb": 1, "memory_budget": "8GiB"}, "give one of them"),
         *(
-            ({"activations": "lean", "memory_budget_mb": value}, "is no size; give megabytes")
+            ({"activations": "lean", "memory_budget_mb": value}, "must be a number of megabytes")
             for value in (0, -1, float("nan"), float("inf"), True, "640")
         ),
         *(
-            ({"activations": "lean", "memory_budget": value}, "is no size; write a number and one of B, KB")
+            ({"activations": "lean", "memory_budget": value}, "must be a number and one of B, KB")
             for value in ("8", "GiB", "8 Gib", "-1GiB", "0MB", 8, "1e3MB", "")
         ),
         *(
-            ({"activations": "lean", "budget_batch": value}, "is no batch size; give an integer of at least 1")
+            ({"activations": "lean", "budget_batch": value}, "must be an integer of at least 1")
             for value in (0, -1, 2.0, True, "2")
         ),
         ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'same' or 'bf16'"),

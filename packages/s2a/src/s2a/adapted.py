@@ -97,9 +97,7 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
     if not isinstance(adapted, Adapted):
         raise S2AError(f"cast_frozen takes what s2a.attach returned, not {type(adapted).__name__}.")
     if dtype not in (torch.bfloat16, torch.float16):
-        raise S2AError(
-            f"dtype={dtype} saves nothing or is no number format for weights; give torch.bfloat16 or float16."
-        )
+        raise S2AError(f"dtype={dtype} must be torch.bfloat16 or torch.float16, which halve the frozen weights.")
     saved = 0
     for module in adapted.backbone.modules():
         weight = getattr(module, "weight", None)

@@ -48,7 +48,8 @@ def attach(
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise S2AError(f"num_classes={num_classes!r} is no count; give 1 or more, or None to keep the model's.")
+        raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
+    # 1. The model as the table of families sees it: blocks, classifier, image size.
     training = model.training
     view = describe(model, image_size)
     classifier = view.module(view.classifier)
@@ -56,6 +57,7 @@ def attach(
         raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
     edits = Edits()
     try:
+        # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
         edits.replace(model, view.classifier, nn.Identity())
         for parameter in model.parameters():
             edits.freeze(parameter)
@@ -63,11 +65,13 @@ def attach(
             for buffer, value in module._buffers.items():
                 if value is not None:
                     edits.preserve(module, buffer)
+        # 3. The method adds its parameters and hooks and switches on what trains; a new head.
         reference = next(model.parameters())
         method = entry.method(config, view, edits).to(reference.device, reference.dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
+        # 4. What the backward pass keeps.
         branches: tuple[FusedBranch, ...] = ()
         make_plan = None
         if isinstance(config, LeanOptions) and config.activations == "lean":

@@ -103,7 +103,7 @@ class Method(nn.Module):
         What trained of the backbone's own parameters is in ``model`` already.
 
         Raises:
-            S2AError: The method is no function that the backbone alone could compute.
+            S2AError: The backbone alone cannot compute what the method computes.
         """
         raise S2AError(
             f"{type(self).__name__} cannot be merged: what it adds is not of the backbone's form; "
@@ -184,14 +184,14 @@ def entry_for(config: Any) -> Entry:
     """The registered method whose config ``config`` is.
 
     Raises:
-        S2AError: The object is no registered method's config.
+        S2AError: The object is not a registered method's config.
     """
     _load()
     for entry in _METHODS.values():
         if type(config) is entry.config:
             return entry
     known = ", ".join(f"{e.config.__name__} ({e.name})" for e in _METHODS.values())
-    raise S2AError(f"{type(config).__name__} is no registered method's config; registered: {known}.")
+    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.")
 
 
 def method_config(name: str, **overrides: Any) -> Any:

@@ -78,7 +78,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
         raise S2AError(f"save takes what s2a.attach returned, not {type(adapted).__name__}.")
     target = Path(path)
     if not target.parent.is_dir():
-        raise S2AError(f"{target.parent} is no folder; create it, or save elsewhere.")
+        raise S2AError(f"{target.parent} is not a folder; create it, or save elsewhere.")
     header = {
         "format": FORMAT,
         "method": adapted.name,

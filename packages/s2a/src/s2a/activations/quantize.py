@@ -130,7 +130,7 @@ def quantize_activations(
         S2AError: Bits or levels that do not exist, or a model that is quantised already.
     """
     if type(bits) is not int or bits not in BITS:
-        raise S2AError(f"bits={bits!r} has no packing; choose one of {', '.join(map(str, BITS))}.")
+        raise S2AError(f"bits={bits!r} must be one of {', '.join(map(str, BITS))}.")
     if levels not in LEVEL_KINDS:
         raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
     if any("s2a_bits" in m.__dict__ for m in model.modules()):

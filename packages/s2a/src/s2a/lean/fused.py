@@ -1,8 +1,15 @@
-"""Fused branches in a timm block: its norm hands its input on, and the attention or MLP behind it does the norm's work.
+"""Fuses norm and attention (or MLP) into one autograd function; the norm module is the identity while the block runs.
 
-The block's own forward stays timm's: residual sums, layer scales, dropped paths, and all that hooks do at the block, in
-front of the norm, and with what attention or MLP put out. A branch is fused for one forward pass at a time: whatever
-was changed in it meanwhile sends it back to separate layers.
+In a timm block, x + attn(norm1(x)) and x + mlp(norm2(x)) are residual branches. For a fused branch
+
+1. ``block_forward`` notes that the block runs (``block_runs``) and calls the block's own forward;
+2. ``norm_forward``, at the norm's place, decides whether this pass can be fused (``can_fuse``) and then returns its
+   input as it is (``norm_skipped``);
+3. ``body_forward``, at the place of attention or MLP, gets that input and runs norm, linear layers and what is between
+   them as one function (``attention``, ``mlp``, ``class_attention``), which keeps codes.
+
+Residual sums, layer scales, dropped paths and hooks at the block, in front of the norm and on the branch's output stay
+timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that pass back to separate layers.
 """
 
 from __future__ import annotations
@@ -32,7 +39,8 @@ _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]
     WindowAttention: ("qkv", "proj", ("attn_drop",), ()),
     Mlp: ("fc1", "fc2", ("drop1",), ("norm",)),
 }
-"""Attention or MLP -> first and last linear layer, dropouts between them, and what must not be there."""
+"""Attention or MLP -> names of the first and last linear layer, of dropouts between them, and of optional layers that
+must be absent."""
 
 
 def activation_key(module: nn.Module) -> str | None:
@@ -64,23 +72,23 @@ def _reads_output_only(hook: Any) -> bool:
 
 @dataclasses.dataclass(eq=False)
 class FusedBranch:
-    """One norm and the attention or MLP behind it.
+    """One residual branch of a block: a norm and the attention or MLP behind it, and the state of the running pass.
 
     Attributes:
-        block: Where it is.
+        block: Description of the block that it belongs to.
         role: ``"attn"`` or ``"mlp"``.
         norm: The norm.
         body: Attention or MLP.
-        keep: Bits.
+        saved_bits: What it keeps; may be changed between two steps.
         levels: Kind of the activation's levels.
         stock_forward: The body's forward without fusion.
         block_module: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
-        block_runs: The block is running: outside of it the norm is a norm like any other.
-        norm_skipped: The norm handed its input on; the body does the rest.
-        class_token_only: The attention puts out the class token's row alone.
-        warned: The fallback was said.
-        recompute_dtype: In which products of the forward pass run once more (``BranchOptions.again``).
+        block_runs: The block's forward is running; called from elsewhere, the norm is an ordinary norm.
+        norm_skipped: The norm returned its input in this pass; the body has to apply it.
+        class_token_only: The attention returns the class token's row alone in this pass.
+        warned: The warning about the fallback to separate layers has been given.
+        recompute_dtype: See ``BranchOptions``.
     """
 
     block: Block
@@ -105,13 +113,14 @@ class FusedBranch:
         return getattr(self.body, first), getattr(self.body, last)
 
     def why_not_fusable(self) -> str | None:
-        """What keeps the branch from being fused as it is now; ``None``: nothing."""
+        """The reason why the branch cannot be fused as it is now; ``None``: it can."""
         for role, module in ((f"{self.role}_norm", self.norm), (self.role, self.body)):
             leaf = self.block.parts[role].removeprefix(f"{self.block.name}.")
             if self.block_module.get_submodule(leaf) is not module:
                 return f"{leaf} was replaced"
+        # Classes: of norm and body, and nothing between the linear layers that the fused functions do not compute.
         if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
-            return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
+            return f"{type(self.norm).__name__} and {type(self.body).__name__} cannot be fused with each other"
         first, last, dropouts, foreign = _BODIES[type(self.body)]
         for name in foreign:
             if not isinstance(getattr(self.body, name), nn.Identity | None):
@@ -125,6 +134,7 @@ class FusedBranch:
                 return f"{name} has a hook"
         if isinstance(self.body, Mlp) and activation_key(self.body.act) is None:
             return f"{type(self.body.act).__name__} has no code"
+        # Linear layers: plain ones, with at most one low-rank update each, and no hook that needs a separate layer.
         for name in (first, last):
             layer = getattr(self.body, name)
             kind = nn.Conv2d if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else nn.Linear
@@ -140,6 +150,7 @@ class FusedBranch:
                 return f"{name} has updates that need its exact input"
             if others and (name == first or not all(map(_reads_output_only, others))):
                 return f"{name} has a hook"
+        # Hooks at norm and body: those in front of the norm and on the body's output alone still run.
         if self.norm._forward_hooks or self.norm._backward_hooks or self.norm._backward_pre_hooks:
             return "the norm has a hook"
         if _hooks(self.body) or not all(map(_reads_output_only, self.body._forward_hooks.values())):
@@ -150,7 +161,7 @@ class FusedBranch:
 
     @property
     def spec(self) -> BranchSpec:
-        """The branch as the planner sees it."""
+        """Its sizes, for the planner."""
         first, last = self.layers
         reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
         narrow = "s2a_features_only" in self.block_module.__dict__
@@ -174,11 +185,11 @@ class FusedBranch:
 
     @property
     def _codes_alone(self) -> bool:
-        """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
+        """Whether the last layer's input cannot be recomputed: codes give the activation's derivative alone."""
         return isinstance(self.body, Mlp) and self.saved_bits.inner > 0
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Whether this forward pass on ``x`` runs fused."""
+        """Whether this forward pass on ``x`` runs fused; warns once if something was changed after ``attach``."""
         if not self.block_runs or not torch.is_grad_enabled():
             return False
         if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
@@ -199,8 +210,14 @@ class FusedBranch:
         return why is None
 
     def run_fused(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The body's output for the norm's input."""
+        """Norm and body as one function: the body's output for the norm's input ``x``.
+
+        Args:
+            x: ``(B, ..., C)`` or ``(B, C, H, W)``; for windows ``(B * windows, N, C)``.
+            mask: ``(windows, N, N)``, of shifted windows.
+        """
         norm: Any = self.norm
+        # The tensors of the autograd function: norm, then W, b, A, U of both linear layers.
         first, last = self.layers
         layers, scales = [], []
         for layer in (first, last):
@@ -228,6 +245,7 @@ class FusedBranch:
                 else attention(shape, x, bias, mask, tensors)
             )
             drop = body.proj_drop
+        # The last layer's module is not called; hooks that need its output alone (a bottleneck adapter's) run here.
         for hook in last._forward_hooks.values():
             if _reads_output_only(hook):
                 changed = hook(last, (), out)
@@ -244,14 +262,14 @@ def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
-    """A norm in front of a fused branch hands its input on; otherwise it is a lean norm."""
+    """The norm of a fused branch: the identity in a pass that is fused, otherwise a lean norm."""
     branch: FusedBranch = self.s2a_branch
     branch.norm_skipped = branch.can_fuse(x)
     return x if branch.norm_skipped else lean_norm_forward(self, x)
 
 
 def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention or MLP of a fused branch, on what the norm got; otherwise as without fusion, on what it returned."""
+    """Attention or MLP of a fused branch: with the norm where that was skipped, otherwise its own forward."""
     branch: FusedBranch = self.s2a_branch
     opened, branch.norm_skipped = branch.norm_skipped, False
     if not opened:
@@ -259,12 +277,12 @@ def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     if isinstance(self, WindowAttention):
         return branch.run_fused(x, *args, **kwargs)
     if any(value is not None and value is not False for value in (*args, *kwargs.values())):
-        return branch.stock_forward(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask of someone else's.
+        return branch.stock_forward(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask from outside.
     return branch.run_fused(x)
 
 
 def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A block's own forward, during which its norms may hand their inputs on."""
+    """A block's own forward, during which the norms of its fused branches may be skipped."""
     for branch in self.s2a_branches:
         branch.block_runs, branch.norm_skipped = True, False
     try:
@@ -280,6 +298,7 @@ def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tenso
     """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
     switch: FeaturesOnlySwitch = self.s2a_features_only
     attn, mlp = self.s2a_branches
+    # Whether both branches could run fused, before anything runs.
     for branch in self.s2a_branches:
         branch.block_runs = True
     asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
@@ -294,6 +313,7 @@ def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tenso
     if not narrow:
         return block_forward(self, x, *args, **kwargs)
     try:
+        # The attention returns one row; the stream it is added to is cut to the same row.
         attn.block_runs = mlp.block_runs = attn.class_token_only = True
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))

@@ -13,7 +13,7 @@ from torch import Tensor
 from s2a.lean.spec import BranchOptions
 
 CHUNK = 5 << 19
-"""Elements of the widest matrix that a chunk of images makes: 10 MB in float32."""
+"""Elements of the widest matrix that a chunk of images makes, at most: 10 MB in float32."""
 
 
 def image_chunks(items: int, width: int, multiple: int = 1) -> Iterator[slice]:
@@ -24,6 +24,7 @@ def image_chunks(items: int, width: int, multiple: int = 1) -> Iterator[slice]:
         width: Elements of the widest matrix that one of them makes.
         multiple: A chunk holds a multiple of that many items.
     """
+    # As few chunks as ``CHUNK`` allows, all of the same size but for the last.
     groups = -(-items // multiple)
     count = -(-groups // max(1, CHUNK // max(width * multiple, 1)))
     size = -(-groups // max(count, 1)) * multiple
@@ -60,6 +61,7 @@ class Layer:
     _dtypes: tuple[Any, ...] = ()
 
     def __post_init__(self) -> None:
+        # Sums in float32 at least: many chunks are added up.
         tensors = (self.weight, self.bias, self.a, self.u)
         self._dtypes = tuple(None if t is None else t.dtype for t in tensors)
         self._sums: list[Tensor | None] = [
@@ -94,6 +96,7 @@ class Layer:
         """
         if dtype is None or dtype == x.dtype:
             return self(x)
+        # x W^T in the narrow format; the low-rank update, few products, as in the forward pass.
         bias = None if self.bias is None else self.bias.to(dtype)
         out = F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
         if self.a is not None and self.u is not None:
@@ -114,12 +117,14 @@ class Layer:
             bias: db of the chunk, where a kernel has summed the columns of ``grad`` already.
         """
         weight_sum, bias_sum, a_sum, u_sum = self._sums
+        # db = column sums of g, which needs no x.
         if bias_sum is not None:
             bias_sum += grad.sum(0, dtype=bias_sum.dtype) if bias is None else bias
         if x is None:
             return
         if weight_sum is not None:
             _add_product(weight_sum, grad, x, 1.0)
+        # The update's factors: dA = s (g U)^T x and dU = s g^T (x A^T), each by its narrow product first.
         if a_sum is not None and self.u is not None:
             _add_product(a_sum, grad @ self.u, x, self.scale)
         if u_sum is not None and self.a is not None:
@@ -154,6 +159,7 @@ def two_layers(options: BranchOptions, tensors: tuple[Any, ...], needs: Any) -> 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor, factor: float) -> None:
     """Total += factor * grad^T x."""
+    # In one operation where the dtypes allow; halves are multiplied as halves and added in float32.
     if total.dtype == grad.dtype:
         total.addmm_(grad.t(), x, alpha=factor)
     else:

@@ -10,15 +10,15 @@ from s2a.lean.spec import SavedBits
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What every branch keeps, and what that comes to.
+    """What every fused branch keeps, and what that comes to in bytes, work and error.
 
     Attributes:
-        saved_bits: (block, branch) -> bits.
+        saved_bits: (path of the block, role) -> what the branch keeps.
         images: Batch size that it was made for.
         budget: Bytes asked for; ``None``: no budget.
         predicted: Bytes of weights and saved tensors.
         smallest: The least that could be planned.
-        extra_work: Products done again, over those of a step without.
+        extra_work: Products that the backward pass repeats, as a share of those of a step without.
         error: Estimated one minus cosine of the gradients.
         peak: Simulated bytes of a whole step, where the budget was for that.
     """
@@ -33,7 +33,7 @@ class Plan:
     peak: int | None = None
 
     def __str__(self) -> str:
-        """The plan as lines of text, like choices together."""
+        """The plan as lines of text; branches with the same choice share a line."""
         asked = "" if self.budget is None or self.peak is not None else f" of {self.budget / 1e6:,.1f} MB"
         lines = [
             f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "

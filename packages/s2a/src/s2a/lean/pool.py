@@ -1,4 +1,12 @@
-"""Pooling that keeps no map: a maximum's place in its window, and nothing of averages."""
+"""Pooling that keeps no map: the place of each maximum in its window, and nothing for averages.
+
+Max-pool: y_o = max over window o of x, so dx has dy_o at the maximum's place and 0 elsewhere. For a window of k_h x k_w
+places the place is a code, row * k_w + column, of 2, 4 or 8 bits; with the window's first row and column it gives the
+index in the map. Storage of a chunk of images: codes ``(images * C, bytes of one output map)``. PyTorch's own layer
+keeps its input and an int64 index for every output.
+
+Average pool: y is linear in x, so dx depends on dy and on the shape of x alone.
+"""
 
 from __future__ import annotations
 
@@ -22,13 +30,14 @@ def _pair(value: Any) -> tuple[int, int]:
 
 
 class _MaxPool(torch.autograd.Function):
-    """The stock layer, keeping 2, 4 or 8 bits of each output; autograd keeps the input, and 8 bytes of each output."""
+    """The stock layer, keeping 2, 4 or 8 bits of each output."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, options: dict[str, Any]) -> Tensor:
         outs, kept, parts = [], [], list(image_chunks(len(x), x[:1].numel()))
         across, ctx.bits = options["kernel_size"][1], _bits(options)
         for part in parts:
+            # PyTorch's index into the flat map, as a place in the window.
             out, index = F.max_pool2d(x[part], **options, return_indices=True)
             rows, columns = index // x.shape[3], index % x.shape[3]
             (top, left), (high, wide) = _corners(out.shape, options, x.device), options["dilation"]
@@ -48,6 +57,7 @@ class _MaxPool(torch.autograd.Function):
         shape, dtype = ctx.input_like
         out = torch.zeros(shape, dtype=dtype, device=grad.device)
         for codes, part in zip(kept, ctx.parts, strict=True):
+            # Back from the code to the index in the map; overlapping windows add up.
             some = grad[part]
             place = unpack_rows(codes, some.shape[2] * some.shape[3], ctx.bits, torch.int64).view(some.shape)
             rows = top.view(-1, 1) + place // across * high
@@ -57,6 +67,7 @@ class _MaxPool(torch.autograd.Function):
 
 
 def _bits(options: dict[str, Any]) -> int:
+    """Bits that tell the places of a window apart."""
     rows, columns = options["kernel_size"]
     return 2 if rows * columns <= 4 else 4 if rows * columns <= 16 else 8
 
@@ -79,7 +90,7 @@ def max_pool_forward(self: Any, x: Tensor) -> Any:
 
 
 class _AveragePool(torch.autograd.Function):
-    """The stock layer, keeping nothing: it is linear, so its gradient is that at any input."""
+    """The stock layer, keeping nothing: the layer is linear, so its gradient at zeros is that at x."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, module: Any) -> Tensor:
@@ -102,4 +113,5 @@ def average_pool_forward(self: Any, x: Tensor) -> Any:
 
 
 def _takes(x: Tensor) -> bool:
+    """Whether a gradient is asked for, of maps; compilers trace the stock layer."""
     return x.dim() == 4 and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()

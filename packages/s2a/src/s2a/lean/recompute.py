@@ -1,6 +1,6 @@
 """The lean forward of any module with one input tensor: keep the input in codes, run the module again for gradients.
 
-For y = f(x; p) the forward pass keeps the codes of x alone, 8 bits per element instead of everything that autograd
+For y = f(x; p) the forward pass keeps the codes of x alone, 8 bits per element, instead of everything that autograd
 saves inside f. The backward pass turns them back into x' (``s2a.ops.rows``), runs f(x'; p) with gradient, and
 differentiates that: gradient checkpointing (https://arxiv.org/abs/1604.06174) whose checkpoint is coded.
 """
@@ -33,12 +33,13 @@ class _RecomputeFromCodes(torch.autograd.Function):
         x: Tensor,
         *parameters: Tensor,
     ) -> Tensor:
+        # One row per position: its channels share a minimum and a step.
         rows = x.movedim(channel_axis, -1)
         ctx.forward, ctx.module, ctx.bits, ctx.channel_axis = forward, module, bits, channel_axis
         ctx.shape, ctx.dtype = rows.shape, x.dtype
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
         ctx.save_for_backward(*ops.rows_pack(rows.reshape(-1, rows.shape[-1]), bits))
-        return forward(module, x)
+        return forward(module, x)  # Without gradient: a Function's forward pass records nothing.
 
     @staticmethod
     @once_differentiable

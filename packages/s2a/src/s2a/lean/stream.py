@@ -1,6 +1,6 @@
-"""The residual stream: maps that Python's frames would hold for no reason, and sums written over what they add to.
+"""The residual stream: letting its maps go early, and writing residual sums in place.
 
-``model.forward_features`` hands a whole stage's input to a container, and the call's own arguments hold it until the
+``model.forward_features`` passes a whole stage's input to a container, and the call's own arguments hold it until the
 last block has run. ``stepwise`` calls the same modules one by one instead. ``in_place`` (opt-in) also writes every
 residual sum over the stream: then whoever keeps a block's input or output in a hook must copy it.
 """
@@ -23,12 +23,13 @@ from s2a.registry import Method
 
 
 def call_stepwise(backbone: Backbone, edits: Edits) -> None:
-    """Lets a model call its stem, blocks and norm one by one, where that is found to give the same features."""
+    """Lets ``forward_features`` call stem, blocks and norm one by one, if a trial run gives the same features."""
     model: Any = backbone.model
     if family_of(model).steps is None:
         return
     reference = next(model.parameters())
     blank = torch.zeros(1, input_channels(model), *backbone.image_size, device=reference.device, dtype=reference.dtype)
+    # Exact equality on one blank image: a model that does more between its blocks keeps its own forward pass.
     with evaluating(model):
         expected = model.forward_features(blank)
         for step in family_of(model).steps(model):  # type: ignore[misc]
@@ -47,7 +48,7 @@ def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
 
 def _can_call_parts(model: nn.Module) -> bool:
-    """Whether no container has hooks or checkpoints, which calling its parts would go past."""
+    """Whether no container has hooks or gradient checkpointing, which calling its parts directly would leave out."""
     for module in model.modules():
         if module.__dict__.get("grad_checkpointing"):
             return False
@@ -58,12 +59,12 @@ def _can_call_parts(model: nn.Module) -> bool:
 
 
 def writable(x: Tensor) -> bool:
-    """Whether a training step may write over a tensor."""
+    """Whether a training step may write over a tensor: not without gradient, and not over a leaf that trains."""
     return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
 
 
 def add_in_place(x: Tensor, more: Tensor) -> Tensor:
-    """X + more, written over ``x`` if it has the sum's type."""
+    """The sum x + more, written over ``x`` where ``x`` has the sum's dtype."""
     return x.add_(more) if x.dtype == torch.promote_types(x.dtype, more.dtype) else x + more
 
 
@@ -104,6 +105,7 @@ def write_in_place(backbone: Backbone, blocks: Iterable[str], method: Method, ed
     Raises:
         S2AError: Something trains that reads the stream in its backward pass.
     """
+    # Refuse what would be wrong: a method's module, or a depthwise convolution, that needs its input afterwards.
     modules = [backbone.module(name) for name in blocks]
     mixers = [getattr(module, "conv_dw", None) for module in modules]
     if method.reads_stream or any(mixer is not None and mixer.weight.requires_grad for mixer in mixers):

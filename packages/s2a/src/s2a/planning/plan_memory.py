@@ -17,9 +17,9 @@ from s2a.planning.knapsack import make_plan
 from s2a.planning.survey import measure_specs, set_plan
 
 MAX_TRIES = 5
-"""Plans made for a peak, at most."""
+"""Plans simulated for a peak budget, at most."""
 TOLERANCE = 0.01
-"""A peak so near to its budget, from below, is near enough."""
+"""The search for a peak ends this share of the budget below it."""
 
 
 def plan_memory(
@@ -27,9 +27,9 @@ def plan_memory(
 ) -> Plan:
     """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
 
-    Work done again and gradient error are what is least. Call it under the autocast and with the weights
-    (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak some
-    simulated steps.
+    The cost is repeated work and gradient error (``planning.knapsack``). Call it under the autocast and with the
+    weights (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak
+    some simulated steps.
 
     Args:
         adapted: A model attached with ``activations="lean"``.
@@ -56,6 +56,7 @@ def plan_memory(
     def saved(batch: int) -> dict[str, int]:
         return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
+    # Measured in training mode; modes, and buffers that a forward pass changes, are put back in any case.
     modes = {module: module.training for module in adapted.modules()}
     buffers = {name: value.clone() for name, value in adapted.named_buffers()}
     before = [branch.saved_bits for branch in branches]
@@ -90,9 +91,10 @@ def plan_memory(
 def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
     """The plan whose simulated peak comes closest to a budget from below.
 
-    What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next
-    one asks for what was missing or left.
+    Saved bytes and peak move together, but not byte for byte, so this is a fixed-point iteration: a plan is made for
+    ``aim`` saved bytes, its step simulated, and ``aim`` corrected by how far the peak was from the budget.
     """
+    # Start from what is kept now.
     found = plan(None)
     least = found.smallest
     aim, best, top = found.predicted, None, 0
@@ -109,5 +111,5 @@ def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], 
             f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan "
             f"takes {top / 1e6:,.1f} MB; give that or more, or fewer images."
         )
-    plan(best.predicted)  # Sets it again: the last one tried may have been another.
+    plan(best.predicted)  # Apply it once more: the last one tried may have been another.
     return best

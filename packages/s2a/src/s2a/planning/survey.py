@@ -1,4 +1,4 @@
-"""What a plan is made for, measured on the model, and a plan set in its branches."""
+"""Measures what a plan is made for, and applies a plan to the fused branches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from s2a.lean.spec import BranchSpec
 
 
 def set_plan(branches: tuple[FusedBranch, ...], plan: Plan) -> None:
-    """Lets every branch keep what a plan says."""
+    """Applies a plan: every branch keeps what it says."""
     for branch in branches:
         branch.saved_bits = plan.saved_bits[branch.block.name, branch.role]
 
@@ -21,15 +21,21 @@ def set_plan(branches: tuple[FusedBranch, ...], plan: Plan) -> None:
 def measure_specs(
     model: nn.Module, branches: tuple[FusedBranch, ...], saved: Callable[[int], dict[str, int]], images: int
 ) -> tuple[list[BranchSpec], int]:
-    """What there is to plan: the branches' specs, and the bytes of a step's weights and of all that no branch keeps.
+    """Measures the branches' sizes, and the bytes that no choice changes: weights, and what no branch keeps.
+
+    Saved bytes are a + b B for batch size B. Two batches give a and b, for each branch (whose b gives its rows) and for
+    everything else, which is then extended to the step's batch.
 
     Args:
         model: The whole adapted model.
         branches: Its fused branches.
         saved: Batch size to the bytes that autograd holds, module by module, as the model is.
         images: Batch size of the step.
+
+    Returns:
+        Sizes of the branches, in forward order, and the bytes of weights and of all that no branch keeps.
     """
-    # What is kept is a constant and so much for every image; of a single image some views are whole storages.
+    # Not one image: there some saved views are whole storages.
     two, four = saved(2), saved(4)
     names = {module: name for name, module in model.named_modules()}
     paths = [names[branch.body] for branch in branches]
@@ -44,9 +50,10 @@ def measure_specs(
 
 
 def _with_measured_rows(branch: FusedBranch, nbytes: int) -> BranchSpec:
-    """A branch's spec with the rows that it really has, by the bytes that it keeps of an image.
+    """A branch's sizes with the rows that it really has, by the bytes that it keeps of an image.
 
-    Methods put tokens and rings of positions in, and a branch that nothing trains in front of keeps nothing.
+    A method may add tokens (VPT) or a ring of positions, and a branch with nothing trained in front of it keeps
+    nothing.
     """
     spec = branch.spec
     one = dataclasses.replace(spec, tokens=1, inner_tokens=1)

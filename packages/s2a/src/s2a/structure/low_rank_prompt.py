@@ -24,7 +24,8 @@ class LowRankPrompt(nn.Module):
     """A learned low-rank matrix added to a block's input, the same for every image.
 
     ``A`` ``(N, r)`` starts at zero and ``B`` ``(r, C)`` from a normal distribution, so the start is the identity. The
-    backward pass needs A and B alone (equation 4): no activation is kept.
+    backward pass is dx = dy, dA = dy B^T, dB = A^T dy (equation 4, dy summed over images): it needs A and B alone, no
+    activation is kept.
 
     Args:
         block: The block whose input is prompted.
@@ -54,7 +55,7 @@ class LowRankPrompt(nn.Module):
         if self.layout == "NLC":
             return full
         (height, width), window = self.grid, self.window
-        if window:
+        if window:  # The window's prompt repeated over the map, cut off at its right and lower edges.
             copies = (-(-height // window[0]), -(-width // window[1]), 1)
             maps = full.view(*window, -1).repeat(copies)[:height, :width]
         else:

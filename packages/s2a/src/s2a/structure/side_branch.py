@@ -16,7 +16,9 @@ from s2a.lean.registry import register_lean_forward
 
 
 def channel_average_pool(x: Tensor, reduction: int, dim: int) -> Tensor:
-    """Means of ``reduction`` neighbouring channels (equation 5); keeps nothing for the backward pass.
+    """Means of ``reduction`` neighbouring channels: y_k = 1/r sum_j x_{kr + j} (equation 5).
+
+    The gradient is dy_k / r for each of the r channels: nothing is kept for the backward pass.
 
     Args:
         x: Any tensor with C channels on axis ``dim``.
@@ -27,7 +29,7 @@ def channel_average_pool(x: Tensor, reduction: int, dim: int) -> Tensor:
 
 
 class SideBlock(nn.Module):
-    """1x1, depthwise 3x3 and 1x1 convolutions on c channels (equation 6).
+    """1x1, depthwise 3x3 and 1x1 convolutions on c channels: y_i = PW(DW(PW(x_d + y_{i-1}))) (equation 6).
 
     Prefix tokens have no place on the grid: they pass the two 1x1 convolutions alone.
 
@@ -170,6 +172,7 @@ class LiteSideBranch(nn.Module):
             if pooled is None:
                 name = self.blocks[i].name
                 raise S2AError(f"Block {name} did not run in the backbone's forward pass; nothing to tap.")
+            # x_d + y_{i-1}, on the grid and for prefix tokens; over a stage boundary y passes the transition first.
             grid_state, prefix_state = self._state
             prefix, grid = split_tokens(pooled, self.blocks[i])
             del pooled
