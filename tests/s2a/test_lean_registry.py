@@ -74,9 +74,10 @@ class Side(s2a.Method):
         super().__init__(config, backbone, edits)
         self.feature_dim += WIDTH
         self.maps, self.tokens = Mixer(), TokenMixer()
-        self.shifts = nn.ModuleList(Shift(block.channels) for block in backbone.blocks)
-        for block, shift in zip(backbone.blocks, self.shifts, strict=True):
+        shifts = [Shift(block.channels) for block in backbone.blocks]
+        for block, shift in zip(backbone.blocks, shifts, strict=True):
             edits.before(backbone.module(block.name), shift.before)
+        self.shifts = nn.ModuleList(shifts)
         edits.before(backbone.module(backbone.blocks[-1].name), self.tap)
         self.tapped: Any = None
 
@@ -99,7 +100,7 @@ def own_registries(monkeypatch: pytest.MonkeyPatch) -> None:
     s2a.register_method("side", SideConfig)(Side)
 
 
-def attached(model: nn.Module | None = None, **options: Any) -> Any:
+def attached(model: Any = None, **options: Any) -> Any:
     """The method on a tiny ViT; the same weights whatever the options."""
     torch.manual_seed(0)
     model = tiny.vit() if model is None else model

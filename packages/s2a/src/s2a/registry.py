@@ -53,6 +53,10 @@ class Method(nn.Module):
     A subclass takes ``(config, backbone, edits)``: it creates its parameters, places hooks or modules through
     ``edits``, and switches on the backbone parameters that train. Everything of the backbone is frozen before.
 
+    A config that extends ``s2a.LeanOptions`` lets the method run with lean activations. Modules of its own then keep
+    little where their class has a lean forward (``s2a.register_lean_forward``), and write over the residual stream
+    where they can (``s2a.lean.WritesInPlace``).
+
     Attributes:
         feature_dim: Width of ``forward``'s output, the head's input.
         identity_at_start: True where the first ``backbone.features`` columns of ``forward``'s output are the backbone's
