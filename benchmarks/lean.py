@@ -23,23 +23,23 @@ import s2a
 import timm
 import torch
 import torch.nn.functional as F
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from s2a_bench.cells.measure import hardware
 from torch import Tensor
 
 BUDGETS = {"vit_base_patch16_224": 640, "swin_base_patch4_window7_224": 745, "convnext_base": 741}
-KEEPS: dict[str, tuple[Keep, Keep] | None] = {
+KEEPS: dict[str, tuple[SavedBits, SavedBits] | None] = {
     "the default: norms 10 and 4 bits, activation 4": None,
-    "activation 3 bits, norm 3": (Keep(10, 0), Keep(3, 3)),
-    "activation 2 bits, norm 2": (Keep(10, 0), Keep(2, 2)),
-    "q, k, v from 8 bits": (Keep(8, 0), Keep(4, 4)),
+    "activation 3 bits, norm 3": (SavedBits(10, 0), SavedBits(3, 3)),
+    "activation 2 bits, norm 2": (SavedBits(10, 0), SavedBits(2, 2)),
+    "q, k, v from 8 bits": (SavedBits(8, 0), SavedBits(4, 4)),
 }
 
 
-def set_keeps(adapted: Any, keeps: tuple[Keep, Keep]) -> None:
+def set_keeps(adapted: Any, keeps: tuple[SavedBits, SavedBits]) -> None:
     """Lets all attention and all MLP branches keep the same."""
     for branch in adapted._branches:
-        branch.keep = keeps[0 if branch.role == "attn" else 1]
+        branch.saved_bits = keeps[0 if branch.role == "attn" else 1]
 
 
 def curve(backbone: str) -> None:

@@ -12,7 +12,7 @@ import s2a
 import tiny
 import torch
 import torch.nn.functional as F
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from torch import Tensor, nn
 
 METHODS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -70,9 +70,9 @@ def images_for(family: str, batch: int = 3) -> Tensor:
 def keep_all(adapted: Any, inner: int = 0) -> None:
     """Everything that lean activations keep is kept as it is: what is left is the order of sums."""
     for branch in adapted._branches:
-        branch.keep = Keep(32, inner if branch.role == "attn" and not branch.site.fixed else 0)
+        branch.saved_bits = SavedBits(32, inner if branch.role == "attn" and not branch.spec.fixed else 0)
     for module in adapted.modules():
-        for name in ("s2a_norm_bits", "s2a_qkv_bits"):
+        for name in ("s2a_lean_bits", "s2a_qkv_bits"):
             if name in module.__dict__:
                 setattr(module, name, 32)
         if "s2a_code" in module.__dict__:  # An activation in no fused branch: its derivative has a code of few bits.

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from lean_models import cosines, flat, gradients, images_for, pair
 from s2a.backbones.view import describe
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from s2a.planning.knapsack import choices_of
 from torch import Tensor, nn
 
@@ -100,11 +100,11 @@ def test_updates_of_the_last_layer_make_their_input_again(family: str) -> None:
     mlps = [branch for branch in lean._branches if branch.role == "mlp"]
     assert mlps
     for branch in mlps:
-        assert branch.keep.inner == 0
-        assert branch.site.reads_last
-        assert all(keep.inner == 0 for keep in choices_of(branch.site))
-        branch.keep = Keep(4, 4)
-        assert branch.obstacle() is not None
+        assert branch.saved_bits.inner == 0
+        assert branch.spec.reads_last
+        assert all(keep.inner == 0 for keep in choices_of(branch.spec))
+        branch.saved_bits = SavedBits(4, 4)
+        assert branch.why_not_fusable() is not None
 
 
 @pytest.mark.parametrize("method", ["linear", "lst", "unipt"])

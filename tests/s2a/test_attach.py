@@ -124,21 +124,21 @@ def _detach_twice() -> None:
         ),
         (_detach_twice, "detached already"),
         (lambda: s2a.detach(tiny.vit()), "detach takes what s2a.attach returned, not VisionTransformer"),
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 is no count"),
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5.5), "num_classes=5.5 is no count"),  # type: ignore[arg-type]
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), True), "num_classes=True is no count"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 0), "num_classes=0 must be an integer of at least 1"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5.5), "num_classes=5.5 must be an integer of at least 1"),  # type: ignore[arg-type]
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), True), "num_classes=True must be an integer of at least 1"),
         (lambda: s2a.attach(None, s2a.S2AConfig(), 5), "attach takes a timm model, not NoneType"),  # type: ignore
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size="32"), "image_size='32' is no size"),  # type: ignore
-        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size=(3, 32, 32)), "is no size; give a side"),
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size="32"), "image_size='32' must be a side"),  # type: ignore
+        (lambda: s2a.attach(tiny.vit(), s2a.S2AConfig(), 5, image_size=(3, 32, 32)), "must be a side, or height"),
         (lambda: s2a.attach(tiny.vit(patch_drop_rate=0.5), s2a.S2AConfig(), 5), "drops patches in training"),
         (lambda: s2a.method_config("s2a", sites=(0, "a")), "must be ascending block indices"),
         (lambda: s2a.method_config("s2a", sites=3), "must be ascending block indices"),
         (lambda: s2a.method_config("s2a", bits=4.0), "bits=4.0 is unknown"),
-        (lambda: s2a.quantize_activations(tiny.vit(), bits=True), "bits=True has no packing"),
+        (lambda: s2a.quantize_activations(tiny.vit(), bits=True), "bits=True must be one of"),
         (lambda: s2a.attach(tiny.vit(num_classes=0), s2a.S2AConfig()), "no linear classifier to keep"),
-        (lambda: s2a.attach(tiny.vit(), Stranger(), 5), r"Stranger is no registered .*S2AConfig \(s2a\)"),
-        (lambda: s2a.attach(tiny.vit(), "s2a", 5), "str is no registered"),
-        (lambda: s2a.attach(nn.Linear(2, 2), s2a.S2AConfig(), 5), "Linear is no supported backbone"),
+        (lambda: s2a.attach(tiny.vit(), Stranger(), 5), r"Stranger is not a registered .*S2AConfig \(s2a\)"),
+        (lambda: s2a.attach(tiny.vit(), "s2a", 5), "str is not a registered"),
+        (lambda: s2a.attach(nn.Linear(2, 2), s2a.S2AConfig(), 5), "Linear is not a supported backbone"),
         (lambda: s2a.method_config("s2b"), r"Unknown method 's2b': did you mean 's2a'\? Registered: .*s2a"),
         (lambda: s2a.method_config("zzz"), "Unknown method 'zzz': Registered"),
         (lambda: s2a.method_config("s2a", lrp_rnk=3), r"no option 'lrp_rnk': did you mean 'lrp_rank'"),

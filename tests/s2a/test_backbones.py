@@ -156,13 +156,13 @@ def test_rectangular_images() -> None:
         (
             nn.Sequential(nn.Linear(3, 3)),
             None,
-            r"Sequential is no supported .*VisionTransformer \(vit\).*does not fit: the model itself",
+            r"Sequential is not a supported .*VisionTransformer \(vit\).*does not fit: the model itself",
         ),
         (nn.Linear(3, 3), None, r"the model itself \(Linear\)"),
         (
             timm.create_model("test_efficientnet"),
             None,
-            r"EfficientNet is no supported .*does not fit: blocks\.0\.0 \(\w+\)\.",
+            r"EfficientNet is not a supported .*does not fit: blocks\.0\.0 \(\w+\)\.",
         ),
         (tiny.vit(), 48, r"cannot take an image of 48 x 48 pixels .*image_size"),
         (tiny.vit(), 30, "30 x 30"),

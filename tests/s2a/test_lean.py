@@ -12,18 +12,18 @@ import s2a
 import torch
 import torch.nn.functional as F
 from lean_models import assert_same, cosines, error, flat, gradients, images_for, keep_all, pair
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from s2a.lean import linear as layers
 from s2a.lean.attention import attention
 from s2a.lean.class_token import class_attention
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import batch_norm, layer_norm
-from s2a.lean.spec import Shape
+from s2a.lean.spec import BranchOptions
 from s2a.ops.reference import FORWARDS
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
-EXACT = Keep(32, 0)
+EXACT = SavedBits(32, 0)
 
 
 def tensors(width: int, inner: int, last: int, rank: int) -> list[Tensor | None]:
@@ -99,7 +99,7 @@ def test_attention_is_attention(
     bias = leaf(1, 2, tokens, tokens) if windows else None
     mask = torch.where(torch.rand(2, tokens, tokens) < 0.3, -9.0, 0.0).double() if windows == 2 else None
     scales = (1.5, 0.5) if rank else (1.0, 1.0)
-    shape = Shape(Keep(32, inner), 1e-6, heads=2, scale=0.7, scales=scales, dtype=torch.float64)
+    shape = BranchOptions(SavedBits(32, inner), 1e-6, heads=2, scale=0.7, scales=scales, dtype=torch.float64)
     added = None if bias is None else bias if mask is None else bias + mask.unsqueeze(1)
     expected = stock(x, weights, scales, softmax_attention(2, 0.7, added))
     compare(attention(shape, x, bias, mask, tuple(weights)), expected, [x, bias, *weights])
@@ -109,7 +109,7 @@ def test_attention_is_attention(
 def test_the_class_token_row_is_that_row(rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "CHUNK", 2 * 24 * 7)
     x, weights = leaf(5, 7, 8), tensors(8, 24, 8, rank)
-    shape = Shape(EXACT, 1e-6, heads=2, scale=0.7, scales=(1.5, 0.5), dtype=torch.float64)
+    shape = BranchOptions(EXACT, 1e-6, heads=2, scale=0.7, scales=(1.5, 0.5), dtype=torch.float64)
     expected = stock(x, weights, (1.5, 0.5), softmax_attention(2, 0.7, None))[:, :1]
     compare(class_attention(shape, x, tuple(weights)), expected, [x, *weights])
 
@@ -120,7 +120,7 @@ def test_the_class_token_row_is_that_row(rank: int, monkeypatch: pytest.MonkeyPa
 def test_the_mlp_is_the_mlp(activation: str, maps: bool, rank: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(layers, "CHUNK", 2 * 16 * 12)
     x, weights = leaf(5, 3, 4, 6), tensors(6, 16, 16, rank)
-    shape = Shape(EXACT, 1e-6, maps, activation, scales=(1.5, 0.5), dtype=torch.float64)
+    shape = BranchOptions(EXACT, 1e-6, maps, activation, scales=(1.5, 0.5), dtype=torch.float64)
     expected = stock(x, weights, (1.5, 0.5), FORWARDS[activation][1])
     given = x.permute(0, 3, 1, 2) if maps else x
     found = mlp(shape, given, tuple(weights))
@@ -150,8 +150,8 @@ def test_products_computed_again_in_bf16(kind: str, rank: int) -> None:
     """Gradients are those at the rounded q, k, v, or input of the activation; the output is the exact one."""
     tokens = 40 if kind == "attention" else 7
     x, weights = leaf(5, tokens, 8), tensors(8, 24, 24 if kind == "mlp" else 8, rank)
-    common = {"scales": (1.5, 0.5), "dtype": torch.float64, "again": torch.bfloat16}
-    shape = Shape(EXACT, 1e-6, heads=2, scale=0.7, **common)
+    common = {"scales": (1.5, 0.5), "dtype": torch.float64, "recompute_dtype": torch.bfloat16}
+    shape = BranchOptions(EXACT, 1e-6, heads=2, scale=0.7, **common)
     if kind == "mlp":
         between, columns, found = F.gelu, slice(None), mlp(shape, x, tuple(weights))
     else:
@@ -177,7 +177,7 @@ def test_each_gradient_alone(wanted: int) -> None:
     inputs = [x, *weights]
     for i, tensor in enumerate(inputs):
         tensor.requires_grad_(i == wanted)  # type: ignore[union-attr]
-    shape = Shape(EXACT, 1e-6, heads=2, scale=0.7, dtype=torch.float64)
+    shape = BranchOptions(EXACT, 1e-6, heads=2, scale=0.7, dtype=torch.float64)
     expected = stock(x, weights, (1.0, 1.0), softmax_attention(2, 0.7, None))
     compare(attention(shape, x, None, None, tuple(weights)), expected, inputs)
     compare(class_attention(shape, x, tuple(weights)), expected[:, :1], inputs)
@@ -220,14 +220,14 @@ def test_a_branch_keeps_what_the_planner_counts(family: str, method: str, keeps:
     lean = pair(family, method)[1].train()
     assert lean._branches or (family, method) == ("convnext_conv", "lora")
     for branch in lean._branches:
-        if keeps == "q, k, v kept" and branch.role == "attn" and not branch.site.fixed:
-            branch.keep = Keep(3, 8)
+        if keeps == "q, k, v kept" and branch.role == "attn" and not branch.spec.fixed:
+            branch.saved_bits = SavedBits(3, 8)
         if keeps == "all made again":
-            branch.keep = Keep(12, 0)
+            branch.saved_bits = SavedBits(12, 0)
     kept = s2a.saved_bytes(lean, images_for(family, 3))
     names = {module: name for name, module in lean.named_modules()}
     for branch in lean._branches:
-        size = branch.site.nbytes(branch.keep, 3)
+        size = branch.spec.nbytes(branch.saved_bits, 3)
         if isinstance(branch.body, WindowAttention):
             size += 4 * branch.body.num_heads * branch.body.window_area**2
         assert kept[names[branch.body]] == size
@@ -255,8 +255,10 @@ def test_more_bits_are_closer(family: str, varied: str) -> None:
     expected = gradients(exact, images)
     for bits in (2, 4, 8, 12) if varied == "norm" else (2, 4, 8):
         for branch in lean._branches:
-            inner = 0 if branch.site.fixed or branch.role == "attn" else 8
-            branch.keep = Keep(bits, inner) if varied == "norm" else Keep(12, bits if branch.role == "mlp" else 0)
+            inner = 0 if branch.spec.fixed or branch.role == "attn" else 8
+            branch.saved_bits = (
+                SavedBits(bits, inner) if varied == "norm" else SavedBits(12, bits if branch.role == "mlp" else 0)
+            )
         errors.append(error(gradients(lean, images), expected))
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 0.1 * errors[0]
@@ -341,6 +343,6 @@ def test_a_resnet_keeps_codes_and_masks_alone(training: bool) -> None:
 def test_sites_say_what_layers_read() -> None:
     """What the planner must know of a method: whose inputs gradients are made of."""
     for method, expected in (("bias", (False, False)), ("lora", (True, False)), ("full", (True, False))):
-        site = pair("vit", method)[1]._branches[0].site
+        site = pair("vit", method)[1]._branches[0].spec
         assert (site.reads_first, site.reads_last) == expected
-    assert pair("vit", "full")[1]._branches[1].site.reads_last
+    assert pair("vit", "full")[1]._branches[1].spec.reads_last

@@ -261,7 +261,7 @@ def test_an_error_inside_of_a_block_leaves_it_usable() -> None:
     with pytest.raises(KeyError):
         lean(images)
     handle.remove()
-    assert not any(branch.inside or branch.open or branch.narrow for branch in lean._branches)
+    assert not any(branch.block_runs or branch.norm_skipped or branch.class_token_only for branch in lean._branches)
     assert_same(gradients(lean, images), expected, 1e-4)
 
 

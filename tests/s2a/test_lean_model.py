@@ -15,7 +15,7 @@ import torch
 from lean_models import assert_same, gradients, images_for, keep_all, pair
 from s2a import testing
 from s2a.backbones.view import pooled_features
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from s2a.lean import linear as layers
 from torch import Tensor
 
@@ -79,15 +79,17 @@ def test_copies_are_the_same_and_independent(family: str, method: str, tmp_path:
     """Deep copies and pickles have the same bits and gradients; what one does, the other's branches do not see."""
     lean = pair(family, method)[1].eval()
     for branch in lean._branches:
-        branch.keep = Keep(8, 0)
+        branch.saved_bits = SavedBits(8, 0)
     images = images_for(family)
     expected = gradients(lean, images)
     stream = io.BytesIO()
     torch.save(lean, stream)
     stream.seek(0)
     for other in (copy.deepcopy(lean), torch.load(stream, weights_only=False)):
-        assert [b.keep for b in other._branches] == [b.keep for b in lean._branches]
-        assert not {id(m) for m in other.modules()} & {id(m) for b in lean._branches for m in (b.norm, b.body, b.owner)}
+        assert [b.saved_bits for b in other._branches] == [b.saved_bits for b in lean._branches]
+        assert not {id(m) for m in other.modules()} & {
+            id(m) for b in lean._branches for m in (b.norm, b.body, b.block_module)
+        }
         for name, grad in gradients(other, images).items():
             assert torch.equal(grad, expected[name]), name
         with torch.no_grad():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import io
 import itertools
 import re
 from typing import Any
@@ -15,14 +16,14 @@ import s2a
 import timm
 import tiny
 import torch
-from lean_models import images_for
+from lean_models import images_for, pair
 from s2a import testing
-from s2a.lean import Keep
+from s2a.lean import SavedBits
 from s2a.lean.apply import DEFAULTS
 from s2a.lean.options import LeanOptions, parse_size
-from s2a.lean.spec import Site
+from s2a.lean.spec import BranchSpec
 from s2a.planning import Plan
-from s2a.planning.knapsack import ERROR_WEIGHT, choices_of, error_of, make_plan, with_cheap_repeats
+from s2a.planning.knapsack import ERROR_WEIGHT, choices_of, error_of, make_plan, recompute_where_cheap
 from s2a.state import load, save
 
 WEIGHTS = 10_000
@@ -30,7 +31,7 @@ WEIGHTS = 10_000
 
 
 @st.composite
-def sites(draw: Any, most: int = 6) -> list[Site]:
+def sites(draw: Any, most: int = 6) -> list[BranchSpec]:
     """Branches of all kinds and sizes."""
     found = []
     for i in range(draw(st.integers(1, most))):
@@ -40,48 +41,52 @@ def sites(draw: Any, most: int = 6) -> list[Site]:
         tokens = draw(st.integers(1, 200))
         flags = {name: draw(st.booleans()) for name in ("reads_first", "reads_last", "fixed")}
         bits = draw(st.sampled_from([0, 1])) if role == "mlp" else 0
-        found.append(Site(f"blocks.{i}", role, tokens, channels, inner, draw(st.integers(1, tokens)), bits, **flags))
+        found.append(
+            BranchSpec(f"blocks.{i}", role, tokens, channels, inner, draw(st.integers(1, tokens)), bits, **flags)
+        )
     return found
 
 
-def start(site: Site) -> Keep:
+def start(site: BranchSpec) -> SavedBits:
     """Any choice without a budget."""
     return choices_of(site)[0]
 
 
-def planned(chosen: list[Site], images: int, others: int, budget: int | None) -> Plan:
+def planned(chosen: list[BranchSpec], images: int, others: int, budget: int | None) -> Plan:
     """A plan, from any start."""
     return make_plan(chosen, [start(site) for site in chosen], images, others, budget)
 
 
-def cost(chosen: list[Site], plan: Plan) -> float:
+def cost(chosen: list[BranchSpec], plan: Plan) -> float:
     """What the planner minimises, from its definition: extra products over all products, and the weighted error."""
     whole = sum(2 * site.work for site in chosen)
-    keeps = [plan.keeps[site.name, site.role] for site in chosen]
-    again = sum(site.again(keep) for site, keep in zip(chosen, keeps, strict=True)) / whole
+    keeps = [plan.saved_bits[site.name, site.role] for site in chosen]
+    again = sum(site.recomputed_work(keep) for site, keep in zip(chosen, keeps, strict=True)) / whole
     return again + ERROR_WEIGHT * sum(error_of(s, k) for s, k in zip(chosen, keeps, strict=True)) / len(chosen)
 
 
-def nbytes(chosen: list[Site], plan: Plan, images: int) -> int:
+def nbytes(chosen: list[BranchSpec], plan: Plan, images: int) -> int:
     """Bytes of a plan."""
-    return WEIGHTS + sum(site.nbytes(plan.keeps[site.name, site.role], images) for site in chosen)
+    return WEIGHTS + sum(site.nbytes(plan.saved_bits[site.name, site.role], images) for site in chosen)
 
 
 @hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1))
-def test_a_plan_stays_in_its_budget(chosen: list[Site], images: int, share: float) -> None:
+def test_a_plan_stays_in_its_budget(chosen: list[BranchSpec], images: int, share: float) -> None:
     smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     budget = int(smallest + share * (largest - smallest))
     plan = planned(chosen, images, WEIGHTS, budget)
     assert plan.predicted == nbytes(chosen, plan, images) <= budget
-    assert all(plan.keeps[s.name, s.role] in choices_of(s) for s in chosen)
+    assert all(plan.saved_bits[s.name, s.role] in choices_of(s) for s in chosen)
     assert plan.smallest == smallest
     assert f"{images} images" in str(plan)
     assert sum(int(n) for n in re.findall(r"^ +(\d+) x", str(plan), re.MULTILINE)) == len(chosen)
 
 
 @hypothesis.given(sites(), st.integers(1, 64), st.floats(0, 1), st.floats(0, 1))
-def test_a_larger_budget_costs_no_more_than_a_change(chosen: list[Site], images: int, one: float, other: float) -> None:
+def test_a_larger_budget_costs_no_more_than_a_change(
+    chosen: list[BranchSpec], images: int, one: float, other: float
+) -> None:
     """The greedy rest may place one change differently; never more than that."""
     smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
@@ -90,34 +95,34 @@ def test_a_larger_budget_costs_no_more_than_a_change(chosen: list[Site], images:
     assert cost(chosen, more) <= cost(chosen, less) + largest_gain(chosen, images)
 
 
-def front(site: Site, images: int) -> list[Keep]:
+def front(site: BranchSpec, images: int) -> list[SavedBits]:
     """Choices that no other beats in both bytes and cost, the smallest first."""
     return [
         keep
         for keep in choices_of(site)
         if not any(
             site.nbytes(o, images) <= site.nbytes(keep, images)
-            and (site.again(o), error_of(site, o)) != (site.again(keep), error_of(site, keep))
-            and site.again(o) <= site.again(keep)
+            and (site.recomputed_work(o), error_of(site, o)) != (site.recomputed_work(keep), error_of(site, keep))
+            and site.recomputed_work(o) <= site.recomputed_work(keep)
             and error_of(site, o) <= error_of(site, keep)
             for o in choices_of(site)
         )
     ]
 
 
-def largest_gain(chosen: list[Site], images: int) -> float:
+def largest_gain(chosen: list[BranchSpec], images: int) -> float:
     """The most that a change of one site can be worth."""
     whole = sum(2 * site.work for site in chosen)
 
-    def of(site: Site, keep: Keep) -> float:
-        return site.again(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / len(chosen)
+    def of(site: BranchSpec, keep: SavedBits) -> float:
+        return site.recomputed_work(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / len(chosen)
 
     spans = [[of(site, keep) for keep in front(site, images)] for site in chosen]
     return max(max(span) - min(span) for span in spans)
 
 
 @hypothesis.given(sites(most=3), st.integers(1, 8), st.floats(0, 1))
-def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int, share: float) -> None:
+def test_no_plan_is_better_by_more_than_a_change(chosen: list[BranchSpec], images: int, share: float) -> None:
     """Brute force over all choices of up to three sites."""
     smallest = planned(chosen, images, WEIGHTS, None).smallest
     largest = WEIGHTS + sum(max(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
@@ -126,7 +131,7 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int
     whole = sum(2 * site.work for site in chosen)
     options = [
         [
-            (s.nbytes(k, images), s.again(k) / whole + ERROR_WEIGHT * error_of(s, k) / len(chosen))
+            (s.nbytes(k, images), s.recomputed_work(k) / whole + ERROR_WEIGHT * error_of(s, k) / len(chosen))
             for k in front(s, images)
         ]
         for s in chosen
@@ -140,7 +145,7 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[Site], images: int
 
 
 @hypothesis.given(sites(), st.integers(1, 64))
-def test_the_smallest_is_met_and_no_less(chosen: list[Site], images: int) -> None:
+def test_the_smallest_is_met_and_no_less(chosen: list[BranchSpec], images: int) -> None:
     by_hand = WEIGHTS + sum(min(s.nbytes(k, images) for k in choices_of(s)) for s in chosen)
     assert planned(chosen, images, WEIGHTS, by_hand).predicted == by_hand
     with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
@@ -150,13 +155,17 @@ def test_the_smallest_is_met_and_no_less(chosen: list[Site], images: int) -> Non
 
 
 def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
-    chosen = [Site("a", "attn", 50, 64, 192, 50), Site("a", "mlp", 50, 64, 256, 50)]
+    chosen = [BranchSpec("a", "attn", 50, 64, 192, 50), BranchSpec("a", "mlp", 50, 64, 256, 50)]
     plan = planned(chosen, 4, 0, 10**9)
     for site in chosen:
-        own = plan.keeps[site.name, site.role]
-        mine = site.again(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, own) / 2
+        own = plan.saved_bits[site.name, site.role]
+        mine = site.recomputed_work(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, own) / 2
         for keep in choices_of(site):
-            assert mine <= site.again(keep) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, keep) / 2
+            assert (
+                mine
+                <= site.recomputed_work(keep) / 2 / sum(s.work for s in chosen)
+                + ERROR_WEIGHT * error_of(site, keep) / 2
+            )
 
 
 # Whole models
@@ -200,7 +209,7 @@ def test_what_is_predicted_is_measured(family: str, method: str, batch: int) -> 
         lean = attached(family, method, budget_batch=batch, memory_budget_mb=budget / 1e6 + 1e-6)
         found = lean.plan
         assert found.predicted <= budget
-        assert {(b.block.name, b.role): b.keep for b in lean._branches} == found.keeps
+        assert {(b.block.name, b.role): b.saved_bits for b in lean._branches} == found.saved_bits
         assert abs(found.predicted / measured(lean, batch, family) - 1) < 0.005
 
 
@@ -228,12 +237,12 @@ def test_planning_changes_nothing(family: str) -> None:
     """Neither values nor modes, batch statistics or random numbers."""
     lean = attached(family, "bias").eval()
     before = {name: value.clone() for name, value in lean.state_dict().items()}
-    keeps = [b.keep for b in lean._branches]
+    keeps = [b.saved_bits for b in lean._branches]
     state = torch.random.get_rng_state()
     assert (lean.plan is None) == (family == "resnet")
     assert torch.equal(state, torch.random.get_rng_state())
     assert not any(m.training for m in lean.modules())
-    assert [b.keep for b in lean._branches] == keeps
+    assert [b.saved_bits for b in lean._branches] == keeps
     for name, value in lean.state_dict().items():
         assert torch.equal(value, before[name])
 
@@ -244,21 +253,21 @@ def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
     lean = s2a.attach(copy.deepcopy(model), config, tiny.CLASSES)
     save(lean, tmp_path / "state.safetensors")
     loaded = load(model, tmp_path / "state.safetensors")
-    assert {keep for _, keep in lean.plan.keeps.items()} != set(DEFAULTS.values())  # type: ignore[union-attr]
-    assert [b.keep for b in loaded._branches] == [b.keep for b in lean._branches]
+    assert {keep for _, keep in lean.plan.saved_bits.items()} != set(DEFAULTS.values())  # type: ignore[union-attr]
+    assert [b.saved_bits for b in loaded._branches] == [b.saved_bits for b in lean._branches]
 
 
 # Without a budget
 
 
-def pyramid(stages: list[tuple[int, int, int]], fixed_bits: int = 0) -> list[Site]:
+def pyramid(stages: list[tuple[int, int, int]], fixed_bits: int = 0) -> list[BranchSpec]:
     """Branches of blocks (number, tokens, channels) of every stage."""
     found = []
     for number, tokens, channels in stages:
         for i in range(number):
             name = f"{channels}.{i}"
-            found.append(Site(name, "attn", tokens, channels, 3 * channels, tokens))
-            found.append(Site(name, "mlp", tokens, channels, 4 * channels, tokens, fixed_bits))
+            found.append(BranchSpec(name, "attn", tokens, channels, 3 * channels, tokens))
+            found.append(BranchSpec(name, "mlp", tokens, channels, 4 * channels, tokens, fixed_bits))
     return found
 
 
@@ -271,8 +280,8 @@ def test_only_the_first_stage_of_a_pyramid_is_worth_repeating(scale: int) -> Non
     stages = [(number, tokens, channels // scale) for number, tokens, channels in SWIN_B]
     for chosen, repeated in ((pyramid(stages), {str(128 // scale)}), (pyramid([(12, 197, 768 // scale)]), set())):
         keeps = [DEFAULTS[site.role] for site in chosen]
-        found = with_cheap_repeats(chosen, keeps)
-        assert {s.name.split(".")[0] for s, k in zip(chosen, found, strict=True) if k == Keep(8, 0)} == repeated
+        found = recompute_where_cheap(chosen, keeps)
+        assert {s.name.split(".")[0] for s, k in zip(chosen, found, strict=True) if k == SavedBits(8, 0)} == repeated
         for site, before, after in zip(chosen, keeps, found, strict=True):
             assert after == before or (site.role == "mlp" and site.nbytes(after, 1) < site.nbytes(before, 1))
             assert error_of(site, after) <= error_of(site, before)
@@ -280,11 +289,11 @@ def test_only_the_first_stage_of_a_pyramid_is_worth_repeating(scale: int) -> Non
 
 def test_nothing_is_repeated_twice_or_where_it_saves_nothing() -> None:
     relu = pyramid(SWIN_B, fixed_bits=1)
-    keeps = [DEFAULTS[site.role] if site.role == "attn" else Keep(4, 1) for site in relu]
-    assert with_cheap_repeats(relu, keeps) == keeps
-    again = [Keep(10, 0)] * len(relu)
-    assert with_cheap_repeats(relu, again) == again
-    assert with_cheap_repeats([], []) == []
+    keeps = [DEFAULTS[site.role] if site.role == "attn" else SavedBits(4, 1) for site in relu]
+    assert recompute_where_cheap(relu, keeps) == keeps
+    again = [SavedBits(10, 0)] * len(relu)
+    assert recompute_where_cheap(relu, again) == again
+    assert recompute_where_cheap([], []) == []
 
 
 @pytest.mark.parametrize(
@@ -318,15 +327,15 @@ def test_measured_memory_stays_below_the_papers_figure_as_it_comes(backbone: str
         ({"activations": "exact", "memory_budget": "8GiB"}, "memory_budget needs activations='lean'"),
         ({"activations": "lean", "memory_budget_mb": 1, "memory_budget": "8GiB"}, "give one of them"),
         *(
-            ({"activations": "lean", "memory_budget_mb": value}, "is no size; give megabytes")
+            ({"activations": "lean", "memory_budget_mb": value}, "must be a number of megabytes")
             for value in (0, -1, float("nan"), float("inf"), True, "640")
         ),
         *(
-            ({"activations": "lean", "memory_budget": value}, "is no size; write a number and one of B, KB")
+            ({"activations": "lean", "memory_budget": value}, "must be a number and one of B, KB")
             for value in ("8", "GiB", "8 Gib", "-1GiB", "0MB", 8, "1e3MB", "")
         ),
         *(
-            ({"activations": "lean", "budget_batch": value}, "is no batch size; give an integer of at least 1")
+            ({"activations": "lean", "budget_batch": value}, "must be an integer of at least 1")
             for value in (0, -1, 2.0, True, "2")
         ),
         ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'same' or 'bf16'"),
@@ -353,6 +362,16 @@ def test_options_are_checked_without_a_method() -> None:
 
 def test_bits_are_those_of_the_activations() -> None:
     adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(lrp_rank=4, activations="lean", bits=2), 3, image_size=32)
-    kept = {branch.role: branch.keep.inner for branch in adapted._branches}
+    kept = {branch.role: branch.saved_bits.inner for branch in adapted._branches}
     assert kept == {"attn": 0, "mlp": 2}
     assert adapted.backbone.blocks[0].mlp.act.s2a_bits == 2  # type: ignore[index, union-attr]
+
+
+def test_copies_and_pickles_make_their_own_plan() -> None:
+    adapted = pair("vit", "bias")[1]
+    stream = io.BytesIO()
+    torch.save(adapted, stream)
+    stream.seek(0)
+    for other in (copy.deepcopy(adapted), torch.load(stream, weights_only=False)):
+        assert other.plan == s2a.plan_memory(adapted)
+        s2a.detach(other)

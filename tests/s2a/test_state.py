@@ -145,7 +145,7 @@ def test_folders_are_no_files(saved: tuple[Any, Any, Path], tmp_path: Path) -> N
     model, adapted, _ = saved
     with pytest.raises(s2a.S2AError, match="cannot be read"):
         s2a.load(model, tmp_path)
-    with pytest.raises(s2a.S2AError, match="is no folder"):
+    with pytest.raises(s2a.S2AError, match="is not a folder"):
         s2a.save(adapted, tmp_path / "missing" / "state")
     with pytest.raises(s2a.S2AError, match="save takes what"):
         s2a.save(model, tmp_path / "state")

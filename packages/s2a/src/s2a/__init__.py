@@ -9,7 +9,7 @@ from s2a.adapted import Adapted, cast_frozen, trainable_parameters
 from s2a.attach import attach, detach, merge
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
-from s2a.lean import LeanOptions
+from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.planning import Plan, plan_memory
 from s2a.registry import Method, list_methods, method_config, register_method
@@ -42,6 +42,7 @@ __all__ = [
     "method_config",
     "plan_memory",
     "quantize_activations",
+    "register_lean_forward",
     "register_method",
     "save",
     "saved_bytes",

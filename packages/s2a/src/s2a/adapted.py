@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits
 from s2a.errors import S2AError
-from s2a.lean import Branch
+from s2a.lean import FusedBranch
+from s2a.lean.plan import Plan
 from s2a.registry import Method
 
 
@@ -25,7 +26,17 @@ class Adapted(nn.Module):
         config: The method's config.
     """
 
-    def __init__(self, view: Backbone, config: Any, name: str, method: Method, head: nn.Linear, edits: Edits) -> None:
+    def __init__(
+        self,
+        view: Backbone,
+        config: Any,
+        name: str,
+        method: Method,
+        head: nn.Linear,
+        edits: Edits,
+        branches: tuple[FusedBranch, ...] = (),
+        make_plan: Callable[[Adapted], Plan] | None = None,
+    ) -> None:
         super().__init__()
         self.backbone = view.model
         self.method = method
@@ -33,10 +44,10 @@ class Adapted(nn.Module):
         self.name = name
         self.config = config
         self.image_size = view.image_size
-        self._branches: tuple[Branch, ...] = ()
-        self._plan: Any = None
-        # Set by ``attach``: the planner is above this module, and a plan is made when somebody asks for one.
-        self._make_plan: Callable[[Adapted], Any] | None = None
+        self._branches = branches
+        self._plan: Plan | None = None
+        # The planner needs this class, so it is handed in. Pickles refer to it by name: no lambda, no closure.
+        self._make_plan = make_plan
         self._edits = edits
         # An average of the weights is often frozen before it is saved: what trains is noted here.
         self._trained = tuple(trainable_parameters(self))
@@ -47,10 +58,13 @@ class Adapted(nn.Module):
         return self.head(self.method(self.backbone, images))
 
     @property
-    def plan(self) -> Any:
-        """What lean activations keep, block by block, and what it comes to (``s2a.Plan``); ``None`` without them."""
+    def plan(self) -> Plan | None:
+        """What lean activations keep, block by block, and what it comes to; ``None`` without them.
+
+        Made when it is first asked for: that takes two forward passes of few images.
+        """
         if self._plan is None and self._make_plan is not None:
-            self._make_plan(self)
+            self._plan = self._make_plan(self)
         return self._plan
 
     def extra_repr(self) -> str:
@@ -83,9 +97,7 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
     if not isinstance(adapted, Adapted):
         raise S2AError(f"cast_frozen takes what s2a.attach returned, not {type(adapted).__name__}.")
     if dtype not in (torch.bfloat16, torch.float16):
-        raise S2AError(
-            f"dtype={dtype} saves nothing or is no number format for weights; give torch.bfloat16 or float16."
-        )
+        raise S2AError(f"dtype={dtype} must be torch.bfloat16 or torch.float16, which halve the frozen weights.")
     saved = 0
     for module in adapted.backbone.modules():
         weight = getattr(module, "weight", None)

@@ -12,12 +12,11 @@ import torch
 from torch import nn
 
 from s2a.adapted import Adapted
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import describe
+from s2a.backbones import Edits, describe
 from s2a.errors import S2AError
-from s2a.lean import Branch, LeanOptions, make_lean
+from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
-from s2a.planning.knapsack import with_cheap_repeats
+from s2a.planning.knapsack import recompute_where_cheap
 from s2a.registry import Method, entry_for
 
 log = logging.getLogger("s2a")
@@ -49,7 +48,8 @@ def attach(
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
-        raise S2AError(f"num_classes={num_classes!r} is no count; give 1 or more, or None to keep the model's.")
+        raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
+    # 1. The model as the table of families sees it: blocks, classifier, image size.
     training = model.training
     view = describe(model, image_size)
     classifier = view.module(view.classifier)
@@ -57,6 +57,7 @@ def attach(
         raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
     edits = Edits()
     try:
+        # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
         edits.replace(model, view.classifier, nn.Identity())
         for parameter in model.parameters():
             edits.freeze(parameter)
@@ -64,26 +65,30 @@ def attach(
             for buffer, value in module._buffers.items():
                 if value is not None:
                     edits.preserve(module, buffer)
+        # 3. The method adds its parameters and hooks and switches on what trains; a new head.
         reference = next(model.parameters())
         method = entry.method(config, view, edits).to(reference.device, reference.dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
-        branches: tuple[Branch, ...] = ()
+        # 4. What the backward pass keeps.
+        branches: tuple[FusedBranch, ...] = ()
+        make_plan = None
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
-            again = torch.bfloat16 if config.recompute == "bf16" else None
-            branches = make_lean(view, method, edits, in_place=config.in_place, again=again, **codes)
-        adapted = Adapted(view, config, entry.name, method, head, edits)
+            recompute_dtype = torch.bfloat16 if config.recompute == "bf16" else None
+            branches = make_lean(
+                view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
+            )
+            make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
+        adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
-        adapted._branches = branches
-        if branches:
-            keeps = with_cheap_repeats([b.site for b in branches], [b.keep for b in branches])
-            for branch, keep in zip(branches, keeps, strict=True):
-                branch.keep = keep
-            adapted._make_plan = functools.partial(plan_memory, batch_size=config.budget_batch)
+        # What is kept without a budget; a budget then plans anew.
+        chosen = recompute_where_cheap([b.spec for b in branches], [b.saved_bits for b in branches])
+        for branch, saved_bits in zip(branches, chosen, strict=True):
+            branch.saved_bits = saved_bits
         if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
             size = config.budget_batch
             plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)

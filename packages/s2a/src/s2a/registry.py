@@ -11,8 +11,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 
 from torch import Tensor, nn
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, pooled_features
+from s2a.backbones import Backbone, Edits, pooled_features
 from s2a.card import Card
 from s2a.errors import S2AError
 
@@ -28,6 +27,10 @@ class Method(nn.Module):
 
     A subclass takes ``(config, backbone, edits)``: it creates its parameters, places hooks or modules through
     ``edits``, and switches on the backbone parameters that train. Everything of the backbone is frozen before.
+
+    A config that extends ``s2a.LeanOptions`` lets the method run with lean activations. Modules of its own then keep
+    little where their class has a lean forward (``s2a.register_lean_forward``), and write over the residual stream
+    where they can (``s2a.lean.WritesInPlace``).
 
     Attributes:
         feature_dim: Width of ``forward``'s output, the head's input.
@@ -79,7 +82,7 @@ class Method(nn.Module):
         What trained of the backbone's own parameters is in ``model`` already.
 
         Raises:
-            S2AError: The method is no function that the backbone alone could compute.
+            S2AError: The backbone alone cannot compute what the method computes.
         """
         raise S2AError(
             f"{type(self).__name__} cannot be merged: what it adds is not of the backbone's form; "
@@ -192,14 +195,14 @@ def entry_for(config: Any) -> Entry:
     """The registered method whose config ``config`` is.
 
     Raises:
-        S2AError: The object is no registered method's config.
+        S2AError: The object is not a registered method's config.
     """
     _load()
     for entry in _METHODS.values():
         if type(config) is entry.config:
             return entry
     known = ", ".join(f"{e.config.__name__} ({e.name})" for e in _METHODS.values())
-    raise S2AError(f"{type(config).__name__} is no registered method's config; registered: {known}.")
+    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.")
 
 
 def method_config(name: str, **overrides: Any) -> Any:

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.backbones.edits import Edits
-from s2a.backbones.view import Backbone, Block, pooled_features
+from s2a.backbones import Backbone, Block, Edits, pooled_features
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
@@ -64,7 +63,7 @@ class S2AConfig(LeanOptions):
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 to switch it off.")
         if not isinstance(self.train_bias, bool):
-            raise S2AError(f"train_bias={self.train_bias!r} is no switch; give True or False.")
+            raise S2AError(f"train_bias={self.train_bias!r} must be True or False.")
         self.check_lean("paper")
         _choice("bits", self.bits, BITS)
         _choice("levels", self.levels, LEVEL_KINDS)
@@ -194,7 +193,7 @@ class S2A(Method):
         if self.branch is None:
             return pooled_features(model, images)
         # Under gradient checkpointing blocks run twice, and would run the branch twice with them.
-        again = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-        self.branch.start(at_once=self.lean and not again)
+        checkpointed = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
+        self.branch.start(at_once=self.lean and not checkpointed)
         features = pooled_features(model, images)
         return torch.cat([features, self.branch.finish()], dim=1)

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2a.adapted import Adapted
 from s2a.attach import attach
-from s2a.backbones.view import classifier_name
+from s2a.backbones import classifier_name
 from s2a.errors import S2AError, StateMismatch
 from s2a.registry import method_config
 
@@ -78,7 +78,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
         raise S2AError(f"save takes what s2a.attach returned, not {type(adapted).__name__}.")
     target = Path(path)
     if not target.parent.is_dir():
-        raise S2AError(f"{target.parent} is no folder; create it, or save elsewhere.")
+        raise S2AError(f"{target.parent} is not a folder; create it, or save elsewhere.")
     header = {
         "format": FORMAT,
         "method": adapted.name,

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from s2a.adapted import Adapted, trainable_parameters
 from s2a.attach import attach, detach, merge
-from s2a.backbones.view import describe, input_channels, pooled_features
+from s2a.backbones import describe, input_channels, pooled_features
 from s2a.errors import S2AError
 from s2a.memory import saved_bytes
 from s2a.registry import Method

@@ -1,5 +1,10 @@
 """Scaled dot-product attention that keeps its softmax output in a few bits (paper equations 7 to 9).
 
+    S = scale q k^T + bias,   y = softmax(S),   O = y v
+    y_q = round((y - min) / s),   s = (max - min) / (2^bits - 1)     (equation 8, for each row)
+    y' = y_q s + min                                                 (equation 9)
+    dv = y'^T dO,   dy = dO v^T,   dS = y' * (dy - sum(dy * y'))     (equation 7)
+
 The quantised map also serves the product with V in the backward pass, so no full-precision map outlives the forward.
 Every row has numbers of its own: with one scale for the whole tensor, a single peaked row flattens all diffuse ones to
 zero.
@@ -25,7 +30,7 @@ def _rows_per_chunk(rows: int, width: int, device: torch.device) -> int:
 
 
 NUMBERS = {"paper": 2, "derivative": 1}
-"""Float16 numbers that a row keeps beside its codes, by levels."""
+"""Levels -> float16 numbers that are stored with each row's codes."""
 
 
 def _even_codes(y: Tensor, top: int) -> tuple[Tensor, ...]:
@@ -50,6 +55,7 @@ def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, ...]:
     place = y.argmax(dim=1, keepdim=True)
     # Masked scores leave subnormal numbers, on which a CPU is many times slower; 1e-30 is as good as 0.
     others = y.scatter(1, place, 0.0).clamp_min_(1e-30)
+    # Codes are proportional to the square root: fine steps for small values.
     most, total = others.amax(dim=1, keepdim=True), others.sum(dim=1, keepdim=True)
     codes = others.mul_((top - 1) ** 2 / most).sqrt_()
     # No float(top): a compiler with dynamic shapes takes bits for a symbol and has no conversion of it.
@@ -57,6 +63,11 @@ def _peak_codes(y: Tensor, top: int) -> tuple[Tensor, ...]:
 
 
 def _peak_values(codes: Tensor, top: int, total: Tensor) -> Tensor:
+    """Squares of the codes, scaled to the kept sum; at the row's largest value 1 less that sum.
+
+    With c the codes, P the place of code ``top`` and T the kept sum: y'_j = c_j^2 T / sum of c^2 outside P for j != P,
+    y'_P = 1 - T.
+    """
     # Arithmetic on codes: comparisons and masks take several times as long on a CPU.
     is_peak = (codes - (top - 1)).clamp_min_(0)
     squares = codes.sub_(is_peak, alpha=top).square_() if top > 1 else codes.neg_().add_(1)
@@ -130,6 +141,7 @@ class _QuantizedSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:  # type: ignore[override]
         data, numbers = ctx.saved_tensors
+        # y' (equation 9), then equation 7.
         y = dequantize_rows(data, numbers, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         return _softmax_backward(grad, y.movedim(-1, ctx.dim), ctx.dim), None, None, None
 
@@ -159,9 +171,11 @@ class _QuantizedAttention(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         q, k, v, data, numbers = ctx.saved_tensors
+        # y' serves both products: dv = y'^T dO, and dS through the softmax.
         y = dequantize_rows(data, numbers, ctx.shape, ctx.bits, grad.dtype, ctx.levels)
         grad_v = y.transpose(-2, -1) @ grad
         scores = _softmax_backward(grad @ v.transpose(-2, -1), y)
+        # S = scale q k^T + bias: dq = scale dS k, dk = dS^T (scale q), and the bias summed to its shape.
         grad_q = (scores @ k) * ctx.scale
         grad_k = scores.transpose(-2, -1) @ (q * ctx.scale)
         grad_bias = None

@@ -15,6 +15,8 @@ from torch.autograd.function import once_differentiable
 
 
 class _FrozenConv2d(torch.autograd.Function):
+    """Convolution with a frozen weight (equation 2): dx = conv_transpose(dy, W) and db = sum of dy need no x."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, stride: Any, padding: Any, dilation: Any, groups: int
@@ -57,6 +59,8 @@ def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 
 class _FixedBatchNorm(torch.autograd.Function):
+    """y = (x - mean) rstd w + b with constants mean, rstd, w: dx = dy rstd w, db = sum of dy. Keeps rstd w."""
+
     @staticmethod
     def forward(
         ctx: Any, x: Tensor, mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2a.activations.attention import QuantizedAttentionMode, quantized_softmax
 from s2a.activations.frozen import fixed_batch_norm, frozen_conv2d
-from s2a.backbones.edits import Edits
+from s2a.backbones import Edits
 from s2a.errors import S2AError
 from s2a.ops.pack import BITS
 from s2a.ops.pointwise import LEVEL_KINDS, activation_code, coded
@@ -130,7 +130,7 @@ def quantize_activations(
         S2AError: Bits or levels that do not exist, or a model that is quantised already.
     """
     if type(bits) is not int or bits not in BITS:
-        raise S2AError(f"bits={bits!r} has no packing; choose one of {', '.join(map(str, BITS))}.")
+        raise S2AError(f"bits={bits!r} must be one of {', '.join(map(str, BITS))}.")
     if levels not in LEVEL_KINDS:
         raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
     if any("s2a_bits" in m.__dict__ for m in model.modules()):

@@ -132,14 +132,14 @@ def family_of(model: nn.Module) -> Family:
             return family
     names = ", ".join(f"{f.cls.__name__} ({f.name})" for f in FAMILIES)
     raise UnsupportedModel(
-        f"{type(model).__name__} is no supported backbone; supported timm classes: {names}. "
+        f"{type(model).__name__} is not a supported backbone; supported timm classes: {names}. "
         f"First module that does not fit: {_first_misfit(model)}. "
         "To add a family, add an entry to s2a.backbones.families.FAMILIES."
     )
 
 
 def _first_misfit(model: nn.Module) -> str:
-    """Path and class of the first module, in definition order, that is no layer and no part of a supported model."""
+    """Path and class of the first module that is neither a layer nor part of a supported model."""
     supported = {family.cls.__module__ for family in FAMILIES}
 
     def fits(cls: type) -> bool:

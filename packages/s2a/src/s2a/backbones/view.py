@@ -163,7 +163,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 def _sides(image_size: int | Sequence[int]) -> tuple[int, int]:
     sides = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
     if len(sides) != 2 or any(type(side) is not int or side < 1 for side in sides):
-        raise UnsupportedModel(f"image_size={image_size!r} is no size; give a side, or height and width, in pixels.")
+        raise UnsupportedModel(f"image_size={image_size!r} must be a side, or height and width, in pixels.")
     return sides[0], sides[1]
 
 
@@ -218,7 +218,7 @@ def _geometry(
     if grid[0] * grid[1] != patches:
         raise UnsupportedModel(
             f"{type(model).__name__} has {patches} patch tokens, not a {grid[0]} x {grid[1]} grid; "
-            "tokens that are no grid are not supported."
+            "tokens that form no grid are not supported."
         )
     return shape[2], grid, prefix
 
@@ -260,7 +260,7 @@ def classifier_name(model: Any) -> str:
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Pooled, normalised features in front of the classifier, ``(B, C)``."""
-    switch = model.__dict__.get("s2a_switch")  # The last block may leave out what no feature comes from.
+    switch = model.__dict__.get("s2a_features_only")  # The last block may leave out what no feature comes from.
     if switch is not None:
         switch.on = True
     try:

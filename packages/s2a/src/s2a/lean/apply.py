@@ -5,28 +5,28 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
-from s2a.backbones.edits import Edits
-from s2a.backbones.families import family_of
-from s2a.backbones.view import Backbone, Block
-from s2a.lean import fused, layerwise, pool
-from s2a.lean.class_token import Switch
-from s2a.lean.spec import Keep
-from s2a.lean.stream import stepwise, write_over
+from s2a.backbones import Backbone, Block, Edits, family_of
+from s2a.lean import fused, layerwise, pool  # noqa: F401  (pools register their lean forwards)
+from s2a.lean.class_token import FeaturesOnlySwitch
+from s2a.lean.registry import lean_forward_of
+from s2a.lean.spec import SavedBits
+from s2a.lean.stream import call_stepwise, write_in_place
 from s2a.registry import Method
-from s2a.structure.side_branch import SideBlock, Transition
 
 ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}
 """A block's branches -> the roles of norm and body in ``Block.parts``."""
 
-DEFAULTS = {"attn": Keep(norm=10, inner=0), "mlp": Keep(norm=4, inner=4)}
-"""Without a plan: q, k, v from 10-bit codes again, the activation's derivative in 4 bits (the
-planner lets it be computed again where that is cheap, ``planning.knapsack.with_cheap_repeats``)."""
+DEFAULTS = {"attn": SavedBits(norm=10, inner=0), "mlp": SavedBits(norm=4, inner=4)}
+"""Role -> what a fused branch keeps without a plan: q, k, v recomputed from 10-bit codes; the activation's derivative
+in 4 bits (``planning.knapsack.recompute_where_cheap`` replaces that where recomputing is cheap)."""
+
+QKV_BITS = 8
+"""Of q, k and v where attention is in no fused branch."""
 
 
 def branches_of(backbone: Backbone) -> list[tuple[Block, str, nn.Module, nn.Module]]:
@@ -50,12 +50,13 @@ def make_lean(
     bits: int = 4,
     levels: str = "derivative",
     in_place: bool = False,
-    again: torch.dtype | None = None,
-) -> tuple[fused.Branch, ...]:
+    recompute_dtype: torch.dtype | None = None,
+) -> tuple[fused.FusedBranch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
     Branches of known blocks run as one step that keeps the codes of their norm and activation (``fused``); other
-    layers keep codes each (``layerwise``). The forward pass is the stock one up to the order of sums.
+    layers keep codes each, as the registry of lean forwards says (``registry``, ``layerwise``). The forward pass is the
+    stock one up to the order of sums.
 
     Args:
         backbone: With the method's hooks in place.
@@ -64,7 +65,8 @@ def make_lean(
         bits: Of activations' codes.
         levels: Kind of the activations' levels.
         in_place: Residual sums and prompts are written over the stream (``stream``).
-        again: Number format of products that the backward pass computes again; ``None``: as in the forward pass.
+        recompute_dtype: Number format of the forward pass's products that the backward pass recomputes; ``None``: as
+            in the forward pass.
 
     Returns:
         The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
@@ -72,11 +74,13 @@ def make_lean(
     Raises:
         S2AError: ``in_place`` under what reads the stream.
     """
+    # 1. Every module on its own: activations keep codes of their derivative, registered classes their lean forward.
     for part in (backbone.model, method):
         quantize_activations(part, bits, levels, softmax=False, edits=edits)
         for module in part.modules():
             _layerwise(module, edits)
-    blocks: dict[str, list[fused.Branch]] = {}
+    # 2. Norm and attention (or MLP) of known blocks as one autograd function, where nothing is in the way.
+    blocks: dict[str, list[fused.FusedBranch]] = {}
     for block, role, norm, body in branches_of(backbone):
         module = backbone.module(block.name)
         if "forward" in module.__dict__:
@@ -84,11 +88,14 @@ def make_lean(
         windows = block.window if role == "attn" else None
         # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
         stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
-        keep = DEFAULTS[role] if role == "attn" else dataclasses.replace(DEFAULTS[role], inner=bits)
-        branch = fused.Branch(block, role, norm, body, keep, levels, stock, module, windows, again=again)
-        if branch.obstacle() is not None and role == "mlp":
-            branch.keep = Keep(norm=10, inner=0)  # Where the last layer needs its input, it is made again.
-        if branch.obstacle() is None:
+        saved_bits = DEFAULTS[role] if role == "attn" else dataclasses.replace(DEFAULTS[role], inner=bits)
+        branch = fused.FusedBranch(
+            block, role, norm, body, saved_bits, levels, stock, module, windows, recompute_dtype=recompute_dtype
+        )
+        if branch.why_not_fusable() is not None and role == "mlp":
+            # A trained last layer needs the activation's output, which codes of the derivative cannot give back.
+            branch.saved_bits = SavedBits(norm=10, inner=0)
+        if branch.why_not_fusable() is None:
             blocks.setdefault(block.name, []).append(branch)
     for name, branches in blocks.items():
         for branch in branches:
@@ -97,41 +104,31 @@ def make_lean(
                 edits.override(module, "forward", forward)
         edits.override(backbone.module(name), "s2a_branches", tuple(branches))
         edits.override(backbone.module(name), "forward", fused.block_forward)
-    _narrow_last(backbone, blocks, edits)
-    stepwise(backbone, edits)
+    # 3. Beyond single branches: the class token's row alone, maps that Python's frames hold, sums written in place.
+    _narrow_last_block(backbone, blocks, edits)
+    call_stepwise(backbone, edits)
     if in_place:
-        write_over(backbone, blocks, method, edits)
+        write_in_place(backbone, blocks, method, edits)
     return tuple(branch for branches in blocks.values() for branch in branches)
 
 
-def _narrow_last(backbone: Backbone, blocks: Mapping[str, list[fused.Branch]], edits: Edits) -> None:
+def _narrow_last_block(backbone: Backbone, blocks: Mapping[str, list[fused.FusedBranch]], edits: Edits) -> None:
     """Lets the last block of a ViT compute the class token's row alone, where the head reads nothing else."""
     last = backbone.blocks[-1].name
     if backbone.reads_class_token and len(blocks.get(last, ())) == 2 and backbone.blocks[-1].heads:
-        switch = Switch(backbone.model)
-        edits.override(backbone.model, "s2a_switch", switch)
-        edits.override(backbone.module(last), "s2a_switch", switch)
+        switch = FeaturesOnlySwitch(backbone.model)
+        edits.override(backbone.model, "s2a_features_only", switch)
+        edits.override(backbone.module(last), "s2a_features_only", switch)
         edits.override(backbone.module(last), "forward", fused.last_block_forward)
 
 
-_FORWARDS: dict[type[nn.Module], Any] = {
-    **dict.fromkeys(fused.LAYER_NORMS, fused.lean_norm_forward),
-    nn.BatchNorm2d: layerwise.batch_norm_forward,
-    nn.MaxPool2d: pool.max_pool_forward,
-    nn.AvgPool2d: pool.average_pool_forward,
-    SideBlock: layerwise.side_block_forward,
-    Transition: layerwise.transition_forward,
-}
-
-
 def _layerwise(module: nn.Module, edits: Edits) -> None:
-    kind: Any = type(module)
-    if kind in _FORWARDS:
-        trained = any(p.requires_grad for n, p in module.named_parameters(recurse=False) if n == "weight")
-        small = kind in fused.LAYER_NORMS and not trained
-        edits.override(module, "s2a_norm_bits", 4 if small else 8)
-        edits.override(module, "forward", _FORWARDS[kind])
+    """Gives a module its registered lean forward, or lets its ``scaled_dot_product_attention`` keep codes."""
+    entry = lean_forward_of(module)
+    if entry is not None:
+        edits.override(module, "s2a_lean_bits", entry.bits_for(module))
+        edits.override(module, "forward", entry.forward)
     elif "fused_attn" in module.__dict__:
-        edits.override(module, "s2a_qkv_bits", 8)
+        edits.override(module, "s2a_qkv_bits", QKV_BITS)
         edits.override(module, "fused_attn", True)
         edits.override(module, "forward", layerwise.attention_forward)

@@ -1,8 +1,15 @@
-"""Fused branches in a timm block: its norm hands its input on, and the attention or MLP behind it does the norm's work.
+"""Fuses norm and attention (or MLP) into one autograd function; the norm module is the identity while the block runs.
 
-The block's own forward stays timm's: residual sums, layer scales, dropped paths, and all that hooks do at the block, in
-front of the norm, and with what attention or MLP put out. A branch is fused for one forward pass at a time: whatever
-was changed in it meanwhile sends it back to separate layers.
+In a timm block, x + attn(norm1(x)) and x + mlp(norm2(x)) are residual branches. For a fused branch
+
+1. ``block_forward`` notes that the block runs (``block_runs``) and calls the block's own forward;
+2. ``norm_forward``, at the norm's place, decides whether this pass can be fused (``can_fuse``) and then returns its
+   input as it is (``norm_skipped``);
+3. ``body_forward``, at the place of attention or MLP, gets that input and runs norm, linear layers and what is between
+   them as one function (``attention``, ``mlp``, ``class_attention``), which keeps codes.
+
+Residual sums, layer scales, dropped paths and hooks at the block, in front of the norm and on the branch's output stay
+timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that pass back to separate layers.
 """
 
 from __future__ import annotations
@@ -15,32 +22,25 @@ import timm.layers
 import torch
 from timm.layers.attention import Attention
 from timm.layers.mlp import Mlp
-from timm.layers.norm import LayerNorm, LayerNorm2d
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones.view import Block
+from s2a.backbones import Block
 from s2a.lean.attention import attention
-from s2a.lean.class_token import Switch, class_attention, narrows
+from s2a.lean.class_token import FeaturesOnlySwitch, class_attention, reads_class_token_alone
 from s2a.lean.mlp import mlp
-from s2a.lean.norm import layer_norm
-from s2a.lean.spec import Keep, Shape, Site, compute_dtype
+from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
+from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
 from s2a.lean.stream import IN_PLACE, writable
-
-LAYER_NORMS: dict[type[nn.Module], bool] = {
-    nn.LayerNorm: False,
-    LayerNorm: False,
-    LayerNorm2d: True,
-}
-"""Norm -> whether it takes maps ``(B, C, H, W)``."""
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
     WindowAttention: ("qkv", "proj", ("attn_drop",), ()),
     Mlp: ("fc1", "fc2", ("drop1",), ("norm",)),
 }
-"""Attention or MLP -> first and last linear layer, dropouts between them, and what must not be there."""
+"""Attention or MLP -> names of the first and last linear layer, of dropouts between them, and of optional layers that
+must be absent."""
 
 
 def activation_key(module: nn.Module) -> str | None:
@@ -71,40 +71,40 @@ def _reads_output_only(hook: Any) -> bool:
 
 
 @dataclasses.dataclass(eq=False)
-class Branch:
-    """One norm and the attention or MLP behind it.
+class FusedBranch:
+    """One residual branch of a block: a norm and the attention or MLP behind it, and the state of the running pass.
 
     Attributes:
-        block: Where it is.
+        block: Description of the block that it belongs to.
         role: ``"attn"`` or ``"mlp"``.
         norm: The norm.
         body: Attention or MLP.
-        keep: Bits.
+        saved_bits: What it keeps; may be changed between two steps.
         levels: Kind of the activation's levels.
-        stock: The body's forward without fusion.
-        owner: The block itself.
+        stock_forward: The body's forward without fusion.
+        block_module: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
-        inside: The block is running: outside of it the norm is a norm like any other.
-        open: The norm handed its input on; the body does the rest.
-        narrow: The attention puts out the class token's row alone.
-        warned: The fallback was said.
-        again: In which products of the forward pass run once more (``Shape.again``).
+        block_runs: The block's forward is running; called from elsewhere, the norm is an ordinary norm.
+        norm_skipped: The norm returned its input in this pass; the body has to apply it.
+        class_token_only: The attention returns the class token's row alone in this pass.
+        warned: The warning about the fallback to separate layers has been given.
+        recompute_dtype: See ``BranchOptions``.
     """
 
     block: Block
     role: str
     norm: nn.Module
     body: nn.Module
-    keep: Keep
+    saved_bits: SavedBits
     levels: str
-    stock: Any
-    owner: nn.Module
+    stock_forward: Any
+    block_module: nn.Module
     windows: tuple[int, int] | None = None
-    inside: bool = False
-    open: bool = False
-    narrow: bool = False
+    block_runs: bool = False
+    norm_skipped: bool = False
+    class_token_only: bool = False
     warned: bool = False
-    again: torch.dtype | None = None
+    recompute_dtype: torch.dtype | None = None
 
     @property
     def layers(self) -> tuple[Any, Any]:
@@ -112,14 +112,15 @@ class Branch:
         first, last, _, _ = _BODIES[type(self.body)]
         return getattr(self.body, first), getattr(self.body, last)
 
-    def obstacle(self) -> str | None:
-        """What keeps the branch from being fused as it is now; ``None``: nothing."""
+    def why_not_fusable(self) -> str | None:
+        """The reason why the branch cannot be fused as it is now; ``None``: it can."""
         for role, module in ((f"{self.role}_norm", self.norm), (self.role, self.body)):
             leaf = self.block.parts[role].removeprefix(f"{self.block.name}.")
-            if self.owner.get_submodule(leaf) is not module:
+            if self.block_module.get_submodule(leaf) is not module:
                 return f"{leaf} was replaced"
+        # Classes: of norm and body, and nothing between the linear layers that the fused functions do not compute.
         if type(self.norm) not in LAYER_NORMS or type(self.body) not in _BODIES:
-            return f"{type(self.norm).__name__} and {type(self.body).__name__} are no pair that can be fused"
+            return f"{type(self.norm).__name__} and {type(self.body).__name__} cannot be fused with each other"
         first, last, dropouts, foreign = _BODIES[type(self.body)]
         for name in foreign:
             if not isinstance(getattr(self.body, name), nn.Identity | None):
@@ -133,6 +134,7 @@ class Branch:
                 return f"{name} has a hook"
         if isinstance(self.body, Mlp) and activation_key(self.body.act) is None:
             return f"{type(self.body.act).__name__} has no code"
+        # Linear layers: plain ones, with at most one low-rank update each, and no hook that needs a separate layer.
         for name in (first, last):
             layer = getattr(self.body, name)
             kind = nn.Conv2d if isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1) else nn.Linear
@@ -148,6 +150,7 @@ class Branch:
                 return f"{name} has updates that need its exact input"
             if others and (name == first or not all(map(_reads_output_only, others))):
                 return f"{name} has a hook"
+        # Hooks at norm and body: those in front of the norm and on the body's output alone still run.
         if self.norm._forward_hooks or self.norm._backward_hooks or self.norm._backward_pre_hooks:
             return "the norm has a hook"
         if _hooks(self.body) or not all(map(_reads_output_only, self.body._forward_hooks.values())):
@@ -157,17 +160,17 @@ class Branch:
         return None
 
     @property
-    def site(self) -> Site:
-        """The branch as the planner sees it."""
+    def spec(self) -> BranchSpec:
+        """Its sizes, for the planner."""
         first, last = self.layers
         reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
-        narrow = "s2a_switch" in self.owner.__dict__
+        narrow = "s2a_features_only" in self.block_module.__dict__
         bits = 0
         if isinstance(self.body, Mlp):
             key = activation_key(self.body.act)
             bits = 1 if key in ("relu", "relu6") else 0
         inner_tokens = 1 if narrow and self.role == "mlp" else self.block.tokens
-        return Site(
+        return BranchSpec(
             self.block.name,
             self.role,
             self.block.tokens,
@@ -182,19 +185,19 @@ class Branch:
 
     @property
     def _codes_alone(self) -> bool:
-        """Whether the last layer's input cannot be made again: codes give the activation's derivative alone."""
-        return isinstance(self.body, Mlp) and self.keep.inner > 0
+        """Whether the last layer's input cannot be recomputed: codes give the activation's derivative alone."""
+        return isinstance(self.body, Mlp) and self.saved_bits.inner > 0
 
-    def takes(self, x: Tensor) -> bool:
-        """Whether this forward pass on ``x`` runs fused."""
-        if not self.inside or not torch.is_grad_enabled():
+    def can_fuse(self, x: Tensor) -> bool:
+        """Whether this forward pass on ``x`` runs fused; warns once if something was changed after ``attach``."""
+        if not self.block_runs or not torch.is_grad_enabled():
             return False
         if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
             return False  # Padding: the norm of a padded zero is its bias, not zero.
         if not (x.requires_grad or any(p.requires_grad for m in (self.norm, self.body) for p in m.parameters())):
             if not any(low_rank_of(layer) for layer in self.layers):
                 return False
-        why = self.obstacle()
+        why = self.why_not_fusable()
         if getattr(self.body.__dict__.get("forward"), "func", None) is not body_forward:
             why = f"{type(self.body).__name__} has another forward"
         if why is not None and not self.warned:
@@ -206,9 +209,15 @@ class Branch:
             )
         return why is None
 
-    def run(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
-        """The body's output for the norm's input."""
+    def run_fused(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Norm and body as one function: the body's output for the norm's input ``x``.
+
+        Args:
+            x: ``(B, ..., C)`` or ``(B, C, H, W)``; for windows ``(B * windows, N, C)``.
+            mask: ``(windows, N, N)``, of shifted windows.
+        """
         norm: Any = self.norm
+        # The tensors of the autograd function: norm, then W, b, A, U of both linear layers.
         first, last = self.layers
         layers, scales = [], []
         for layer in (first, last):
@@ -217,20 +226,26 @@ class Branch:
             scales.append(scale)
         tensors = (norm.weight, norm.bias, *layers)
         dtype = compute_dtype(x, first.weight)
-        again = self.again if dtype.itemsize > 2 else None  # Never from one half to another.
-        common = {"scales": tuple(scales), "dtype": dtype, "again": again}
+        # A forward pass in float16 or bfloat16 is recomputed in its own format.
+        recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
+        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype}
         body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
             key = activation_key(body.act)
             assert key is not None
-            out = mlp(Shape(self.keep, norm.eps, maps, key, self.levels, **common), x, tensors)
+            out = mlp(BranchOptions(self.saved_bits, norm.eps, maps, key, self.levels, **common), x, tensors)
             drop = body.drop2
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
-            shape = Shape(self.keep, norm.eps, heads=body.num_heads, scale=body.scale, **common)
-            out = class_attention(shape, x, tensors) if self.narrow else attention(shape, x, bias, mask, tensors)
+            shape = BranchOptions(self.saved_bits, norm.eps, heads=body.num_heads, scale=body.scale, **common)
+            out = (
+                class_attention(shape, x, tensors)
+                if self.class_token_only
+                else attention(shape, x, bias, mask, tensors)
+            )
             drop = body.proj_drop
+        # The last layer's module is not called; hooks that need its output alone (a bottleneck adapter's) run here.
         for hook in last._forward_hooks.values():
             if _reads_output_only(hook):
                 changed = hook(last, (), out)
@@ -247,65 +262,60 @@ def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
-    """A norm in front of a fused branch hands its input on; otherwise it is a lean norm."""
-    branch: Branch = self.s2a_branch
-    branch.open = branch.takes(x)
-    return x if branch.open else lean_norm_forward(self, x)
-
-
-def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
-    """A layer norm that keeps codes, where a gradient is asked for."""
-    wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if (
-        not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS
-    ):  # A parametrised one has a class of its own.
-        return type(self).forward(self, x)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.float()  # As autocast does for norms.
-    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_norm_bits, LAYER_NORMS[type(self)])
+    """The norm of a fused branch: the identity in a pass that is fused, otherwise a lean norm."""
+    branch: FusedBranch = self.s2a_branch
+    branch.norm_skipped = branch.can_fuse(x)
+    return x if branch.norm_skipped else lean_norm_forward(self, x)
 
 
 def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    """Attention or MLP of a fused branch, on what the norm got; otherwise as without fusion, on what it returned."""
-    branch: Branch = self.s2a_branch
-    opened, branch.open = branch.open, False
+    """Attention or MLP of a fused branch: with the norm where that was skipped, otherwise its own forward."""
+    branch: FusedBranch = self.s2a_branch
+    opened, branch.norm_skipped = branch.norm_skipped, False
     if not opened:
-        return branch.stock(x, *args, **kwargs)
+        return branch.stock_forward(x, *args, **kwargs)
     if isinstance(self, WindowAttention):
-        return branch.run(x, *args, **kwargs)
+        return branch.run_fused(x, *args, **kwargs)
     if any(value is not None and value is not False for value in (*args, *kwargs.values())):
-        return branch.stock(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask of someone else's.
-    return branch.run(x)
+        return branch.stock_forward(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask from outside.
+    return branch.run_fused(x)
 
 
 def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
-    """A block's own forward, during which its norms may hand their inputs on."""
+    """A block's own forward, during which the norms of its fused branches may be skipped."""
     for branch in self.s2a_branches:
-        branch.inside, branch.open = True, False
+        branch.block_runs, branch.norm_skipped = True, False
     try:
         if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
             return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
     finally:
         for branch in self.s2a_branches:
-            branch.inside = branch.open = False
+            branch.block_runs = branch.norm_skipped = False
 
 
 def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
-    switch: Switch = self.s2a_switch
+    switch: FeaturesOnlySwitch = self.s2a_features_only
     attn, mlp = self.s2a_branches
+    # Whether both branches could run fused, before anything runs.
     for branch in self.s2a_branches:
-        branch.inside = True
+        branch.block_runs = True
     asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    narrow = switch.on and not asked and narrows(switch.model, self) and all(b.takes(x) for b in (attn, mlp))
+    narrow = (
+        switch.on
+        and not asked
+        and reads_class_token_alone(switch.model, self)
+        and all(b.can_fuse(x) for b in (attn, mlp))
+    )
     for branch in self.s2a_branches:
-        branch.inside = False
+        branch.block_runs = False
     if not narrow:
         return block_forward(self, x, *args, **kwargs)
     try:
-        attn.inside = mlp.inside = attn.narrow = True
+        # The attention returns one row; the stream it is added to is cut to the same row.
+        attn.block_runs = mlp.block_runs = attn.class_token_only = True
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
     finally:
-        attn.inside = attn.open = attn.narrow = mlp.inside = mlp.open = False
+        attn.block_runs = attn.norm_skipped = attn.class_token_only = mlp.block_runs = mlp.norm_skipped = False

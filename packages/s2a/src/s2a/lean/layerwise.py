@@ -1,4 +1,4 @@
-"""What keeps little on its own, in any model: attention, batch norms, and the side branch's blocks."""
+"""Attention and batch norms that keep codes on their own, in any model, outside of fused branches."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from torch.overrides import TorchFunctionMode
 
 from s2a.activations.frozen import fixed_batch_norm
 from s2a.lean.norm import batch_norm
+from s2a.lean.registry import register_lean_forward
 from s2a.ops import custom_ops as ops
 
 
 class _CodedAttention(torch.autograd.Function):
-    """Attention that keeps q, k and v as codes; the rest is computed again from them."""
+    """Attention that keeps q, k and v as codes, a row for each head's token; the backward pass recomputes the rest."""
 
     @staticmethod
     def forward(ctx: Any, bits: int, mask: Tensor | None, options: dict[str, Any], *qkv: Tensor) -> Tensor:
@@ -24,7 +25,7 @@ class _CodedAttention(torch.autograd.Function):
         for tensor in qkv:
             kept += ops.rows_pack(tensor.reshape(-1, tensor.shape[-1]), bits)
         ctx.bits, ctx.options = bits, options
-        ctx.like = [(tensor.shape, tensor.dtype) for tensor in qkv]
+        ctx.input_like = [(tensor.shape, tensor.dtype) for tensor in qkv]
         ctx.save_for_backward(mask, *kept)
         return F.scaled_dot_product_attention(*qkv, attn_mask=mask, **options)
 
@@ -33,8 +34,9 @@ class _CodedAttention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         mask, *kept = ctx.saved_tensors
         with torch.enable_grad():
+            # q', k', v' from their codes, then attention once more, differentiated by autograd.
             qkv = []
-            for i, (shape, dtype) in enumerate(ctx.like):
+            for i, (shape, dtype) in enumerate(ctx.input_like):
                 rows = ops.rows_unpack(kept[2 * i], kept[2 * i + 1], shape[-1], ctx.bits, dtype)
                 qkv.append(rows.view(shape).requires_grad_())
             added = None if mask is None else mask.detach().requires_grad_(ctx.needs_input_grad[1])
@@ -91,68 +93,10 @@ def attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
         return type(self).forward(self, *args, **kwargs)
 
 
+@register_lean_forward(nn.BatchNorm2d)
 def batch_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A batch norm that keeps codes in training mode, and one number per channel with fixed statistics."""
     trains = x.requires_grad or any(p.requires_grad for p in self.parameters())
     if self.training and trains and torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        return batch_norm(self, x, self.s2a_norm_bits)
+        return batch_norm(self, x, self.s2a_lean_bits)
     return fixed_batch_norm(self, x)
-
-
-class _CodedModule(torch.autograd.Function):
-    """Any module of one tensor: its input kept as codes, the module run once more in the backward pass."""
-
-    @staticmethod
-    def forward(ctx: Any, module: Any, bits: int, x: Tensor, *parameters: Tensor) -> Tensor:
-        rows = x.movedim(1, -1)
-        ctx.module, ctx.bits, ctx.shape, ctx.dtype = module, bits, rows.shape, x.dtype
-        ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        ctx.save_for_backward(*ops.rows_pack(rows.reshape(-1, rows.shape[-1]), bits))
-        return module(x)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        rows = ops.rows_unpack(*ctx.saved_tensors, ctx.shape[-1], ctx.bits, ctx.dtype)
-        enabled, dtype = ctx.autocast
-        with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled=enabled):
-            leaf = rows.view(ctx.shape).movedim(-1, 1).requires_grad_()
-            parameters = ctx.module.parameters()
-            wanted = [leaf, *(p for p in parameters if p.requires_grad)]
-            found = torch.autograd.grad(ctx.module(leaf), wanted, grad, allow_unused=True)
-        rest = iter(found[1:])
-        return None, None, found[0], *(next(rest) if p.requires_grad else None for p in ctx.module.parameters())
-
-
-class _Stock:
-    """A module's own forward, as something with parameters; plain data for copies and pickles."""
-
-    def __init__(self, module: nn.Module, arguments: tuple[Any, ...] = ()) -> None:
-        self.module, self.arguments = module, arguments
-
-    def __call__(self, x: Tensor) -> Any:
-        out = type(self.module).forward(self.module, x, *self.arguments)  # type: ignore[call-arg]
-        return out[0] if isinstance(out, tuple) else out
-
-    def parameters(self) -> list[nn.Parameter]:
-        return list(self.module.parameters())
-
-
-def _coded_module(module: Any, bits: int, x: Tensor, arguments: tuple[Any, ...] = ()) -> Tensor:
-    stock = _Stock(module, arguments)
-    return _CodedModule.apply(stock, bits, x, *stock.parameters())  # type: ignore[no-any-return]
-
-
-def side_block_forward(self: Any, grid: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """A block of the side branch that keeps codes of its input map; the few prefix tokens stay exact."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return type(self).forward(self, grid, prefix)
-    out = _coded_module(self, self.s2a_norm_bits, grid, (None,))
-    return out, None if prefix is None else self.tokens(prefix)
-
-
-def transition_forward(self: Any, grid: Tensor) -> Tensor:
-    """A stage boundary of the side branch that keeps codes of its input map."""
-    if not torch.is_grad_enabled() or torch.compiler.is_compiling():
-        return type(self).forward(self, grid)
-    return _coded_module(self, self.s2a_norm_bits, grid)

@@ -1,4 +1,15 @@
-"""A norm and the MLP behind it as one step, which keeps the codes of both and nothing else."""
+"""Layer norm and MLP as one autograd function that keeps codes of the norm and of the activation.
+
+Forward, for the rows x of a batch:
+
+    n = (x - mean) rstd,   h = n w + b,   u = h W1^T + b1,   a = act(u),   y = a W2^T + b2
+
+Kept of each chunk of images: n as codes with minimum and step of each row or group, rstd, and, with
+``SavedBits.inner`` bits, the codes of act'(u) (``s2a.ops.levels``). Without them (``inner=0``) the backward pass
+recomputes u from n'. Backward:
+
+    da = g W2,   du = da * act'(u),   dh = du W1,   dx = rstd (dn - mean(dn) - n mean(dn * n)) with dn = dh w
+"""
 
 from __future__ import annotations
 
@@ -9,79 +20,90 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean.linear import spans, two_layers
-from s2a.lean.spec import Shape, like, put_rows, rows_of, total
+from s2a.lean.linear import image_chunks, two_layers
+from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.reference import FORWARDS
 
 
 class _Mlp(torch.autograd.Function):
-    """fc2(act(fc1(norm(x)))), chunk by chunk; tensors: the norm's weight and bias, then W, b, A, U of both layers."""
+    """fc2(act(fc1(norm(x)))), chunk by chunk.
+
+    ``tensors``: the norm's weight and bias, then W, b, A, U of both linear layers.
+    """
 
     @staticmethod
-    def forward(ctx: Any, shape: Shape, x: Tensor, *tensors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, options: BranchOptions, x: Tensor, *tensors: Tensor | None) -> Tensor:
         norm_weight, norm_bias = tensors[:2]
-        first, second = two_layers(shape, tensors, (False,) * 10)
+        first, second = two_layers(options, tensors, (False,) * 10)
         columns = len(second.weight)
-        size = (len(x), columns, *x.shape[2:]) if shape.channels_first else (*x.shape[:-1], columns)
-        out = torch.empty(size, dtype=shape.dtype, device=x.device)
+        size = (len(x), columns, *x.shape[2:]) if options.channels_first else (*x.shape[:-1], columns)
+        out = torch.empty(size, dtype=options.dtype, device=x.device)
         kept: list[Tensor] = []
-        parts = list(spans(len(x), math.prod(x.shape[1:]) // first.weight.shape[1] * len(first.weight)))
+        parts = list(image_chunks(len(x), math.prod(x.shape[1:]) // first.weight.shape[1] * len(first.weight)))
         for part in parts:
-            rows = rows_of(x, part, shape.channels_first)
-            h, *codes = ops.norm_pack(rows, norm_weight, norm_bias, shape.eps, shape.keep.norm)
+            # The norm: h, and the codes of n.
+            rows = to_rows(x, part, options.channels_first)
+            h, *codes = ops.norm_pack(rows, norm_weight, norm_bias, options.eps, options.saved_bits.norm)
             kept += codes
-            u = first(h.to(shape.dtype))
+            u = first(h.to(options.dtype))
             del rows, h
-            if shape.keep.inner:
-                kept.append(ops.act_pack(u, shape.activation, shape.keep.inner, shape.levels))
+            # The activation, in place; the codes of its derivative are made from u on the way.
+            if options.saved_bits.inner:
+                kept.append(ops.act_pack(u, options.activation, options.saved_bits.inner, options.levels))
             else:
-                u = FORWARDS[shape.activation][1](u)
-            put_rows(out, part, second(u), shape.channels_first)
+                u = FORWARDS[options.activation][1](u)
+            write_rows(out, part, second(u), options.channels_first)
             del u
-        ctx.shape, ctx.parts, ctx.like = shape, parts, (x.shape, x.dtype)
+        ctx.options, ctx.parts, ctx.input_like = options, parts, (x.shape, x.dtype)
         ctx.save_for_backward(*tensors, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        shape: Shape = ctx.shape
+        options: BranchOptions = ctx.options
         saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
         tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]
-        first, second = two_layers(shape, tensors, needs)
-        out = torch.empty(ctx.like[0], dtype=ctx.like[1], device=grad.device)
+        first, second = two_layers(options, tensors, needs)
+        out = torch.empty(ctx.input_like[0], dtype=ctx.input_like[1], device=grad.device)
         weight_sum = bias_sum = None
-        each = 4 if shape.keep.inner else 3
+        each = 4 if options.saved_bits.inner else 3  # Tensors that the forward pass kept of every chunk.
         for i, part in enumerate(ctx.parts):
             codes, numbers, rstd, *inner = kept[i * each : (i + 1) * each]
-            g = rows_of(grad, part, shape.channels_first)
+            g = to_rows(grad, part, options.channels_first)
+            # 1. h from its codes, where u is recomputed from it or W1's gradient is made of it.
             h = x = None
             if not inner or first.reads_input:
                 columns = first.weight.shape[1]
-                h = ops.norm_rebuild(codes, numbers, norm_weight, norm_bias, columns, shape.keep.norm, shape.dtype)
+                h = ops.norm_rebuild(
+                    codes, numbers, norm_weight, norm_bias, columns, options.saved_bits.norm, options.dtype
+                )
+            # 2. da = g W2, then du = da * act'(u), written over da: by code, or exactly from u.
             da = second.input_grad(g)
             if inner:
-                sums = ops.act_backward(da, inner[0], shape.activation, shape.keep.inner, shape.levels)
+                sums = ops.act_backward(da, inner[0], options.activation, options.saved_bits.inner, options.levels)
             else:
-                u = first.once_more(h, shape.again)  # type: ignore[arg-type]
-                da, x = _act_grad(u, da, shape.activation, second.reads_input)
+                u = first.recompute(h, options.recompute_dtype)  # type: ignore[arg-type]
+                da, x = _act_grad(u, da, options.activation, second.reads_input)
                 del u
                 sums = None
-            second.gather(g, x)
+            # 3. Gradients of W2, b2 (from a) and W1, b1 (from h), where they are asked for.
+            second.add_gradients(g, x)
             del g, x
-            first.gather(da, h, sums)
+            first.add_gradients(da, h, sums)
+            # 4. dh = du W1, and through the norm to x.
             dh = first.input_grad(da)
             del da, h
-            moved = dh.new_empty(dh.shape, dtype=ctx.like[1])
-            own = ops.norm_backward(dh, codes, numbers, rstd, norm_weight, shape.keep.norm, needs[0], moved)
-            weight_sum, bias_sum = total(weight_sum, own[0], needs[0]), total(bias_sum, own[1], needs[1])
-            put_rows(out, part, moved, shape.channels_first)
+            moved = dh.new_empty(dh.shape, dtype=ctx.input_like[1])
+            own = ops.norm_backward(dh, codes, numbers, rstd, norm_weight, options.saved_bits.norm, needs[0], moved)
+            weight_sum, bias_sum = add_to(weight_sum, own[0], needs[0]), add_to(bias_sum, own[1], needs[1])
+            write_rows(out, part, moved, options.channels_first)
             del dh, moved
-        norm = (like(norm_weight, weight_sum), like(norm_bias, bias_sum))
-        return None, out if ctx.needs_input_grad[1] else None, *norm, *first.grads(), *second.grads()
+        norm = (cast_like(norm_weight, weight_sum), cast_like(norm_bias, bias_sum))
+        return None, out if ctx.needs_input_grad[1] else None, *norm, *first.gradients(), *second.gradients()
 
 
 def _act_grad(u: Tensor, grad: Tensor, activation: str, want: bool) -> tuple[Tensor, Tensor | None]:
@@ -93,16 +115,16 @@ def _act_grad(u: Tensor, grad: Tensor, activation: str, want: bool) -> tuple[Ten
     return moved, out.detach() if want else None
 
 
-def mlp(shape: Shape, x: Tensor, tensors: tuple[Tensor | None, ...]) -> Tensor:
+def mlp(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ...]) -> Tensor:
     """The MLP of a block on its norm's input.
 
     Args:
-        shape: What is kept, and how.
+        options: What is kept, and how.
         x: ``(B, ..., C)``, or ``(B, C, H, W)``.
         tensors: Weight and bias of the norm; W, b, A and U of both linear layers (A and U of a low-rank update).
 
     Returns:
-        Of the shape of ``x``, with the second layer's columns, in ``shape.dtype``.
+        Of the options of ``x``, with the second layer's columns, in ``options.dtype``.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return _Mlp.apply(shape, x, *tensors)  # type: ignore[no-any-return]
+        return _Mlp.apply(options, x, *tensors)  # type: ignore[no-any-return]

@@ -14,7 +14,7 @@ _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(" + "|".join(_UNITS) + ")")
 
 
 def _new(default: Any) -> Any:
-    """A field that is no part of a config's identity as long as it has its default: older records stay valid."""
+    """A field that is part of a config's identity only where it is not its default: older records stay valid."""
     return dataclasses.field(default=default, metadata={"identity": "unless default"})
 
 
@@ -75,11 +75,11 @@ class LeanOptions:
         if budget is not None and (
             isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf
         ):
-            raise S2AError(f"memory_budget_mb={budget!r} is no size; give megabytes (1e6 bytes), 640 for example.")
+            raise S2AError(f"memory_budget_mb={budget!r} must be a number of megabytes (1e6 bytes), 640 for example.")
         if self.memory_budget is not None:
             parse_size(self.memory_budget)
         if type(self.budget_batch) is not int or self.budget_batch < 1:
-            raise S2AError(f"budget_batch={self.budget_batch!r} is no batch size; give an integer of at least 1.")
+            raise S2AError(f"budget_batch={self.budget_batch!r} must be an integer of at least 1.")
 
 
 def parse_size(text: Any) -> int:
@@ -90,5 +90,5 @@ def parse_size(text: Any) -> int:
     """
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not found or not float(found[1]):
-        raise S2AError(f"memory_budget={text!r} is no size; write a number and one of {', '.join(_UNITS)}, as in 8GiB.")
+        raise S2AError(f"memory_budget={text!r} must be a number and one of {', '.join(_UNITS)}, as in 8GiB.")
     return int(float(found[1]) * _UNITS[found[2]])

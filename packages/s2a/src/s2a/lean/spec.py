@@ -1,4 +1,4 @@
-"""What one residual branch of a block, a norm with the attention or MLP behind it, keeps and is made of."""
+"""One fused branch as data: a norm with the attention or MLP behind it, its sizes, its options, what it keeps."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from s2a.ops.rows import kept_bytes, row_bytes
 
 
 @dataclasses.dataclass(frozen=True)
-class Keep:
-    """Bits that a branch keeps per element.
+class SavedBits:
+    """Bits per element in which a branch keeps its activations for the backward pass.
 
     Attributes:
         norm: Of the norm's normalised input, one of ``rows.WIDTHS``.
         inner: Of the activation's input (its derivative's code: 1, 2, 3, 4 or 8), or of q, k, v (one of
-            ``rows.WIDTHS``). 0: computed again from the norm's codes.
+            ``rows.WIDTHS``). 0: recomputed from the norm's codes.
     """
 
     norm: int = 8
@@ -25,8 +25,8 @@ class Keep:
 
 
 @dataclasses.dataclass(frozen=True)
-class Site:
-    """One branch, as the planner sees it; sizes for one image.
+class BranchSpec:
+    """Sizes of one branch for one image, and what restricts its choices: what the planner works with.
 
     Attributes:
         name: The block's path.
@@ -37,7 +37,7 @@ class Site:
         inner_tokens: Rows of it: fewer where the head reads a class token alone.
         bits: Of the activation's code where that is fixed (ReLU's 1); 0: free.
         reads_first: The first linear layer's input is needed for gradients: it must not be too coarse.
-        reads_last: The last layer's input is needed: it is made again, from a fine norm.
+        reads_last: The last layer's input is needed for gradients: it is recomputed, from a fine norm.
         fixed: q, k, v cannot be kept.
     """
 
@@ -58,28 +58,29 @@ class Site:
         last = self.inner // 3 if self.role == "attn" else self.inner
         return self.tokens * self.channels * (self.inner + last)
 
-    def nbytes(self, keep: Keep, images: int) -> int:
+    def nbytes(self, saved_bits: SavedBits, images: int) -> int:
         """Bytes that the branch keeps of a batch."""
         rows = self.tokens if self.role == "attn" else self.inner_tokens
-        total = kept_bytes(images * rows, self.channels, keep.norm) + 4 * images * rows
-        if not keep.inner:
+        # Codes of the normalised input with their numbers, and rstd of every row in float32.
+        total = kept_bytes(images * rows, self.channels, saved_bits.norm) + 4 * images * rows
+        if not saved_bits.inner:
             return total
         if self.role == "attn":
-            return total + kept_bytes(3 * images * rows, self.inner // 3, keep.inner)
-        return total + images * rows * row_bytes(self.inner, self.bits or keep.inner)
+            return total + kept_bytes(3 * images * rows, self.inner // 3, saved_bits.inner)
+        return total + images * rows * row_bytes(self.inner, self.bits or saved_bits.inner)
 
-    def again(self, keep: Keep) -> float:
-        """Multiply-adds that the backward pass does again, one image."""
+    def recomputed_work(self, saved_bits: SavedBits) -> float:
+        """Multiply-adds of the forward pass that the backward pass repeats, one image."""
         rows = self.tokens if self.role == "attn" else self.inner_tokens
-        return 0.0 if keep.inner else rows * self.channels * self.inner
+        return 0.0 if saved_bits.inner else rows * self.channels * self.inner
 
 
 @dataclasses.dataclass(frozen=True)
-class Shape:
-    """What a fused branch has to know beside its tensors; plain values.
+class BranchOptions:
+    """What a fused branch's autograd function takes beside tensors; plain values.
 
     Attributes:
-        keep: Bits.
+        saved_bits: Of the activations kept.
         eps: Of the norm.
         channels_first: Maps ``(B, C, H, W)`` instead of ``(B, ..., C)``.
         activation: Key of ``reference.FORWARDS`` (MLP).
@@ -88,10 +89,10 @@ class Shape:
         scale: Factor of attention's scores.
         scales: Factors of the low-rank updates of the first and the second linear layer.
         dtype: In which the products run.
-        again: In which those of the forward pass run once more in the backward pass; ``None``: the same.
+        recompute_dtype: In which the backward pass recomputes products of the forward pass; ``None``: ``dtype``.
     """
 
-    keep: Keep
+    saved_bits: SavedBits
     eps: float
     channels_first: bool = False
     activation: str = "gelu"
@@ -100,10 +101,10 @@ class Shape:
     scale: float = 1.0
     scales: tuple[float, float] = (1.0, 1.0)
     dtype: torch.dtype = torch.float32
-    again: torch.dtype | None = None
+    recompute_dtype: torch.dtype | None = None
 
 
-def rows_of(x: Tensor, part: slice, channels_first: bool) -> Tensor:
+def to_rows(x: Tensor, part: slice, channels_first: bool) -> Tensor:
     """Some images of a batch as a matrix of one row per token."""
     some = x[part]
     if channels_first:
@@ -111,7 +112,7 @@ def rows_of(x: Tensor, part: slice, channels_first: bool) -> Tensor:
     return some.reshape(-1, some.shape[-1])
 
 
-def put_rows(out: Tensor, part: slice, rows: Tensor, channels_first: bool) -> None:
+def write_rows(out: Tensor, part: slice, rows: Tensor, channels_first: bool) -> None:
     """Writes such a matrix into its images of a batch."""
     some = out[part]
     if channels_first:
@@ -128,13 +129,13 @@ def compute_dtype(x: Tensor, weight: Tensor) -> torch.dtype:
     return weight.dtype if weight.dtype == x.dtype else torch.promote_types(x.dtype, weight.dtype)
 
 
-def total(sums: Tensor | None, more: Tensor, wanted: bool) -> Tensor | None:
+def add_to(sums: Tensor | None, more: Tensor, wanted: bool) -> Tensor | None:
     """Running sum over chunks of a gradient that may not be asked for."""
     if not wanted:
         return None
     return more if sums is None else sums + more
 
 
-def like(tensor: Tensor | None, grad: Tensor | None) -> Tensor | None:
+def cast_like(tensor: Tensor | None, grad: Tensor | None) -> Tensor | None:
     """A gradient in its tensor's dtype."""
     return None if grad is None or tensor is None else grad.to(tensor.dtype)

@@ -1,6 +1,6 @@
-"""The residual stream: maps that Python's frames would hold for no reason, and sums written over what they add to.
+"""The residual stream: letting its maps go early, and writing residual sums in place.
 
-``model.forward_features`` hands a whole stage's input to a container, and the call's own arguments hold it until the
+``model.forward_features`` passes a whole stage's input to a container, and the call's own arguments hold it until the
 last block has run. ``stepwise`` calls the same modules one by one instead. ``in_place`` (opt-in) also writes every
 residual sum over the stream: then whoever keeps a block's input or output in a hook must copy it.
 """
@@ -16,21 +16,20 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from s2a.backbones.edits import Edits
-from s2a.backbones.families import family_of
-from s2a.backbones.view import Backbone, evaluating, input_channels
+from s2a.backbones import Backbone, Edits, evaluating, family_of, input_channels
 from s2a.errors import S2AError
+from s2a.lean.registry import WritesInPlace
 from s2a.registry import Method
-from s2a.structure.low_rank_prompt import LowRankPrompt
 
 
-def stepwise(backbone: Backbone, edits: Edits) -> None:
-    """Lets a model call its stem, blocks and norm one by one, where that is found to give the same features."""
+def call_stepwise(backbone: Backbone, edits: Edits) -> None:
+    """Lets ``forward_features`` call stem, blocks and norm one by one, if a trial run gives the same features."""
     model: Any = backbone.model
     if family_of(model).steps is None:
         return
     reference = next(model.parameters())
     blank = torch.zeros(1, input_channels(model), *backbone.image_size, device=reference.device, dtype=reference.dtype)
+    # Exact equality on one blank image: a model that does more between its blocks keeps its own forward pass.
     with evaluating(model):
         expected = model.forward_features(blank)
         for step in family_of(model).steps(model):  # type: ignore[misc]
@@ -41,15 +40,15 @@ def stepwise(backbone: Backbone, edits: Edits) -> None:
 
 def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     given = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    if given or not torch.is_grad_enabled() or not _plain(self):
+    if given or not torch.is_grad_enabled() or not _can_call_parts(self):
         return type(self).forward_features(self, x, *args, **kwargs)
     for step in family_of(self).steps(self):  # type: ignore[misc]
         x = step(x)
     return x
 
 
-def _plain(model: nn.Module) -> bool:
-    """Whether no container has hooks or checkpoints, which calling its parts would go past."""
+def _can_call_parts(model: nn.Module) -> bool:
+    """Whether no container has hooks or gradient checkpointing, which calling its parts directly would leave out."""
     for module in model.modules():
         if module.__dict__.get("grad_checkpointing"):
             return False
@@ -60,25 +59,25 @@ def _plain(model: nn.Module) -> bool:
 
 
 def writable(x: Tensor) -> bool:
-    """Whether a training step may write over a tensor."""
+    """Whether a training step may write over a tensor: not without gradient, and not over a leaf that trains."""
     return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
 
 
-def add(x: Tensor, more: Tensor) -> Tensor:
-    """X + more, written over ``x`` if it has the sum's type."""
+def add_in_place(x: Tensor, more: Tensor) -> Tensor:
+    """The sum x + more, written over ``x`` where ``x`` has the sum's dtype."""
     return x.add_(more) if x.dtype == torch.promote_types(x.dtype, more.dtype) else x + more
 
 
 def _vit(self: Any, x: Tensor) -> Tensor:
-    x = add(x, self.drop_path1(self.ls1(self.attn(self.norm1(x)))))
-    return add(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
+    x = add_in_place(x, self.drop_path1(self.ls1(self.attn(self.norm1(x)))))
+    return add_in_place(x, self.drop_path2(self.ls2(self.mlp(self.norm2(x)))))
 
 
 def _swin(self: Any, x: Tensor) -> Tensor:
     shape = x.shape
-    x = add(x, self.drop_path1(self._attn(self.norm1(x))))
+    x = add_in_place(x, self.drop_path1(self._attn(self.norm1(x))))
     x = x.reshape(shape[0], -1, shape[3])
-    return add(x, self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape)
+    return add_in_place(x, self.drop_path2(self.mlp(self.norm2(x)))).reshape(shape)
 
 
 def _convnext(self: Any, x: Tensor) -> Tensor:
@@ -91,21 +90,22 @@ def _convnext(self: Any, x: Tensor) -> Tensor:
         y = self.mlp(self.norm(y.permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
     if self.gamma is not None:
         y = y.mul(self.gamma.reshape(1, -1, 1, 1))
-    return add(x, self.drop_path(y))
+    return add_in_place(x, self.drop_path(y))
 
 
-def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
-    """Lets blocks and prompts write their sums over the stream.
+def write_in_place(backbone: Backbone, blocks: Iterable[str], method: Method, edits: Edits) -> None:
+    """Lets blocks, and what a method adds to the stream, write their sums over it.
 
     Args:
         backbone: With the method's hooks in place.
         blocks: Paths of the blocks.
-        method: Whose prompts write too.
+        method: Whose modules write too where they can (``registry.WritesInPlace``).
         edits: Log that takes it back.
 
     Raises:
         S2AError: Something trains that reads the stream in its backward pass.
     """
+    # Refuse what would be wrong: a method's module, or a depthwise convolution, that needs its input afterwards.
     modules = [backbone.module(name) for name in blocks]
     mixers = [getattr(module, "conv_dw", None) for module in modules]
     if method.reads_stream or any(mixer is not None and mixer.weight.requires_grad for mixer in mixers):
@@ -117,8 +117,8 @@ def write_over(backbone: Backbone, blocks: Iterable[str], method: Method, edits:
         if type(module) in IN_PLACE:
             edits.override(module, "s2a_in_place", True)
     for module in method.modules():
-        if isinstance(module, LowRankPrompt):
-            edits.override(module, "in_place", True)
+        if isinstance(module, WritesInPlace):
+            edits.override(module, "s2a_in_place", True)
 
 
 IN_PLACE: dict[type[nn.Module], Any] = {Block: _vit, SwinTransformerBlock: _swin, ConvNeXtBlock: _convnext}

@@ -1,4 +1,8 @@
-"""A ledger of storages: what an allocator would have to hold at every moment, read off as operators run."""
+"""A ledger of storages: what an allocator would have to hold at every moment, read off as operators run.
+
+Events are numbered: a storage is born at one and dies at another, and the bytes held after event t are the sum over
+storages with born <= t < died. The peak of a phase is the largest such sum within it.
+"""
 
 from __future__ import annotations
 
@@ -82,6 +86,7 @@ class Ledger(TorchDispatchMode):
         """Enters a tensor's storage, if it is new and lies on the device."""
         if tensor.device.type != self.device.type:
             return
+        # Storages are told apart by their C++ object; a view has that of its base.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
         if key in self._open:
@@ -91,6 +96,7 @@ class Ledger(TorchDispatchMode):
             return
         if not size:
             return
+        # A new storage: born now, in the running module, or in the node that autograd runs.
         self.now += 1
         place = self.modules[-1] if self.modules else ""
         node = torch._C._current_autograd_node()
@@ -98,6 +104,7 @@ class Ledger(TorchDispatchMode):
             place = node.name()
         entry = Entry(size, tuple(tensor.shape), tensor.dtype, operator, place, self.phase, self.now, category=category)
         self.entries.append(entry)
+        # Its death is reported by the weak reference's callback.
         self._open[key] = (entry, weakref.ref(storage, lambda _: self._gone(key)))
         self._held(size)
 

@@ -28,7 +28,7 @@ class SavedBytes(dict[str, int]):
 
 
 class _Held:
-    """Stands for a saved tensor in the graph: when the graph lets go, it dies."""
+    """Wraps a saved tensor in the graph: freed with the graph, so a weak reference tells what is still held."""
 
     __slots__ = ("__weakref__", "tensor")
 
@@ -55,6 +55,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     Returns:
         Module name -> bytes, largest first; ``.total`` is the sum. The loss's own tensors are under ``"loss"``.
     """
+    # Parameters and buffers do not count; what autograd saves is found by hooks, the module by a stack of running ones.
     own = {t.untyped_storage()._cdata for t in (*adapted.parameters(), *adapted.buffers())}
     names = {id(module): name or "model" for name, module in adapted.named_modules()}
     stack: list[str] = []
@@ -82,6 +83,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     finally:
         for handle in handles:
             handle.remove()
+    # What is still referred to by the graph, each storage once, under the module that saved it first.
     found: dict[str, int] = {}
     shared: dict[str, dict[int, int]] = {}
     seen = set(own)

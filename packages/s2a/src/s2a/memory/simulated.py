@@ -1,6 +1,6 @@
 """The peak of a whole training step, by running it on tensors without data and keeping a ledger of their storages.
 
-A step is what ``s2a_bench.train`` does: forward pass, cross-entropy, backward pass, AdamW, gradients set to ``None``.
+A step is: forward pass, cross-entropy, backward pass, AdamW, gradients set to ``None``.
 Nothing is computed and nothing of the model's size is allocated: a ViT-B/16 at batch 32 takes seconds on any machine.
 """
 
@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from s2a.backbones.view import input_channels
+from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 
@@ -35,7 +35,7 @@ OPTIMISERS: dict[str, dict[str, Any]] = {
     "single": {"foreach": False, "fused": False},
     "fused": {"fused": True},
 }
-"""AdamW's three implementations. With default arguments, as in ``s2a_bench.train``, CUDA takes ``foreach``."""
+"""AdamW's three implementations. With default arguments ``torch.optim.AdamW`` takes ``foreach`` on CUDA."""
 
 LARGEST = 20
 """Storages that a ``Peak`` names."""
@@ -127,14 +127,16 @@ def simulated_peak(
     Raises:
         S2AError: Sizes that are none, a module without parameters to train, or a forward pass that looks at values.
     """
+    # 1. Input.
     shape = _shape(adapted, image_size, input_shape)
     for name, number in (("batch_size", batch_size), ("steps", steps)):
         if type(number) is not int or number < 1:
-            raise S2AError(f"{name}={number!r} is no count; give an integer of at least 1.")
+            raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
     if optimizer not in OPTIMISERS:
         raise S2AError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(map(repr, OPTIMISERS))}.")
     if not any(p.requires_grad for p in adapted.parameters()):
         raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
+    # 2. A copy without data, its weights in the ledger, and the steps; random numbers are not touched.
     device = next(adapted.parameters()).device
     devices = [device] if device.type == "cuda" else []
     ledger = Ledger(device)
@@ -168,7 +170,7 @@ def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> 
         size = adapted.image_size if image_size is None else image_size
         sides = (size, size) if isinstance(size, int) else tuple(size)
         if len(sides) != 2:
-            raise S2AError(f"image_size={image_size!r} is no size; give a side, or height and width.")
+            raise S2AError(f"image_size={image_size!r} must be a side, or height and width, in pixels.")
         shape = (input_channels(adapted.backbone), *sides)
     if any(type(n) is not int or n < 1 for n in shape):
         raise S2AError(f"An input of shape {shape} has no elements; every size must be an integer of at least 1.")
@@ -186,7 +188,7 @@ def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
 
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
-    """No run of Python's cycle collector: when it runs is chance, and what only it frees counts as held."""
+    """Switches Python's cycle collector off: when it runs is chance, so what only it could free counts as held."""
     gc.collect()
     enabled = gc.isenabled()
     gc.disable()
@@ -198,12 +200,13 @@ def _no_collection() -> Iterator[None]:
 
 
 def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
+    """Parameters and buffers are there before the first operator runs."""
     for tensor in (*model.parameters(), *model.buffers()):
         ledger.note(tensor, category="weights")
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
-    """Matrices and the rest, as decay wants it: what AdamW does to many parameters at once, it does to a group's."""
+    """Matrices, and vectors that weight decay leaves out: AdamW's ``foreach`` temporaries are as large as a group."""
     trained = [p for p in model.parameters() if p.requires_grad]
     groups = [p for p in trained if p.ndim > 1], [p for p in trained if p.ndim <= 1]
     return [{"params": group} for group in groups if group]
@@ -223,6 +226,7 @@ def _step(
 ) -> int:
     """One training step; the event at which the loss was there."""
     reference = next(model.parameters())
+    # Categories are set as soon as a tensor's role is known; what has none at the end is an activation or transient.
     ledger.begin("forward")
     images = torch.empty(shape, device=reference.device, dtype=reference.dtype)
     ledger.category(images, "input")
@@ -246,6 +250,7 @@ def _step(
 
 
 def _summary(ledger: Ledger, after_forward: int) -> Peak:
+    """The largest of the phases' peaks, and what was held at that event."""
     phases = {phase: size for phase, (size, _) in ledger.peaks.items() if phase}
     phase = max(phases, key=lambda name: phases[name])
     total, event = ledger.peaks[phase]
@@ -266,6 +271,7 @@ def _summary(ledger: Ledger, after_forward: int) -> Peak:
 
 
 def _category(entry: Entry, after_forward: int) -> str:
+    """A storage's own category, or by whether it was there when the forward pass had ended."""
     if entry.category:
         return entry.category
     return "held activations" if entry.lives_at(after_forward) else "transient"

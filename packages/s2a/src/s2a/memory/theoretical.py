@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
@@ -29,11 +29,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones.families import family_of
-from s2a.backbones.view import evaluating, input_channels, reads_class_token
-
-if TYPE_CHECKING:
-    from s2a.adapted import Adapted
+from s2a.adapted import Adapted
+from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
@@ -73,6 +70,7 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
     final_norm = _final_norm(adapted.backbone)
     handles = []
 
+    # One forward pass of one image; every module's hook adds the bits that its rule counts.
     def count(module: Any, args: tuple[Any, ...], output: Any) -> None:
         size = args[0].numel()
         inside = id(module) in backbone
@@ -81,10 +79,12 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
         elif isinstance(module, _PARAMETRIC):
             if module.weight is not None and module.weight.requires_grad:
                 kept["R1"] += 32 * size
+        # R5: a backbone without gradient keeps nothing, but for R9's figure.
         elif inside and not adapted.method.trains_backbone:
             if type(module) in ACTIVATIONS and "R9" in adapted.method.paper_rules:
                 kept["R9"] += 32 * size
         else:
+            # R2 and R3, in the bits of ``quantize_activations`` where that was there (R4).
             bits = module.__dict__.get("s2a_bits", 32)
             if type(module) in ACTIVATIONS:
                 rule, elements = "R2", size

@@ -24,7 +24,7 @@ def _matrix(x: Tensor) -> None:
 
 def _bits(bits: int) -> None:
     if bits not in WIDTHS:
-        raise S2AError(f"bits={bits} has no codes of rows; choose one of {', '.join(map(str, WIDTHS))}.")
+        raise S2AError(f"bits={bits} must be one of {', '.join(map(str, WIDTHS))}.")
 
 
 def _affine(columns: int, *tensors: Tensor | None) -> None:

@@ -110,7 +110,9 @@ def norm_backward(
     want_weight: bool,
     out: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """Layer normalisation's backward pass from codes: rstd (g w - mean(g w) - x^ mean(g w x^)), written into ``out``.
+    """Layer normalisation's backward pass from codes, written into ``out``.
+
+    dx = rstd (g w - mean(g w) - x^ mean(g w x^)) over each row, dw = sum of g x^ and db = sum of g over rows.
 
     Args:
         grad: Of the output, ``(R, C)``.

@@ -1,10 +1,14 @@
 """Cells fitted to a derivative: the best piecewise-constant approximation with ``2 ** bits`` values.
 
-The error is the squared difference to the true derivative, weighted by how often an input is met. Inputs of a
-network's activations are roughly centred normals of unknown width, so the weight is a mixture of normals of standard
-deviation 0.5 to 3. Up to 4 bits the optimum is found by dynamic programming over a fine grid; 8 bits use the
-asymptotically optimal density of cells, proportional to the cube root of weight times squared slope (Panter and Dite,
-1951). Few-bit Backward (Novikov et al., 2023) introduced derivative cells of this kind.
+For cells C_1 ... C_K of the input axis with values v_1 ... v_K, borders and values minimise
+
+    E = sum_k  integral over C_k of w(x) (f'(x) - v_k)^2 dx,    so  v_k = mean of f' over C_k, weighted by w
+
+where w(x) is how often an input is met. Inputs of a network's activations are roughly centred normals of unknown
+width, so w is a mixture of normals of standard deviation 0.5 to 3. Up to 4 bits the optimum is found by dynamic
+programming over a fine grid (``_segment``); 8 bits use the asymptotically optimal density of cells, proportional to
+the cube root of w f''^2 (``_compand``; Panter and Dite, Quantization distortion in pulse-count modulation, 1951).
+Few-bit Backward (Novikov et al., 2023, https://arxiv.org/abs/2202.00441) introduced derivative cells of this kind.
 """
 
 from __future__ import annotations
@@ -78,6 +82,7 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
 
 
 def _fitted(function: str, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Borders by ``_segment`` or ``_compand``; values as the weighted means in between."""
     x = torch.linspace(-_EDGE, _EDGE, _GRID + 1, dtype=torch.float64)
     mid = (x[1:] + x[:-1]) / 2
     d, w = DERIVATIVES[function](mid), input_weight(mid)
@@ -90,18 +95,25 @@ def _fitted(function: str, bits: int) -> tuple[tuple[float, ...], tuple[float, .
 
 
 def _segment(d: Tensor, w: Tensor, cells: int) -> list[int]:
-    """Cut indices of the best split of the grid into ``cells`` runs: exact dynamic programming."""
+    """Cut indices of the best split of the grid into ``cells`` runs: exact dynamic programming.
+
+    With cost(a, b) = sum of w d^2 - (sum of w d)^2 / sum of w over the run [a, b), from prefix sums, and best_k(b) the
+    least cost of k runs that end at b:  best_1(b) = cost(0, b),  best_{k+1}(b) = min over a of best_k(a) + cost(a, b).
+    """
     n = len(d)
     zero = torch.zeros(1, dtype=d.dtype)
+    # Prefix sums of w, w d and w d^2, and from them the cost of every run.
     sw, sd, sq = (torch.cat([zero, t.cumsum(0)]) for t in (w, w * d, w * d * d))
     weight = (sw[None, :] - sw[:, None]).clamp_min(1e-300)
     cost = (sq[None, :] - sq[:, None]) - (sd[None, :] - sd[:, None]) ** 2 / weight
     index = torch.arange(n + 1)
     cost[index[:, None] >= index[None, :]] = math.inf
+    # One run more in every round; ``choices`` remembers where the last run begins.
     best, choices = cost[0], []
     for _ in range(cells - 1):
         best, choice = (best[:, None] + cost).min(0)
         choices.append(choice)
+    # Back from the end, run by run.
     cuts, end = [], n
     for choice in reversed(choices):
         end = int(choice[end])
@@ -110,9 +122,10 @@ def _segment(d: Tensor, w: Tensor, cells: int) -> list[int]:
 
 
 def _compand(x: Tensor, d: Tensor, w: Tensor, cells: int) -> list[int]:
-    """Cut indices with the asymptotically optimal density of cells."""
+    """Cut indices with the asymptotically optimal density of cells, proportional to (w f''^2)^(1/3)."""
     slope = torch.gradient(d, spacing=(float(x[1] - x[0]),))[0]
     density = (w * slope**2) ** (1 / 3) + 1e-4
+    # Cells that hold equal shares of the density's integral.
     total = torch.cat([torch.zeros(1, dtype=d.dtype), density.cumsum(0)])
     marks = torch.arange(1, cells, dtype=d.dtype) * (total[-1] / cells)
     cuts = torch.searchsorted(total, marks).tolist()

@@ -1,8 +1,13 @@
 """Codes of 1 to 8 bits, packed into bytes.
 
-Packing works in chunks, so that its temporaries stay small whatever the tensor's size. A chunk is self-contained: with
-``8 / bits`` codes per byte, byte ``j`` of a chunk of ``w`` bytes holds codes ``j``, ``j + w``, ``j + 2w``, ... from
-the low bits up: both sides of every copy are contiguous. Three bits are packed as a plane of two and a plane of one.
+A flat tensor is packed in chunks, so that temporaries stay small whatever its size. Layout of a chunk of n codes of b
+bits, with p = 8 / b codes per byte and w = ceil(n / p) bytes:
+
+    byte j = code[j] | code[j + w] << b | code[j + 2w] << 2b | ...        j = 0 ... w - 1
+
+(with 4 bits: codes 0 ... w - 1 in the low halves of the bytes, codes w ... 2w - 1 in the high halves). Neighbouring
+codes lie in neighbouring bytes, so both sides of every copy are contiguous. 3-bit codes are two such planes one after
+the other, their low two bits and their high bit.
 """
 
 from __future__ import annotations
@@ -64,12 +69,13 @@ def pack(codes: Tensor, bits: int) -> Tensor:
         return torch.cat([pack(codes & 3, 2), pack(codes >> 2, 1)])
     parts, n = 8 // bits, codes.numel()
     width = -(-n // parts)
-    if n == parts * width:
+    if n == parts * width:  # Every byte is full: row i of the (parts, width) view goes to bits i * b and up.
         rows = codes.view(parts, width)
         out = rows[0].clone()
         for i in range(1, parts):
             out |= rows[i] << (bits * i)
         return out
+    # The last parts are short, or missing: their bits stay 0.
     out = codes[:width].clone()
     for i in range(1, parts):
         row = codes[i * width : (i + 1) * width]

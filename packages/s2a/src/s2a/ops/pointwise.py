@@ -1,7 +1,12 @@
 """Element-wise activations that keep a few-bit code of their derivative instead of their input.
 
-The forward pass is the stock function, bit for bit. A code maps the input to one of ``2 ** bits`` cells and each cell
-to one value of the derivative; the backward pass is a table look-up and a product.
+The forward pass y = f(x) is the stock function, bit for bit. A code maps x to one of ``2 ** bits`` cells of the input
+axis, and each cell to one value of the derivative; the backward pass is a table look-up and a product,
+
+    dx = dy * values[code(x)]
+
+The paper's cells are a uniform grid over [-2, 2] with values from equation 12 (``uniform_code``); fitted cells are
+those of ``levels``. Storage: packed codes (``pack``), nothing else.
 """
 
 from __future__ import annotations
@@ -84,11 +89,13 @@ class Code:
 
 
 def _round_to_grid(x: Tensor, low: float, high: float, top: int) -> Tensor:
+    """Equation 8 after clipping: round((x - low) * top / (high - low)); NaN gets code 0."""
     steps = (x.float().clamp(low, high) - low) * (top / (high - low))
     return to_codes(steps.round_().nan_to_num_(0.0), top)
 
 
 def _count_borders(x: Tensor, borders: tuple[float, ...], labels: Tensor | None) -> Tensor:
+    """Cell of x = number of borders below it; for the few borders of 1 and 2 bits the fastest way."""
     x = x.float()
     found = torch.empty_like(x)  # Comparisons that write floats are four times as fast on a CPU as those of booleans.
     count = torch.gt(x, borders[0], out=found)
@@ -109,6 +116,7 @@ def _cells(borders: tuple[float, ...]) -> tuple[tuple[int, ...], int]:
 
 
 def _look_up(x: Tensor, table: Tensor, first: int) -> Tensor:
+    """Code of x by the fine cell that it lies in: borders are multiples of a fine cell's width."""
     return table.index_select(0, cell_numbers(x, first, len(table)).to(torch.int32))
 
 
@@ -119,7 +127,7 @@ def cell_numbers(x: Tensor, first: int, count: int) -> Tensor:
 
 
 def gelu_derivative_sine(x: float) -> float:
-    """The paper's fit of GELU's derivative (equation 12)."""
+    """The paper's fit of GELU's derivative: sigmoid(1.702 x) + 0.22 sin(1.5 x) (equation 12)."""
     return 1 / (1 + math.exp(-1.702 * x)) + 0.22 * math.sin(1.5 * x)
 
 
@@ -168,7 +176,7 @@ def activation_code(function: str, bits: int = 4, levels: str = "paper", slope: 
         below_six = 6.0 - 2.0**-21  # The next float32 down: at exactly 6 the derivative is 0.
         return Code(1, (0.0, below_six), (0.0, 1.0), labels=(0, 1, 0))
     if bits not in BITS:
-        raise S2AError(f"bits={bits} has no packing; choose one of {', '.join(map(str, BITS))}.")
+        raise S2AError(f"bits={bits} must be one of {', '.join(map(str, BITS))}.")
     if levels not in LEVEL_KINDS:
         raise S2AError(f"levels={levels!r} is unknown; choose one of {', '.join(map(repr, LEVEL_KINDS))}.")
     if function not in DERIVATIVES:
@@ -187,6 +195,7 @@ class _Coded(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:
+        # All elements in the order of memory, so that codes and gradients need no copies of channels-last maps.
         ctx.layout = _layout(x)
         flat = _flat(x.detach(), ctx.layout)
         ctx.chunk, ctx.code = chunk_of(flat.numel(), x.device), code
@@ -194,6 +203,7 @@ class _Coded(torch.autograd.Function):
         size = whole * packed_bytes(ctx.chunk, code.bits) + packed_bytes(rest, code.bits)
         data = torch.empty(size, dtype=torch.uint8, device=x.device)
         encode = code.encoder(x.device)
+        # Chunk by chunk: no temporary of the tensor's size.
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
             data[place] = pack(encode(flat[elements]), code.bits)
         ctx.save_for_backward(data)
@@ -206,6 +216,7 @@ class _Coded(torch.autograd.Function):
         out = torch.empty_like(grad, memory_format=ctx.layout)
         flat, given, code = _flat(out, ctx.layout), _flat(grad, ctx.layout), ctx.code
         table = code.table(grad.dtype, grad.device)
+        # dx = dy * values[code], chunk by chunk into the result.
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
             codes = unpack(data[place], elements.stop - elements.start, code.bits)
             torch.mul(given[elements], table.index_select(0, codes.to(torch.int32)), out=flat[elements])

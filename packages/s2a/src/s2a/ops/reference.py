@@ -111,6 +111,7 @@ def norm_pack(
     if rounded:
         rstd = torch.empty(rstd.shape, dtype=work, device=x.device)
     for piece in _pieces(x, x.shape[1]):
+        # Codes of n = (x - mean) rstd, with statistics in the working precision.
         part = x[piece].to(work)
         if rounded:
             variance, centre = torch.var_mean(part, 1, correction=0, keepdim=True)
@@ -136,6 +137,7 @@ def norm_rebuild(
     out = torch.empty(len(codes), columns, dtype=dtype, device=codes.device)
     work = torch.promote_types(dtype, torch.float32)
     for piece in _pieces(codes, columns):
+        # h = n' w + b, in as few passes as the dtypes allow.
         value = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         if weight is None:
             out[piece] = value
@@ -167,6 +169,7 @@ def norm_backward(
         weight = grad.new_ones(columns)
     weight = weight.to(work)
     for piece in _pieces(grad, columns):
+        # PyTorch's own kernel on n' with mean 0 and rstd 1; the true rstd is a factor of dx.
         normed = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
         moved, own_weight, own_bias = torch.ops.aten.native_layer_norm_backward(
             grad[piece].to(work),

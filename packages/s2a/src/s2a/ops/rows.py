@@ -1,10 +1,20 @@
 """Codes of matrices, row by row: a row's codes, and with them the numbers that turn them back into values.
 
-A matrix has a row for each token and a column for each channel. Every row is packed on its own, so that a kernel can
-read and write it alone: with ``8 / bits`` codes per byte and ``w`` bytes, byte ``j`` of a row holds columns ``j``,
-``j + w``, ``j + 2w``, ... from the low bits up (both sides of every copy are contiguous). Other widths are several such
-planes one after the other, the low bits first: three bits are two and one, ten are two and eight, twelve are four and
-eight.
+A matrix ``(R, C)`` has a row for each token and a column for each channel. Each group of a row's columns (8 bits and
+more: the whole row) has numbers of its own, a minimum m and a step s (paper equations 8 and 9, group by group):
+
+    code = round((x - m) / s),   s = (max - m) / (2^bits - 1),   x' = code s + m
+
+with codes cut to [0, 2^bits - 1]. m and s are rounded to the precision in which they are kept (float16 for groups,
+float32 for rows) before codes are made, so that |x' - x| <= s / 2 but for values that this rounding leaves outside.
+
+Storage: codes ``(R, row_bytes(C, bits))`` uint8 and numbers ``(R, groups, 2)``. Every row is packed on its own, so
+that a kernel can read and write it alone: with p = 8 / bits codes per byte and w = ceil(C / p) bytes,
+
+    byte j = code[j] | code[j + w] << bits | code[j + 2w] << 2 bits | ...        j = 0 ... w - 1
+
+Other widths are several such planes one after the other, the low bits first: 3 bits are 2 and 1, 10 are 2 and 8, 12 are
+4 and 8. 16 and 32 bits are the elements themselves, without numbers.
 """
 
 from __future__ import annotations
@@ -92,6 +102,7 @@ def pack_rows(codes: Tensor, bits: int) -> Tensor:
     width = -(-columns // parts)
     if columns < parts * width:
         codes = F.pad(codes, (0, parts * width - columns))
+    # Part i of the row (columns i * w and up) goes to bits i * b and up of the row's bytes.
     split = codes.view(rows, parts, width)
     out = split[:, 1] << bits
     out |= split[:, 0]
@@ -139,20 +150,22 @@ def quantize_rows(
     if bits > CODED:
         values = x if mean is None or scale is None else (x - mean).mul_(scale)
         return values.to(code_dtype(bits, x.dtype)), x.new_empty((0, 0, 2), dtype=torch.float32)
+    # 1. Least and largest value of every group; of the normalised matrix by way of x, which need not be normalised.
     groups = x.to(torch.promote_types(x.dtype, torch.float32)).view(rows, -1, group_size(columns, bits))
     low, high = groups.amin(2, True), groups.amax(2, True)  # Ten times as fast on a CPU as aminmax.
     if mean is not None and scale is not None:
         mean, scale = mean.unsqueeze(2), scale.unsqueeze(2)
         low, high = (low - mean) * scale, (high - mean) * scale  # Both steps are monotonous: the same bits.
+    # 2. Minimum and step in the precision in which they are kept: the codes refer to these.
     top = (1 << bits) - 1
     low = low.to(number_dtype(bits))
-    # The codes refer to the numbers as they are kept.
     shift = low.to(groups.dtype)
     step = ((high - shift) / top).to(number_dtype(bits))
     unit = step.to(groups.dtype)
     factor = torch.where(unit > 0, 1 / unit, 0.0)
     if mean is not None and scale is not None:
         shift, factor = shift / scale + mean, factor * scale
+    # 3. Codes: round((x - m) / s), for the normalised matrix with mean and scale folded into m and s.
     codes = (groups - shift).mul_(factor).round_().clamp_(0, top).view(rows, columns)
     # What NaN becomes is cut to a code.
     whole = codes.to(torch.int16) if bits > 8 else to_codes(codes, top)
@@ -160,7 +173,7 @@ def quantize_rows(
 
 
 def dequantize_rows(codes: Tensor, numbers: Tensor, columns: int, bits: int, dtype: torch.dtype) -> Tensor:
-    """The values of codes, ``(R, C)`` of ``dtype``."""
+    """The values of codes, x' = code s + m, ``(R, C)`` of ``dtype``."""
     if bits > CODED:
         return codes.to(dtype)
     work = torch.promote_types(dtype, torch.float32)

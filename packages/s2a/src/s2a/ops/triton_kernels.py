@@ -23,6 +23,7 @@ def _nearest(value, top):
 
 @triton.jit
 def _plane(row, column, mask, BITS: tl.constexpr, WIDTH: tl.constexpr):
+    """Codes of one plane: column c lies in byte c % WIDTH, at bits BITS * (c // WIDTH) and up."""
     byte = tl.load(row + column % WIDTH, mask, other=0).to(tl.int32)
     return (byte >> (BITS * (column // WIDTH))) & ((1 << BITS) - 1)
 
@@ -56,6 +57,7 @@ def _store_plane(
             wanted = byte + part * WIDTH
             place = (wanted // GROUP) * GROUP_TILE + wanted % GROUP
             valid = (byte < WIDTH) & (wanted < COLUMNS)
+            # Byte j of a part holds column j + part * WIDTH (``rows``), which lies in its group's tile.
             code = tl.gather(flat, tl.where(valid, place, 0), 0)
             packed |= tl.where(valid, (code >> SHIFT) & ((1 << BITS) - 1), 0) << (BITS * part)
         tl.store(row + byte, packed.to(tl.uint8), byte < WIDTH)
@@ -76,6 +78,7 @@ def pack_rows_kernel(
     column = group * GROUP + place
     mask = (group < GROUPS) & (place < GROUP)
     value = tl.load(x + row * stride + column, mask, other=0.0).to(tl.float32)
+    # 1. n = (x - mean) rstd and the output n w + b.
     if NORM:
         mean = tl.sum(tl.sum(value, 1), 0) / COLUMNS
         value = tl.where(mask, value - mean, 0.0)
@@ -89,7 +92,7 @@ def pack_rows_kernel(
         if HAS_BIAS:
             normed = normed + tl.load(bias + column, mask, other=0.0).to(tl.float32)
         tl.store(out + row * COLUMNS + column, normed.to(out.dtype.element_ty), mask)
-    # NaN makes a group's numbers NaN; minimum and maximum pass over it on some devices.
+    # 2. Minimum and step of every group. NaN makes them NaN; minimum and maximum pass over it on some devices.
     number = value == value
     broken = tl.max(tl.where(mask & (value != value), 1, 0), 1)
     low = tl.min(tl.where(mask & number, value, float("inf")), 1)
@@ -104,7 +107,7 @@ def pack_rows_kernel(
     valid = tl.arange(0, GROUPS_TILE) < GROUPS
     tl.store(own, kept_low, valid)
     tl.store(own + 1, kept_step, valid)
-    # The codes refer to the numbers as they are kept.
+    # 3. Codes, which refer to the numbers as they are kept, packed plane by plane.
     usable = unit > 0.0
     one = tl.full([GROUPS_TILE], 1.0, tl.float32)
     inverse = tl.where(usable, tl.math.div_rn(one, tl.where(usable, unit, 1.0)), 0.0)
@@ -173,6 +176,7 @@ def norm_backward_kernel(
         own = numbers + (row * GROUPS + column // GROUP) * 2
         low = tl.load(own, mask, other=0.0).to(tl.float32)
         normed = low + level.to(tl.float32) * tl.load(own + 1, mask, other=0.0).to(tl.float32)
+        # db += g, dw += g n; dx = rstd (g w - mean(g w) - n mean(g w n)).
         bias_sum += g
         if WANT_WEIGHT:
             weight_sum += g * normed

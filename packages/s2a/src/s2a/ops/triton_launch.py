@@ -31,7 +31,7 @@ EXACT = {"enable_fp_fusion": False}
 ROWS_TILE, WIDTH_TILE = 8, 128
 """Rows and bytes of an element-wise kernel's tile."""
 STEPS = 8
-"""Tiles that one program of ``act_backward`` adds up."""
+"""Tiles whose column sums one program of ``act_backward`` adds up."""
 
 _PROGRAMS_PER_PROCESSOR = 2
 

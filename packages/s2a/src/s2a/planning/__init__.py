@@ -1,6 +1,6 @@
 """Policy: what lean activations keep, with and without a budget."""
 
-from s2a.planning.knapsack import Plan
+from s2a.lean.plan import Plan
 from s2a.planning.plan_memory import plan_memory
 
 __all__ = ["Plan", "plan_memory"]

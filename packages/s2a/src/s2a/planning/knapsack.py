@@ -1,117 +1,87 @@
 """The memory planner: what each branch keeps, so that a budget is met with the least extra work and gradient error.
 
-A choice for one branch has bytes, products that the backward pass does again, and an error. Bytes and products follow
+A choice for one branch has bytes, products that the backward pass repeats, and an error. Bytes and products follow
 from shapes; errors are measured: one minus the cosine between lean and exact gradients of ViT-B/16 with sharpened
-attention when all branches choose alike (docs/lean.md), spread evenly over them. The least sum under the budget is a
-multiple-choice knapsack: its linear relaxation is solved exactly, and what is left of the budget filled greedily.
+attention when all branches choose alike (docs/lean.md), spread evenly over them. The least sum
+
+    cost = repeated products / a step's products + ERROR_WEIGHT * error / number of branches
+
+under the budget is a multiple-choice knapsack problem (``_knapsack``).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 
 from s2a.errors import S2AError
-from s2a.lean.spec import Keep, Site
+from s2a.lean.plan import Plan
+from s2a.lean.spec import BranchSpec, SavedBits
 
 NORM_ERRORS = {2: 7e-4, 3: 2e-4, 4: 5e-5, 8: 1e-6, 10: 0.0, 12: 0.0}
 """Bits of a normalised input that only the norm's own gradient is made of -> error."""
 SOURCE_ERRORS = {8: 4e-3, 10: 2.5e-4, 12: 2e-5}
-"""Bits of a normalised input that q, k and v are computed again from -> error."""
+"""Bits of a normalised input from which q, k and v are recomputed -> error."""
 QKV_ERRORS = {8: 3e-3, 10: 2e-4, 12: 2e-5}
 """Bits of q, k, v -> error."""
 ACT_ERRORS = {2: 8e-3, 3: 2e-3, 4: 6e-4, 8: 1e-5}
 """Bits of an activation's code -> error."""
 HIDDEN_ERRORS = {8: 3e-4, 10: 2e-5, 12: 0.0}
-"""Bits of a normalised input that an activation's input is computed again from -> error."""
+"""Bits of a normalised input from which an activation's input is recomputed -> error."""
 
 ERROR_WEIGHT = 100.0
-"""What an error of 1 is worth in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
+"""Cost of an error of 1, in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
 
 
-def error_of(site: Site, keep: Keep) -> float:
-    """One minus cosine, as if all branches chose so."""
-    if site.role == "attn":
-        return NORM_ERRORS[keep.norm] + (QKV_ERRORS[keep.inner] if keep.inner else SOURCE_ERRORS[keep.norm])
-    if not keep.inner:
-        return HIDDEN_ERRORS[keep.norm]
-    return NORM_ERRORS[keep.norm] + (0.0 if site.bits else ACT_ERRORS[keep.inner])
+def error_of(spec: BranchSpec, bits: SavedBits) -> float:
+    """Estimated one minus cosine of the gradients, if all branches chose so."""
+    if spec.role == "attn":
+        return NORM_ERRORS[bits.norm] + (QKV_ERRORS[bits.inner] if bits.inner else SOURCE_ERRORS[bits.norm])
+    if not bits.inner:
+        return HIDDEN_ERRORS[bits.norm]
+    return NORM_ERRORS[bits.norm] + (0.0 if spec.bits else ACT_ERRORS[bits.inner])
 
 
-def choices_of(site: Site) -> list[Keep]:
-    """All that a branch can keep."""
-    again = [Keep(norm, 0) for norm in (8, 10, 12)]
-    if site.role == "attn":
-        if site.fixed:
-            return again
-        norms = (8, 10) if site.reads_first else (2, 3, 4)
-        return again + [Keep(norm, inner) for norm in norms for inner in QKV_ERRORS]
-    if site.reads_last:
-        return again
-    norms = (4, 8) if site.reads_first else (2, 3, 4, 8)
-    return again + [Keep(norm, inner) for norm in norms for inner in ((site.bits,) if site.bits else ACT_ERRORS)]
+def choices_of(spec: BranchSpec) -> list[SavedBits]:
+    """Everything that a branch can keep: no coarse codes of the norm where a weight's gradient is made of them."""
+    recomputed = [SavedBits(norm, 0) for norm in (8, 10, 12)]
+    if spec.role == "attn":
+        if spec.fixed:
+            return recomputed
+        norms = (8, 10) if spec.reads_first else (2, 3, 4)
+        return recomputed + [SavedBits(norm, inner) for norm in norms for inner in QKV_ERRORS]
+    if spec.reads_last:
+        return recomputed
+    norms = (4, 8) if spec.reads_first else (2, 3, 4, 8)
+    return recomputed + [
+        SavedBits(norm, inner) for norm in norms for inner in ((spec.bits,) if spec.bits else ACT_ERRORS)
+    ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Plan:
-    """What every branch keeps, and what that comes to.
-
-    Attributes:
-        keeps: (block, branch) -> bits.
-        images: Batch size that it was made for.
-        budget: Bytes asked for; ``None``: no budget.
-        predicted: Bytes of weights and saved tensors.
-        smallest: The least that could be planned.
-        extra_work: Products done again, over those of a step without.
-        error: Estimated one minus cosine of the gradients.
-        peak: Simulated bytes of a whole step, where the budget was for that.
-    """
-
-    keeps: dict[tuple[str, str], Keep]
-    images: int
-    budget: int | None
-    predicted: int
-    smallest: int
-    extra_work: float
-    error: float
-    peak: int | None = None
-
-    def __str__(self) -> str:
-        """The plan as lines of text, like choices together."""
-        asked = "" if self.budget is None or self.peak is not None else f" of {self.budget / 1e6:,.1f} MB"
-        lines = [
-            f"lean plan for {self.images} images: {self.predicted / 1e6:,.1f} MB{asked} (weights and saved tensors), "
-            f"{self.extra_work:.1%} of a step's products again, estimated gradient cosine {1 - self.error:.4f}"
-        ]
-        if self.peak is not None:
-            lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
-        counts = Counter((role, keep) for (_, role), keep in self.keeps.items())
-        for (role, keep), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
-            inner = {"attn": "q, k, v", "mlp": "activation"}[role]
-            rest = f"{inner} in {keep.inner} bits" if keep.inner else f"{inner} computed again"
-            lines.append(f"  {count:>3} x {role}: norm in {keep.norm} bits, {rest}")
-        return "\n".join(lines)
-
-
-def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: int, budget: int | None) -> Plan:
-    """Chooses for every site.
+def make_plan(
+    specs: Sequence[BranchSpec], now: Sequence[SavedBits], images: int, others: int, budget: int | None
+) -> Plan:
+    """Chooses what every branch keeps.
 
     Args:
-        sites: In forward order.
+        specs: Of the branches, in forward order.
         now: What each keeps now.
         images: Batch size.
-        others: Bytes of weights and of all that no site keeps.
+        others: Bytes of weights and of all that no branch keeps.
         budget: Most bytes of it all; ``None`` leaves everything as it is.
+
+    Returns:
+        The plan, with its bytes, extra work and estimated error.
 
     Raises:
         S2AError: A budget that no choice meets; the message has the smallest that can be met.
     """
-    whole = sum(2 * site.work for site in sites) or 1.0
-    options = [_options(site, len(sites), images, whole) for site in sites]
+    # A step's products: forward, and as many for the gradients of inputs.
+    whole = sum(2 * spec.work for spec in specs) or 1.0
+    options = [_options(spec, len(specs), images, whole) for spec in specs]
     smallest = others + sum(min(option.nbytes for option in group) for group in options)
     if budget is None:
-        chosen = [_Option(keep, site.nbytes(keep, images), 0.0) for site, keep in zip(sites, now, strict=True)]
+        chosen = [_Option(bits, spec.nbytes(bits, images), 0.0) for spec, bits in zip(specs, now, strict=True)]
     elif budget < smallest:
         raise S2AError(
             f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
@@ -120,56 +90,60 @@ def make_plan(sites: Sequence[Site], now: Sequence[Keep], images: int, others: i
         )
     else:
         chosen = _knapsack(options, budget - others)
-    keeps = [option.keep for option in chosen]
+    saved_bits = [option.saved_bits for option in chosen]
     return Plan(
-        {(site.name, site.role): keep for site, keep in zip(sites, keeps, strict=True)},
+        {(spec.name, spec.role): bits for spec, bits in zip(specs, saved_bits, strict=True)},
         images,
         budget,
         others + sum(option.nbytes for option in chosen),
         smallest,
-        sum(site.again(keep) for site, keep in zip(sites, keeps, strict=True)) / whole,
-        sum(error_of(site, keep) for site, keep in zip(sites, keeps, strict=True)) / max(1, len(sites) // 2),
+        sum(spec.recomputed_work(bits) for spec, bits in zip(specs, saved_bits, strict=True)) / whole,
+        sum(error_of(spec, bits) for spec, bits in zip(specs, saved_bits, strict=True)) / max(1, len(specs) // 2),
     )
 
 
-WORTH = 5.0
-"""Percents of kept bytes that one percent more products must save, without a budget."""
+MIN_SAVING = 5.0
+"""Without a budget: percent of kept bytes that one percent more products must save."""
 
 
-def with_cheap_repeats(sites: Sequence[Site], keeps: Sequence[Keep]) -> list[Keep]:
-    """Without a budget: an activation is computed again where that is cheap for the bytes that it saves.
+def recompute_where_cheap(specs: Sequence[BranchSpec], now: Sequence[SavedBits]) -> list[SavedBits]:
+    """Without a budget: recomputes an activation where that is cheap for the bytes that it saves.
 
-    Tokens make bytes, channels make products: it is so in the first stage of pyramids, and nowhere in a ViT, whatever
-    its size.
+    For N tokens of C channels bytes are proportional to N C and products to N C^2, so this pays where C is small: in
+    the first stage of hierarchical models, and nowhere in a ViT.
 
     Args:
-        sites: All branches.
-        keeps: What each keeps.
+        specs: All branches.
+        now: What each keeps now.
     """
-    total = sum(site.nbytes(keep, 1) for site, keep in zip(sites, keeps, strict=True))
-    whole = sum(2 * site.work for site in sites)
-    again = Keep(8, 0)
+    total = sum(spec.nbytes(bits, 1) for spec, bits in zip(specs, now, strict=True))
+    whole = sum(2 * spec.work for spec in specs)
+    recomputed = SavedBits(8, 0)
     found = []
-    for site, keep in zip(sites, keeps, strict=True):
-        less = site.nbytes(keep, 1) - site.nbytes(again, 1)
-        coded = site.role == "mlp" and keep.inner > 0
-        found.append(again if coded and less * whole > WORTH * site.again(again) * total else keep)
+    for spec, bits in zip(specs, now, strict=True):
+        less = spec.nbytes(bits, 1) - spec.nbytes(recomputed, 1)
+        coded = spec.role == "mlp" and bits.inner > 0
+        found.append(
+            recomputed if coded and less * whole > MIN_SAVING * spec.recomputed_work(recomputed) * total else bits
+        )
     return found
 
 
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    keep: Keep
+    """One thing that a branch can keep, with its bytes and its cost."""
+
+    saved_bits: SavedBits
     nbytes: int
     cost: float
 
 
-def _options(site: Site, count: int, images: int, whole: float) -> list[_Option]:
-    """A site's choices that no other beats in both bytes and cost, the smallest first."""
+def _options(spec: BranchSpec, count: int, images: int, whole: float) -> list[_Option]:
+    """A branch's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first."""
     found = []
-    for keep in choices_of(site):
-        cost = site.again(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / count
-        found.append(_Option(keep, site.nbytes(keep, images), cost))
+    for bits in choices_of(spec):
+        cost = spec.recomputed_work(bits) / whole + ERROR_WEIGHT * error_of(spec, bits) / count
+        found.append(_Option(bits, spec.nbytes(bits, images), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []
     for option in found:
@@ -179,23 +153,39 @@ def _options(site: Site, count: int, images: int, whole: float) -> list[_Option]
 
 
 def _knapsack(options: Sequence[Sequence[_Option]], room: int) -> list[_Option]:
-    """The least total cost in ``room`` bytes, up to what a single change could still gain."""
+    """One option per branch with the least total cost in ``room`` bytes, up to what a single change could still gain.
 
-    def at(price: float) -> list[_Option]:
+    The multiple-choice knapsack (Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 11)
+
+        minimise  sum_i cost_i(x_i)  subject to  sum_i bytes_i(x_i) <= room,   x_i one of branch i's options
+
+    is solved by Lagrangian relaxation. With a price p >= 0 of a byte, the sum of cost + p bytes is least when every
+    branch takes its own cheapest option, so the solution for a given price needs no search. Its bytes fall as the price
+    rises; bisection finds the least price at which they fit. What is left of the room is filled greedily.
+
+    Args:
+        options: Of each branch, those of ``_options``.
+        room: Bytes that all branches may keep together; enough for the smallest option of each.
+    """
+
+    def cheapest_at(price: float) -> list[_Option]:
         return [min(group, key=lambda o: o.cost + price * o.nbytes) for group in options]
 
     def size(chosen: Sequence[_Option]) -> int:
         return sum(option.nbytes for option in chosen)
 
+    # 1. A price that is high enough for the plan to fit.
     low, high = 0.0, 1e-12
-    while size(at(high)) > room:
+    while size(cheapest_at(high)) > room:
         high *= 4
+    # 2. Bisection: the solution at ``high`` always fits, the one at ``low`` does not.
     for _ in range(60):
         middle = (low + high) / 2
-        low, high = (middle, high) if size(at(middle)) > room else (low, middle)
-    chosen = at(high)
+        low, high = (middle, high) if size(cheapest_at(middle)) > room else (low, middle)
+    chosen = cheapest_at(high)
     left = room - size(chosen)
-    while True:  # The relaxation leaves less than one change; take the best of those that fit, again and again.
+    # 3. Greedy: of the single changes that fit in what is left, the one with the most cost saved per byte; repeat.
+    while True:
         best, gain = None, 0.0
         for i, group in enumerate(options):
             for option in group:

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import torch
 
-from s2a.backbones.view import input_channels
+from s2a.adapted import Adapted
+from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.lean.options import parse_size
+from s2a.lean.plan import Plan
 from s2a.memory import saved_bytes, simulated_peak
-from s2a.planning.knapsack import Plan, make_plan
-from s2a.planning.survey import set_plan, survey
+from s2a.planning.knapsack import make_plan
+from s2a.planning.survey import measure_specs, set_plan
 
-if TYPE_CHECKING:
-    from s2a.adapted import Adapted
-
-TRIES = 5
-"""Plans made for a peak, at most."""
-CLOSE = 0.01
-"""A peak so near to its budget, from below, is near enough."""
+MAX_TRIES = 5
+"""Plans simulated for a peak budget, at most."""
+TOLERANCE = 0.01
+"""The search for a peak ends this share of the budget below it."""
 
 
 def plan_memory(
@@ -29,9 +27,9 @@ def plan_memory(
 ) -> Plan:
     """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
 
-    Work done again and gradient error are what is least. Call it under the autocast and with the weights
-    (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak some
-    simulated steps.
+    The cost is repeated work and gradient error (``planning.knapsack``). Call it under the autocast and with the
+    weights (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak
+    some simulated steps.
 
     Args:
         adapted: A model attached with ``activations="lean"``.
@@ -58,25 +56,28 @@ def plan_memory(
     def saved(batch: int) -> dict[str, int]:
         return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
+    # Measured in training mode; modes, and buffers that a forward pass changes, are put back in any case.
     modes = {module: module.training for module in adapted.modules()}
     buffers = {name: value.clone() for name, value in adapted.named_buffers()}
-    before = [branch.keep for branch in branches]
+    before = [branch.saved_bits for branch in branches]
     try:
         adapted.train()
-        sites, others = survey(adapted, branches, saved, batch_size)
+        specs, others = measure_specs(adapted, branches, saved, batch_size)
 
         def plan(most: int | None) -> Plan:
-            found = make_plan(sites, before, batch_size, others, most)
+            found = make_plan(specs, before, batch_size, others, most)
             set_plan(branches, found)
             return found
 
         if budget is None:
             found = plan(None if budget_mb is None else int(budget_mb * 1e6))
         else:
-            found = _for_peak(plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size)
+            found = _plan_for_peak(
+                plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size
+            )
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
-            branch.keep = keep
+            branch.saved_bits = keep
         raise
     finally:
         for module, mode in modes.items():
@@ -87,21 +88,22 @@ def plan_memory(
     return found
 
 
-def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
+def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
     """The plan whose simulated peak comes closest to a budget from below.
 
-    What is saved and the peak move together, but not byte for byte: a plan is made, its step simulated, and the next
-    one asks for what was missing or left.
+    Saved bytes and peak move together, but not byte for byte, so this is a fixed-point iteration: a plan is made for
+    ``aim`` saved bytes, its step simulated, and ``aim`` corrected by how far the peak was from the budget.
     """
+    # Start from what is kept now.
     found = plan(None)
     least = found.smallest
     aim, best, top = found.predicted, None, 0
-    for _ in range(TRIES):
+    for _ in range(MAX_TRIES):
         found = plan(max(aim, least))
         top = peak()
         if top <= budget and (best is None or found.predicted > best.predicted):
             best = dataclasses.replace(found, peak=top)
-        if 0 <= budget - top < CLOSE * budget or (top > budget and found.predicted <= least * 1.001):
+        if 0 <= budget - top < TOLERANCE * budget or (top > budget and found.predicted <= least * 1.001):
             break
         aim = found.predicted + budget - top
     if best is None:
@@ -109,5 +111,5 @@ def _for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budge
             f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan "
             f"takes {top / 1e6:,.1f} MB; give that or more, or fewer images."
         )
-    plan(best.predicted)  # Sets it again: the last one tried may have been another.
+    plan(best.predicted)  # Apply it once more: the last one tried may have been another.
     return best

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.backbones.view import Block
+from s2a.backbones import Block
 from s2a.errors import S2AError
+from s2a.lean.stream import writable
 
 Window = tuple[int, int]
 
@@ -23,7 +24,8 @@ class LowRankPrompt(nn.Module):
     """A learned low-rank matrix added to a block's input, the same for every image.
 
     ``A`` ``(N, r)`` starts at zero and ``B`` ``(r, C)`` from a normal distribution, so the start is the identity. The
-    backward pass needs A and B alone (equation 4): no activation is kept.
+    backward pass is dx = dy, dA = dy B^T, dB = A^T dy (equation 4, dy summed over images): it needs A and B alone, no
+    activation is kept.
 
     Args:
         block: The block whose input is prompted.
@@ -33,10 +35,10 @@ class LowRankPrompt(nn.Module):
             are cut off at the other edges, as where attention pads the map; ``None`` prompts every position by its own.
 
     Attributes:
-        in_place: Writes the prompted input over the input, in a training step.
+        s2a_in_place: Writes the prompted input over the input, in a training step (``s2a.lean.WritesInPlace``).
     """
 
-    in_place = False
+    s2a_in_place: bool = False
 
     def __init__(self, block: Block, rank: int, std: float = 0.02, window: Window | None = None) -> None:
         super().__init__()
@@ -53,7 +55,7 @@ class LowRankPrompt(nn.Module):
         if self.layout == "NLC":
             return full
         (height, width), window = self.grid, self.window
-        if window:
+        if window:  # The window's prompt repeated over the map, cut off at its right and lower edges.
             copies = (-(-height // window[0]), -(-width // window[1]), 1)
             maps = full.view(*window, -1).repeat(copies)[:height, :width]
         else:
@@ -72,7 +74,7 @@ class LowRankPrompt(nn.Module):
                 "another size than the model was adapted for; give attach their image_size."
             )
         prompt = self.prompt().to(x.dtype)
-        if self.in_place and torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad):
+        if self.s2a_in_place and writable(x):
             return x.add_(prompt)
         return x + prompt
 

@@ -9,12 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2a.backbones.view import Block, split_tokens
+from s2a.backbones import Block, split_tokens
 from s2a.errors import S2AError
+from s2a.lean.recompute import recompute_from_codes, recompute_map_forward
+from s2a.lean.registry import register_lean_forward
 
 
 def channel_average_pool(x: Tensor, reduction: int, dim: int) -> Tensor:
-    """Means of ``reduction`` neighbouring channels (equation 5); keeps nothing for the backward pass.
+    """Means of ``reduction`` neighbouring channels: y_k = 1/r sum_j x_{kr + j} (equation 5).
+
+    The gradient is dy_k / r for each of the r channels: nothing is kept for the backward pass.
 
     Args:
         x: Any tensor with C channels on axis ``dim``.
@@ -25,7 +29,7 @@ def channel_average_pool(x: Tensor, reduction: int, dim: int) -> Tensor:
 
 
 class SideBlock(nn.Module):
-    """1x1, depthwise 3x3 and 1x1 convolutions on c channels (equation 6).
+    """1x1, depthwise 3x3 and 1x1 convolutions on c channels: y_i = PW(DW(PW(x_d + y_{i-1}))) (equation 6).
 
     Prefix tokens have no place on the grid: they pass the two 1x1 convolutions alone.
 
@@ -47,13 +51,24 @@ class SideBlock(nn.Module):
 
     def forward(self, grid: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
         """``grid`` ``(B, c, H, W)`` and ``prefix`` ``(B, P, c)`` to the same shapes."""
-        return self.pw2(self.act(self.dw(self.pw1(grid)))), None if prefix is None else self.tokens(prefix)
+        return self.map(grid), None if prefix is None else self.tokens(prefix)
+
+    def map(self, grid: Tensor) -> Tensor:
+        """Equation 6 on ``grid`` ``(B, c, H, W)``."""
+        return self.pw2(self.act(self.dw(self.pw1(grid))))
 
     def tokens(self, prefix: Tensor) -> Tensor:
         """The two 1x1 convolutions on ``prefix`` ``(B, P, c)``."""
         # The prefix is a slice of all tokens, which a view of it would hold.
         hidden = F.linear(prefix.contiguous(), self.pw1.weight.flatten(1), self.pw1.bias)
         return F.linear(self.act(hidden), self.pw2.weight.flatten(1), self.pw2.bias)
+
+
+@register_lean_forward(SideBlock)
+def _lean_side_block(self: Any, grid: Tensor, prefix: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Keeps codes of the input map and computes the convolutions again; the few prefix tokens stay exact."""
+    out = recompute_from_codes(SideBlock.map, self, grid, self.s2a_lean_bits, channel_axis=1)
+    return out, None if prefix is None else self.tokens(prefix)
 
 
 class Transition(nn.Module):
@@ -80,6 +95,9 @@ class Transition(nn.Module):
         if any(self.missing):
             normed = F.pad(normed, (0, self.missing[1], 0, self.missing[0]))
         return self.conv(normed)
+
+
+register_lean_forward(Transition)(recompute_map_forward)
 
 
 class LiteSideBranch(nn.Module):
@@ -154,6 +172,7 @@ class LiteSideBranch(nn.Module):
             if pooled is None:
                 name = self.blocks[i].name
                 raise S2AError(f"Block {name} did not run in the backbone's forward pass; nothing to tap.")
+            # x_d + y_{i-1}, on the grid and for prefix tokens; over a stage boundary y passes the transition first.
             grid_state, prefix_state = self._state
             prefix, grid = split_tokens(pooled, self.blocks[i])
             del pooled
