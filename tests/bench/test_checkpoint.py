@@ -15,7 +15,7 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import checkpoint, record, run
-from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, own_adapter, settle, tidy
+from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, clean_up, recorded_adapter, remove_checkpoint
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from safetensors.torch import load_file
@@ -253,7 +253,7 @@ def test_a_checkpoint_goes_when_it_is_needless_and_only_then(tmp_path):
         path = checkpoint_path(tmp_path, "c0")
         path.parent.mkdir(exist_ok=True)
         path.touch()
-        settle(make_record(cell_id="c0", **changes), tmp_path)
+        remove_checkpoint(make_record(cell_id="c0", **changes), tmp_path)
         return path.exists()
 
     error = {"message": "m", "traceback": "t"}
@@ -275,7 +275,7 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
     for path in (*good, *bad):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    tidy(tmp_path)
+    clean_up(tmp_path)
     assert [path.exists() for path in good] == [True] * len(good)
     assert [path.exists() for path in bad] == [False] * len(bad)
     assert len(list((tmp_path / "records").iterdir())) == 2
@@ -289,7 +289,7 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
 
     asked = cell("s2a")
     found = run.run(asked, keep=Keep(tmp_path, adapters=True))
-    path = own_adapter(found, tmp_path)
+    path = recorded_adapter(found, tmp_path)
     assert path is not None and path == adapter_path(tmp_path, found.cell_id)
     model, expected = backbones.create(asked.backbone, asked.seed)
     loaded = data.load(
@@ -297,8 +297,8 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
     )
     assert accuracy(s2a.load(model, path), loaded.scored, asked.train) == found.accuracy
     path.write_bytes(b"another's")
-    assert own_adapter(found, tmp_path) is None, "a file that the record does not speak of is not its adapter"
-    assert own_adapter(make_record(), tmp_path) is None
+    assert recorded_adapter(found, tmp_path) is None, "a file that the record does not speak of is not its adapter"
+    assert recorded_adapter(make_record(), tmp_path) is None
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
@@ -315,25 +315,6 @@ def test_records_from_before_are_read(tmp_path):
     path.write_text(json.dumps(values))
     found = record.read(path)
     assert (found.resumed, found.notes, found.adapter_id) == (0, [], "")
-
-
-def test_a_power_cut_finds_the_file_whole_and_its_folders_named(tmp_path, monkeypatch):
-    """What must have reached the disk when a record counts: content, then name, then the folders' own names."""
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noted(handle):
-        calls.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append(("rename", str(b))), replace(a, b))[1])
-    path = record.write(make_record(cell_id="c0"), tmp_path / "new" / "output")
-    content = calls.index(("sync", str(path.with_name(f".c0.json.{os.getpid()}.tmp"))))
-    named = calls.index(("rename", str(path)))
-    assert content < named < calls.index(("sync", str(path.parent)), named)
-    for folder in (tmp_path, tmp_path / "new", tmp_path / "new" / "output"):
-        assert ("sync", str(folder)) in calls[:named], "a folder that is new has to be found again too"
 
 
 @given(st.data())

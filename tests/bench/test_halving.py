@@ -17,7 +17,7 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import record, run
-from s2a_bench.cells.outputs import Keep, checkpoint_path, settle
+from s2a_bench.cells.outputs import Keep, checkpoint_path, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
 from s2a_bench.cli import progress
@@ -128,7 +128,7 @@ def test_a_stopped_trial_is_a_record_of_its_own_kind(tmp_path):
     assert (found.seconds, found.accuracy, halving.count_looks(found)) == (4.0, None, 1)
     checkpoint_path(tmp_path, found.cell_id).parent.mkdir()
     checkpoint_path(tmp_path, found.cell_id).touch()
-    settle(found, tmp_path)
+    remove_checkpoint(found, tmp_path)
     assert not checkpoint_path(tmp_path, found.cell_id).exists()
     assert track_names.tags(found)["status"] == "stopped"
     assert ("val_accuracy", 40.0, 2) in track_names.metrics(found)

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from s2a_bench.cells import record as records
 from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.files import write_atomic
 
 KIND = "peek"
 WARNING = "An audit, not a result: the test set was scored after every epoch."
@@ -199,7 +199,7 @@ def path(output: Path, cell_id: str) -> Path:
 def write(found: Peek, output: Path) -> Path:
     """Writes an audit atomically."""
     place = path(output, found.cell_id)
-    records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
+    write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 

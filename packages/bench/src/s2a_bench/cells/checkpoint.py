@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from s2a_bench.cells.outputs import Keep, checkpoint_path
-from s2a_bench.cells.record import PROTOCOL, Record, replacing
+from s2a_bench.cells.record import PROTOCOL, Record
+from s2a_bench.files import replacing
 
 FORMAT = 1
 _PACKAGES = ("s2a", "s2a_baselines", "s2a_bench")

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
+
+from s2a_bench.files import write_atomic
 
 SCHEMA = 1
 """Version of the record's fields."""
@@ -106,50 +106,6 @@ def cell_id(identity: Mapping[str, Any]) -> str:
 def record_path(output: Path, cell: str) -> Path:
     """Where the record of ``cell`` lies under an output folder."""
     return output / "records" / f"{cell}.json"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` when the block ends well.
-
-    Whatever happens, a power cut too, ``path`` holds its old content or all of the new one, and nothing is left of a
-    block that failed.
-    """
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path``, see ``replacing``."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; their names survive a power cut too."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write(record: Record, output: Path) -> Path:

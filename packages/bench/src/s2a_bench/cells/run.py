@@ -27,12 +27,13 @@ from s2a_bench import failures as faults
 from s2a_bench.cells import backbones, features, measure
 from s2a_bench.cells.backbones import DataFormat
 from s2a_bench.cells.checkpoint import Keeper
-from s2a_bench.cells.outputs import Keep, adapter_path, features_folder, file_id, settle
-from s2a_bench.cells.record import Record, cell_id, make_folder, sync_folder, write
+from s2a_bench.cells.outputs import Keep, adapter_path, features_folder, file_id, remove_checkpoint
+from s2a_bench.cells.record import Record, cell_id, write
 from s2a_bench.cells.train import Images, accuracy, attach, train
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig, from_dict, identifying
 from s2a_bench.data import loading as data
 from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.files import make_folder, sync_file
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnLook = Callable[[Record], None]
@@ -283,9 +284,7 @@ def _look(cell: CellConfig, what: Material, epoch: int) -> dict[str, float]:
 def _keep_adapter(adapted: s2a.Adapted, path: Path) -> str:
     make_folder(path.parent)
     s2a.save(adapted, path)
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-    sync_folder(path.parent)
+    sync_file(path)
     return file_id(path)
 
 
@@ -301,7 +300,7 @@ def main(arguments: list[str]) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = write(record, Path(arguments[1]))
-    settle(record, Path(arguments[1]))
+    remove_checkpoint(record, Path(arguments[1]))
     for note in record.notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"{record.status}: {path}")

@@ -24,6 +24,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, identifying
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
+from s2a_bench.files import make_folder
 
 WORKER_BYTES = 2_000_000_000
 """Memory set aside for a worker when their number is chosen: Python, torch, a mini backbone and its data."""
@@ -130,7 +131,7 @@ def only_writer(output: Path) -> Iterator[None]:
         InputError: The folder cannot be written, or another sweep holds it.
     """
     try:
-        records.make_folder(output / "records")
+        make_folder(output / "records")
         with tempfile.TemporaryFile(dir=output / "records") as probe:
             probe.write(b"a full disk may still have room for names")
         lock = (output / ".lock").open("a+", encoding="utf-8")
@@ -151,7 +152,7 @@ def only_writer(output: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later
             lock.flush()
-        keeping.tidy(output)
+        keeping.clean_up(output)
         shutil.rmtree(output / ".ray", ignore_errors=True)
         yield
 
@@ -210,7 +211,7 @@ def run_here(plan: Plan, output: Path, listeners: Sequence[Listener], keep: Keep
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
             record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
         records.write(record, output)
-        keeping.settle(record, output)
+        keeping.remove_checkpoint(record, output)
         tell(listeners, "finished", record)
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from s2a_bench import failures as faults
 from s2a_bench.cells import record as records
-from s2a_bench.cells.outputs import Keep, settle
+from s2a_bench.cells.outputs import Keep, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.errors import InputError
@@ -170,7 +170,7 @@ def _trial(config: dict[str, Any]) -> None:
         record = failed(cell["id"], known, type(error).__name__, message, traceback.format_exc())
     if sees:
         records.write(record, keep.output)
-        settle(record, keep.output)
+        remove_checkpoint(record, keep.output)
     elif keep.adapters:
         record.notes.append("The trained state was not kept: the worker does not see the output folder.")
     tune.report({"status": record.status, "record": json.dumps(dataclasses.asdict(record), allow_nan=False)})
@@ -236,7 +236,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 written = None
             if written != record:
                 self._write(record)
-                settle(record, self.output)
+                remove_checkpoint(record, self.output)
             tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
