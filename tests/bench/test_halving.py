@@ -17,6 +17,7 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import record, run
+from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.outputs import Keep, checkpoint_path, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
@@ -94,7 +95,7 @@ def test_looking_changes_neither_the_cell_nor_its_result(method):
 
 def test_what_is_seen_is_the_accuracy_of_that_epoch():
     asked = small(train=TrainConfig(epochs=4, warmup_epochs=0, batch_size=8, lr=1e-2), looks=(2,))
-    found = run.ready(asked)
+    found = run.prepare(open_cell(asked))
     torch.manual_seed(asked.seed)
     expected = -1.0
     for metrics in train(found.adapted, found.loaded.train, asked.train, asked.seed):

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from s2a_bench.cells import run
+from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
@@ -165,8 +166,7 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
     Raises:
         Diverged: The loss became NaN or infinite, which it did not when the record was made.
     """
-    found = run.ready(cell)
-    what = run.material(cell, found, cached=record.feature_cache)
+    what = run.training_input(run.prepare(open_cell(cell)), cached=record.feature_cache)
     scored = what.scored()
     torch.manual_seed(cell.seed)
     test: list[float] = []

@@ -20,6 +20,7 @@ from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.failures import cause
 from s2a_bench.files import write_atomic
 
 KIND = "trial"
@@ -144,7 +145,7 @@ def score(one: Tried) -> Score:
     record = run.run(one.cell)
     kind = (record.error or {}).get("type")
     if record.status != "done" and kind != "Diverged":
-        raise RuntimeError(f"Cell {one.cell_id} failed: {kind}: {(record.error or {}).get('message')}")
+        raise RuntimeError(f"Cell {one.cell_id} failed: {cause(record)}")
     return Score(one.cell_id, record.accuracy)
 
 

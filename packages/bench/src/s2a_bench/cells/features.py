@@ -23,7 +23,7 @@ import s2a
 import torch
 from torch import Tensor, nn
 
-from s2a_bench.cells.checkpoint import code_id
+from s2a_bench.cells.source_code import code_id
 from s2a_bench.cells.train import Images, precision, train
 from s2a_bench.config import TrainConfig
 from s2a_bench.files import replacing

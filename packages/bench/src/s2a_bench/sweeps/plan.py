@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import os
 import shutil
@@ -21,8 +20,7 @@ from s2a_bench.cells import outputs as keeping
 from s2a_bench.cells import record as records
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
-from s2a_bench.config import CellConfig, identifying
-from s2a_bench.data.table import lookup as datasets
+from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
 from s2a_bench.files import make_folder
 
@@ -89,10 +87,12 @@ def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
         ValueError: A cell that cannot run: one sentence.
     """
     from s2a_bench.cells import run
+    from s2a_bench.cells.identity import data_opened_once
 
     found: dict[str, CellConfig] = {}
-    for cell in cells:
-        found.setdefault(run.identify(cell), cell)
+    with data_opened_once():
+        for cell in cells:
+            found.setdefault(run.identify(cell), cell)
     return found
 
 
@@ -200,44 +200,20 @@ def run_here(plan: Plan, output: Path, listeners: Sequence[Listener], keep: Keep
     Raises:
         OSError: A record could not be written.
     """
-    from s2a_bench.cells import run
+    from s2a_bench.cells import identity, provenance, run
 
     for cell_id in plan.todo:
         tell(listeners, "started", cell_id)
         try:
-            record = run.run(
-                plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output)
-            )
+            cell = identity.with_facts(plan.cells[cell_id], cell_id)
+            record = run.run(cell, lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output))
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
-            record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
+            cell, cause = plan.cells[cell_id], (type(error).__name__, str(error), traceback.format_exc())
+            hardware = provenance.hardware(cell.device)
+            record = records.failed_record(cell, cell_id, cause, identity.known_facts(cell_id), hardware)
         records.write(record, output)
         keeping.remove_checkpoint(record, output)
         tell(listeners, "finished", record)
-
-
-def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) -> Record:
-    """The record of a cell whose run came to no end of its own, with the cause."""
-    return Record(
-        cell_id=cell_id,
-        status="failed",
-        suite=cell.data.suite,
-        dataset=cell.data.dataset,
-        group=datasets.get(cell.data.suite, cell.data.dataset).group,
-        backbone=cell.backbone.name,
-        method=cell.method.name,
-        method_config=dict(cell.method.options),
-        train_config=identifying(cell.train),
-        seed=cell.seed,
-        epochs=cell.train.epochs,
-        evaluated_on=cell.data.evaluate,
-        random_weights=cell.backbone.random_weights,
-        limit_train=cell.data.limit_train,
-        limit_test=cell.data.limit_test,
-        trial=cell.trial,
-        search=None if cell.search is None else dict(cell.search),
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        error={"type": kind, "message": message, "traceback": trace},
-    )
 
 
 def tell(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:
