@@ -24,7 +24,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from s2a.lean import SavedBits
-from s2a_bench.cells.measure import hardware
+from s2a_bench.cells.provenance import hardware
 from torch import Tensor
 
 BUDGETS = {"vit_base_patch16_224": 640, "swin_base_patch4_window7_224": 745, "convnext_base": 741}

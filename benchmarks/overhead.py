@@ -135,9 +135,9 @@ def main(arguments: list[str]) -> None:
         child(arguments[1], float(arguments[2]), Path(arguments[3]))
         return
     count = int(arguments[0]) if arguments else 500
-    from s2a_bench.cells import measure
+    from s2a_bench.cells import provenance
 
-    hardware = measure.hardware("cpu")
+    hardware = provenance.hardware("cpu")
     print(f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['threads']} threads, load {os.getloadavg()[0]:.1f}")
     print("\n| what | wall (processor) seconds | target |\n|---|---|---|")
     with tempfile.TemporaryDirectory() as scratch:

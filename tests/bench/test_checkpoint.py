@@ -15,7 +15,7 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import checkpoint, record, run
-from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, own_adapter, settle, tidy
+from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, clean_up, recorded_adapter, remove_checkpoint
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from safetensors.torch import load_file
@@ -166,18 +166,6 @@ def test_changed_code_makes_a_new_start(tmp_path, made, monkeypatch):
     assert (found.resumed, curve(found)) == (0, curve(whole))
 
 
-def test_the_code_of_a_method_from_elsewhere_counts(tmp_path, monkeypatch):
-    import importlib
-
-    (tmp_path / "their_method.py").write_text("x = 1\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    importlib.import_module("their_method")
-    first = checkpoint.code_id("their_method")
-    (tmp_path / "their_method.py").write_text("x = 2\n")
-    checkpoint.code_id.cache_clear()
-    assert len({first, checkpoint.code_id("their_method"), checkpoint.code_id("s2a_baselines.bias")}) == 3
-
-
 class Bomb:
     def __reduce__(self):
         return (Path.touch, (Path(os.environ["S2A_TEST_BOMB"]),))
@@ -215,7 +203,7 @@ def test_checkpoints_come_by_time_and_never_take_much_of_it(
     tmp_path, monkeypatch, every, epoch_seconds, write_seconds, expected
 ):
     clock, wrote = Clock(), []
-    keeper = checkpoint.Keeper(Keep(tmp_path, every), make_record(), "cpu", clock)
+    checkpointer = checkpoint.Checkpointer(Keep(tmp_path, every), make_record(), "cpu", clock)
 
     def write(path, identity, state):
         wrote.append(len(state["curve"]))
@@ -226,7 +214,7 @@ def test_checkpoints_come_by_time_and_never_take_much_of_it(
     optimiser = torch.optim.AdamW(model.parameters())
     for epoch in range(1, 7):
         clock.now += epoch_seconds
-        keeper.epoch(model, optimiser, torch.Generator(), [{"epoch": float(e)} for e in range(1, epoch + 1)])
+        checkpointer.save_epoch(model, optimiser, torch.Generator(), [{"epoch": float(e)} for e in range(1, epoch + 1)])
     assert wrote == expected
 
 
@@ -253,7 +241,7 @@ def test_a_checkpoint_goes_when_it_is_needless_and_only_then(tmp_path):
         path = checkpoint_path(tmp_path, "c0")
         path.parent.mkdir(exist_ok=True)
         path.touch()
-        settle(make_record(cell_id="c0", **changes), tmp_path)
+        remove_checkpoint(make_record(cell_id="c0", **changes), tmp_path)
         return path.exists()
 
     error = {"message": "m", "traceback": "t"}
@@ -275,7 +263,7 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
     for path in (*good, *bad):
         path.parent.mkdir(exist_ok=True)
         path.touch()
-    tidy(tmp_path)
+    clean_up(tmp_path)
     assert [path.exists() for path in good] == [True] * len(good)
     assert [path.exists() for path in bad] == [False] * len(bad)
     assert len(list((tmp_path / "records").iterdir())) == 2
@@ -289,7 +277,7 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
 
     asked = cell("s2a")
     found = run.run(asked, keep=Keep(tmp_path, adapters=True))
-    path = own_adapter(found, tmp_path)
+    path = recorded_adapter(found, tmp_path)
     assert path is not None and path == adapter_path(tmp_path, found.cell_id)
     model, expected = backbones.create(asked.backbone, asked.seed)
     loaded = data.load(
@@ -297,8 +285,8 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
     )
     assert accuracy(s2a.load(model, path), loaded.scored, asked.train) == found.accuracy
     path.write_bytes(b"another's")
-    assert own_adapter(found, tmp_path) is None, "a file that the record does not speak of is not its adapter"
-    assert own_adapter(make_record(), tmp_path) is None
+    assert recorded_adapter(found, tmp_path) is None, "a file that the record does not speak of is not its adapter"
+    assert recorded_adapter(make_record(), tmp_path) is None
 
 
 @pytest.mark.parametrize("seconds", [-1.0, float("nan")])
@@ -315,25 +303,6 @@ def test_records_from_before_are_read(tmp_path):
     path.write_text(json.dumps(values))
     found = record.read(path)
     assert (found.resumed, found.notes, found.adapter_id) == (0, [], "")
-
-
-def test_a_power_cut_finds_the_file_whole_and_its_folders_named(tmp_path, monkeypatch):
-    """What must have reached the disk when a record counts: content, then name, then the folders' own names."""
-    calls = []
-    fsync, replace = os.fsync, Path.replace
-
-    def noted(handle):
-        calls.append(("sync", str(Path(f"/proc/self/fd/{handle}").readlink())))
-        fsync(handle)
-
-    monkeypatch.setattr(os, "fsync", noted)
-    monkeypatch.setattr(Path, "replace", lambda a, b: (calls.append(("rename", str(b))), replace(a, b))[1])
-    path = record.write(make_record(cell_id="c0"), tmp_path / "new" / "output")
-    content = calls.index(("sync", str(path.with_name(f".c0.json.{os.getpid()}.tmp"))))
-    named = calls.index(("rename", str(path)))
-    assert content < named < calls.index(("sync", str(path.parent)), named)
-    for folder in (tmp_path, tmp_path / "new", tmp_path / "new" / "output"):
-        assert ("sync", str(folder)) in calls[:named], "a folder that is new has to be found again too"
 
 
 @given(st.data())

@@ -80,13 +80,13 @@ def test_a_cache_that_cannot_be_written_is_done_without(svhn):
 FILL = """
 import dataclasses, sys, torch
 from s2a_bench.config import DataConfig
-from s2a_bench.data import load
-from s2a_bench.datasets import DATASETS, Counts
+from s2a_bench.data.loading import load
+from s2a_bench.data.table.lookup import DATASETS, Counts
 root, counts, kill = eval(sys.argv[1])
 DATASETS["svhn"] = dataclasses.replace(DATASETS["svhn"], counts=Counts(*counts))
 if kill:
     import os, signal
-    from s2a_bench import decoded
+    from s2a_bench.data import decoded
     original = decoded.decode
     def decode(content, name):
         if "test/000004" in name:

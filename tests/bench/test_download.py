@@ -21,9 +21,9 @@ from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data.download import fetch
-from s2a_bench.data.folder import locked
 from s2a_bench.data.table.types import Remote
 from s2a_bench.errors import InputError
+from s2a_bench.files import locked
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from bench.factories import make_record
 from rich.console import Console
-from s2a_bench.cells import estimate, measure, record, run
+from s2a_bench.cells import estimate, provenance, record, run
 from s2a_bench.cells.estimate import Cost, Costs, forecast, from_records, sentence
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cli import estimate as commands_estimate
@@ -51,7 +51,7 @@ def here(method: str = "bias", backbone: str = "mini_vit", **changes) -> record.
         "backbone": backbone,
         "method_config": json.loads(json.dumps(config)),
         "train_config": dataclasses.asdict(TRAIN),
-        "hardware": measure.hardware("cpu"),
+        "hardware": provenance.hardware("cpu"),
         "epochs": 5,
         "train_images": 1000,
         "scored_images": 200,

@@ -14,7 +14,7 @@ import s2a
 import torch
 from s2a.registry import entry_for
 from s2a_bench.cells import backbones, features, run
-from s2a_bench.cells.outputs import Keep, features_folder, tidy
+from s2a_bench.cells.outputs import Keep, clean_up, features_folder
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.data import loading as data
 
@@ -214,7 +214,7 @@ def test_half_written_files_go_when_the_next_sweep_begins(tmp_path):
     folder.mkdir(parents=True)
     (folder / ".x.f32.123.tmp").write_bytes(b"half")
     (folder / "x.f32").write_bytes(b"whole")
-    tidy(tmp_path)
+    clean_up(tmp_path)
     assert files(tmp_path) == ["x.f32"]
 
 

@@ -17,7 +17,8 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import record, run
-from s2a_bench.cells.outputs import Keep, checkpoint_path, settle
+from s2a_bench.cells.identity import open_cell
+from s2a_bench.cells.outputs import Keep, checkpoint_path, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
 from s2a_bench.cli import progress
@@ -94,7 +95,7 @@ def test_looking_changes_neither_the_cell_nor_its_result(method):
 
 def test_what_is_seen_is_the_accuracy_of_that_epoch():
     asked = small(train=TrainConfig(epochs=4, warmup_epochs=0, batch_size=8, lr=1e-2), looks=(2,))
-    found = run.ready(asked)
+    found = run.prepare(open_cell(asked))
     torch.manual_seed(asked.seed)
     expected = -1.0
     for metrics in train(found.adapted, found.loaded.train, asked.train, asked.seed):
@@ -128,7 +129,7 @@ def test_a_stopped_trial_is_a_record_of_its_own_kind(tmp_path):
     assert (found.seconds, found.accuracy, halving.count_looks(found)) == (4.0, None, 1)
     checkpoint_path(tmp_path, found.cell_id).parent.mkdir()
     checkpoint_path(tmp_path, found.cell_id).touch()
-    settle(found, tmp_path)
+    remove_checkpoint(found, tmp_path)
     assert not checkpoint_path(tmp_path, found.cell_id).exists()
     assert track_names.tags(found)["status"] == "stopped"
     assert ("val_accuracy", 40.0, 2) in track_names.metrics(found)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import subprocess
-import sys
 import zipfile
 from collections import Counter
 from pathlib import Path
@@ -35,6 +33,7 @@ from s2a_bench.data.table.lookup import DATASETS, Counts
 from s2a_bench.data.table.types import VTAB_LISTS
 from s2a_bench.data.verify import verify
 from s2a_bench.errors import InputError
+from s2a_bench.files import reserved
 
 # --- Good input ------------------------------------------------------------------------------------------------------
 
@@ -314,30 +313,14 @@ def test_place_taken_by_a_damaged_folder(tmp_path, prepared, source):
 def test_two_at_once(tmp_path, source):
     root = tmp_path / "root"
     root.mkdir()
-    with layout.reserved(root / "caltech101") as held, layout.reserved(root / "dtd") as other:
+    with reserved(root / "caltech101") as held, reserved(root / "dtd") as other:
         assert held and other  # another dataset may be prepared meanwhile
-        with layout.reserved(root / "caltech101") as again:
+        with reserved(root / "caltech101") as again:
             assert not again
         with pytest.raises(InputError, match="Another process is preparing caltech101"):
             prepare("caltech101", source, root)
     assert list(root.iterdir()) == []
-    with pytest.raises(FileNotFoundError), layout.reserved(root / "caltech101"):
+    with pytest.raises(FileNotFoundError), reserved(root / "caltech101"):
         raise FileNotFoundError("is passed on")
     prepare("caltech101", source, root)
     assert [path.name for path in root.iterdir()] == ["caltech101"]
-
-
-def test_a_race_for_one_place_has_one_winner_at_a_time(tmp_path):
-    """Many processes reserve, count up in a file without any atomicity, and let go: no count is lost."""
-    count = tmp_path / "count"
-    count.write_text("0")
-    code = (
-        "import sys, time; from pathlib import Path; from s2a_bench.data.folder import reserved\n"
-        "count = Path(sys.argv[1]); done = 0\n"
-        "while done < 30:\n"
-        "    with reserved(count) as held:\n"
-        "        if held: value = int(count.read_text()); count.write_text(str(value + 1)); done += 1\n"
-    )
-    racers = [subprocess.Popen([sys.executable, "-c", code, str(count)]) for _ in range(4)]
-    assert [racer.wait(60) for racer in racers] == [0] * 4
-    assert count.read_text() == "120"

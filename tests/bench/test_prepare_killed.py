@@ -14,7 +14,7 @@ from s2a_bench.data.prepare import prepare
 from s2a_bench.errors import InputError
 
 
-@pytest.mark.parametrize("stage", ["_put_down", "_check_counts", "_manifest", "verify_folder", "_flush"])
+@pytest.mark.parametrize("stage", ["_put_down", "_check_counts", "_manifest", "verify_folder", "sync_folder"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_an_error_in_the_middle_leaves_nothing(tmp_path, source, monkeypatch, stage, error):
     original = getattr(prepare_module, stage)
@@ -26,7 +26,7 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path, source, monkeypatch, st
     monkeypatch.setattr(prepare_module, stage, fail)
     with pytest.raises(InputError if error is OSError else error, match="injected"):
         prepare("caltech101", source, tmp_path / "root")
-    if stage == "_flush":  # it has its name already: whole
+    if stage == "sync_folder":  # it has its name already: whole
         assert wrong(tmp_path / "root") == []
     else:
         assert nothing_there(tmp_path / "root")
@@ -35,10 +35,10 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path, source, monkeypatch, st
 KILLED = """
 import dataclasses, os, signal, sys
 from pathlib import Path
-from s2a_bench.datasets import DATASETS, Counts
-from s2a_bench.prepare import prepare
+from s2a_bench.data.table.lookup import DATASETS, Counts
+from s2a_bench.data.prepare import prepare
 
-from s2a_bench.dataset_types import Pool
+from s2a_bench.data.table.types import Pool
 names, per_class, counts, source, root, stage, at = eval(sys.argv[1])
 row = DATASETS["caltech101"]
 recipe = dataclasses.replace(row.recipe, class_names=names, rule=Pool(per_class, (0, 8), (14, 17)))

@@ -21,7 +21,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.plan import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
+from s2a_bench.sweeps.plan import Workers, choose_workers, identify, only_writer, plan, results, run_here
 from s2a_bench.sweeps.ray.pool import run_with_ray
 
 
@@ -156,7 +156,8 @@ def test_fewer_than_one_worker_is_bad_input():
 
 def test_the_record_of_a_dead_worker_says_what_and_why(tmp_path):
     cell = dataclasses.replace(CellConfig(), data=DataConfig(dataset="location", limit_train=7), seed=5)
-    path = record.write(failed("abc", cell, "WorkerDied", "It was killed.", "trace"), tmp_path)
+    error = ("WorkerDied", "It was killed.", "trace")
+    path = record.write(record.failed_record(cell, "abc", error), tmp_path)
     found = record.read(path)
     assert (found.status, found.dataset, found.group, found.seed) == ("failed", "location", "structured", 5)
     assert found.error == {"type": "WorkerDied", "message": "It was killed.", "traceback": "trace"}

@@ -7,6 +7,7 @@ import errno
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG}
@@ -79,6 +80,19 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
             seen.add(id(current))
             yield current
             waiting += [getattr(current, "cause", None), current.__cause__]
+
+
+class Failed(Protocol):
+    """Anything with an ``error`` as in a record: ``type``, ``message`` and ``traceback``, or ``None``."""
+
+    error: dict[str, str] | None
+
+
+def cause(record: Failed) -> str:
+    """Why a cell failed, on one line: ``TYPE: MESSAGE``, or what of the two is known."""
+    error = record.error or {}
+    text = ": ".join(part for part in (error.get("type"), error.get("message")) if part)
+    return " ".join(text.split()) or "no cause recorded"
 
 
 def worker_death(error: str, detail: str, kills_before: int | None) -> tuple[str, str]:

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from s2a_bench.cells import record as records
 from s2a_bench.cells import run
+from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, train
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.files import write_atomic
 
 KIND = "peek"
 WARNING = "An audit, not a result: the test set was scored after every epoch."
@@ -165,8 +166,7 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
     Raises:
         Diverged: The loss became NaN or infinite, which it did not when the record was made.
     """
-    found = run.ready(cell)
-    what = run.material(cell, found, cached=record.feature_cache)
+    what = run.training_input(run.prepare(open_cell(cell)), cached=record.feature_cache)
     scored = what.scored()
     torch.manual_seed(cell.seed)
     test: list[float] = []
@@ -199,7 +199,7 @@ def path(output: Path, cell_id: str) -> Path:
 def write(found: Peek, output: Path) -> Path:
     """Writes an audit atomically."""
     place = path(output, found.cell_id)
-    records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
+    write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 

@@ -20,6 +20,8 @@ from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
+from s2a_bench.failures import cause
+from s2a_bench.files import write_atomic
 
 KIND = "trial"
 WARNING = "An audit, not a result: the test set was scored for every config that the search tried."
@@ -143,7 +145,7 @@ def score(one: Tried) -> Score:
     record = run.run(one.cell)
     kind = (record.error or {}).get("type")
     if record.status != "done" and kind != "Diverged":
-        raise RuntimeError(f"Cell {one.cell_id} failed: {kind}: {(record.error or {}).get('message')}")
+        raise RuntimeError(f"Cell {one.cell_id} failed: {cause(record)}")
     return Score(one.cell_id, record.accuracy)
 
 
@@ -155,7 +157,7 @@ def path(output: Path, cell_id: str) -> Path:
 def write(found: Score, output: Path) -> Path:
     """Writes a score atomically."""
     place = path(output, found.cell_id)
-    records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
+    write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
+from s2a_bench.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,6 +86,6 @@ def save(found: Iterable[Record], path: Path) -> int:
         with gzip.GzipFile(filename="", mode="wb", fileobj=packed, mtime=0) as file:
             file.write(content)
         content = packed.getvalue()
-    with records.replacing(path) as file:
+    with replacing(path) as file:
         file.write(content)
     return len(ordered)

@@ -1,17 +1,20 @@
-"""Checkpoints in the middle of a cell: a killed cell goes on where it was, to the same bits on a CPU.
+"""Checkpoints in the middle of a cell: a killed cell goes on from the last one, on a CPU to the same bits.
 
-A file is a line with what it belongs to and a checksum, then what ``torch.save`` writes of plain values and tensors. A
-file that is damaged, or made by another cell, protocol, code, torch or kind of device, is left alone and said so.
+Layout of a file ``checkpoints/<cell_id>.pt``::
+
+    one line of JSON   {"format": 1, "sha256": 64 hex digits, "identity": {cell, protocol, code, torch, device}}
+    the rest           ``torch.save`` of a dictionary of plain values and CPU tensors (``Checkpointer.save_epoch``)
+
+``sha256`` covers the identity and the rest. The line has the same length whatever the digest is, so that it is written
+twice: with zeros first, with the digest once the rest is there. A file that is damaged, or whose identity is another
+one (another cell, protocol, code, version of torch or kind of device), is left alone and the record says so.
 """
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
-import importlib
 import json
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -21,10 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from s2a_bench.cells.outputs import Keep, checkpoint_path
-from s2a_bench.cells.record import PROTOCOL, Record, replacing
+from s2a_bench.cells.record import PROTOCOL, Record
+from s2a_bench.cells.source_code import code_id
+from s2a_bench.files import replacing
 
 FORMAT = 1
-_PACKAGES = ("s2a", "s2a_baselines", "s2a_bench")
 _SHARE = 0.05  # of a cell's time that may go into writing checkpoints
 _WORDS = {
     "cell": "another cell",
@@ -35,17 +39,24 @@ _WORDS = {
 }
 
 
-class Keeper:
-    """Keeps the state of one cell's training and gives it back; the training loop calls it.
+class Checkpointer:
+    """Writes the state of one cell's training now and then, and restores it; the training loop calls it.
 
-    What goes wrong with a checkpoint never stops the cell: it becomes one of the record's notes.
+    An error with a checkpoint never stops the cell: it becomes one of the record's notes.
     """
 
     def __init__(self, keep: Keep, record: Record, device: str, clock: Callable[[], float] = time.monotonic) -> None:
-        """Of the cell that ``record`` is the record of; ``resumed``, ``notes`` and ``started_at`` are set in it."""
+        """Prepares for one cell.
+
+        Args:
+            keep: Where checkpoints go and how often they are written.
+            record: Of the cell; ``resumed``, ``notes`` and ``started_at`` are set in it.
+            device: torch device of the training.
+            clock: For tests.
+        """
         self.path = checkpoint_path(keep.output, record.cell_id)
         self.starts: list[int] = []
-        """Epochs after which the training was taken up again."""
+        """Epochs after which the training was resumed."""
         self._every, self._record, self._clock = keep.checkpoint_every, record, clock
         self._device = torch.device(device).type
         self._due = clock() + self._every
@@ -56,13 +67,15 @@ class Keeper:
         Returns:
             The curve so far; empty if the training begins anew.
         """
-        state = self._usable(model)
+        state = self._read_usable(model)
         if state is None:
             return []
+        # In place: the optimiser's state is keyed by these very parameters.
         with torch.no_grad():
-            for name, target in _tensors(model).items():
+            for name, target in _changing_tensors(model).items():
                 target.copy_(state["model"][name])
         optimiser.load_state_dict(state["optimiser"])
+        # The order of the images has a generator of its own; dropout and stochastic depth draw from torch's.
         order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if self._device == "cuda":
@@ -71,10 +84,10 @@ class Keeper:
         self._record.resumed, self._record.started_at = len(self.starts), state["started_at"]
         return state["curve"]
 
-    def epoch(
+    def save_epoch(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator, curve: list[dict]
     ) -> None:
-        """Told of the end of every epoch; writes a checkpoint if it is time."""
+        """Called at the end of every epoch; writes a checkpoint if it is time."""
         began = self._clock()
         if began < self._due:
             return
@@ -83,8 +96,8 @@ class Keeper:
             "curve": curve,
             "starts": self.starts,
             "started_at": self._record.started_at,
-            "model": {name: tensor.detach().cpu() for name, tensor in _tensors(model).items()},
-            "optimiser": _on_cpu(optimiser.state_dict()),
+            "model": {name: tensor.detach().cpu() for name, tensor in _changing_tensors(model).items()},
+            "optimiser": _to_cpu(optimiser.state_dict()),
             "order": order.get_state(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
@@ -93,15 +106,16 @@ class Keeper:
             write(self.path, self._identity(model), state)
         except OSError as error:
             self._note(f"No checkpoint could be written ({error.strerror or error}); training went on without.")
-        # A large state on a slow disk is written less often.
+        # Writing may take _SHARE of the time: a large state on a slow disk is written less often.
         took = self._clock() - began
         self._due = self._clock() + max(self._every, took / _SHARE)
 
-    def _usable(self, model: nn.Module) -> dict[str, Any] | None:
+    def _read_usable(self, model: nn.Module) -> dict[str, Any] | None:
+        """The state of the checkpoint, if there is one and it belongs to this training of this model."""
         try:
             state = read(self.path, self._identity(model))
-            have = {name: (tensor.shape, tensor.dtype) for name, tensor in state["model"].items()}
-            if have != {name: (tensor.shape, tensor.dtype) for name, tensor in _tensors(model).items()}:
+            stored = {name: (tensor.shape, tensor.dtype) for name, tensor in state["model"].items()}
+            if stored != {name: (tensor.shape, tensor.dtype) for name, tensor in _changing_tensors(model).items()}:
                 raise Unusable("it does not fit the model")
         except FileNotFoundError:
             return None
@@ -126,26 +140,7 @@ class Keeper:
 
 
 class Unusable(ValueError):
-    """A file that is no checkpoint, or not this cell's."""
-
-
-@functools.cache
-def code_id(module: str = "s2a") -> str:
-    """16 hex digits of the source files that decide what a training does.
-
-    Args:
-        module: Of a method that may come from elsewhere.
-    """
-    files = []
-    for package in _PACKAGES:
-        folder = Path(str(importlib.import_module(package).__file__)).parent
-        files += [(f"{package}/{path.relative_to(folder)}", path) for path in folder.rglob("*.py")]
-    digest = hashlib.sha256()
-    for name, path in sorted(files):
-        digest.update(f"{name}\n".encode() + path.read_bytes())
-    if module.partition(".")[0] not in _PACKAGES and (own := getattr(sys.modules.get(module), "__file__", None)):
-        digest.update(Path(own).read_bytes())
-    return digest.hexdigest()[:16]
+    """A file that is not a checkpoint, or not this cell's."""
 
 
 def write(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
@@ -155,7 +150,7 @@ def write(path: Path, identity: dict[str, Any], state: dict[str, Any]) -> None:
         OSError: It could not be written.
     """
     with replacing(path) as file:
-        file.write(_header(identity, "0" * 64))
+        file.write(_header(identity, "0" * 64))  # of the length of the real one
         body = _Hashing(file, _key(identity))
         torch.save(state, cast("BinaryIO", body))
         if body.error is not None:
@@ -174,20 +169,21 @@ def read(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
     with path.open("rb") as file:
         try:
             header = json.loads(file.readline(10_000))
-            given, sum_ = header["identity"], header["sha256"]
-            if header["format"] != FORMAT or not isinstance(given, dict):
+            identity_given, expected_sum = header["identity"], header["sha256"]
+            if header["format"] != FORMAT or not isinstance(identity_given, dict):
                 raise ValueError
         except (ValueError, TypeError, KeyError):
-            raise Unusable("it is no checkpoint, or damaged") from None
+            raise Unusable("it is not a checkpoint, or damaged") from None
+        # The checksum first: what is damaged is not given to torch at all.
         start = file.tell()
-        digest = hashlib.sha256(_key(given))
+        digest = hashlib.sha256(_key(identity_given))
         while block := file.read(1 << 20):
             digest.update(block)
-        if digest.hexdigest() != sum_:
+        if digest.hexdigest() != expected_sum:
             raise Unusable("it is damaged or half-written (its checksum does not match)")
         for name, words in _WORDS.items():
-            if given.get(name) != identity[name]:
-                raise Unusable(f"it was made by {words} ({given.get(name)}, not {identity[name]})")
+            if identity_given.get(name) != identity[name]:
+                raise Unusable(f"it was made by {words} ({identity_given.get(name)}, not {identity[name]})")
         file.seek(start)
         try:
             # Plain values and tensors only: nothing in a file is ever run.
@@ -231,7 +227,7 @@ class _Hashing:
             self._file.flush()
 
 
-def _tensors(model: nn.Module) -> dict[str, Tensor]:
+def _changing_tensors(model: nn.Module) -> dict[str, Tensor]:
     """What training changes: parameters that train, and buffers. The rest is made again from checkpoint and seed."""
     return {
         **{name: p for name, p in model.named_parameters() if p.requires_grad},
@@ -239,9 +235,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
     }
 
 
-def _on_cpu(value: Any) -> Any:
+def _to_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.detach().cpu()
     if isinstance(value, dict):
-        return {key: _on_cpu(entry) for key, entry in value.items()}
-    return [_on_cpu(entry) for entry in value] if isinstance(value, list) else value
+        return {key: _to_cpu(entry) for key, entry in value.items()}
+    return [_to_cpu(entry) for entry in value] if isinstance(value, list) else value

@@ -19,7 +19,8 @@ from typing import Any
 import torch
 from s2a.errors import S2AError
 
-from s2a_bench.cells.measure import MB, blank, hardware
+from s2a_bench.cells.measure import MB, blank
+from s2a_bench.cells.provenance import hardware
 from s2a_bench.cells.train import parameter_groups, set_checkpointing, training_step
 from s2a_bench.config import TrainConfig, from_dict
 from s2a_bench.errors import InputError

@@ -21,7 +21,7 @@ import torch
 from s2a.registry import entry_for
 from torch import Tensor
 
-from s2a_bench.cells import backbones, features, measure, recipes
+from s2a_bench.cells import backbones, features, measure, provenance, recipes
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.train import accuracy, attach
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
@@ -139,7 +139,7 @@ def from_records(records: Iterable[Record], device: str) -> tuple[Costs, int, in
     Returns:
         The costs, how many records they rest on, and how many of other hardware were left aside.
     """
-    here, found, aside = hardware_key(measure.hardware(device)), {}, 0
+    here, found, aside = hardware_key(provenance.hardware(device)), {}, 0
     count = 0
     for record in records:
         if record.status != "done" or not record.seconds or not record.train_images:

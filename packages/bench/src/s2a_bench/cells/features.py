@@ -23,10 +23,10 @@ import s2a
 import torch
 from torch import Tensor, nn
 
-from s2a_bench.cells.checkpoint import code_id
+from s2a_bench.cells.source_code import code_id
 from s2a_bench.cells.train import Images, precision, train
 from s2a_bench.config import TrainConfig
-from s2a_bench.data.folder import replacing
+from s2a_bench.files import replacing
 
 FILE_LIMIT = 2_000_000_000
 """Largest list of features, in bytes: beyond it the backbone runs in every epoch."""
@@ -182,7 +182,7 @@ def _write(path: Path, identity: Mapping[str, Any], array: np.ndarray) -> None:
     if array.nbytes > shutil.disk_usage(path.parent).free // 2:
         return
     _make_room(path.parent, array.nbytes)
-    with replacing(path) as temporary, temporary.open("wb") as file:
+    with replacing(path) as file:
         file.write(array.data)
         file.write(_digest(identity, array))
 

@@ -1,13 +1,9 @@
-"""Parameters, theoretical, measured and simulated memory, peak, hardware: a cell's numbers that are not accuracy."""
+"""Parameters and memory of a cell: theoretical, measured, simulated, and the peak of the device."""
 
 from __future__ import annotations
 
 import contextlib
-import os
-import platform
-import subprocess
 from collections.abc import Iterator, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -152,38 +148,3 @@ def peak(device: str) -> Iterator[dict[str, float]]:
         lines = Path("/proc/self/status").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
         found["peak_mb"] = int(kilobytes) * 1024 / MB
-
-
-def versions() -> dict[str, str]:
-    """Versions of what decides results."""
-    found = {"python": platform.python_version()}
-    for name in ("s2a", "s2a-baselines", "s2a-bench", "torch", "torchvision", "timm", "numpy", "pillow"):
-        with contextlib.suppress(metadata.PackageNotFoundError):
-            found[name] = metadata.version(name)
-    return found
-
-
-def hardware(device: str) -> dict[str, Any]:
-    """Name of the processor or accelerator, and torch's threads."""
-    name = platform.processor() or platform.machine()
-    with contextlib.suppress(OSError, StopIteration):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    found: dict[str, Any] = {"device": device, "cpu": name, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    if device.startswith("cuda"):
-        found["gpu"] = torch.cuda.get_device_name(device)
-    return found
-
-
-def git_state(folder: Path) -> tuple[str, bool | None]:
-    """Commit of the checkout that ``folder`` lies in and whether it has changes; empty outside of one."""
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, check=True, timeout=10
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--untracked-files=no"))
-    except (OSError, subprocess.SubprocessError):
-        return "", None

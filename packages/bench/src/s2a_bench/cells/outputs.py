@@ -1,6 +1,6 @@
-"""What lies in an output folder beside the records: checkpoints of cells that run, and trained states.
+"""Files of a cell in the output folder, beside its record: checkpoint, trained state, cached features.
 
-Paths and housekeeping only, without torch; ``checkpoint`` writes and reads.
+Paths and their removal only, without torch. Contents are written by ``checkpoint``, ``run`` and ``features``.
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import contextlib
 import dataclasses
 import hashlib
 import math
-import os
 from pathlib import Path
 
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
+from s2a_bench.files import process_runs, temporary_owner
 
 CHECKPOINT_SECONDS = 60.0
 """A killed cell loses about this much of its training."""
@@ -22,14 +22,14 @@ CHECKPOINT_SECONDS = 60.0
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-    """What a cell leaves in the output folder besides its record.
+    """What a cell writes to the output folder besides its record.
 
     Attributes:
-        output: The folder.
-        checkpoint_every: Seconds of training between two checkpoints, taken at the ends of epochs; 0: after every
-            epoch, infinity: none.
-        adapters: Keep the trained state too, in the format of ``s2a.save``.
-        features: Train heads of frozen backbones on features that are computed once (``features``).
+        output: The output folder.
+        checkpoint_every: Seconds of training between two checkpoints, which are written at the ends of epochs; 0:
+            after every epoch; infinity: none.
+        adapters: Whether to write the trained state too, in the format of ``s2a.save``.
+        features: Whether heads of frozen backbones are trained on features that are computed once (``features``).
     """
 
     output: Path
@@ -40,8 +40,8 @@ class Keep:
     def __post_init__(self) -> None:
         if math.isnan(self.checkpoint_every) or self.checkpoint_every < 0:
             raise InputError(
-                f"--checkpoint-every {self.checkpoint_every:g} is no number of seconds; give 0 (after every epoch) or "
-                "more; inf switches checkpoints off."
+                f"--checkpoint-every {self.checkpoint_every:g} must be a non-negative number of seconds; 0 writes one "
+                "after every epoch, inf switches checkpoints off."
             )
 
 
@@ -66,8 +66,8 @@ def file_id(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def own_adapter(record: Record, output: Path) -> Path | None:
-    """The file with the trained state that a record speaks of; ``None`` where it is not, or no longer, there."""
+def recorded_adapter(record: Record, output: Path) -> Path | None:
+    """The file with the trained state of a record; ``None`` if it is missing or its content is not the recorded one."""
     path = adapter_path(output, record.cell_id)
     with contextlib.suppress(OSError):
         if record.adapter_id and file_id(path) == record.adapter_id:
@@ -75,28 +75,28 @@ def own_adapter(record: Record, output: Path) -> Path | None:
     return None
 
 
-def settle(record: Record, output: Path) -> None:
-    """Removes the checkpoint that a written record makes needless.
+def remove_checkpoint(record: Record, output: Path) -> None:
+    """Removes a cell's checkpoint once its record makes it needless; call it after the record was written.
 
-    That of a cell which failed stays, so that the next attempt goes on from it; unless its loss was no number, which
-    only a new start can change. A trial that was stopped shall not go on.
+    The checkpoint of a failed cell stays, so that the next attempt goes on from it, unless the loss was not finite,
+    which only a new start can change. A trial that was stopped must not go on either.
     """
-    hopeless = record.error is not None and record.error.get("type") == "Diverged"
-    if record.status in ("done", "stopped") or hopeless:
+    diverged = record.error is not None and record.error.get("type") == "Diverged"
+    if record.status in ("done", "stopped") or diverged:
         with contextlib.suppress(OSError):
             checkpoint_path(output, record.cell_id).unlink(missing_ok=True)
 
 
-def tidy(output: Path) -> None:
+def clean_up(output: Path) -> None:
     """Removes what killed processes left: half-written files, and checkpoints of cells that are done.
 
-    Only for the one who holds the folder (``sweep.only_writer``).
+    Only for the process that holds the folder's lock (``sweeps.plan.only_writer``).
     """
     stale = [*(output / "records").glob(".*.tmp"), *(output / "checkpoints").glob(".*.tmp")]
     stale += (output / "adapters").glob(".*")
     stale += features_folder(output).glob(".*.tmp")
-    # The report may be rebuilt by another process just now.
-    stale += [path for folder in (output, output / "figures") for path in folder.glob(".*.tmp") if not _alive(path)]
+    # Another process may be rebuilding the report, which needs no lock: only files of dead processes are removed.
+    stale += [path for folder in (output, output / "figures") for path in folder.glob(".*.tmp") if _abandoned(path)]
     for path in (output / "checkpoints").glob("*.pt"):
         with contextlib.suppress(OSError, ValueError):
             if records.read(records.record_path(output, path.stem)).status in ("done", "stopped"):
@@ -106,12 +106,6 @@ def tidy(output: Path) -> None:
             path.unlink(missing_ok=True)
 
 
-def _alive(temporary: Path) -> bool:
-    """Whether the process that a temporary file is named after (``.NAME.PID.tmp``) still runs."""
-    try:
-        os.kill(int(temporary.name.split(".")[-2]), 0)
-    except (ValueError, ProcessLookupError):
-        return False
-    except PermissionError:
-        return True
-    return True
+def _abandoned(temporary: Path) -> bool:
+    process = temporary_owner(temporary)
+    return process is None or not process_runs(process)

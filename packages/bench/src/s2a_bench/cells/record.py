@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
+import datetime
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Literal
+from typing import Any, Literal
+
+from s2a_bench.cells import provenance
+from s2a_bench.config import CellConfig, identifying
+from s2a_bench.data.table import lookup
+from s2a_bench.files import write_atomic
 
 SCHEMA = 1
 """Version of the record's fields."""
@@ -103,53 +107,80 @@ def cell_id(identity: Mapping[str, Any]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+def new_record(
+    cell: CellConfig, cell_id: str, facts: Mapping[str, Any] | None = None, hardware: Mapping[str, Any] | None = None
+) -> Record:
+    """The record of a cell before it has run: status ``failed``, with everything that is known before the first step.
+
+    Args:
+        cell: The cell.
+        cell_id: Its id.
+        facts: ``IdentifiedCell.facts``; ``None``: not known, as where the input was bad.
+        hardware: Of the process that runs the cell, see ``provenance.hardware``; ``None``: not known.
+    """
+    facts = facts or {}
+    sha, dirty = provenance.git_state(Path(__file__).parent)
+    dataset = lookup.get(cell.data.suite, cell.data.dataset)
+    return Record(
+        cell_id=cell_id,
+        status="failed",
+        suite=cell.data.suite,
+        dataset=cell.data.dataset,
+        group=dataset.group,
+        backbone=cell.backbone.name,
+        method=cell.method.name,
+        method_config=_plain(facts.get("method_config", dict(cell.method.options))),
+        train_config=_plain(identifying(cell.train)),
+        seed=cell.seed,
+        epochs=cell.train.epochs,
+        evaluated_on=cell.data.evaluate,
+        data_id=facts.get("data_id", ""),
+        split_id=facts.get("split_id", ""),
+        data_config=_plain(facts.get("format", {})),
+        checkpoint_id=facts.get("checkpoint_id", ""),
+        random_weights=cell.backbone.random_weights,
+        limit_train=cell.data.limit_train,
+        limit_test=cell.data.limit_test,
+        classes=dataset.classes,
+        trial=cell.trial,
+        search=_plain(cell.search if cell.search is None else dict(cell.search)),
+        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        git_sha=sha,
+        git_dirty=dirty,
+        versions=provenance.versions(),
+        hardware=dict(hardware or {}),
+    )
+
+
+def failed_record(
+    cell: CellConfig,
+    cell_id: str,
+    error: tuple[str, str, str],
+    facts: Mapping[str, Any] | None = None,
+    hardware: Mapping[str, Any] | None = None,
+) -> Record:
+    """The record of a cell that came to no end of its own: its worker died, or its input was bad.
+
+    Args:
+        cell: The cell.
+        cell_id: Its id.
+        error: Type, message and traceback.
+        facts: As for ``new_record``.
+        hardware: Likewise.
+    """
+    record = new_record(cell, cell_id, facts, hardware)
+    record.error = dict(zip(("type", "message", "traceback"), error, strict=True))
+    return record
+
+
+def _plain(values: Any) -> Any:
+    """``values`` as JSON would give them back (tuples become lists)."""
+    return json.loads(json.dumps(values))
+
+
 def record_path(output: Path, cell: str) -> Path:
     """Where the record of ``cell`` lies under an output folder."""
     return output / "records" / f"{cell}.json"
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[BinaryIO]:
-    """A file to write that becomes ``path`` when the block ends well.
-
-    Whatever happens, a power cut too, ``path`` holds its old content or all of the new one, and nothing is left of a
-    block that failed.
-    """
-    make_folder(path.parent)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    sync_folder(path.parent)
-
-
-def write_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path``, see ``replacing``."""
-    with replacing(path) as file:
-        file.write(text.encode())
-
-
-def make_folder(path: Path) -> None:
-    """Makes a folder and those above it; their names survive a power cut too."""
-    if not path.is_dir():
-        make_folder(path.parent)
-        path.mkdir(exist_ok=True)
-        sync_folder(path.parent)
-
-
-def sync_folder(path: Path) -> None:
-    """Puts a folder's list of names on the disk."""
-    folder = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
 
 
 def write(record: Record, output: Path) -> Path:

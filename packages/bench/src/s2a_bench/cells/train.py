@@ -29,8 +29,8 @@ class Images(Protocol):
         ...
 
 
-class Keeper(Protocol):
-    """Who keeps the training's state while it goes on (see ``checkpoint.Keeper``)."""
+class Checkpointer(Protocol):
+    """Writes the training's state and restores it (see ``checkpoint.Checkpointer``)."""
 
     def restore(
         self, model: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator
@@ -38,14 +38,14 @@ class Keeper(Protocol):
         """Puts an earlier state into the arguments; the curve up to there, empty if there is none."""
         ...
 
-    def epoch(
+    def save_epoch(
         self,
         model: nn.Module,
         optimiser: torch.optim.Optimizer,
         order: torch.Generator,
         curve: list[dict[str, float]],
     ) -> None:
-        """Told of the end of every epoch."""
+        """Called at the end of every epoch."""
         ...
 
 
@@ -139,7 +139,7 @@ def train(
     images: Images,
     config: TrainConfig,
     seed: int,
-    keeper: Keeper | None = None,
+    checkpointer: Checkpointer | None = None,
     look: Callable[[int], dict[str, float]] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Trains ``model`` in place.
@@ -149,7 +149,7 @@ def train(
         images: The training images.
         config: The recipe.
         seed: Of the order of the images and of their augmentation.
-        keeper: Where the training goes on from, if it was interrupted.
+        checkpointer: Restores an interrupted training and writes its state; ``None``: neither.
         look: Given an epoch that has ended, further metrics of it; it may leave the model in evaluation mode.
 
     Yields:
@@ -165,7 +165,7 @@ def train(
     order = torch.Generator().manual_seed(seed)
     steps = -(-len(images) // config.batch_size)
     model.train()
-    curve = [] if keeper is None else keeper.restore(model, optimiser, order)
+    curve = [] if checkpointer is None else checkpointer.restore(model, optimiser, order)
     yield from curve
     total, step = steps * config.epochs, steps * len(curve)
     for epoch in range(len(curve) + 1, config.epochs + 1):
@@ -192,9 +192,9 @@ def train(
         if look is not None:
             metrics |= look(epoch)
             model.train()
-        if keeper is not None:
+        if checkpointer is not None:
             curve = [*curve, metrics]
-            keeper.epoch(model, optimiser, order, curve)
+            checkpointer.save_epoch(model, optimiser, order, curve)
         yield metrics
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cells import backbones, estimate, measure
+from s2a_bench.cells import backbones, estimate, provenance
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import BackboneConfig, CellConfig
@@ -96,7 +96,7 @@ def run(asked: Asked, as_json: bool, console: Console) -> int:
         costs = estimate.Costs(dict(_measured(pairs.values(), asked, console, quiet=as_json)))
     rows = [_row(*pair, of_pair, costs) for pair, of_pair in sorted(pairs.items())]
     known = [row["hours"] for row in rows if row["hours"] is not None]
-    hardware = measure.hardware(asked.device)
+    hardware = provenance.hardware(asked.device)
     summary = {
         "cells": len(cells),
         "datasets": len({cell.data.dataset for cell in cells}),

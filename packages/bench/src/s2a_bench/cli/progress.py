@@ -11,6 +11,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
+from s2a_bench.failures import cause
 from s2a_bench.sweeps.grid import label
 
 Clock = Callable[[], float]
@@ -94,12 +95,6 @@ def ended(record: Record, cell: CellConfig) -> str:
     took = f" in {clock_text(record.seconds)}" if record.seconds is not None else ""
     resumed = f", resumed {record.resumed}x" if record.resumed else ""
     return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{notes}"
-
-
-def cause(record: Record) -> str:
-    """Why a cell failed, on one line."""
-    error = record.error or {}
-    return f"{error.get('type', 'Error')}: {' '.join(error.get('message', 'unknown').split())}"
 
 
 class Lines:

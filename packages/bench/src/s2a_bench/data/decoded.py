@@ -13,15 +13,16 @@ import shutil
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import BinaryIO, Literal, Protocol
 
 import numpy as np
 import PIL
 import torch
 
-from s2a_bench.data.folder import CACHE, Entry, Manifest, image_root, locked, replacing, sha256
+from s2a_bench.data.folder import CACHE, Entry, Manifest, image_root, sha256
 from s2a_bench.data.images import INTERPOLATIONS, decode, read_bytes, to_array
 from s2a_bench.errors import InputError
+from s2a_bench.files import locked, replacing
 
 CACHE_LIMIT = 64_000_000_000
 """Largest decoded list, in bytes, that is kept on disk."""
@@ -202,8 +203,8 @@ def _cached(listed: Listed, name: str) -> tuple[np.ndarray, _Shapes] | None:
                     expected = len(listed.entries) * _guess(listed)
                     if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
                         return None
-                    with replacing(path) as temporary:
-                        _fill(temporary, listed)
+                    with replacing(path) as file:
+                        _fill(file, listed)
                     found = _open(path, listed)
     except OSError:
         return None
@@ -231,14 +232,13 @@ def _open(path: Path, listed: Listed) -> tuple[np.ndarray, _Shapes] | None:
         return None
 
 
-def _fill(path: Path, listed: Listed) -> None:
+def _fill(file: BinaryIO, listed: Listed) -> None:
     n, offset = len(listed.entries), 0
     shapes = np.empty((n, 3), "<i8")
-    with path.open("wb") as file:  # not a memory map: a full disk must be an error, not a signal
-        for start in range(0, n, 64):
-            for i, image in enumerate(listed.decoded(range(start, min(start + 64, n))), start):
-                shapes[i] = offset, image.shape[1], image.shape[2]
-                file.write(np.ascontiguousarray(image).data)
-                offset += image.size
-        file.write(shapes.tobytes())
-        file.write(np.array([n], "<i8").tobytes())
+    for start in range(0, n, 64):  # written, not mapped: a full disk must be an error, not a signal
+        for i, image in enumerate(listed.decoded(range(start, min(start + 64, n))), start):
+            shapes[i] = offset, image.shape[1], image.shape[2]
+            file.write(np.ascontiguousarray(image).data)
+            offset += image.size
+    file.write(shapes.tobytes())
+    file.write(np.array([n], "<i8").tobytes())

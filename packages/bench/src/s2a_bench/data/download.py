@@ -11,7 +11,6 @@ import contextlib
 import errno
 import hashlib
 import importlib
-import os
 import re
 import shutil
 import urllib.parse
@@ -20,10 +19,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench.data import http as web
-from s2a_bench.data.folder import locked
 from s2a_bench.data.http import FULL, Failure, disk, reason
 from s2a_bench.data.table.types import Remote
 from s2a_bench.errors import InputError
+from s2a_bench.files import locked, move_into_place
 
 if TYPE_CHECKING:
     from s2a_bench.data.verify import Progress
@@ -116,9 +115,7 @@ def _fetch_one(remote: Remote, folder: Path, say: Progress) -> None:
     with disk(folder):
         fault = _fault(arrived, remote, say)
         if not fault:
-            with arrived.open("rb") as file:
-                os.fsync(file.fileno())
-            arrived.replace(folder / remote.file)
+            move_into_place(arrived, folder / remote.file)
         web.discard(_part(remote, folder))
         for kind in ("hub", "drive"):
             shutil.rmtree(folder / f".{remote.file}.{kind}", ignore_errors=True)

@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from typing import Any
 from s2a_bench.data.images import LOSSY_SUFFIXES, read_bytes
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
+from s2a_bench.files import write_atomic
 
 MANIFEST = "manifest.json"
 CACHE = ".cache"
@@ -286,79 +285,6 @@ def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Man
         if known["key"] == key:
             return Identity(str(known["data_id"]), split_id, lossy)
     data_id = content_id(lists, {path: sha256(read_bytes(folder / path)) for path in paths})
-    with contextlib.suppress(OSError), replacing(cached) as temporary:
-        temporary.write_text(json.dumps({"key": key, "data_id": data_id}), encoding="utf-8")
+    with contextlib.suppress(OSError):
+        write_atomic(cached, json.dumps({"key": key, "data_id": data_id}))
     return Identity(data_id, split_id, lossy)
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file that takes ``path``'s place, whole and on disk, when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
-
-    Args:
-        folder: Must exist.
-        wait: Whether to wait for another holder.
-
-    Yields:
-        Whether the lock was got; always true after waiting.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def reserved(path: Path) -> Iterator[bool]:
-    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
-
-    Yields:
-        Whether it was free; what a dead process reserved is free again.
-    """
-    beside = path.with_name(f".{path.name}.lock")
-    while True:
-        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if _is_at(handle, beside):
-                try:
-                    yield True
-                finally:
-                    beside.unlink(missing_ok=True)
-                return
-            # Its holder removed the file between our opening and locking it: the lock is on nothing.
-        finally:
-            os.close(handle)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False

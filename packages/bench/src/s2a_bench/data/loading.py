@@ -9,7 +9,7 @@ the backbone's own mean and standard deviation.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -132,10 +132,61 @@ class Row:
     note: str = ""
 
 
+@dataclasses.dataclass(frozen=True)
+class OpenDataset:
+    """A dataset that is there and well-formed; no image has been decoded.
+
+    Attributes:
+        dataset: Its row in the table.
+        identity: Of its content and its lists.
+        folder: Where it lies; ``None`` for embedded tasks.
+        manifest: Of the folder, if it has one.
+        lists: The two lists that are used, by name, in a folder.
+    """
+
+    dataset: Dataset
+    identity: Identity
+    folder: Path | None = None
+    manifest: Manifest | None = None
+    lists: Mapping[str, list[Entry]] = dataclasses.field(default_factory=dict)
+
+    @property
+    def data_id(self) -> str:
+        """Stands for the dataset's content."""
+        return self.identity.data_id
+
+    @property
+    def split_id(self) -> str:
+        """Stands for who chose its lists."""
+        return self.identity.split_id
+
+
+def open_dataset(config: DataConfig) -> OpenDataset:
+    """Opens a dataset and checks it, without decoding an image.
+
+    Embedded tasks are rendered for it, once per process; a folder without manifest is hashed, once until it changes.
+
+    Raises:
+        InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
+    """
+    dataset = _dataset(config)
+    if dataset.embedded:
+        ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+        return OpenDataset(dataset, ids)
+    folder, manifest, lists, ids = _open(config, dataset)
+    return OpenDataset(dataset, ids, folder, manifest, lists)
+
+
 def load(
-    config: DataConfig, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"
+    config: DataConfig,
+    *,
+    size: int,
+    mean: Sequence[float],
+    std: Sequence[float],
+    interpolation: str = "bicubic",
+    opened: OpenDataset | None = None,
 ) -> TaskData:
-    """Opens a dataset for one cell.
+    """Images and labels of one cell.
 
     Args:
         config: Which images.
@@ -143,12 +194,14 @@ def load(
         mean: Of the backbone, three numbers for pixels in [0, 1].
         std: Of the backbone.
         interpolation: Key of ``images.INTERPOLATIONS``; images of the right size are not touched.
+        opened: What ``open_dataset`` gave for ``config``; ``None``: it is opened here.
 
     Raises:
         InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
     """
-    dataset = _dataset(config)
     mean, std = _check_view(size, mean, std, interpolation)
+    opened = opened or open_dataset(config)
+    dataset, ids = opened.dataset, opened.identity
     crop = datasets.SUITES[dataset.suite].view == "crop"
     view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
     if crop:
@@ -156,17 +209,16 @@ def load(
         view["augment"] = "random crop and mirror"
     limits = (config.limit_train, config.limit_test)
     names = _used(config, dataset)
-    if dataset.embedded:
-        ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+    if opened.folder is None:
         train, scored = (
             _from_arrays(*mini_tasks.arrays(dataset.name)[name], limit, view)
             for name, limit in zip(names, limits, strict=True)
         )
         train = _in_memory(train, view)
     else:
-        folder, manifest, lists, ids = _open(config, dataset)
+        folder, manifest = opened.folder, opened.manifest
         train, scored = (
-            _from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
+            _from_files(folder, manifest, opened.lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
             for name, limit, once in zip(names, limits, (False, True), strict=True)
         )
     return TaskData(
@@ -183,20 +235,9 @@ def load(
 
 
 def check(config: DataConfig) -> tuple[str, str]:
-    """Whether a dataset is there and well-formed, without decoding an image.
-
-    Returns:
-        Its ``data_id`` and ``split_id``. Embedded tasks are rendered for it, once per process; a folder without
-        manifest is hashed, once until it changes.
-
-    Raises:
-        InputError: As ``load``.
-    """
-    dataset = _dataset(config)
-    if dataset.embedded:
-        return mini_tasks.data_id(dataset.name), _mini_split_id(dataset)
-    ids = _open(config, dataset)[3]
-    return ids.data_id, ids.split_id
+    """The ``data_id`` and ``split_id`` of a dataset, which is checked as ``open_dataset`` does."""
+    opened = open_dataset(config)
+    return opened.data_id, opened.split_id
 
 
 def list_datasets(root: Path | None) -> list[Row]:

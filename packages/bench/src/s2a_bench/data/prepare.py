@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal
 
 from s2a_bench.data import splits
-from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, content_id, read_manifest, replacing, reserved, sha256
+from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, content_id, read_manifest, sha256
 from s2a_bench.data.readers import published_splits as split_files
 from s2a_bench.data.readers import registry
 from s2a_bench.data.readers.source import Item, Source
@@ -23,6 +23,7 @@ from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset, Recipe
 from s2a_bench.data.verify import Problem, Progress, verify_folder
 from s2a_bench.errors import InputError
+from s2a_bench.files import reserved, sync_folder, write_atomic
 
 Synthetic = Literal["", "miniature", "full"]
 
@@ -258,9 +259,7 @@ def _adopt(dataset: Dataset, opened: _Opened, folder: Path, say: Progress) -> Pa
         for item, data in _read(opened, say, "hashing the images")
     }
     manifest = _manifest(dataset, opened, lists, files, "")
-    with replacing(folder / MANIFEST) as temporary:
-        temporary.write_text(manifest.to_json(), encoding="utf-8")
-        temporary.chmod(0o644)
+    write_atomic(folder / MANIFEST, manifest.to_json())
     if problems := _wrong(verify_folder(dataset, folder, say)):
         (folder / MANIFEST).unlink()
         raise InputError(f"{folder} cannot be used: {problems[0]} (problems in all: {len(problems)}).")
@@ -289,20 +288,12 @@ def _build(dataset: Dataset, recipe: Recipe, opened: _Opened, target: Path, say:
         temporary.chmod(0o755)
         os.sync()  # one flush for thousands of files, before the name appears
         temporary.rename(target)
-        _flush(target.parent)
+        sync_folder(target.parent)
         say("used in place" if in_place else "prepared", 1, 1)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
-
-
-def _flush(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def _put_down(

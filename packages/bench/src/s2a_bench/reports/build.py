@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from s2a_bench.cells import record as records_door
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
+from s2a_bench.files import write_atomic
 from s2a_bench.reports import html as report_html
 from s2a_bench.reports import markdown as report_markdown
 from s2a_bench.reports import paper_text as report_words
@@ -57,13 +58,13 @@ def build(output: Path) -> ReportPaths:
     written = []
     for picture in [p for several in [*drawn, printed] for p in several]:
         path = output / "figures" / f"{picture.name}.svg"
-        records_door.write_atomic(path, picture.alone + "\n")
+        write_atomic(path, picture.alone + "\n")
         written.append(path)
     for stale in set((output / "figures").glob(f"{PREFIX}*.svg")) - set(written):
         stale.unlink(missing_ok=True)
     html, markdown = output / "report.html", output / "report.md"
-    records_door.write_atomic(html, report_html.page(summary, drawn, beside, printed))
-    records_door.write_atomic(markdown, report_markdown.page(summary, drawn, beside, printed))
+    write_atomic(html, report_html.page(summary, drawn, beside, printed))
+    write_atomic(markdown, report_markdown.page(summary, drawn, beside, printed))
     return ReportPaths(html, markdown, tuple(written))
 
 

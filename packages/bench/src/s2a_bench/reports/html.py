@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 
+from s2a_bench.failures import cause
 from s2a_bench.reports import paper_text as report_words
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.paper import Comparison, Value
@@ -184,7 +185,7 @@ def _failed(section: Section) -> list[Markup]:
     items = []
     for label, record in section.failed:
         where = element("b", f"{label} on {record.dataset}, seed {record.seed}: ")
-        line = join([where, element("span", report_text.cause(record), class_="bad break")])
+        line = join([where, element("span", cause(record), class_="bad break")])
         trace = (record.error or {}).get("traceback", "")
         folded = element("details", element("summary", line), element("pre", trace))
         items.append(folded if trace else element("p", line))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from s2a_bench.failures import cause
 from s2a_bench.reports import paper_text as report_words
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.paper import Comparison
@@ -69,7 +70,7 @@ def _section(section: Section, pictures: Sequence[Picture], pairs: PairTable | N
         blocks.append(_list(f"**{text(where)}**: {text(why)}" for where, why in found))
     if section.failed:
         failures = (
-            f"**{text(f'{label} on {record.dataset}, seed {record.seed}')}**: {text(report_text.cause(record))} "
+            f"**{text(f'{label} on {record.dataset}, seed {record.seed}')}**: {text(cause(record))} "
             f"([record](records/{record.cell_id}.json))"
             for label, record in section.failed
         )

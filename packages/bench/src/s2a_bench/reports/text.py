@@ -156,13 +156,6 @@ def setting_shown(setting: Mapping[str, Any]) -> str:
     return ", ".join([*words, f"protocol {setting['protocol']}"])
 
 
-def cause(record: Record) -> str:
-    """Why a cell failed, in one line."""
-    error = record.error or {}
-    text = ": ".join(part for part in (error.get("type", ""), error.get("message", "")) if part)
-    return " ".join(text.split()) or "no cause recorded"
-
-
 def missing_shown(section: Section) -> list[str]:
     """A line for each row that lacks cells of the grid of all rows, datasets and seeds."""
     lines: dict[str, list[str]] = {}

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import fcntl
 import os
 import shutil
@@ -21,9 +20,9 @@ from s2a_bench.cells import outputs as keeping
 from s2a_bench.cells import record as records
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
-from s2a_bench.config import CellConfig, identifying
-from s2a_bench.data.table import lookup as datasets
+from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
+from s2a_bench.files import make_folder
 
 WORKER_BYTES = 2_000_000_000
 """Memory set aside for a worker when their number is chosen: Python, torch, a mini backbone and its data."""
@@ -88,10 +87,12 @@ def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
         ValueError: A cell that cannot run: one sentence.
     """
     from s2a_bench.cells import run
+    from s2a_bench.cells.identity import data_opened_once
 
     found: dict[str, CellConfig] = {}
-    for cell in cells:
-        found.setdefault(run.identify(cell), cell)
+    with data_opened_once():
+        for cell in cells:
+            found.setdefault(run.identify(cell), cell)
     return found
 
 
@@ -130,7 +131,7 @@ def only_writer(output: Path) -> Iterator[None]:
         InputError: The folder cannot be written, or another sweep holds it.
     """
     try:
-        records.make_folder(output / "records")
+        make_folder(output / "records")
         with tempfile.TemporaryFile(dir=output / "records") as probe:
             probe.write(b"a full disk may still have room for names")
         lock = (output / ".lock").open("a+", encoding="utf-8")
@@ -151,7 +152,7 @@ def only_writer(output: Path) -> Iterator[None]:
         lock.write(str(os.getpid()))
         with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later
             lock.flush()
-        keeping.tidy(output)
+        keeping.clean_up(output)
         shutil.rmtree(output / ".ray", ignore_errors=True)
         yield
 
@@ -199,44 +200,20 @@ def run_here(plan: Plan, output: Path, listeners: Sequence[Listener], keep: Keep
     Raises:
         OSError: A record could not be written.
     """
-    from s2a_bench.cells import run
+    from s2a_bench.cells import identity, provenance, run
 
     for cell_id in plan.todo:
         tell(listeners, "started", cell_id)
         try:
-            record = run.run(
-                plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output)
-            )
+            cell = identity.with_facts(plan.cells[cell_id], cell_id)
+            record = run.run(cell, lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output))
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
-            record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
+            cell, cause = plan.cells[cell_id], (type(error).__name__, str(error), traceback.format_exc())
+            hardware = provenance.hardware(cell.device)
+            record = records.failed_record(cell, cell_id, cause, identity.known_facts(cell_id), hardware)
         records.write(record, output)
-        keeping.settle(record, output)
+        keeping.remove_checkpoint(record, output)
         tell(listeners, "finished", record)
-
-
-def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) -> Record:
-    """The record of a cell whose run came to no end of its own, with the cause."""
-    return Record(
-        cell_id=cell_id,
-        status="failed",
-        suite=cell.data.suite,
-        dataset=cell.data.dataset,
-        group=datasets.get(cell.data.suite, cell.data.dataset).group,
-        backbone=cell.backbone.name,
-        method=cell.method.name,
-        method_config=dict(cell.method.options),
-        train_config=identifying(cell.train),
-        seed=cell.seed,
-        epochs=cell.train.epochs,
-        evaluated_on=cell.data.evaluate,
-        random_weights=cell.backbone.random_weights,
-        limit_train=cell.data.limit_train,
-        limit_test=cell.data.limit_test,
-        trial=cell.trial,
-        search=None if cell.search is None else dict(cell.search),
-        started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        error={"type": kind, "message": message, "traceback": trace},
-    )
 
 
 def tell(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:

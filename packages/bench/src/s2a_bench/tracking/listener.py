@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from s2a_bench.cells.record import Record, write_atomic
+from s2a_bench.cells.record import Record
+from s2a_bench.files import write_atomic
 from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.tracking import runs as track
 from s2a_bench.tracking import store as track_store

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench.cells import record as records_door
-from s2a_bench.cells.outputs import own_adapter
+from s2a_bench.cells.outputs import recorded_adapter
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.tracking import names
@@ -285,7 +285,7 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
     client.log_text(run_id, json.dumps(vars(record), indent=1) + "\n", "record.json")
     if record.error and record.error.get("traceback"):
         client.log_text(run_id, record.error["traceback"], "traceback.txt")
-    if (adapter := own_adapter(record, sweep.store.output)) is not None:
+    if (adapter := recorded_adapter(record, sweep.store.output)) is not None:
         client.log_artifact(run_id, str(adapter), "adapter")
     client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED", start + length)
     own.whole = True

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench.errors import InputError
+from s2a_bench.files import move_into_place
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -190,11 +191,9 @@ def _create_database(path: Path, artifacts: str) -> None:
             SqlAlchemyStore(f"sqlite:///{growing}", artifacts).engine.dispose()
         finally:
             event.remove(Engine, "connect", unflushed)
-        with growing.open("rb") as file:
-            os.fsync(file.fileno())
         if path.exists() and path.stat().st_size:
             return  # Another process was faster; its database may hold runs already.
-        growing.replace(path)
+        move_into_place(growing, path)
 
 
 @contextlib.contextmanager

@@ -19,13 +19,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from s2a_bench import failures as faults
+from s2a_bench.cells import provenance
 from s2a_bench.cells import record as records
-from s2a_bench.cells.outputs import Keep, settle
+from s2a_bench.cells.outputs import Keep, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.gpu_memory import cores
-from s2a_bench.sweeps.plan import Listener, Plan, Workers, failed, tell
+from s2a_bench.sweeps.plan import Listener, Plan, Workers, tell
 from s2a_bench.sweeps.ray import cluster, runtime
 from s2a_bench.sweeps.ray.cluster import ClusterError, Join
 from s2a_bench.sweeps.ray.runtime import Engine, joined
@@ -84,6 +85,8 @@ def run_with_ray(
             token, concurrent = stack.enter_context(cluster.marker(output)), join.concurrent
         from ray import tune
 
+        from s2a_bench.cells import identity
+
         cells = [
             {
                 "id": cell_id,
@@ -91,6 +94,7 @@ def run_with_ray(
                 "config": dataclasses.asdict(
                     dataclasses.replace(plan.cells[cell_id], threads=int(asked[cell_id]["cpu"]))
                 ),
+                "facts": identity.known_facts(cell_id),
                 "asked": asked[cell_id],
                 "token": token,
             }
@@ -143,7 +147,7 @@ def _trial(config: dict[str, Any]) -> None:
     """One cell in a worker, which may be on another machine: it writes the record if it sees the driver's folder."""
     from ray import tune
 
-    from s2a_bench.cells import run
+    from s2a_bench.cells import identity, run
 
     cell, keep, token = config["cell"], config["cell"]["keep"], config["cell"]["token"]
     node = _node() if token else ""
@@ -159,7 +163,8 @@ def _trial(config: dict[str, Any]) -> None:
         tune.report({asha.TIME: point["epoch"], asha.METRIC: point[asha.METRIC], "so_far": text})
 
     try:
-        record = run.run(known, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look)
+        to_run = identity.with_facts(known, cell["id"], cell["facts"])
+        record = run.run(to_run, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look)
         if record.cell_id != cell["id"]:
             raise InputError(
                 f"The worker's data, checkpoint or version of s2a-bench is another one: cell {record.cell_id} there, "
@@ -167,10 +172,11 @@ def _trial(config: dict[str, Any]) -> None:
             )
     except ValueError as error:  # what is good on the driver may not be there
         message = f"On {node}: {error}" if token else str(error)
-        record = failed(cell["id"], known, type(error).__name__, message, traceback.format_exc())
+        cause = (type(error).__name__, message, traceback.format_exc())
+        record = records.failed_record(known, cell["id"], cause, cell["facts"], provenance.hardware(known.device))
     if sees:
         records.write(record, keep.output)
-        settle(record, keep.output)
+        remove_checkpoint(record, keep.output)
     elif keep.adapters:
         record.notes.append("The trained state was not kept: the worker does not see the output folder.")
     tune.report({"status": record.status, "record": json.dumps(dataclasses.asdict(record), allow_nan=False)})
@@ -236,7 +242,7 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
                 written = None
             if written != record:
                 self._write(record)
-                settle(record, self.output)
+                remove_checkpoint(record, self.output)
             tell(self.listeners, "finished", record)
 
         def on_trial_error(self, iteration: int, trials: list[Trial], trial: Trial, **info: Any) -> None:
@@ -244,7 +250,11 @@ def _events(plan: Plan, output: Path, listeners: Sequence[Listener], join: Join 
             if self.join is not None and kind == "WorkerDied":
                 lost = cluster.lost_sentence(text, self.nodes.get(_id(trial)), self.starts.get(_id(trial), 1))
                 kind, message = ("NodeLost", lost) if lost else (kind, message)
-            record = failed(_id(trial), self.plan.cells[_id(trial)], kind, message, text)
+            cell = self.plan.cells[_id(trial)]
+            threads = int(trial.config["cell"]["asked"]["cpu"])
+            here = provenance.hardware(cell.device, threads) if self.join is None else None
+            facts = trial.config["cell"]["facts"]
+            record = records.failed_record(cell, _id(trial), (kind, message, text), facts, here)
             self._write(record)
             tell(self.listeners, "finished", record)
 

@@ -21,6 +21,7 @@ from s2a_bench.config import CellConfig, MethodConfig
 from s2a_bench.data.folder import locate
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
+from s2a_bench.files import write_atomic
 from s2a_bench.sweeps.search import asha as halving
 from s2a_bench.sweeps.search import spaces as search_spaces
 
@@ -304,7 +305,7 @@ def write(choice: Choice, output: Path) -> Path:
         ],
     }
     path = output / "search" / f"{content['search_id']}.json"
-    records.write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
+    write_atomic(path, json.dumps(content, indent=1, allow_nan=False) + "\n")
     return path
 
 

@@ -1,0 +1,169 @@
+"""Files that are written whole or not at all, and locks between processes.
+
+What ``replacing`` guarantees, on a local POSIX file system:
+
+* A reader finds the old content of a path, or no file, or the whole new content; never a part of it.
+* This also holds after a kill or a power cut at any moment: the new content is on the disk (``fsync``) before the file
+  takes its name, and the name is on the disk when the call returns.
+* An error in between, a full disk say, leaves the old content and no temporary file.
+* Writers at the same time do not mix: each has its own temporary file, and the last to end stays.
+
+A process that is killed leaves a temporary file, ``.NAME.RANDOM.PID.tmp`` beside ``NAME``; whoever owns the folder
+removes those of dead processes (see ``temporary_owner``).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import secrets
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file to write that becomes ``path`` when the block ends without an error; folders above it are made.
+
+    Yields:
+        The temporary file, open for writing bytes and for seeking.
+
+    Raises:
+        OSError: It could not be written; ``path`` is as it was.
+    """
+    make_folder(path.parent)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def write_atomic(path: Path, text: str) -> None:
+    """Writes ``text`` to ``path`` in UTF-8, see ``replacing``."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
+def move_into_place(finished: Path, path: Path) -> None:
+    """Gives a file that somebody else has written the name ``path``, on the same file system, once it is on the disk.
+
+    Raises:
+        OSError: It could not be; ``path`` is as it was.
+    """
+    _sync(finished)
+    finished.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_file(path: Path) -> None:
+    """Puts a file and its name on the disk."""
+    _sync(path)
+    sync_folder(path.parent)
+
+
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, and puts their names on the disk.
+
+    Raises:
+        OSError: It could not be made; a file is in its place.
+    """
+    if not path.is_dir():
+        make_folder(path.parent)
+        path.mkdir(exist_ok=True)
+        sync_folder(path.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Puts a folder's list of names on the disk."""
+    _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def temporary_owner(path: Path) -> int | None:
+    """The process that a temporary file of ``replacing`` is named after; ``None`` for a file of another form."""
+    parts = path.name.split(".")
+    return int(parts[-2]) if len(parts) > 3 and parts[-1] == "tmp" and parts[-2].isdigit() else None
+
+
+def process_runs(process: int) -> bool:
+    """Whether a process of that number is there, on this machine."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # another user's
+        return True
+    return True
+
+
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
+
+    Args:
+        folder: Must exist.
+        wait: Whether to wait for another holder.
+
+    Yields:
+        Whether the lock was got; always true after waiting.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[bool]:
+    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
+
+    Yields:
+        Whether it was free; what a dead process reserved is free again.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+                return
+            if _is_at(handle, beside):
+                try:
+                    yield True
+                finally:
+                    beside.unlink(missing_ok=True)
+                return
+            # Its holder removed the file between our opening and locking it: the lock is on nothing.
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
