@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
@@ -98,9 +98,10 @@ class Sweep:
         """Runs the command."""
         from s2a_bench import api
 
-        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        given |= {"set": _flat(self.set), "sweep": _flat(self.sweep)}
         del given["dry_run"]
-        job = api.prepare(**given | {"set": _flat(self.set), "sweep": _flat(self.sweep)})
+        job = api.prepare(**given)
         return _preview(job, console) if self.dry_run else _sweep(job, console)
 
 
