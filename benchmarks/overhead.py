@@ -53,12 +53,16 @@ class Stopwatch:
 
 def child(mode: str, began: float, output: Path) -> None:
     """A sweep of a few small cells on one worker, in this fresh process; prints JSON."""
+    from s2a_bench.cells.outputs import Keep
     from s2a_bench.sweeps import grid
     from s2a_bench.sweeps import plan as sweep
-    from s2a_bench.sweeps.plan import Workers
+    from s2a_bench.sweeps.local import run_locally
     from s2a_bench.sweeps.ray import pool
+    from s2a_bench.sweeps.request import Request
+    from s2a_bench.sweeps.resources import Placement
+    from s2a_bench.sweeps.workers import Workers
 
-    request = grid.Request(
+    request = Request(
         datasets=("digits",),
         methods=("bias",),
         seeds=tuple(range(REPEATS)),
@@ -72,9 +76,9 @@ def child(mode: str, began: float, output: Path) -> None:
     with sweep.only_writer(output):
         plan = sweep.plan(cells, output)
         if mode == "ray":
-            pool.run_with_ray(plan, output, [watch], Workers(1, 1))
+            pool.run_with_ray(plan, [watch], Keep(output), Placement(Workers(1, 1)))
         else:
-            sweep.run_here(plan, output, [watch])
+            run_locally(plan, [watch], Keep(output))
     assert watch.first_step is not None
     warm = [whole - loop for whole, loop in watch.cells[1:]]
     print(json.dumps({"first_step": watch.first_step - began, "warm": warm}))

@@ -80,13 +80,15 @@ def eat_memory(folder: str, output: str, cell: object) -> None:
 def limited(output: str, cells: dict, more: int) -> None:
     """Runs cells where the process may have ``more`` bytes than it has now."""
     import torch
-    from s2a_bench.sweeps.plan import Plan, run_here
+    from s2a_bench.cells.outputs import Keep
+    from s2a_bench.sweeps.local import run_locally
+    from s2a_bench.sweeps.plan import Plan
 
     torch.set_num_threads(1)
     pages = int(Path("/proc/self/statm").read_text().split()[0])
     most = pages * os.sysconf("SC_PAGE_SIZE") + more
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
-    run_here(Plan(cells, frozenset(), frozenset(), ()), Path(output), [])
+    run_locally(Plan(cells, frozenset(), frozenset(), ()), [], Keep(Path(output)))
 
 
 def wait_for(what: Callable[[], object], process: BaseProcess | None = None, seconds: float = 300) -> None:

@@ -21,14 +21,18 @@ from typing import TypeVar
 
 import pytest
 from s2a_bench.cells import record
+from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps import resources as scale
-from s2a_bench.sweeps.plan import Plan, Workers, identify, plan, run_here
+from s2a_bench.sweeps.local import run_locally
+from s2a_bench.sweeps.plan import Plan, identify, plan
 from s2a_bench.sweeps.ray import cluster
 from s2a_bench.sweeps.ray.cluster import Join, check_address, marker, requests, sees
+from s2a_bench.sweeps.request import Request
+from s2a_bench.sweeps.resources import Placement, ResourceRequest
+from s2a_bench.sweeps.workers import Workers
 
 T = TypeVar("T")
 
@@ -85,7 +89,7 @@ def test_a_server_that_says_nothing_is_no_ray_head(listening, monkeypatch):
 
 def test_wishes_that_exclude_each_other_are_bad_input():
     with pytest.raises(InputError, match="--serial"):
-        scale.Wish(address="auto", serial=True).check("cpu")
+        ResourceRequest(ray_address="auto", serial=True).check("cpu")
 
 
 def test_cells_ask_for_what_the_nodes_have():
@@ -144,7 +148,7 @@ class Heard:
 
 
 def few(seeds: tuple[int, ...], epochs: int = 2) -> dict[str, CellConfig]:
-    request = grid.Request(
+    request = Request(
         datasets=("digits",), methods=("s2a", "bias"), seeds=seeds, random_weights=True, limit_train=24, limit_test=24
     )
     recipe = TrainConfig(epochs=epochs, warmup_epochs=0, batch_size=8)
@@ -153,7 +157,7 @@ def few(seeds: tuple[int, ...], epochs: int = 2) -> dict[str, CellConfig]:
 
 def same_as_serial(found: Plan, output: Path, serial: Path) -> None:
     """Records of a cluster against those of this process: same ids, same accuracies."""
-    run_here(plan(found.cells, serial), serial, [])
+    run_locally(plan(found.cells, serial), [], Keep(serial))
     for cell_id in found.cells:
         theirs, ours = (record.read(record.record_path(place, cell_id)) for place in (output, serial))
         assert theirs.status == ours.status == "done", theirs.error
@@ -234,7 +238,6 @@ def can_unshare() -> bool:
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace (root)")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_record(tmp_path, local_cluster):
-    from s2a_bench.cells.outputs import Keep
     from s2a_bench.sweeps.ray.pool import run_with_ray
 
     local, add_blind = local_cluster
@@ -253,7 +256,7 @@ def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_r
     found = plan(few(seeds=(0,), epochs=3), output)
     heard = Heard(kill)
     workers = Workers(1, 1)  # of this machine, which is not used
-    run_with_ray(found, output, [heard], workers, Keep(output, adapters=True), join=Join(local.address))
+    run_with_ray(found, [heard], Keep(output, adapters=True), Placement(workers, join=Join(local.address)))
 
     assert killed, "a cell ran on the node that was to be killed"
     assert plan(found.cells, output).todo == []
@@ -325,13 +328,13 @@ class FakeTrial:
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_a_sweep_ends_when_no_node_is_left_for_it_and_not_before(tmp_path, monkeypatch):
     import ray
-    from s2a_bench.sweeps.ray import pool
+    from s2a_bench.sweeps.ray import callbacks
 
     alive: list[dict] = []
     clock = [0.0]
     monkeypatch.setattr(ray, "nodes", lambda: alive)
-    monkeypatch.setattr(pool, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
-    watch = pool._events(Plan({}, frozenset(), frozenset(), ()), tmp_path, [], Join("head:1", patience=60))
+    monkeypatch.setattr(callbacks, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
+    watch = callbacks.SweepCallback(Plan({}, frozenset(), frozenset(), ()), tmp_path, [], Join("head:1", patience=60))
     trials = [FakeTrial({"cpu": 2, "gpu": 0}), FakeTrial({"cpu": 99, "gpu": 0}, finished=True)]
 
     def at(seconds: float, *nodes: dict) -> None:

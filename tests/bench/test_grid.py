@@ -16,7 +16,9 @@ from s2a_bench.config import MethodConfig
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.grid import Request, coerce, expand, parse_method, parse_settings, parse_value
+from s2a_bench.sweeps.grid import expand
+from s2a_bench.sweeps.request import Request
+from s2a_bench.sweeps.settings import coerce, parse_method, parse_settings, parse_value
 from s2a_bench.tracking import names as track_names
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 
 import pytest
-from s2a_bench.sweeps.plan import Workers
 from s2a_bench.sweeps.ray import runtime
+from s2a_bench.sweeps.workers import Workers
 
 
 @pytest.fixture

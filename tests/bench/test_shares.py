@@ -14,14 +14,18 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import backbones, record
+from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import gpu_memory as shares
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps import resources as scale
-from s2a_bench.sweeps.plan import Workers, identify, plan
+from s2a_bench.sweeps.events import Listener
+from s2a_bench.sweeps.plan import identify, plan
 from s2a_bench.sweeps.ray import pool
+from s2a_bench.sweeps.request import Request
+from s2a_bench.sweeps.resources import Placement, ResourceRequest, place
+from s2a_bench.sweeps.workers import Workers
 
 
 def cell(method: str = "s2a", backbone: str = "mini_vit", **train) -> CellConfig:
@@ -94,37 +98,39 @@ def test_a_card_too_small_is_taken_whole():
 @pytest.mark.parametrize("size", [0.0, -1.0, float("nan"), float("inf")])
 def test_a_card_without_a_size_is_bad_input(size):
     with pytest.raises(InputError, match="--gpu-memory-gb"):
-        scale.Wish(card_gb=size).check("cuda")
+        ResourceRequest(gpu_memory_gb=size).check("cuda")
 
 
 def test_a_card_for_cells_on_the_cpu_is_bad_input():
     with pytest.raises(InputError, match="--device is cpu"):
-        scale.Wish(card_gb=24).check("cpu")
+        ResourceRequest(gpu_memory_gb=24).check("cpu")
 
 
 def test_the_decision_for_a_machine_with_a_card(tmp_path, monkeypatch):
-    monkeypatch.setattr("s2a_bench.sweeps.plan._cuda_devices", lambda: 1)
+    monkeypatch.setattr("s2a_bench.sweeps.workers._cuda_devices", lambda: 1)
     cells = {"ok": cell("linear"), "broken": cell("bias")}
     error = {"type": "OutOfMemory", "message": "...", "traceback": "..."}
     record.write(make_record(cell_id="broken", status="failed", accuracy=None, error=error), tmp_path)
-    found = scale.decide(plan(cells, tmp_path), tmp_path, "cuda", scale.Wish(card_gb=80), small=True)
+    found = place(plan(cells, tmp_path), tmp_path, "cuda", ResourceRequest(gpu_memory_gb=80), small=True)
     assert found.shares is not None and found.shares["broken"] == 1 and found.shares["ok"] < 0.05
     assert found.join is None and found.workers.cards == 1
     assert found.workers.count * found.workers.cpus <= max(2, len(os.sched_getaffinity(0)))
-    few = scale.decide(plan(cells, tmp_path), tmp_path, "cuda", scale.Wish(card_gb=80, concurrent=1), small=True)
+    few = place(
+        plan(cells, tmp_path), tmp_path, "cuda", ResourceRequest(gpu_memory_gb=80, max_concurrent=1), small=True
+    )
     assert few.workers.count == 1
 
 
 def test_the_decision_for_the_cpu_and_for_a_cluster_whose_cards_nobody_knows(tmp_path):
     cells = plan({"a": cell()}, tmp_path)
-    assert scale.decide(cells, tmp_path, "cpu", scale.Wish(), small=True).shares is None
-    wish = scale.Wish(address="10.0.0.1:6379", concurrent=3)
-    found = scale.decide(cells, tmp_path, "cuda", wish, small=False)
+    assert place(cells, tmp_path, "cpu", ResourceRequest(), small=True).shares is None
+    wish = ResourceRequest(ray_address="10.0.0.1:6379", max_concurrent=3)
+    found = place(cells, tmp_path, "cuda", wish, small=False)
     assert found.shares == {"a": 1.0} and "--gpu-memory-gb" in found.sentence
     assert found.join is not None and (found.join.address, found.join.concurrent) == ("10.0.0.1:6379", 3)
 
 
-class Together:
+class Together(Listener):
     """Remembers which cells ran at once."""
 
     def __init__(self) -> None:
@@ -136,9 +142,6 @@ class Together:
         self.running.add(cell_id)
         self.seen.append(set(self.running))
 
-    def epoch(self, cell_id: str, metrics) -> None:
-        pass
-
     def finished(self, record: Record) -> None:
         self.running.discard(record.cell_id)
         self.done.append(record.status)
@@ -149,7 +152,7 @@ class Together:
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_small_cells_share_a_card_and_a_large_one_has_it_alone(tmp_path):
     """Ray is told of a card that is not there; the cells run on the CPU."""
-    request = grid.Request(
+    request = Request(
         datasets=("digits",), methods=("bias",), seeds=(0, 1, 2), random_weights=True, limit_train=16, limit_test=16
     )
     recipe = TrainConfig(epochs=40, warmup_epochs=0, batch_size=8)  # Long enough to meet the other one.
@@ -158,7 +161,7 @@ def test_small_cells_share_a_card_and_a_large_one_has_it_alone(tmp_path):
     given_shares = {small: 0.4, other: 0.5, large: 0.7}
     heard = Together()
     workers = Workers(count=3, cpus=1, gpus=1.0, cards=1)
-    pool.run_with_ray(plan(found, tmp_path), tmp_path, [heard], workers, shares=given_shares)
+    pool.run_with_ray(plan(found, tmp_path), [heard], Keep(tmp_path), Placement(workers, given_shares))
     assert heard.done == ["done"] * 3
     assert {small, other} in heard.seen, "two fit the card, and ran at once"
     assert all(sum(given_shares[cell_id] for cell_id in together) <= 1 for together in heard.seen)

@@ -21,11 +21,16 @@ from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.plan import Workers, choose_workers, failed, identify, only_writer, plan, results, run_here
+from s2a_bench.sweeps.events import Listener
+from s2a_bench.sweeps.local import run_locally
+from s2a_bench.sweeps.plan import failed, identify, only_writer, plan, results
 from s2a_bench.sweeps.ray.pool import run_with_ray
+from s2a_bench.sweeps.request import Request
+from s2a_bench.sweeps.resources import Placement
+from s2a_bench.sweeps.workers import Workers, choose_workers
 
 
-class Heard:
+class Heard(Listener):
     """A listener that remembers."""
 
     def __init__(self) -> None:
@@ -90,7 +95,7 @@ def test_a_failing_cell_does_not_stop_the_others_and_is_told_to_everyone(tmp_pat
     fake_run[2] = InputError("The data folder has gone.")
     grid_cells = cells("c0", "c1", "c2", "c3")
     heard, other = Heard(), Heard()
-    run_here(plan(grid_cells, tmp_path), tmp_path, [heard, other])
+    run_locally(plan(grid_cells, tmp_path), [heard, other], Keep(tmp_path))
     found = results(plan(grid_cells, tmp_path), tmp_path)
     status = {cell_id: written.status for cell_id, written in found.items() if written}
     assert status == {"c0": "done", "c1": "failed", "c2": "failed", "c3": "done"}
@@ -104,7 +109,7 @@ def test_a_failing_cell_does_not_stop_the_others_and_is_told_to_everyone(tmp_pat
 def test_an_interrupt_passes_and_keeps_what_is_done(tmp_path, fake_run):
     fake_run[1] = KeyboardInterrupt()
     with pytest.raises(KeyboardInterrupt):
-        run_here(plan(cells("c0", "c1", "c2"), tmp_path), tmp_path, [Heard()])
+        run_locally(plan(cells("c0", "c1", "c2"), tmp_path), [Heard()], Keep(tmp_path))
     found = plan(cells("c0", "c1", "c2"), tmp_path)
     assert (found.done, found.again, found.broken) == ({"c0"}, frozenset(), ())
 
@@ -180,7 +185,7 @@ class Killer(Heard):
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tmp_path):
-    request = grid.Request(
+    request = Request(
         datasets=("digits",), methods=("s2a", "bias"), seeds=(0, 1), random_weights=True, limit_train=40, limit_test=40
     )
     recipe = TrainConfig(epochs=2, warmup_epochs=0, batch_size=8)
@@ -188,7 +193,7 @@ def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tm
     victim = next(iter(found))
     heard = Killer(victim)
     keep = Keep(tmp_path, 0)
-    run_with_ray(plan(found, tmp_path), tmp_path, [heard], Workers(count=2, cpus=1), keep)
+    run_with_ray(plan(found, tmp_path), [heard], keep, Placement(Workers(count=2, cpus=1)))
 
     after = plan(found, tmp_path)
     assert (after.todo, after.again) == ([victim], {victim}), "the others ran on"
@@ -200,10 +205,10 @@ def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tm
     assert {path.name for path in tmp_path.iterdir()} == {"records", "checkpoints"}, "Ray's storage is gone"
     assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == [victim]
 
-    run_here(after, tmp_path, [], keep)  # the rest: the victim goes on where its worker died
+    run_locally(after, [], keep)  # the rest: the victim goes on where its worker died
     assert record.read(record.record_path(tmp_path, victim)).resumed == 1
     here = tmp_path / "here"
-    run_here(plan(found, here), here, [])
+    run_locally(plan(found, here), [], Keep(here))
     for cell_id in found:
         theirs, ours = (record.read(record.record_path(place, cell_id)) for place in (tmp_path, here))
         assert theirs.accuracy == ours.accuracy

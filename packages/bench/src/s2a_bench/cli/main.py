@@ -7,13 +7,14 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import tyro
 from rich.console import Console
 
 from s2a_bench.cli.data_arguments import DataList, DataPrepare, DataVerify
 from s2a_bench.cli.records_arguments import Experiments, Records
+from s2a_bench.cli.sweep import Sweep
 from s2a_bench.errors import InputError
 
 BAD_INPUT, INTERRUPTED = 2, 130
@@ -22,101 +23,6 @@ _Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, ty
 _Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
 _Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
 _Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
-
-
-@dataclasses.dataclass(frozen=True)
-class Sweep:
-    """Runs the missing cells of a grid (datasets x backbones x methods x seeds), then reports on all of them.
-
-    Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
-
-    Attributes:
-        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet.
-        datasets: Datasets of the suite; its default subset if left out.
-        backbones: timm names, mini_vit, ...
-        methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
-        seeds: One cell each; 0 1 2 for vtab and fgvc, 0 for the others if left out.
-        epochs: Passes over the training images; short for --set train.epochs=N.
-        batch_size: Images per step; short for --set train.batch_size=N.
-        data_dir: Where prepared datasets lie.
-        output: Folder of records, report and the default tracking store.
-        tracking_uri: MLflow store: sqlite:///PATH or http://HOST:PORT; <output>/mlflow.db if left out.
-        experiment: One of the paper's: table1, table2, table3, table4, fig1, fig5, or a .toml file of that form; its
-            methods and backbones where none are named.
-        set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
-        sweep: method.KEY=V1,V2,... or train.KEY=V1,V2,...; given more than once: all combinations.
-        weights: Local .safetensors or .pth file for the backbone.
-        random_weights: Start from random weights; the record says so.
-        image_size: Side in pixels, instead of the checkpoint's own.
-        limit_train: Keep this many training images.
-        limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
-        device: cpu, cuda, cuda:0.
-        serial: Run cell after cell in this process, without Ray.
-        max_concurrent: Cells at once; chosen by cores and memory if left out.
-        dry_run: Only print what would run, with an estimate of time and memory from the records so far.
-        search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
-            weight decay and scale on val, the same number of trials for every method.
-        search_scheduler: none: every trial comes to its end. asha: Ray Tune stops trials that fall behind on val.
-        checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
-        ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
-        gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
-        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
-        no_feature_cache: Run the backbone of linear in every epoch, instead of once (features: <output>/cache).
-    """
-
-    suite: str = "mini"
-    datasets: _Names = ()
-    backbones: _Names = ()
-    methods: _Names = ()
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
-    epochs: _Number = None
-    batch_size: _Number = None
-    data_dir: _Folder = None
-    output: Path = Path("results")
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
-    experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    set: _Settings = ()
-    sweep: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2")] = ()
-    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    random_weights: bool = False
-    image_size: _Number = None
-    limit_train: _Number = None
-    limit_test: _Number = None
-    evaluate: Literal["test", "val"] = "test"
-    device: str = "cpu"
-    serial: bool = False
-    max_concurrent: _Number = None
-    dry_run: bool = False
-    search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
-    search_scheduler: Literal["none", "asha"] = "none"
-    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    keep_adapters: bool = False
-    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
-    no_feature_cache: bool = False
-
-    def run(self, console: Console) -> int:
-        """Runs the command."""
-        from s2a_bench.cli import sweep_grid as commands
-        from s2a_bench.cli import sweep_search as commands_search
-        from s2a_bench.sweeps import grid
-        from s2a_bench.sweeps.search.choice import parse_mode
-
-        same = {f.name for f in dataclasses.fields(grid.Request)} & {f.name for f in dataclasses.fields(self)}
-        request = grid.Request(
-            **{name: getattr(self, name) for name in same}, settings=_flat(self.set), axes=_flat(self.sweep)
-        )
-        # The workers' folder is not this one.
-        paths = {name: str(Path(path).absolute()) for name in ("data_dir", "weights") if (path := getattr(self, name))}
-        conduct = commands.Conduct(self.output, self.tracking_uri, self.serial, self.max_concurrent, self.dry_run)
-        conduct = dataclasses.replace(conduct, checkpoint_every=self.checkpoint_every, keep_adapters=self.keep_adapters)
-        conduct = dataclasses.replace(conduct, ray_address=self.ray_address, gpu_memory_gb=self.gpu_memory_gb)
-        conduct = dataclasses.replace(conduct, feature_cache=not self.no_feature_cache)
-        request = dataclasses.replace(request, **paths)
-        if (mode := parse_mode(self.search, self.search_scheduler)) is not None:
-            return commands_search.sweep(request, mode, conduct, console)
-        return commands.sweep(request, conduct, console)
 
 
 @dataclasses.dataclass(frozen=True)

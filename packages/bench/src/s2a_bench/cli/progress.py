@@ -4,16 +4,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import TracebackType
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
+from rich.table import Table
 
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
+from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.grid import label
+from s2a_bench.sweeps.plan import Plan
+from s2a_bench.sweeps.search.choice import Choice
+from s2a_bench.sweeps.search.stages import point_text, search_text
+from s2a_bench.sweeps.stage import failure_line
 
 Clock = Callable[[], float]
+
+VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+"""How to print text that must come out as it is, paths and commands above all."""
 
 HEARTBEAT = 60.0
 """Seconds between plain lines about cells that are still running."""
@@ -87,19 +99,13 @@ def ended(record: Record, cell: CellConfig) -> str:
     """One line about a cell that ended."""
     notes = "".join(f" ({note})" for note in record.notes)
     if record.status == "failed":
-        return f"FAILED {label(cell)}: {cause(record)}{notes}"
+        return f"{failure_line(record, cell)}{notes}"
     if record.status == "stopped":
         last = f"val {record.curve[-1]['val_accuracy']:.1f} %" if record.curve else "nothing"
         return f"stopped {label(cell)}: {last} after epoch {len(record.curve)} of {record.epochs}{notes}"
     took = f" in {clock_text(record.seconds)}" if record.seconds is not None else ""
     resumed = f", resumed {record.resumed}x" if record.resumed else ""
     return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{notes}"
-
-
-def cause(record: Record) -> str:
-    """Why a cell failed, on one line."""
-    error = record.error or {}
-    return f"{error.get('type', 'Error')}: {' '.join(error.get('message', 'unknown').split())}"
 
 
 class Lines:
@@ -128,9 +134,7 @@ class Lines:
 
     def _say(self, text: str) -> None:
         self._spoken = self._clock()
-        self._console.print(
-            f"[{self._tally.finished}/{self._tally.planned}] {text}", markup=False, highlight=False, soft_wrap=True
-        )
+        self._console.print(f"[{self._tally.finished}/{self._tally.planned}] {text}", **VERBATIM)
 
 
 class Bars:
@@ -188,3 +192,94 @@ def shown(cells: Mapping[str, CellConfig], console: Console) -> Iterator[Lines |
     columns = (TextColumn("{task.description}"), BarColumn(bar_width=20), TextColumn("{task.fields[note]}"))
     with Progress(*columns, console=console, transient=True) as progress:
         yield Bars(tally, progress)
+
+
+_STYLES: dict[Level, str | None] = {"info": None, "warning": "yellow", "error": "red"}
+
+
+class ConsoleListener(Listener):
+    """Prints a sweep: its messages, how its cells fare, and a table at the end of each stage.
+
+    Attributes:
+        interrupted: A stage was killed, and a message has said so.
+    """
+
+    def __init__(self, console: Console) -> None:
+        """Nothing is shown yet; leave the block to take bars away that are still there.
+
+        Args:
+            console: Where to print.
+        """
+        self.interrupted = False
+        self._console = console
+        self._stack = contextlib.ExitStack()
+        self._shown: Lines | Bars | None = None
+        self._left = 0
+
+    def __enter__(self) -> ConsoleListener:
+        """Shows nothing yet."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Takes the bars away."""
+        self._stack.close()
+
+    def message(self, text: str, level: Level) -> None:
+        """Prints it."""
+        self._console.print(text, style=_STYLES[level], **VERBATIM)
+
+    def planned(self, plan: Plan) -> None:
+        """Shows bars for the cells that will run."""
+        self._left = len(plan.todo)
+        if plan.todo:
+            cells = {cell_id: plan.cells[cell_id] for cell_id in plan.todo}
+            self._shown = self._stack.enter_context(shown(cells, self._console))
+
+    def started(self, cell_id: str) -> None:
+        """Shows the cell."""
+        if self._shown:
+            self._shown.started(cell_id)
+
+    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
+        """Shows the epoch."""
+        if self._shown:
+            self._shown.epoch(cell_id, metrics)
+
+    def finished(self, record: Record) -> None:
+        """Shows the result; after the last one the bars go."""
+        if self._shown:
+            self._shown.finished(record)
+        self._left -= 1
+        if not self._left:
+            self._stack.close()
+
+    def ended(self, end: StageEnd) -> None:
+        """Prints the table of the records, or of what the searches chose."""
+        from s2a_bench.reports.build import terminal_table
+
+        self._stack.close()
+        if end.status == "KILLED":
+            self.interrupted = True
+        elif end.choices is None:
+            self._console.print(terminal_table(end.records, self._console.width))
+        else:
+            self._console.print(_chosen_table(end.choices))
+
+
+def _chosen_table(choices: Sequence[Choice]) -> Table:
+    table = Table(title="Chosen on val", title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("search")
+    table.add_column("chosen", no_wrap=True)
+    table.add_column("val %", no_wrap=True)
+    table.add_column("trials")
+    for name in ("epochs", "looks"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for choice in choices:
+        counts = {"diverged": choice.diverged, "stopped": sum(choice.stopped)}
+        trials = ", ".join([str(len(choice.ids)), *(f"{count} {what}" for what, count in counts.items() if count)])
+        cost = (str(sum(choice.epochs)), str(sum(choice.looks)))
+        chosen = point_text(choice.point).replace(", ", "\n")
+        table.add_row(search_text(choice.search), chosen, f"{choice.accuracy:.1f}", trials, *cost)
+    return table

@@ -20,7 +20,6 @@ from s2a_bench.cells import backbones
 from s2a_bench.cells.train import attach, precision, set_checkpointing
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
 from s2a_bench.data.table.lookup import DATASETS
-from s2a_bench.errors import InputError
 
 GB = 1e9
 """One GB, as MB elsewhere: powers of ten."""
@@ -167,18 +166,8 @@ def cores(share: float, cpus: int, cards: int) -> int:
     return max(1, math.floor(round(share * cpus / cards, 6)))
 
 
-def check_card(gigabytes: float | None) -> None:
-    """Checks what ``--gpu-memory-gb`` says.
-
-    Raises:
-        InputError: Not a positive number.
-    """
-    if gigabytes is not None and not (math.isfinite(gigabytes) and gigabytes > 0):
-        raise InputError(f"--gpu-memory-gb {gigabytes:g} is no size of a card; give its memory in GB, 80 say.")
-
-
-def card_gb() -> float | None:
-    """Memory of the smallest card of this machine, in GB; ``None`` without one."""
+def smallest_gpu_gb() -> float | None:
+    """Memory of the smallest GPU of this machine, in GB; ``None`` without one."""
     sizes = [torch.cuda.get_device_properties(i).total_memory for i in range(torch.cuda.device_count())]
     return min(sizes) / GB if sizes else None
 

@@ -1,4 +1,4 @@
-"""The sweep: which cells of a grid are missing, and how they are run. It neither tracks nor reports.
+"""Which cells of a sweep are missing, and the lock that makes one process at a time write to an output folder.
 
 A finished cell is a valid record of status ``done``. Everything else is run: cells that failed before too.
 """
@@ -12,34 +12,15 @@ import fcntl
 import os
 import shutil
 import tempfile
-import traceback
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Protocol
 
 from s2a_bench.cells import outputs as keeping
 from s2a_bench.cells import record as records
-from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, identifying
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
-
-WORKER_BYTES = 2_000_000_000
-"""Memory set aside for a worker when their number is chosen: Python, torch, a mini backbone and its data."""
-
-
-class Listener(Protocol):
-    """Told of what happens, in the driver's process."""
-
-    def started(self, cell_id: str) -> None:
-        """A worker took a cell."""
-
-    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """A cell ended an epoch."""
-
-    def finished(self, record: Record) -> None:
-        """A cell's record was written."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,23 +43,6 @@ class Plan:
     def todo(self) -> list[str]:
         """Cells to run, in order."""
         return [cell_id for cell_id in self.cells if cell_id not in self.done]
-
-
-@dataclasses.dataclass(frozen=True)
-class Workers:
-    """How many cells run at once, and what each is given.
-
-    Attributes:
-        count: Cells at once.
-        cpus: Cores of each.
-        gpus: Share of a card of each.
-        cards: Cards of the machine; ``None``: as many as ``count`` such shares make.
-    """
-
-    count: int
-    cpus: int
-    gpus: float = 0.0
-    cards: int | None = None
 
 
 def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
@@ -156,64 +120,6 @@ def only_writer(output: Path) -> Iterator[None]:
         yield
 
 
-def choose_workers(cells: int, device: str, concurrent: int | None = None, *, small: bool = True) -> Workers:
-    """Workers for a number of cells on this machine.
-
-    Args:
-        cells: How many are to run.
-        device: torch device of the cells.
-        concurrent: The user's wish; ``None`` chooses.
-        small: The cells are small enough for one core each; others get the machine to themselves.
-
-    Raises:
-        InputError: Fewer than one worker.
-    """
-    cpus = len(os.sched_getaffinity(0))
-    if concurrent is not None and concurrent < 1:
-        raise InputError(f"--max-concurrent {concurrent} is too small; it must be at least 1.")
-    cuda = device.startswith("cuda")
-    devices = _cuda_devices() if cuda else 0
-    if concurrent is None:
-        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        concurrent = max(1, min(cpus, memory // WORKER_BYTES)) if small else 1
-        concurrent = devices if cuda else concurrent
-    count = max(1, min(concurrent, cells))
-    return Workers(count, max(1, cpus // count), min(1.0, devices / count), devices if cuda else None)
-
-
-def _cuda_devices() -> int:
-    import torch
-
-    return max(1, torch.cuda.device_count())
-
-
-def run_here(plan: Plan, output: Path, listeners: Sequence[Listener], keep: Keep | None = None) -> None:
-    """Runs the missing cells one after the other in this process.
-
-    Args:
-        plan: What is to run.
-        output: Where records go.
-        listeners: Who is told.
-        keep: What else the cells leave there; ``None``: checkpoints, at the default distance.
-
-    Raises:
-        OSError: A record could not be written.
-    """
-    from s2a_bench.cells import run
-
-    for cell_id in plan.todo:
-        tell(listeners, "started", cell_id)
-        try:
-            record = run.run(
-                plan.cells[cell_id], lambda m, c=cell_id: tell(listeners, "epoch", c, m), keep or Keep(output)
-            )
-        except ValueError as error:  # what was good at the start has gone bad since, a data folder say
-            record = failed(cell_id, plan.cells[cell_id], type(error).__name__, str(error), traceback.format_exc())
-        records.write(record, output)
-        keeping.settle(record, output)
-        tell(listeners, "finished", record)
-
-
 def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) -> Record:
     """The record of a cell whose run came to no end of its own, with the cause."""
     return Record(
@@ -237,9 +143,3 @@ def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) 
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         error={"type": kind, "message": message, "traceback": trace},
     )
-
-
-def tell(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:
-    """Passes an event on to every listener."""
-    for listener in listeners:
-        getattr(listener, event)(*arguments)

@@ -1,4 +1,4 @@
-"""Follows a sweep into MLflow: a listener that logs every record as it comes, and sees to it that none is missing."""
+"""A listener that logs a sweep to MLflow: every record as it comes, and at the end those that are missing."""
 
 from __future__ import annotations
 
@@ -6,68 +6,87 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from s2a_bench.cells.record import Record, write_atomic
+from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.plan import Plan, results
-from s2a_bench.tracking import runs as track
-from s2a_bench.tracking import store as track_store
+from s2a_bench.tracking import runs, store
 from s2a_bench.tracking.runs import TrackingError
 from s2a_bench.tracking.store import Store
 
 
-class Tracker:
+class Tracker(Listener):
     """Logs records to MLflow on a thread of its own. What goes wrong stops nothing: all is made good at the end.
 
     A stamp under the output folder says which records a store holds, so that a sweep with nothing to do does not have
     to open it.
 
     Attributes:
-        uri: The store's, absolute.
+        uri: The store's, absolute; known when a stage was planned.
         missing: Why nothing is tracked, where MLflow is not installed and nobody asked for a store of his own.
     """
 
-    def __init__(self, plan: Plan, suite: str, uri: str | None, output: Path) -> None:
+    def __init__(self, suite: str, uri: str | None, output: Path, message: Callable[[str, Level], None]) -> None:
+        """Checks the store's address; it is opened when there is something to log.
+
+        Args:
+            suite: Of the sweep: names the experiment.
+            uri: The store; ``None``: ``<output>/mlflow.db``.
+            output: Folder of the sweep.
+            message: Receives what a person should know.
+
+        Raises:
+            InputError: Not the address of a store.
+        """
+        self.missing = ""
+        # The default store's folder is made by the check: only where a sweep is about to run.
+        self.uri = "" if uri is None else store.check_uri(uri, output)
+        self._suite, self._given, self._output, self._message = suite, uri, output, message
+        self._store: Store | None = None
+
+    def planned(self, plan: Plan) -> None:
         """Opens the store, unless there is nothing to log.
 
         Raises:
             InputError: It cannot be used, or MLflow is not installed and ``uri`` was given.
         """
-        self.missing = ""
-        self.uri = track_store.check_uri(uri, output)
-        self._plan, self._suite, self._given, self._output = plan, suite, uri, output
-        self._store: Store | None = None
-        if plan.todo or not self._stamped([record for record in results(plan, output).values() if record]):
+        self._plan = plan
+        self.uri = store.check_uri(self._given, self._output)
+        if plan.todo or not self._is_stamped([record for record in results(plan, self._output).values() if record]):
             try:
-                self._store = track_store.open_store(uri, output)
-            except track_store.NotInstalled as error:
-                if uri is not None:
+                self._store = store.open_store(self._given, self._output)
+            except store.NotInstalled as error:
+                if self._given is not None:
                     raise
                 self.missing = str(error)
+                self._message(f"Nothing is tracked: {self.missing}", "warning")
                 return
             self._thread = ThreadPoolExecutor(1, "tracker")
-            self._sweep = self._thread.submit(track.start_sweep, self._store, suite, plan.cells)
+            self._sweep = self._thread.submit(runs.start_sweep, self._store, self._suite, plan.cells)
             self._broken = False
-
-    def started(self, cell_id: str) -> None:
-        """Nothing to log yet."""
-
-    def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Curves are logged with their record."""
 
     def finished(self, record: Record) -> None:
         """Hands the record to the thread."""
         if self._store is not None:
             self._thread.submit(self._log, record)
 
-    def close(self, found: Sequence[Record], status: str) -> None:
-        """Makes the store hold every record of the sweep, and its report.
+    def ended(self, end: StageEnd) -> None:
+        """Makes the store hold every record of the stage, and the report; a store that has gone is only a message."""
+        try:
+            self._close(end.records, end.status)
+        except TrackingError as error:
+            if not end.disk_error:  # its database may lie on the same disk
+                self._message(str(error), "warning")
+
+    def _close(self, found: Sequence[Record], status: str) -> None:
+        """Logs all records.
 
         Args:
             found: The records.
-            status: See ``track.finish_sweep``.
+            status: See ``runs.finish_sweep``.
 
         Raises:
             TrackingError: MLflow failed, twice; the sentence ends with the command that makes it good.
@@ -77,27 +96,29 @@ class Tracker:
         self._thread.shutdown(wait=True)
         with contextlib.suppress(TrackingError):
             self._log_all(self._sweep.result(), found, status)
+            self._store = None  # an interrupt from here on does not close it again
             return
         try:
-            self._log_all(track.start_sweep(self._store, self._suite, self._plan.cells), found, status)
+            self._log_all(runs.start_sweep(self._store, self._suite, self._plan.cells), found, status)
         except TrackingError as error:
             retry = f"s2a-bench track --output {self._output}" + (
                 f" --tracking-uri {self._given}" if self._given else ""
             )
             raise TrackingError(f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}") from error
+        self._store = None
 
     def _log(self, record: Record) -> None:
         if not self._broken:  # once a server has gone, waiting for it after every cell helps nobody
             try:
-                track.log_cell(self._sweep.result(), record)
+                runs.log_cell(self._sweep.result(), record)
             except TrackingError:
                 self._broken = True
 
-    def _log_all(self, sweep: track.Sweep, found: Sequence[Record], status: str) -> None:
+    def _log_all(self, sweep: runs.Sweep, found: Sequence[Record], status: str) -> None:
         for record in found:
-            track.log_cell(sweep, record)
+            runs.log_cell(sweep, record)
         report = [self._output / "report.html", self._output / "report.md"]
-        track.finish_sweep(sweep, found, report, status)
+        runs.finish_sweep(sweep, found, report, status)
         if status != "KILLED":
             self._stamp(found)
 
@@ -105,7 +126,7 @@ class Tracker:
     def _stamps(self) -> Path:
         return self._output / ".tracked.json"
 
-    def _stamped(self, found: Sequence[Record]) -> bool:
+    def _is_stamped(self, found: Sequence[Record]) -> bool:
         scheme, _, path = self.uri.partition(":///")
         if scheme == "sqlite" and not Path(path).is_file():
             return False
@@ -123,7 +144,7 @@ class Tracker:
         return {}
 
     def _key(self) -> str:
-        return f"{self.uri} {track.sweep_id(self._plan.cells)}"
+        return f"{self.uri} {runs.sweep_id(self._plan.cells)}"
 
 
 def _digest(found: Sequence[Record]) -> str:

@@ -1,4 +1,4 @@
-"""Ray's processes: those that a command starts for itself, and a cluster of somebody else's.
+"""Starts a local Ray instance, or connects to a running cluster.
 
 Ray is imported where it is used, after the switches that it has only as environment variables are set.
 """
@@ -21,9 +21,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from s2a_bench.sweeps.plan import Workers
 from s2a_bench.sweeps.ray import cluster
 from s2a_bench.sweeps.ray.cluster import Join
+from s2a_bench.sweeps.workers import Workers
 
 RAY_SWITCHES = {
     "RAY_USAGE_STATS_ENABLED": "0",

@@ -1,0 +1,369 @@
+"""The Python API: what the command line does, as functions that return data and print nothing.
+
+Importing this module is cheap: torch, Ray and MLflow are imported by the functions that need them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep, settle
+from s2a_bench.cells.record import Record
+from s2a_bench.config import CellConfig
+from s2a_bench.errors import InputError
+from s2a_bench.sweeps.events import Listener, StageEnd, notify
+from s2a_bench.sweeps.request import Request, RunOptions
+from s2a_bench.sweeps.resources import ResourceRequest
+from s2a_bench.sweeps.settings import coerce
+
+if TYPE_CHECKING:
+    from s2a_bench.reports.build import ReportPaths
+    from s2a_bench.sweeps.driver import SweepResult
+    from s2a_bench.sweeps.search.choice import Mode
+
+Names = str | Sequence[str]
+"""One name, or several."""
+
+Settings = Mapping[str, Any] | Names
+"""``{"train.lr": 0.01}``, or ``"train.lr=0.01"`` texts as on the command line."""
+
+Axes = Mapping[str, Sequence[Any]] | Names
+"""``{"method.lrp_rank": [5, 10]}``, or ``"method.lrp_rank=5,10"`` texts as on the command line."""
+
+FilePath = str | os.PathLike[str]
+
+
+def sweep(
+    *,
+    suite: str = "mini",
+    datasets: Names = (),
+    backbones: Names = (),
+    methods: Names = (),
+    seeds: int | Sequence[int] = (),
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    data_dir: FilePath | None = None,
+    output: FilePath = "results",
+    tracking_uri: str | None = None,
+    experiment: str | None = None,
+    set: Settings = (),
+    sweep: Axes = (),
+    weights: FilePath | None = None,
+    random_weights: bool = False,
+    image_size: int | None = None,
+    limit_train: int | None = None,
+    limit_test: int | None = None,
+    evaluate: Literal["test", "val"] = "test",
+    device: str = "cpu",
+    serial: bool = False,
+    max_concurrent: int | None = None,
+    search: str | int = "none",
+    search_scheduler: Literal["none", "asha"] = "none",
+    checkpoint_every: float = CHECKPOINT_SECONDS,
+    keep_adapters: bool = False,
+    ray_address: str | None = None,
+    gpu_memory_gb: float | None = None,
+    no_feature_cache: bool = False,
+    listeners: Sequence[Listener] = (),
+) -> list[Record]:
+    """Runs the missing cells of a grid (datasets x backbones x methods x seeds), then reports on all of them.
+
+    As ``s2a-bench sweep`` with the same arguments: the same cells, records, report and tracking store. A cell whose
+    record is there and done is not run again. Nothing is printed; what happens goes to the listeners.
+
+    Args:
+        suite: ``mini`` (offline, embedded), ``vtab``, ``fgvc``, ``cifar``, ``domainnet``, ``imagenet``.
+        datasets: Datasets of the suite; its default subset if empty.
+        backbones: timm names, ``mini_vit``, ...; the suite's default if empty.
+        methods: Methods, with options if need be: ``"s2a"``, ``"s2a:activations=exact,bits=8"``.
+        seeds: One cell each; the suite's default if empty.
+        epochs: Passes over the training images; the recipe's if ``None``.
+        batch_size: Images per step; the recipe's if ``None``.
+        data_dir: Where prepared datasets lie.
+        output: Folder of records, report and the default tracking store.
+        tracking_uri: MLflow store: ``sqlite:///PATH`` or ``http://HOST:PORT``; ``<output>/mlflow.db`` if ``None``.
+        experiment: One of the paper's (``table1``, ..., ``fig5``), or a ``.toml`` file of that form: its methods and
+            backbones where none are named.
+        set: ``method.KEY`` for every method that has the option, or ``train.KEY``, and the value.
+        sweep: ``method.KEY`` or ``train.KEY``, and its values; of several keys all combinations are run.
+        weights: Local .safetensors or .pth file for the backbone.
+        random_weights: Start from random weights; the record says so.
+        image_size: Side in pixels; the checkpoint's own if ``None``.
+        limit_train: Keep this many training images.
+        limit_test: Keep this many of the images that are scored.
+        evaluate: ``test``: train on train and val, score the test set once. ``val``: train on train, score val.
+        device: ``cpu``, ``cuda``, ``cuda:0``.
+        serial: Run cell after cell in this process, without Ray.
+        max_concurrent: Cells at once; chosen by cores and memory if ``None``.
+        search: ``none``: each method's default recipe. ``grid``, or a number of random trials: first choose learning
+            rate, weight decay and scale on val, with the same number of trials for every method.
+        search_scheduler: ``none``: every trial comes to its end. ``asha``: Ray Tune stops trials that fall behind.
+        checkpoint_every: Seconds between checkpoints of a running cell; 0: after every epoch, infinity: none.
+        keep_adapters: Keep what each cell trained, ``<output>/adapters/CELL.safetensors`` (``s2a.load`` reads it).
+        ray_address: ``HOST:PORT`` of a running Ray cluster to use instead of this machine; ``auto``: the one here.
+        gpu_memory_gb: Memory of a GPU, in GB; cells get shares of it by their predicted memory.
+        no_feature_cache: Run the backbone of ``linear`` in every epoch, instead of once.
+        listeners: Receive progress events, see ``Listener``.
+
+    Returns:
+        A record for every cell, the longest cells first. One that failed has the status ``"failed"`` and the cause in
+        ``error``. With a search those of its trials come first; they have ``trial=True``.
+
+    Raises:
+        InputError: Bad input, before anything ran: one sentence.
+        S2AError: A method or a value that its config does not take, before anything ran.
+        SweepStopped: The output folder cannot be written any more, or the cluster went away: cells without a record
+            are left. What is done is safe, and the same call goes on from there.
+        KeyboardInterrupt: As it came. What is done is safe, and the same call goes on from there.
+    """
+    job = prepare(
+        suite=suite,
+        datasets=datasets,
+        backbones=backbones,
+        methods=methods,
+        seeds=seeds,
+        epochs=epochs,
+        batch_size=batch_size,
+        data_dir=data_dir,
+        output=output,
+        tracking_uri=tracking_uri,
+        experiment=experiment,
+        set=set,
+        sweep=sweep,
+        weights=weights,
+        random_weights=random_weights,
+        image_size=image_size,
+        limit_train=limit_train,
+        limit_test=limit_test,
+        evaluate=evaluate,
+        device=device,
+        serial=serial,
+        max_concurrent=max_concurrent,
+        search=search,
+        search_scheduler=search_scheduler,
+        checkpoint_every=checkpoint_every,
+        keep_adapters=keep_adapters,
+        ray_address=ray_address,
+        gpu_memory_gb=gpu_memory_gb,
+        no_feature_cache=no_feature_cache,
+    )
+    found = execute(job, listeners).result
+    if found.missing:
+        from s2a_bench.sweeps.stage import SweepStopped
+
+        sentence = f"The cluster went away: {found.missing} cells were not run; the same call runs them."
+        raise SweepStopped(sentence, found.records)
+    return found.records
+
+
+def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Listener] = ()) -> Record:
+    """Runs one cell in this process, without sweep, report and tracking.
+
+    Args:
+        cell: The whole input.
+        output: Folder to which the record, and checkpoints while the cell runs, are written; ``None``: nowhere.
+        listeners: Receive ``started``, ``epoch`` and ``finished``.
+
+    Returns:
+        The record; one that failed has the status ``"failed"`` and the cause in ``error``.
+
+    Raises:
+        InputError: Bad input, before anything ran: one sentence.
+        S2AError: A method or a value that its config does not take, before anything ran.
+    """
+    from s2a_bench.cells import record as records
+    from s2a_bench.cells import run as cells_run
+
+    cell_id = cells_run.identify(cell)
+    keep = None if output is None else Keep(Path(output).absolute())
+    notify(listeners, "started", cell_id)
+    record = cells_run.run(cell, lambda metrics: notify(listeners, "epoch", cell_id, metrics), keep)
+    if keep is not None:
+        records.write(record, keep.output)
+        settle(record, keep.output)
+    notify(listeners, "finished", record)
+    return record
+
+
+def report(output: FilePath = "results") -> ReportPaths:
+    """Writes the report of all records under a folder: ``report.html``, ``report.md`` and figures.
+
+    Args:
+        output: Folder of a sweep.
+
+    Returns:
+        The paths of what was written: ``html``, ``markdown`` and ``figures``.
+
+    Raises:
+        InputError: There is nothing to report on.
+    """
+    from s2a_bench.reports.build import build
+
+    return build(Path(output).absolute())
+
+
+# What the command line needs of a sweep besides its records
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A sweep with checked arguments.
+
+    Attributes:
+        request: What to run.
+        options: How to run it.
+        mode: Of the search; ``None``: no search.
+        tracking_uri: MLflow store, as given.
+    """
+
+    request: Request
+    options: RunOptions
+    mode: Mode | None
+    tracking_uri: str | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Finished:
+    """A sweep that came to its end.
+
+    Attributes:
+        result: Its records.
+        report: What was reported; ``None``: nothing (a search alone, or no records).
+        tracking_uri: The MLflow store that holds it; ``None``: nothing was tracked.
+    """
+
+    result: SweepResult
+    report: ReportPaths | None
+    tracking_uri: str | None
+
+
+def prepare(
+    *,
+    output: FilePath,
+    tracking_uri: str | None,
+    set: Settings,
+    sweep: Axes,
+    search: str | int,
+    search_scheduler: Literal["none", "asha"],
+    checkpoint_every: float,
+    keep_adapters: bool,
+    no_feature_cache: bool,
+    data_dir: FilePath | None,
+    weights: FilePath | None,
+    **others: Any,
+) -> Job:
+    """Checks the types of the arguments of ``sweep`` and sorts them by what they are about.
+
+    Args:
+        output: As ``sweep``, and so are all others.
+        tracking_uri: Likewise.
+        set: Likewise.
+        sweep: Likewise.
+        search: Likewise.
+        search_scheduler: Likewise.
+        checkpoint_every: Likewise.
+        keep_adapters: Likewise.
+        no_feature_cache: Likewise.
+        data_dir: Likewise.
+        weights: Likewise.
+        **others: Fields of ``Request`` and ``ResourceRequest``.
+
+    Raises:
+        InputError: A value of the wrong type or form: one sentence.
+    """
+    from s2a_bench.sweeps.search.choice import parse_mode
+
+    for name in ("datasets", "backbones", "methods", "seeds"):
+        if isinstance(others[name], str | int) and not isinstance(others[name], bool):
+            others[name] = (others[name],)
+    mode = parse_mode(_typed(search, str | int, "search"), search_scheduler)
+    request = Request(
+        **_fields(Request, others),
+        settings=_setting_texts(set, "set"),
+        axes=_setting_texts(sweep, "sweep"),
+        data_dir=None if data_dir is None else _absolute(data_dir, "data_dir"),
+        weights=None if weights is None else _absolute(weights, "weights"),
+    )
+    keep = Keep(
+        Path(_absolute(output, "output")),
+        _typed(checkpoint_every, float, "checkpoint_every"),
+        _typed(keep_adapters, bool, "keep_adapters"),
+        not _typed(no_feature_cache, bool, "no_feature_cache"),
+    )
+    options = RunOptions(keep, ResourceRequest(**_fields(ResourceRequest, others)))
+    return Job(request, options, mode, _typed(tracking_uri, str | None, "tracking_uri"))
+
+
+def execute(job: Job, listeners: Sequence[Listener] = ()) -> Finished:
+    """Runs a sweep with its report and its tracking store.
+
+    Raises:
+        ValueError: As ``sweep``, and the other errors too.
+    """
+    from s2a_bench.sweeps.driver import run_sweep
+    from s2a_bench.tracking.listener import Tracker
+
+    message = functools.partial(notify, listeners, "message")
+    tracker = Tracker(job.request.suite, job.tracking_uri, job.options.keep.output, message)
+    writer = _ReportWriter(job.options.keep.output)
+    # The report is written first: the tracker logs it too. Listeners are told when both are done.
+    result = run_sweep(job.request, job.options, [writer, tracker, *listeners], job.mode)
+    return Finished(result, writer.paths, None if tracker.missing else tracker.uri)
+
+
+class _ReportWriter(Listener):
+    """Writes the report when the cells of a sweep, not the trials of its search, have ended."""
+
+    def __init__(self, output: Path) -> None:
+        self.paths: ReportPaths | None = None
+        self._output = output
+
+    def ended(self, end: StageEnd) -> None:
+        if end.choices is None and end.status != "KILLED" and end.records:
+            self.paths = report(self._output)
+
+
+def _typed(value: Any, hint: Any, name: str) -> Any:
+    if hint is float and isinstance(value, float):  # infinity too
+        return value
+    return coerce(value, hint, name)
+
+
+def _fields(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Those of ``given`` that are fields of a dataclass, with their types checked."""
+    hints = typing.get_type_hints(cls)
+    return {f.name: _typed(given[f.name], hints[f.name], f.name) for f in dataclasses.fields(cls) if f.name in given}
+
+
+def _absolute(path: FilePath, name: str) -> str:
+    try:
+        return str(Path(path).absolute())  # workers run in another folder
+    except TypeError:
+        raise InputError(f"{name}={path!r} has the wrong type; it must be a path.") from None
+
+
+def _setting_texts(given: Settings | Axes, name: Literal["set", "sweep"]) -> tuple[str, ...]:
+    """``KEY=VALUE`` texts of a mapping, or the texts themselves."""
+    if isinstance(given, str):
+        return (given,)
+    if not isinstance(given, Mapping):
+        return _typed(given, tuple[str, ...], name)
+    texts = []
+    for key, value in given.items():
+        values = value if name == "sweep" else [value]
+        if isinstance(values, str) or not isinstance(values, Sequence):
+            raise InputError(f"{name}={{{key!r}: {value!r}}}: give a list of the values that {key} takes.")
+        try:
+            texts.append(f"{key}={','.join(json.dumps(each, allow_nan=False) for each in values)}")
+        except (TypeError, ValueError):
+            raise InputError(
+                f"{name}={{{key!r}: {value!r}}}: give a number, a text, true, false, None, or a list of those."
+            ) from None
+    return tuple(texts)

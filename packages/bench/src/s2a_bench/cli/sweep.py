@@ -1,0 +1,155 @@
+"""``s2a-bench sweep``: its arguments, and what it prints; the sweep itself is ``s2a_bench.api``."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+from rich.console import Console
+
+if TYPE_CHECKING:
+    from s2a_bench.api import Job
+
+DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
+
+_Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
+_Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
+_Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+_Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+
+
+@dataclasses.dataclass(frozen=True)
+class Sweep:
+    """Runs the missing cells of a grid (datasets x backbones x methods x seeds), then reports on all of them.
+
+    Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
+
+    Attributes:
+        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet.
+        datasets: Datasets of the suite; its default subset if left out.
+        backbones: timm names, mini_vit, ...
+        methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
+        seeds: One cell each; 0 1 2 for vtab and fgvc, 0 for the others if left out.
+        epochs: Passes over the training images; short for --set train.epochs=N.
+        batch_size: Images per step; short for --set train.batch_size=N.
+        data_dir: Where prepared datasets lie.
+        output: Folder of records, report and the default tracking store.
+        tracking_uri: MLflow store: sqlite:///PATH or http://HOST:PORT; <output>/mlflow.db if left out.
+        experiment: One of the paper's: table1, table2, table3, table4, fig1, fig5, or a .toml file of that form; its
+            methods and backbones where none are named.
+        set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
+        sweep: method.KEY=V1,V2,... or train.KEY=V1,V2,...; given more than once: all combinations.
+        weights: Local .safetensors or .pth file for the backbone.
+        random_weights: Start from random weights; the record says so.
+        image_size: Side in pixels, instead of the checkpoint's own.
+        limit_train: Keep this many training images.
+        limit_test: Keep this many of the images that are scored.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
+        device: cpu, cuda, cuda:0.
+        serial: Run cell after cell in this process, without Ray.
+        max_concurrent: Cells at once; chosen by cores and memory if left out.
+        dry_run: Only print what would run, with an estimate of time and memory from the records so far.
+        search: none: each method's default recipe. grid, or a number of random trials: first choose learning rate,
+            weight decay and scale on val, the same number of trials for every method.
+        search_scheduler: none: every trial comes to its end. asha: Ray Tune stops trials that fall behind on val.
+        checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
+        ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
+        gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
+        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
+        no_feature_cache: Run the backbone of linear in every epoch, instead of once (features: <output>/cache).
+    """
+
+    suite: str = "mini"
+    datasets: _Names = ()
+    backbones: _Names = ()
+    methods: _Names = ()
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
+    epochs: _Number = None
+    batch_size: _Number = None
+    data_dir: _Folder = None
+    output: Path = Path("results")
+    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    set: _Settings = ()
+    sweep: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2")] = ()
+    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    random_weights: bool = False
+    image_size: _Number = None
+    limit_train: _Number = None
+    limit_test: _Number = None
+    evaluate: Literal["test", "val"] = "test"
+    device: str = "cpu"
+    serial: bool = False
+    max_concurrent: _Number = None
+    dry_run: bool = False
+    search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
+    search_scheduler: Literal["none", "asha"] = "none"
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    keep_adapters: bool = False
+    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
+    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
+    no_feature_cache: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command."""
+        from s2a_bench import api
+
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        del given["dry_run"]
+        job = api.prepare(**given | {"set": _flat(self.set), "sweep": _flat(self.sweep)})
+        return _preview(job, console) if self.dry_run else _sweep(job, console)
+
+
+def _flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    return tuple(text for group in groups for text in group)
+
+
+def _sweep(job: Job, console: Console) -> int:
+    from s2a_bench.api import execute
+    from s2a_bench.cli.progress import VERBATIM, ConsoleListener
+    from s2a_bench.sweeps.stage import SweepStopped
+
+    with ConsoleListener(console) as listener:
+        try:
+            found = execute(job, [listener])
+        except KeyboardInterrupt:
+            if not listener.interrupted:
+                raise
+            return INTERRUPTED
+        except SweepStopped as stopped:
+            print(f"s2a-bench: {stopped}", file=sys.stderr)
+            return SOME_FAILED
+    if found.report is not None:
+        console.print(f"Report: {found.report.html}", **VERBATIM)
+        if found.tracking_uri is not None:
+            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {found.tracking_uri}"
+            console.print(store, **VERBATIM)
+    last = found.result.stages[-1]
+    done = sum(record.status == "done" for record in last.records)
+    if last.choices is None and done < len(last.plan.cells):
+        text = f"{done} of {len(last.plan.cells)} cells are done; the same command runs the others again."
+        console.print(text, **VERBATIM)
+    return DONE if found.result.complete else SOME_FAILED
+
+
+def _preview(job: Job, console: Console) -> int:
+    from rich.table import Table
+
+    from s2a_bench.cli.progress import VERBATIM
+    from s2a_bench.sweeps.driver import preview
+    from s2a_bench.tracking.store import check_uri
+
+    if job.tracking_uri is not None:
+        check_uri(job.tracking_uri, job.options.keep.output)
+    found = preview(job.request, job.options, job.mode)
+    table = Table("cell", "record", "what", "epochs")
+    for row in found.rows:
+        table.add_row(row.cell_id or "after the search", row.state, row.text, str(row.epochs))
+    console.print(table)
+    console.print(found.sentence, **VERBATIM)
+    console.print(found.estimate, **VERBATIM)
+    return DONE
