@@ -110,8 +110,8 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     Raises:
         ValueError: Nothing to audit, or a record that cannot be trained again: before anything ran.
     """
-    from s2a_bench.audit import epochs, trials
-    from s2a_bench.sweeps.checks.devices import check_device
+    from s2a_bench.audit import epochs
+    from s2a_bench.sweeps.resources import check_device
 
     check_device(wanted.device)
     output = output.absolute()
@@ -130,9 +130,11 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     for number, (record, cell) in enumerate(todo, start=1):
         found = peeks[record.cell_id] = epochs.peek(cell, record)
         epochs.write(found, output)
-        print_verbatim(console, 
+        print_verbatim(
+            console,
             f"[{number}/{len(todo)}] {record.method} on {record.dataset}, {record.backbone}, seed {record.seed}: last "
-            f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}")
+            f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}",
+        )
     found = [peeks[record.cell_id] for record in chosen]
     console.print(_table(epochs.lines(found), "What the best epoch on test would have added", "last %"))
     code = _compare(found, console)
@@ -203,7 +205,10 @@ def _compare(found: Sequence[Peek], console: Console) -> int:
     same = len(found) - len(other)
     print_verbatim(console, f"{same} of {len(found)} records were met again to the last image.")
     for each in other:
-        print_verbatim(console, 
+        print_verbatim(
+            console,
             f"{each.cell_id}: the record says {each.record_accuracy:.2f} %, trained again it has {each.test[-1]:.2f} % "
-            "(another machine, device or library version).", style="yellow")
+            "(another machine, device or library version).",
+            style="yellow",
+        )
     return SOME_FAILED if other else DONE

@@ -103,9 +103,7 @@ class DataPrepare:
         if self.seed < 0:
             mistakes.add(InputError(f"--seed {self.seed} is negative; give 0 or more."))
         if self.split is not None and self.synthetic:
-            mistakes.add(
-                InputError("--split goes with --from and --download: made-up sources have their own lists.")
-            )
+            mistakes.add(InputError("--split goes with --from and --download: made-up sources have their own lists."))
         for flag, path in (("--from", self.source), ("--split", self.split)):
             if path is not None and not path.exists():
                 mistakes.add(InputError(f"There is nothing at {flag} {path}; give the path of a download."))

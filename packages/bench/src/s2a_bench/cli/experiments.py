@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2a_bench.cli.common import DONE, Folder, Names, Number, Seeds, print_verbatim
-from s2a_bench.errors import sentences
+from s2a_bench.errors import Mistakes, sentences
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.sweeps.request import Request
 
@@ -54,7 +54,9 @@ class Experiments:
         asked = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "output"}
         asked["data_dir"] = str(self.data_dir.absolute()) if self.data_dir else None
         request = Request(**asked)
-        check_request(request).raise_all()
+        mistakes = Mistakes()
+        check_request(mistakes, request)
+        mistakes.raise_all()
         return print_experiments(request, self.output, console)
 
 

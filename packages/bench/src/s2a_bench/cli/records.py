@@ -56,8 +56,10 @@ def import_records(file: Path, output: Path, console: Console) -> int:
     with only_writer(output):
         taken = bundle.take(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
-    print_verbatim(console, 
-        f"{len(found)} records in {file}: {len(taken.new)} written to {output}, {len(taken.same)} were there{kept}.")
+    print_verbatim(
+        console,
+        f"{len(found)} records in {file}: {len(taken.new)} written to {output}, {len(taken.same)} were there{kept}.",
+    )
     return DONE
 
 

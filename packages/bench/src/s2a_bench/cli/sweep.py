@@ -141,10 +141,7 @@ def _preview(job: Job, console: Console) -> int:
 
     from s2a_bench.cli.progress import VERBATIM
     from s2a_bench.sweeps.driver import preview
-    from s2a_bench.tracking.store import check_uri
 
-    if job.tracking_uri is not None:
-        check_uri(job.tracking_uri, job.options.keep.output)
     found = preview(job.request, job.options, job.mode)
     table = Table("cell", "record", "what", "epochs")
     for row in found.rows:

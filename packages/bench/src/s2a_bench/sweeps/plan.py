@@ -20,7 +20,8 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, identifying
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.errors import InputError
+from s2a_bench.errors import InputError, is_input_error
+from s2a_bench.sweeps.checks.cells import raise_all_mistakes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,16 +47,22 @@ class Plan:
 
 
 def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
-    """Cells by their id, each once; whatever is wrong with one of them is found here, before anything runs.
+    """Cells by their id, each once; whatever is wrong with them is found here, before anything runs.
 
     Raises:
-        ValueError: A cell that cannot run: one sentence.
+        ValueError: Cells that cannot run: one sentence for each mistake.
     """
     from s2a_bench.cells import run
 
+    cells = list(cells)
     found: dict[str, CellConfig] = {}
     for cell in cells:
-        found.setdefault(run.identify(cell), cell)
+        try:
+            found.setdefault(run.identify(cell), cell)
+        except ValueError as error:
+            if is_input_error(error):
+                raise_all_mistakes(cells, error)
+            raise
     return found
 
 

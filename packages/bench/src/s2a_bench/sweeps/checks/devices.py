@@ -1,4 +1,4 @@
-"""How a device is written, and whether it is here."""
+"""How a device is written; ``sweeps.resources.check_device`` asks torch whether it is here."""
 
 from __future__ import annotations
 
@@ -21,18 +21,3 @@ def check_device_name(device: str) -> None:
     """
     if not _SPELLING.fullmatch(device):
         raise InputError(f"Unknown device {device!r}: write cpu, cuda or cuda:0.")
-
-
-def check_device(device: str) -> None:
-    """Checks that a device is known and, of CUDA's, that there is one on this machine. Imports torch.
-
-    Raises:
-        InputError: It is not.
-    """
-    check_device_name(device)
-    if not device.startswith("cuda"):
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise InputError(f"Device {device!r} was asked for but torch finds no CUDA device here; use --device cpu.")

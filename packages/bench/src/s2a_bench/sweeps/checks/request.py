@@ -17,21 +17,28 @@ from s2a_bench.sweeps.checks.backbones import check_backbone, check_weights
 from s2a_bench.sweeps.checks.devices import check_device_name
 from s2a_bench.sweeps.checks.methods import MethodTable, method_table
 from s2a_bench.sweeps.request import Request
-from s2a_bench.sweeps.settings import combinations, coerce, parse_assignment, parse_axes, parse_settings, split_at_commas
+from s2a_bench.sweeps.settings import (
+    coerce,
+    combinations,
+    parse_assignment,
+    parse_axes,
+    parse_settings,
+    split_at_commas,
+)
 
 _CHECKED_TOGETHER = ({"epochs", "warmup_epochs"}, {"precision", "frozen"})
 """Fields of the recipe whose ranges depend on each other."""
 
 
-def check_request(request: Request) -> Mistakes:
+def check_request(mistakes: Mistakes, request: Request) -> None:
     """Checks every name, option and value of a request, and that the files it names exist.
 
     What only torch or timm can tell (whether a backbone takes a method, say) is left to ``plan.identify``.
 
-    Returns:
-        The mistakes; add further ones, then call ``raise_all``.
+    Args:
+        mistakes: Where what is wrong is added.
+        request: The request.
     """
-    mistakes = Mistakes()
     known_suite = request.suite in datasets.SUITES
     if not known_suite:
         mistakes.add(unknown("suite", request.suite, datasets.SUITES))
@@ -58,7 +65,6 @@ def check_request(request: Request) -> Mistakes:
             )
     with mistakes.collecting():
         check_device_name(request.device)
-    return mistakes
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -189,13 +195,15 @@ def check_recipe(mistakes: Mistakes, values: Mapping[str, Sequence[Any]]) -> Non
 
 
 def check_data(request: Request) -> None:
-    """Checks that the images of a request's datasets are on disk. Names must be right.
+    """Checks that the images of a request's datasets are on disk. Names that are wrong are passed over.
 
     Raises:
         InputError: Some are not; the sentence says how to get them.
     """
-    suite = datasets.get_suite(request.suite)
-    wanted = [datasets.get(suite.name, name) for name in request.datasets or suite.defaults]
+    if request.suite not in datasets.SUITES:
+        return
+    names = request.datasets or datasets.get_suite(request.suite).defaults
+    wanted = Mistakes().each(lambda name: datasets.get(request.suite, name), names)
     absent: list[tuple[Dataset, InputError]] = []
     for dataset in wanted:
         if not dataset.embedded:
