@@ -89,10 +89,12 @@ def standing(name: str, request: Request, output: Path) -> Standing:
         ValueError: Unknown names.
     """
     from s2a_bench.sweeps import grid, plan
+    from s2a_bench.sweeps.checks.request import check_data
 
     cells = grid.expand(dataclasses.replace(request, experiment=name))
     planned = experiment.load(name)
     try:
+        check_data(request)
         found = plan.identify(cells)
     except ValueError as error:  # data or weights that are not here: cells can be counted, but not told apart
         return Standing(planned, len(cells), None, sentences(error))

@@ -20,8 +20,8 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, identifying
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.errors import InputError, is_input_error
-from s2a_bench.sweeps.checks.cells import raise_all_mistakes
+from s2a_bench.errors import InputError
+from s2a_bench.sweeps.checks.cells import identify_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,18 +52,7 @@ def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
     Raises:
         ValueError: Cells that cannot run: one sentence for each mistake.
     """
-    from s2a_bench.cells import run
-
-    cells = list(cells)
-    found: dict[str, CellConfig] = {}
-    for cell in cells:
-        try:
-            found.setdefault(run.identify(cell), cell)
-        except ValueError as error:
-            if is_input_error(error):
-                raise_all_mistakes(cells, error)
-            raise
-    return found
+    return identify_all(cells)
 
 
 def plan(cells: Mapping[str, CellConfig], output: Path) -> Plan:

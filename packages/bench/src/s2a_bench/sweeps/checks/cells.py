@@ -1,47 +1,65 @@
-"""Everything that is wrong with the cells of a sweep, where only torch and timm can tell."""
+"""Whatever is wrong with the cells of a sweep, where only torch and timm can tell: all of it, each thing once."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable
 
-from s2a_bench.config import BackboneConfig, CellConfig, DataConfig
-from s2a_bench.errors import Mistakes
+from s2a_bench.config import CellConfig, DataConfig
+from s2a_bench.errors import InputError, Mistakes, is_input_error
 
 
-def raise_all_mistakes(cells: Sequence[CellConfig], first: ValueError) -> None:
-    """Looks for what else is wrong with cells of which one was refused, and raises all of it.
+def identify_all(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
+    """Cells by their id, each once.
 
-    Every dataset and every backbone is looked at once, then every method on every backbone, with data that are right.
-
-    Args:
-        cells: All cells of the sweep.
-        first: Why the first of them was refused.
+    After a mistake the cells that share its cause (data, backbone, or a method on a backbone) are passed over: a file
+    that has to be fetched is not tried again for every cell.
 
     Raises:
-        ValueError: ``first``, together with what else is wrong.
+        ValueError: Cells that cannot run: one sentence for each mistake.
     """
     from s2a_bench.cells import backbones, run
+
+    cells = list(cells)
+    mistakes = Mistakes()
+    found: dict[str, CellConfig] = {}
+    bad_data, bad_backbones, bad_pairs, seen_backbones = set(), set(), set(), set()
+    for cell in cells:
+        pair = _pair(cell)
+        if cell.data in bad_data or cell.backbone in bad_backbones or pair in bad_pairs:
+            continue
+        try:
+            found.setdefault(run.identify(cell), cell)
+        except ValueError as error:
+            if not is_input_error(error):
+                raise
+            mistakes.add(error)
+            if _data_refused(cell.data):
+                bad_data.add(cell.data)
+                continue
+            # The library refuses methods; of backbones and their files it is the bench that speaks.
+            if isinstance(error, InputError):
+                bad_backbones.add(cell.backbone)
+            else:
+                bad_pairs.add(pair)
+        seen_backbones.add(cell.backbone)
+    if mistakes:  # no cell with good data came to these
+        unseen = dict.fromkeys(cell.backbone for cell in cells if cell.backbone not in seen_backbones)
+        mistakes.each(backbones.checkpoint_id, unseen)
+    mistakes.raise_all()
+    return found
+
+
+def _pair(cell: CellConfig) -> str:
+    """A method on a backbone, as far as it decides whether the one takes the other."""
+    options = json.dumps(dict(cell.method.options), sort_keys=True, default=repr)
+    return f"{cell.backbone} {cell.method.name} {options} {cell.train.number_format}"
+
+
+def _data_refused(config: DataConfig) -> bool:
     from s2a_bench.data import loading
 
     mistakes = Mistakes()
-    mistakes.add(first)
-
-    def checked_data(config: DataConfig) -> DataConfig:
+    with mistakes.collecting():
         loading.check(config)
-        return config
-
-    def checked_backbone(config: BackboneConfig) -> BackboneConfig:
-        backbones.checkpoint_id(config)
-        return config
-
-    good_data = {*mistakes.each(checked_data, dict.fromkeys(cell.data for cell in cells))}
-    good_backbones = {*mistakes.each(checked_backbone, dict.fromkeys(cell.backbone for cell in cells))}
-    one_of_each: dict[str, CellConfig] = {}
-    for cell in cells:
-        if cell.backbone in good_backbones and cell.data in good_data:
-            options = json.dumps(dict(cell.method.options), sort_keys=True, default=repr)
-            pair = f"{cell.backbone} {cell.method.name} {options} {cell.train.number_format}"
-            one_of_each.setdefault(pair, cell)
-    mistakes.each(run.identify, one_of_each.values())
-    mistakes.raise_all()
+    return bool(mistakes)
