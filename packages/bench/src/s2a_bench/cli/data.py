@@ -105,7 +105,7 @@ class DataPrepare:
         if self.split is not None and self.synthetic:
             mistakes.add(InputError("--split goes with --from and --download: made-up sources have their own lists."))
         for flag, path in (("--from", self.source), ("--split", self.split)):
-            if path is not None and not path.exists():
+            if path is not None and not self.synthetic and not path.exists():
                 mistakes.add(InputError(f"There is nothing at {flag} {path}; give the path of a download."))
         mistakes.raise_all()
         return found
