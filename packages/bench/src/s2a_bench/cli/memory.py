@@ -27,7 +27,6 @@ ALL = "all"
 PATIENCE = 10.0
 """Seconds after which a row says that it is being worked on."""
 
-
 STEP_KEYS = ("precision", "checkpointing", "frozen")
 """Keys of the recipe that decide what a step keeps."""
 
@@ -133,11 +132,11 @@ def memory(
     Raises:
         ValueError: Bad input; of ``"all"``, a method that a backbone cannot take is a row that says why.
     """
+    check(backbones, labels, batch_size, settings, device)
     import s2a
 
     from s2a_bench.cells import device_peak
 
-    check(backbones, labels, batch_size, settings, device)
     if device is not None:
         device_peak.check_device(device)
     parsed = parse_settings(settings)
