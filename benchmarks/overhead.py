@@ -20,11 +20,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from s2a_bench import Listener
+
 METHODS = ("full", "linear", "bias", "lora", "s2a")
 REPEATS = 4
 
 
-class Stopwatch:
+class Stopwatch(Listener):
     """A listener that notes when things happen."""
 
     def __init__(self) -> None:

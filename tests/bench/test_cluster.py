@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from s2a_bench.cells import record
@@ -26,6 +26,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
+from s2a_bench.sweeps.events import Listener
 from s2a_bench.sweeps.local import run_locally
 from s2a_bench.sweeps.plan import Plan, identify, plan
 from s2a_bench.sweeps.ray import cluster
@@ -130,7 +131,7 @@ def test_a_lost_node_is_told_from_a_dead_worker():
     assert cluster.lost_sentence("Worker exit detail: the worker process received SIGKILL.", "n", 1) is None
 
 
-class Heard:
+class Heard(Listener):
     """Remembers events; may be told what to do at the end of an epoch."""
 
     def __init__(self, at_epoch: Callable[[str, Mapping], None] = lambda cell, metrics: None) -> None:
@@ -335,7 +336,7 @@ def test_a_sweep_ends_when_no_node_is_left_for_it_and_not_before(tmp_path, monke
     monkeypatch.setattr(ray, "nodes", lambda: alive)
     monkeypatch.setattr(callbacks, "time", type("Clock", (), {"monotonic": staticmethod(lambda: clock[0])}))
     watch = callbacks.SweepCallback(Plan({}, frozenset(), frozenset(), ()), tmp_path, [], Join("head:1", patience=60))
-    trials = [FakeTrial({"cpu": 2, "gpu": 0}), FakeTrial({"cpu": 99, "gpu": 0}, finished=True)]
+    trials: list[Any] = [FakeTrial({"cpu": 2, "gpu": 0}), FakeTrial({"cpu": 99, "gpu": 0}, finished=True)]
 
     def at(seconds: float, *nodes: dict) -> None:
         clock[0], alive[:] = seconds, nodes

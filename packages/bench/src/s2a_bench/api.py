@@ -18,7 +18,7 @@ from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep, settle
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, Mistakes
-from s2a_bench.sweeps.events import Listener, StageEnd, notify
+from s2a_bench.sweeps.events import Listener, StageEnd, keep_stdout, notify
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import ResourceRequest
 from s2a_bench.sweeps.settings import coerce
@@ -337,6 +337,7 @@ def execute(job: Job, listeners: Sequence[Listener] = ()) -> Finished:
     from s2a_bench.sweeps.driver import run_sweep
     from s2a_bench.tracking.listener import Tracker
 
+    listeners = keep_stdout(listeners)
     message = functools.partial(notify, listeners, "message")
     tracker = Tracker(job.request.suite, job.tracking_uri, job.options.keep.output, message)
     writer = _ReportWriter(job.options.keep.output)

@@ -9,7 +9,7 @@ from typing import Literal
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.events import Listener, StageEnd, WithStdout, notify
+from s2a_bench.sweeps.events import Listener, StageEnd, notify
 from s2a_bench.sweeps.grid import expand
 from s2a_bench.sweeps.plan import Plan, identify, plan, results
 from s2a_bench.sweeps.request import Request, RunOptions
@@ -82,7 +82,6 @@ def run_sweep(
         KeyboardInterrupt: As it came; records and checkpoints stay, and the same call goes on from there.
     """
     cells = check_cells(request, options, mode)
-    listeners = [WithStdout(listener) for listener in listeners]
     if mode is not None:
         ends = run_search(cells, mode, request, options, listeners)
     else:

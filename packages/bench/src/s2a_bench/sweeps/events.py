@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from s2a_bench.cells.record import Record
 
@@ -74,15 +74,18 @@ def notify(listeners: Sequence[Listener], event: str, *arguments: Any) -> None:
             method(*arguments)
 
 
-class WithStdout:
-    """Passes events on to a listener that prints: Ray switches stdout off while it runs, and this puts it back."""
+def keep_stdout(listeners: Sequence[Listener]) -> list[Listener]:
+    """The same listeners, but what they print goes where stdout is now: while Ray runs, stdout is switched off."""
+    return [cast(Listener, _WithStdout(listener)) for listener in listeners]
+
+
+class _WithStdout:
+    """Passes every event on to a listener, with stdout as it was when this was made."""
 
     def __init__(self, listener: Listener) -> None:
-        """Remembers where stdout is now."""
         self._listener, self._stdout = listener, sys.stdout
 
     def __getattr__(self, event: str) -> Callable[..., None]:
-        """The listener's method, with stdout in its place."""
         method = getattr(self._listener, event)
 
         def call(*arguments: Any) -> None:

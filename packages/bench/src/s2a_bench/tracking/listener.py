@@ -13,7 +13,8 @@ from pathlib import Path
 from s2a_bench.cells.record import Record, write_atomic
 from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.plan import Plan, results
-from s2a_bench.tracking import runs, store
+from s2a_bench.tracking import runs
+from s2a_bench.tracking import store as stores
 from s2a_bench.tracking.runs import TrackingError
 from s2a_bench.tracking.store import Store
 
@@ -43,7 +44,7 @@ class Tracker(Listener):
         """
         self.missing = ""
         # The default store's folder is made by the check: only where a sweep is about to run.
-        self.uri = "" if uri is None else store.check_uri(uri, output)
+        self.uri = "" if uri is None else stores.check_uri(uri, output)
         self._suite, self._given, self._output, self._message = suite, uri, output, message
         self._store: Store | None = None
 
@@ -54,11 +55,11 @@ class Tracker(Listener):
             InputError: It cannot be used, or MLflow is not installed and ``uri`` was given.
         """
         self._plan = plan
-        self.uri = store.check_uri(self._given, self._output)
+        self.uri = stores.check_uri(self._given, self._output)
         if plan.todo or not self._is_stamped([record for record in results(plan, self._output).values() if record]):
             try:
-                self._store = store.open_store(self._given, self._output)
-            except store.NotInstalled as error:
+                self._store = stores.open_store(self._given, self._output)
+            except stores.NotInstalled as error:
                 if self._given is not None:
                     raise
                 self.missing = str(error)
@@ -91,7 +92,8 @@ class Tracker(Listener):
         Raises:
             TrackingError: MLflow failed, twice; the sentence ends with the command that makes it good.
         """
-        if self._store is None:
+        store = self._store
+        if store is None:
             return
         self._thread.shutdown(wait=True)
         with contextlib.suppress(TrackingError):
@@ -99,7 +101,7 @@ class Tracker(Listener):
             self._store = None  # an interrupt from here on does not close it again
             return
         try:
-            self._log_all(runs.start_sweep(self._store, self._suite, self._plan.cells), found, status)
+            self._log_all(runs.start_sweep(store, self._suite, self._plan.cells), found, status)
         except TrackingError as error:
             retry = f"s2a-bench track --output {self._output}" + (
                 f" --tracking-uri {self._given}" if self._given else ""
