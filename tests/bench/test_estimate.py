@@ -204,7 +204,7 @@ def test_the_estimate_is_the_sum_over_its_cells(monkeypatch):
     monkeypatch.setattr(estimate, "measure_cost", lambda cell, seconds: Cost(0.002, 0.001))
     out = io.StringIO()
     asked = commands_estimate.Asked(backbones=("mini_vit",), methods=("bias", "linear"), seeds=(0, 1))
-    assert commands_estimate.run(asked, True, Console(file=out)) == 0
+    assert commands_estimate.print_estimate(asked, True, Console(file=out)) == 0
     found = json.loads(out.getvalue())
     rows = {row["method"]: row for row in found["rows"]}
     sets = [d for d in DATASETS.values() if d.suite in ("vtab", "fgvc") and d.name != "fgvc_caltech101_all"]

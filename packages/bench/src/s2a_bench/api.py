@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.errors import InputError
+from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.events import Listener, StageEnd, keep_stdout, notify
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import ResourceRequest
@@ -259,7 +259,7 @@ def prepare(
     weights: FilePath | None,
     **others: Any,
 ) -> Job:
-    """Checks the types of the arguments of ``sweep`` and sorts them by what they are about.
+    """Checks the arguments of ``sweep``, as far as that needs no torch, and sorts them by what they are about.
 
     Args:
         output: As ``sweep``, and so are all others.
@@ -276,14 +276,17 @@ def prepare(
         **others: Fields of ``Request`` and ``ResourceRequest``.
 
     Raises:
-        InputError: A value of the wrong type or form: one sentence.
+        InputError: Unknown names, values of the wrong type or form, missing files: one sentence for each.
     """
     from s2a_bench.sweeps.search.choice import parse_mode
 
     for name in ("datasets", "backbones", "methods", "seeds"):
         if isinstance(others[name], str | int) and not isinstance(others[name], bool):
             others[name] = (others[name],)
-    mode = parse_mode(_typed(search, str | int, "search"), search_scheduler)
+    mistakes = Mistakes()
+    mode = None
+    with mistakes.collecting():
+        mode = parse_mode(_typed(search, str | int, "search"), search_scheduler)
     request = Request(
         **_fields(Request, others),
         settings=_setting_texts(set, "set"),
@@ -291,14 +294,38 @@ def prepare(
         data_dir=None if data_dir is None else _absolute(data_dir, "data_dir"),
         weights=None if weights is None else _absolute(weights, "weights"),
     )
-    keep = Keep(
-        Path(_absolute(output, "output")),
-        _typed(checkpoint_every, float, "checkpoint_every"),
-        _typed(keep_adapters, bool, "keep_adapters"),
-        not _typed(no_feature_cache, bool, "no_feature_cache"),
-    )
+    keep = Keep(Path(_absolute(output, "output")))
+    with mistakes.collecting():
+        keep = Keep(
+            keep.output,
+            _typed(checkpoint_every, float, "checkpoint_every"),
+            _typed(keep_adapters, bool, "keep_adapters"),
+            not _typed(no_feature_cache, bool, "no_feature_cache"),
+        )
     options = RunOptions(keep, ResourceRequest(**_fields(ResourceRequest, others)))
-    return Job(request, options, mode, _typed(tracking_uri, str | None, "tracking_uri"))
+    job = Job(request, options, mode, _typed(tracking_uri, str | None, "tracking_uri"))
+    _check(job, mistakes)
+    return job
+
+
+def _check(job: Job, mistakes: Mistakes) -> None:
+    """Checks names, options, values and paths without torch, so that mistakes are cheap.
+
+    Raises:
+        InputError: Everything that is wrong, with what was found before.
+    """
+    from s2a_bench.sweeps.checks.options import check_options
+    from s2a_bench.sweeps.checks.request import check_data, check_request
+    from s2a_bench.tracking.store import check_uri
+
+    check_request(mistakes, job.request)
+    with mistakes.collecting():
+        check_data(job.request)
+    check_options(mistakes, job.options, job.request.device, job.mode)
+    if job.tracking_uri is not None:
+        with mistakes.collecting():
+            check_uri(job.tracking_uri, job.options.keep.output)
+    mistakes.raise_all()
 
 
 def execute(job: Job, listeners: Sequence[Listener] = ()) -> Finished:

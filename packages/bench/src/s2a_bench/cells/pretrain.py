@@ -19,39 +19,11 @@ import torch.nn.functional as F
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from s2a_bench.cells.backbones import MINI_BACKBONES, MiniBackbone, build_mini
+from s2a_bench.cells.backbones import build_mini
+from s2a_bench.cells.mini_backbones import MINI_BACKBONES, MiniBackbone
+from s2a_bench.cells.pretrain_config import PretrainConfig
 from s2a_bench.data.images import decode, is_image, to_array
 from s2a_bench.data.readers.tree import Tree
-
-
-@dataclasses.dataclass(frozen=True)
-class PretrainConfig:
-    """One pretraining run.
-
-    Attributes:
-        backbone: Name in ``MINI_BACKBONES``.
-        epochs: Passes over the training images.
-        full_epochs: How many of them, at the end, see every patch.
-        patch_drop: Fraction of patches hidden before that, in [0, 1); only for models that can.
-        batch_size: Images per step.
-        lr: Peak learning rate of AdamW.
-        weight_decay: Decoupled weight decay of AdamW.
-        label_smoothing: Of the cross-entropy.
-        bf16: Forward under bfloat16 autocast (weights stay fp32); about half the time where the CPU has the
-            instructions.
-        seed: Of weights, order and augmentation.
-    """
-
-    backbone: str = "mini_vit"
-    epochs: int = 28
-    full_epochs: int = 5
-    patch_drop: float = 0.5
-    batch_size: int = 128
-    lr: float = 1.5e-3
-    weight_decay: float = 0.05
-    label_smoothing: float = 0.1
-    bf16: bool = False
-    seed: int = 0
 
 
 def augment(images: Tensor, generator: torch.Generator, pad: int = 4) -> Tensor:

@@ -1,28 +1,90 @@
-"""`audit --peek`: trains recorded cells again and prints what the best epoch on test would have added."""
+"""``s2a-bench audit --peek``: trains recorded cells again and prints what the best epoch on test would have added."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.audit import epochs as audit
-from s2a_bench.audit import trials as audit_trials
-from s2a_bench.audit.epochs import Line, Peek
-from s2a_bench.audit.trials import Tried
-from s2a_bench.cells import record as records
-from s2a_bench.cells.record import Record
-from s2a_bench.cli import sweep_grid as commands
-from s2a_bench.config import CellConfig, MethodConfig
-from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.grid import Request
+from s2a_bench.cells.record import Record, read_all
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, check_records, print_verbatim
+from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
+from s2a_bench.errors import InputError, Mistakes, unknown
 
-_VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
+if TYPE_CHECKING:
+    from s2a_bench.audit.epochs import Line, Peek
+    from s2a_bench.audit.trials import Tried
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """Measures what looking at the test set would have added to the records of a sweep. It changes none of them.
+
+    Attributes:
+        peek: Train the recorded cells again and score the test set after every epoch; print best epoch minus last.
+            Behind a search, also train every config that it tried and print the best on test minus the chosen one.
+        output: Folder of a sweep.
+        datasets: Only these; all that have test records if left out.
+        backbones: Only these.
+        methods: Only these.
+        seeds: Only these.
+        data_dir: Where prepared datasets lie.
+        weights: Local file of the backbone, where the sweep had one.
+        device: cpu, cuda, cuda:0.
+        skip_trials: Only the epochs, not the searches.
+    """
+
+    peek: bool = False
+    output: Path = Path("results")
+    datasets: Names = ()
+    backbones: Names = ()
+    methods: Names = ()
+    seeds: tuple[int, ...] = ()
+    data_dir: Folder = None
+    weights: File = None
+    device: str = "cpu"
+    skip_trials: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            ValueError: Nothing to audit, or bad names, values or paths.
+        """
+        wanted = {f.name: getattr(self, f.name) for f in dataclasses.fields(Wanted)}
+        paths = {name: str(wanted[name]) for name in ("data_dir", "weights") if wanted[name] is not None}
+        self._check()
+        return audit_records(self.output, Wanted(**{**wanted, **paths}), console)
+
+    def _check(self) -> None:
+        from s2a_bench.sweeps.checks.backbones import check_weights
+        from s2a_bench.sweeps.checks.devices import check_device_name
+        from s2a_bench.sweeps.checks.request import check_folder
+
+        mistakes = Mistakes()
+        if not self.peek:
+            mistakes.add(InputError("audit has one question so far: give --peek."))
+        with mistakes.collecting():
+            check_device_name(self.device)
+        if self.data_dir is not None:
+            with mistakes.collecting():
+                check_folder(self.data_dir, "--data-dir")
+        with mistakes.collecting():
+            check_weights(BackboneConfig(weights=None if self.weights is None else str(self.weights)))
+        with mistakes.collecting():
+            check_records(self.output)
+            have = [found for _, found in read_all(self.output.absolute()) if isinstance(found, Record)]
+            asked = {"dataset": self.datasets, "backbone": self.backbones, "method": self.methods, "seed": self.seeds}
+            for field, values in asked.items():
+                for value in values:
+                    if value not in (known := {getattr(record, field) for record in have}):
+                        mistakes.add(unknown(f"{field} of the records", str(value), map(str, known)))
+        mistakes.raise_all()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +101,7 @@ class Wanted:
     skip_trials: bool = False
 
 
-def peek(output: Path, wanted: Wanted, console: Console) -> int:
+def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     """Audits the records under ``output``, and the searches behind them; what is there already is not made again.
 
     Returns:
@@ -48,67 +110,75 @@ def peek(output: Path, wanted: Wanted, console: Console) -> int:
     Raises:
         ValueError: Nothing to audit, or a record that cannot be trained again: before anything ran.
     """
-    commands.checked(Request(device=wanted.device))
+    from s2a_bench.audit import epochs
+    from s2a_bench.sweeps.resources import check_device
+
+    check_device(wanted.device)
     output = output.absolute()
-    have = [found for _, found in records.read_all(output) if isinstance(found, Record)]
-    chosen = audit.pick(
+    have = [found for _, found in read_all(output) if isinstance(found, Record)]
+    chosen = epochs.pick(
         have, datasets=wanted.datasets, backbones=wanted.backbones, methods=wanted.methods, seeds=wanted.seeds
     )
-    peeks = {record.cell_id: found for record in chosen if (found := audit.read(output, record)) is not None}
+    peeks = {record.cell_id: found for record in chosen if (found := epochs.read(output, record)) is not None}
     todo = [
-        (record, audit.cell_of(record, wanted.data_dir, wanted.weights, wanted.device))
+        (record, epochs.cell_of(record, wanted.data_dir, wanted.weights, wanted.device))
         for record in chosen
         if record.cell_id not in peeks
     ]
     searches = [] if wanted.skip_trials else _searches(chosen, wanted, output)
-    console.print(f"Audit: {len(chosen)} records, {len(todo)} to train again. {audit.WARNING}", **_VERBATIM)
+    print_verbatim(console, f"Audit: {len(chosen)} records, {len(todo)} to train again. {epochs.WARNING}")
     for number, (record, cell) in enumerate(todo, start=1):
-        found = peeks[record.cell_id] = audit.peek(cell, record)
-        audit.write(found, output)
-        console.print(
+        found = peeks[record.cell_id] = epochs.peek(cell, record)
+        epochs.write(found, output)
+        print_verbatim(
+            console,
             f"[{number}/{len(todo)}] {record.method} on {record.dataset}, {record.backbone}, seed {record.seed}: last "
             f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}",
-            **_VERBATIM,
         )
     found = [peeks[record.cell_id] for record in chosen]
-    console.print(_table(audit.lines(found), "What the best epoch on test would have added", "last %"))
+    console.print(_table(epochs.lines(found), "What the best epoch on test would have added", "last %"))
     code = _compare(found, console)
     if searches:
         _trials(searches, output, console)
     return code
 
 
-_Search = tuple[Record, list[Tried]]
+_Search = tuple[Record, "list[Tried]"]
 
 
 def _searches(chosen: Sequence[Record], wanted: Wanted, output: Path) -> list[_Search]:
     """The searches behind records, with the final cells of everything that they tried."""
+    from s2a_bench.audit import epochs, trials
+
     return [
         (
             record,
-            audit_trials.tried(record, audit.cell_of(record, wanted.data_dir, wanted.weights, wanted.device), output),
+            trials.tried(record, epochs.cell_of(record, wanted.data_dir, wanted.weights, wanted.device), output),
         )
-        for record in audit_trials.finals(chosen)
+        for record in trials.finals(chosen)
     ]
 
 
 def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None:
     """Trains what was tried and not chosen, and prints what choosing by the test set would have added."""
-    todo = [(record, one) for record, tried in searches for one in tried if audit_trials.known(one, output) is None]
-    console.print(f"Searches: {len(searches)}, {len(todo)} configs to train. {audit_trials.WARNING}", **_VERBATIM)
+    from s2a_bench.audit import trials
+    from s2a_bench.sweeps import grid
+
+    todo = [(record, one) for record, tried in searches for one in tried if trials.known(one, output) is None]
+    print_verbatim(console, f"Searches: {len(searches)}, {len(todo)} configs to train. {trials.WARNING}")
     for number, (record, one) in enumerate(todo, start=1):
-        found = audit_trials.score(one)
-        audit_trials.write(found, output)
+        found = trials.score(one)
+        trials.write(found, output)
         shown = "the loss became infinite" if found.accuracy is None else f"{found.accuracy:.1f} % on test"
-        console.print(f"[{number}/{len(todo)}] {grid.label(_brief(one.cell, record))}: {shown}", **_VERBATIM)
+        print_verbatim(console, f"[{number}/{len(todo)}] {grid.label(_brief(one.cell, record))}: {shown}")
     measured = []
     for record, tried in searches:
-        scores = [audit_trials.known(one, output) for one in tried]
+        scores = [trials.known(one, output) for one in tried]
         accuracies = [score.accuracy for score in scores if score is not None and score.accuracy is not None]
         if accuracies:
-            measured.append(audit_trials.Searched(record, tuple(accuracies)))
+            measured.append(trials.Searched(record, tuple(accuracies)))
     title = "What choosing the trial by the test set would have added (one seed of each search)"
-    console.print(_table(audit_trials.lines(measured), title, "chosen %"))
+    console.print(_table(trials.lines(measured), title, "chosen %"))
 
 
 def _brief(cell: CellConfig, record: Record) -> CellConfig:
@@ -133,12 +203,12 @@ def _compare(found: Sequence[Peek], console: Console) -> int:
     """Says which records were not met again: the same cell on the same machine gives the same number."""
     other = [each for each in found if each.test[-1] != each.record_accuracy]
     same = len(found) - len(other)
-    console.print(f"{same} of {len(found)} records were met again to the last image.", **_VERBATIM)
+    print_verbatim(console, f"{same} of {len(found)} records were met again to the last image.")
     for each in other:
-        console.print(
+        print_verbatim(
+            console,
             f"{each.cell_id}: the record says {each.record_accuracy:.2f} %, trained again it has {each.test[-1]:.2f} % "
             "(another machine, device or library version).",
             style="yellow",
-            **_VERBATIM,
         )
-    return commands.SOME_FAILED if other else commands.DONE
+    return SOME_FAILED if other else DONE

@@ -1,45 +1,144 @@
-"""What each ``data`` command does."""
+"""``s2a-bench data list``, ``prepare`` and ``verify``."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated
 
+import tyro
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from s2a_bench.cli.common import DONE, SOME_FAILED, Folder, print_verbatim
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
-from s2a_bench.data.verify import Progress
-from s2a_bench.errors import InputError, unknown
+from s2a_bench.errors import InputError, Mistakes, unknown
 
 if TYPE_CHECKING:
     from s2a_bench.data.loading import Row
+    from s2a_bench.data.verify import Progress
 
-DONE, SOME_FAILED = 0, 1
-_VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
 _LIVE, _HEARTBEAT = 0.1, 30.0
 """Seconds between two signs of life of one step, on a terminal and in a file."""
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
 
-def show(names: Sequence[str], root: Path | None, console: Console) -> int:
-    """Prints every dataset and what of it is on disk; with names, all that is known of these.
+@dataclasses.dataclass(frozen=True)
+class DataList:
+    """Lists every dataset and what of it is on disk; with names, everything that is known of these.
 
-    Raises:
-        InputError: An unknown name.
+    Attributes:
+        datasets: Which datasets; a suite's name stands for all of its datasets.
+        data_dir: Where prepared datasets lie.
     """
-    from s2a_bench.data import loading as data
 
-    rows = {row.name: row for row in data.list_datasets(root)}
-    if names:
-        for dataset in _named(names):
+    datasets: tyro.conf.Positional[tuple[str, ...]] = ()
+    data_dir: Folder = None
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            InputError: Unknown names.
+        """
+        return print_list(_named(self.datasets) if self.datasets else [], self.data_dir, console)
+
+
+@dataclasses.dataclass(frozen=True)
+class DataPrepare:
+    """Brings a download into the standard folder; exactly one of --from, --download and --synthetic says from where.
+
+    Attributes:
+        datasets: Which datasets; a suite's name stands for all of its datasets.
+        source: The archive, the folder it extracts to, or a folder that holds either, or one such folder per dataset
+            under the dataset's name.
+        data_dir: Where prepared datasets lie.
+        download: Get the files first, into DIR/.downloads/; interrupted downloads go on where they ended.
+        synthetic: Make up a source in the original format: offline, marked in every record.
+        full: With --synthetic: as many test images as the real dataset has.
+        seed: Of --synthetic.
+        split: A published split: CoOp's split_zhou_*.json, or a folder with VPT's train.json, val.json, test.json.
+    """
+
+    datasets: tyro.conf.Positional[tuple[str, ...]]
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    download: bool = False
+    synthetic: bool = False
+    full: bool = False
+    seed: int = 0
+    split: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            InputError: Unknown names, flags that exclude each other, or paths that are not there; for one dataset also
+                what is wrong with its files.
+        """
+        found = self._checked()
+        if self.synthetic:
+            return make_up_datasets(found, self.data_dir, self.seed, self.full, console)
+        if self.download:
+            return download_datasets(found, self.data_dir, self.split, console)
+        assert self.source is not None
+        return prepare_datasets(found, self.source, self.data_dir, self.split, console)
+
+    def _checked(self) -> list[Dataset]:
+        mistakes = Mistakes()
+        found: list[Dataset] = []
+        with mistakes.collecting():
+            found = _named(self.datasets)
+        if (self.source is not None) + self.download + self.synthetic != 1:
+            mistakes.add(InputError("Give exactly one of --from PATH, --download and --synthetic."))
+        if (self.full or self.seed) and not self.synthetic:
+            mistakes.add(InputError("--full and --seed go with --synthetic."))
+        if self.seed < 0:
+            mistakes.add(InputError(f"--seed {self.seed} is negative; give 0 or more."))
+        if self.split is not None and self.synthetic:
+            mistakes.add(InputError("--split goes with --from and --download: made-up sources have their own lists."))
+        for flag, path in (("--from", self.source), ("--split", self.split)):
+            if path is not None and not self.synthetic and not path.exists():
+                mistakes.add(InputError(f"There is nothing at {flag} {path}; give the path of a download."))
+        mistakes.raise_all()
+        return found
+
+
+@dataclasses.dataclass(frozen=True)
+class DataVerify:
+    """Checks prepared datasets: counts, hashes, every image.
+
+    Attributes:
+        datasets: Which datasets; a suite's name stands for all of its datasets.
+        data_dir: Where prepared datasets lie.
+    """
+
+    datasets: tyro.conf.Positional[tuple[str, ...]]
+    data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            InputError: Unknown or embedded datasets, or no folder.
+        """
+        return verify_datasets(_named(self.datasets), self.data_dir, console)
+
+
+def print_list(found: Sequence[Dataset], root: Path | None, console: Console) -> int:
+    """Prints every dataset and what of it is on disk; of those that are given, all that is known."""
+    from s2a_bench.data import loading
+
+    rows = {row.name: row for row in loading.list_datasets(root)}
+    if found:
+        for dataset in found:
             console.print(_card(dataset, rows[dataset.name]))
         return DONE
     if not console.is_terminal:
@@ -58,8 +157,8 @@ def show(names: Sequence[str], root: Path | None, console: Console) -> int:
         table.add_row(row.name, row.suite, *group, str(row.classes), sizes, _state(row), row.data_id or "")
     console.print(table)
     if root is None:
-        console.print("Pass --data-dir DIR to see what is on disk.", **_VERBATIM)
-    console.print("`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.", **_VERBATIM)
+        print_verbatim(console, "Pass --data-dir DIR to see what is on disk.")
+    print_verbatim(console, "`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.")
     return DONE
 
 
@@ -100,11 +199,11 @@ def _card(dataset: Dataset, row: Row) -> Table:
     return card
 
 
-def prepare(names: Sequence[str], source: Path, root: Path, split: Path | None, console: Console) -> int:
+def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: Path | None, console: Console) -> int:
     """Brings downloads into the standard folder.
 
     Args:
-        names: Datasets or suites.
+        found: Datasets.
         source: A download, or a folder of downloads; a folder in it that has a dataset's name is looked into first.
         root: Data root.
         split: A published split.
@@ -124,10 +223,10 @@ def prepare(names: Sequence[str], source: Path, root: Path, split: Path | None, 
             folder = door.prepare(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
-    return _each(_named(names), work, console)
+    return _each(found, work, console)
 
 
-def download(names: Sequence[str], root: Path, split: Path | None, console: Console) -> int:
+def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, console: Console) -> int:
     """Gets the files of datasets and brings them into the standard folder.
 
     Returns:
@@ -151,24 +250,21 @@ def download(names: Sequence[str], root: Path, split: Path | None, console: Cons
         with _steps(console) as say:
             return f"{dataset.name} is ready: {door.prepare(dataset.name, folder, root, say, split=split)}"
 
-    return _each(_named(names), work, console)
+    return _each(found, work, console)
 
 
-def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Console) -> int:
+def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool, console: Console) -> int:
     """Makes up sources in their original formats and brings them into the standard folder.
 
     Returns:
         As ``prepare``.
 
     Raises:
-        InputError: An embedded dataset, a seed below 0, or as ``prepare``.
+        InputError: An embedded dataset, or as ``prepare``.
     """
     from s2a_bench.data import prepare as door
     from s2a_bench.data.folder import reserved
     from s2a_bench.data.synthetic import plans
-
-    if seed < 0:
-        raise InputError(f"--seed {seed} is negative; give 0 or more.")
 
     def work(dataset: Dataset) -> str:
         try:
@@ -192,7 +288,7 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
                 shutil.rmtree(place, ignore_errors=True)
         return f"{dataset.name} is ready, with made-up images: {folder}"
 
-    return _each(_named(names), work, console)
+    return _each(found, work, console)
 
 
 def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Console) -> int:
@@ -200,18 +296,18 @@ def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Con
     failures = 0
     for dataset in found:
         try:
-            console.print(work(dataset), **_VERBATIM)
+            print_verbatim(console, work(dataset))
         except InputError as error:
             if len(found) == 1:
                 raise
             failures += 1
-            console.print(f"{dataset.name} is not: {error}", style="red", **_VERBATIM)
+            print_verbatim(console, f"{dataset.name} is not: {error}", style="red")
     if failures:
-        console.print(f"{len(found) - failures} of {len(found)} datasets are ready.", **_VERBATIM)
+        print_verbatim(console, f"{len(found) - failures} of {len(found)} datasets are ready.")
     return SOME_FAILED if failures else DONE
 
 
-def verify(names: Sequence[str], root: Path, console: Console) -> int:
+def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> int:
     """Checks prepared folders; prints what is wrong with them, or worth knowing, and returns 1 if anything is wrong.
 
     Raises:
@@ -220,17 +316,17 @@ def verify(names: Sequence[str], root: Path, console: Console) -> int:
     from s2a_bench.data import verify as door
 
     wrong = False
-    for dataset in _named(names):
+    for dataset in found:
         with _steps(console) as say:
-            found = door.verify(dataset.name, root, say)
-        problems = [problem for problem in found if not problem.note]
-        notes = [problem for problem in found if problem.note]
+            noticed = door.verify(dataset.name, root, say)
+        problems = [problem for problem in noticed if not problem.note]
+        notes = [problem for problem in noticed if problem.note]
         for title, each in (("", problems), ("note: ", notes)):
             for problem in each[:_SHOWN]:
-                console.print(f"{title}{problem}", **_VERBATIM)
+                print_verbatim(console, f"{title}{problem}")
             if len(each) > _SHOWN:
-                console.print(f"{title}and {len(each) - _SHOWN} more.", **_VERBATIM)
-        console.print(f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.", **_VERBATIM)
+                print_verbatim(console, f"{title}and {len(each) - _SHOWN} more.")
+        print_verbatim(console, f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.")
         wrong = wrong or bool(problems)
     return SOME_FAILED if wrong else DONE
 
@@ -239,28 +335,32 @@ def _named(names: Sequence[str]) -> list[Dataset]:
     """The datasets meant; a suite stands for all of its own.
 
     Raises:
-        InputError: An unknown name, or none at all.
+        InputError: Unknown names, all of them, or none at all.
     """
     if not names:
         raise InputError("Name a dataset or a suite; `s2a-bench data list` shows them.")
-    found: dict[str, Dataset] = {}
-    for name in names:
-        inside = datasets.SUITES[name].datasets if name in datasets.SUITES else ()
-        known = [datasets.DATASETS[name]] if name in datasets.DATASETS else []
-        if inside and known and inside != (name,):
-            raise InputError(
-                f"{name!r} is a dataset and a suite; write {known[0].suite}/{name} for the one, {' '.join(inside)} "
-                "for the other."
-            )
-        if not inside:
-            try:
-                inside = (datasets.find(name).name,)
-            except InputError:
-                if "/" in name:
-                    raise
-                raise unknown("dataset or suite", name, [*datasets.SUITES, *datasets.DATASETS]) from None
-        found |= {each: datasets.DATASETS[each] for each in inside}
+    mistakes = Mistakes()
+    found = {dataset.name: dataset for several in mistakes.each(_meant, names) for dataset in several}
+    mistakes.raise_all()
     return list(found.values())
+
+
+def _meant(name: str) -> list[Dataset]:
+    inside = datasets.SUITES[name].datasets if name in datasets.SUITES else ()
+    known = datasets.DATASETS.get(name)
+    if inside and known and inside != (name,):
+        raise InputError(
+            f"{name!r} is a dataset and a suite; write {known.suite}/{name} for the one, {' '.join(inside)} for the "
+            "other."
+        )
+    if inside:
+        return [datasets.DATASETS[each] for each in inside]
+    try:
+        return [datasets.find(name)]
+    except InputError:
+        if "/" in name:
+            raise
+        raise unknown("dataset or suite", name, [*datasets.SUITES, *datasets.DATASETS]) from None
 
 
 @contextlib.contextmanager
@@ -278,7 +378,7 @@ def _steps(console: Console) -> Iterator[Progress]:
         if console.is_terminal:
             status.update(text)  # type: ignore[union-attr]
         else:
-            console.print(what if new else text, **_VERBATIM)
+            print_verbatim(console, what if new else text)
         last, spoken = what, now
 
     with status:

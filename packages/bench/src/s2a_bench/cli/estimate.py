@@ -7,17 +7,19 @@ import json
 import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cells import backbones, estimate, provenance
-from s2a_bench.cells import record as records
-from s2a_bench.cells.record import Record
-from s2a_bench.config import BackboneConfig, CellConfig
-from s2a_bench.errors import InputError
-from s2a_bench.sweeps import grid
+from s2a_bench.cells.record import Record, read_all
+from s2a_bench.cli.common import DONE, Folder, Names, Number
+from s2a_bench.config import CellConfig
+from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.sweeps.request import Request
+
+if TYPE_CHECKING:
+    from s2a_bench.cells.estimate import Costs
 
 SUITES = ("vtab", "fgvc")
 RULE = (
@@ -25,6 +27,45 @@ RULE = (
     "once; loading and start-up not counted. linear on VTAB-1k trains on features that are computed once."
 )
 RECORDS_RULE = "Rule: as in the records, loading and each cell's overhead included; ~: extrapolated; ?: unknown."
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """The paper's Table 1 in full (27 datasets, 3 backbones, 7 methods, 3 seeds) in device-hours. Nothing is trained.
+
+    Attributes:
+        experiment: Another of the paper's experiments, or a .toml file.
+        backbones: Only these.
+        methods: Only these.
+        seeds: One cell each.
+        epochs: Passes over the training images; the recipe's if left out.
+        batch_size: Images per step; the recipe's if left out.
+        device: cpu, cuda, cuda:0.
+        records: Take the times from a sweep's records instead of measuring steps now.
+        seconds: How long each step is measured, after one to warm up.
+        json: Print JSON.
+    """
+
+    experiment: str = "table1"
+    backbones: Names = ()
+    methods: Names = ()
+    seeds: tuple[int, ...] = (0, 1, 2)
+    epochs: Number = None
+    batch_size: Number = None
+    device: str = "cpu"
+    records: Folder = None
+    seconds: float = 2.0
+    json: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            ValueError: Bad input.
+        """
+        asked = Asked(**{f.name: getattr(self, f.name) for f in dataclasses.fields(Asked)})
+        check(asked)
+        return print_estimate(asked, self.json, console)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,39 +95,65 @@ class Asked:
     seconds: float = 2.0
 
 
+def check(asked: Asked) -> None:
+    """Checks names and values without torch; then, with torch, the device.
+
+    Raises:
+        InputError: What is wrong, all of it.
+    """
+    from s2a_bench.sweeps.checks.request import check_request
+
+    mistakes = Mistakes()
+    check_request(mistakes, _request(asked, "vtab"))
+    if not asked.seconds > 0:
+        mistakes.add(InputError(f"--seconds {asked.seconds:g} is too short; give a number above 0."))
+    if asked.records is not None:
+        have = [found for _, found in read_all(asked.records.absolute()) if isinstance(found, Record)]
+        if not any(record.status == "done" for record in have):
+            mistakes.add(InputError(f"{asked.records} has no finished record; give the output folder of a sweep."))
+    mistakes.raise_all()
+    from s2a_bench.sweeps.resources import check_device
+
+    check_device(asked.device)
+
+
+def _request(asked: Asked, suite: str) -> Request:
+    return Request(
+        suite=suite,
+        experiment=asked.experiment,
+        backbones=asked.backbones,
+        methods=asked.methods,
+        seeds=asked.seeds,
+        epochs=asked.epochs,
+        batch_size=asked.batch_size,
+        device=asked.device,
+        random_weights=True,
+    )
+
+
 def cells_of(asked: Asked) -> list[CellConfig]:
     """Every cell that is estimated.
 
     Raises:
         ValueError: Unknown names or bad numbers.
     """
-    found = []
-    for suite in SUITES:
-        request = grid.Request(
-            suite=suite,
-            experiment=asked.experiment,
-            backbones=asked.backbones,
-            methods=asked.methods,
-            seeds=asked.seeds,
-            epochs=asked.epochs,
-            batch_size=asked.batch_size,
-            device=asked.device,
-        )
-        found += grid.expand(request)
-    return found
+    from s2a_bench.sweeps import grid
+
+    mistakes = Mistakes()
+    found = mistakes.each(lambda suite: grid.expand(_request(asked, suite)), SUITES)
+    mistakes.raise_all()
+    return [cell for cells in found for cell in cells]
 
 
-def run(asked: Asked, as_json: bool, console: Console) -> int:
+def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
     """Prints seconds per image and device-hours per backbone and method, and their sum.
 
     Raises:
         ValueError: Bad input.
     """
-    if not asked.seconds > 0:
-        raise InputError(f"--seconds {asked.seconds:g} is too short; give a number above 0.")
+    from s2a_bench.cells import estimate, provenance
+
     cells = cells_of(asked)
-    for name in dict.fromkeys(cell.backbone.name for cell in cells):
-        backbones.weights_file(BackboneConfig(name, random_weights=True))  # a wrong name, before anything is measured
     pairs: dict[tuple[str, str], list[CellConfig]] = {}
     for cell in cells:
         pairs.setdefault((cell.backbone.name, _method(cell)), []).append(cell)
@@ -113,7 +180,7 @@ def run(asked: Asked, as_json: bool, console: Console) -> int:
         print(json.dumps({"rows": rows, **summary}, indent=1), file=console.file)
     else:
         _print(rows, summary, console)
-    return 0
+    return DONE
 
 
 def _method(cell: CellConfig) -> str:
@@ -121,8 +188,10 @@ def _method(cell: CellConfig) -> str:
     return f"{cell.method.name}:{options}" if options else cell.method.name
 
 
-def _from(folder: Path, device: str) -> estimate.Costs:
-    good = [found for _, found in records.read_all(folder.absolute()) if isinstance(found, Record)]
+def _from(folder: Path, device: str) -> Costs:
+    from s2a_bench.cells import estimate
+
+    good = [found for _, found in read_all(folder.absolute()) if isinstance(found, Record)]
     costs, count, aside = estimate.from_records(good, device)
     if not count:
         raise InputError(
@@ -133,6 +202,8 @@ def _from(folder: Path, device: str) -> estimate.Costs:
 
 
 def _measured(groups: Iterable[list[CellConfig]], asked: Asked, console: Console, quiet: bool) -> Any:
+    from s2a_bench.cells import estimate
+
     for cells in groups:
         cell = cells[0]
         cost = estimate.measure_cost(cell, asked.seconds)
@@ -141,7 +212,9 @@ def _measured(groups: Iterable[list[CellConfig]], asked: Asked, console: Console
         yield (cell.method.name, estimate.settings(cell), cell.backbone.name), cost
 
 
-def _row(backbone: str, method: str, cells: list[CellConfig], costs: estimate.Costs) -> dict[str, Any]:
+def _row(backbone: str, method: str, cells: list[CellConfig], costs: Costs) -> dict[str, Any]:
+    from s2a_bench.cells import estimate
+
     found = estimate.forecast(cells, costs)
     cost = costs.of(cells[0])
     return {

@@ -1,29 +1,112 @@
-"""`memory`: parameters and memory of one training step, and the paper's tables of them beside ours."""
+"""``s2a-bench memory``: parameters and memory of one training step, and the paper's tables of them beside ours."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import sys
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
-import s2a
+import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.sweep_grid import DONE
+from s2a_bench.cli.common import DONE, Names, Settings, flat
 from s2a_bench.config import MethodConfig, TrainConfig
-from s2a_bench.errors import InputError
-from s2a_bench.sweeps import grid
+from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.sweeps.request import Request
+from s2a_bench.sweeps.settings import SCOPES, methods_with, parse_method, parse_settings, train_settings
 
 ALL = "all"
 """Stands for every registered method."""
 
 PATIENCE = 10.0
 """Seconds after which a row says that it is being worked on."""
+
+STEP_KEYS = ("precision", "checkpointing", "frozen")
+"""Keys of the recipe that decide what a step keeps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Parameters and memory of one training step: theoretical, saved, simulated. No training, no data.
+
+    Attributes:
+        backbone: timm names, mini_vit, ...
+        method: Methods, with options if need be: "s2a:activations=exact"; all: every one.
+        batch_size: Images of the step.
+        set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true; values as in JSON or Python.
+        device: cuda or cuda:0: also measure the peak there, every row in a process of its own.
+        paper: Every row of the paper's Tables 1 and 2 instead, next to what is printed there.
+        json: Print JSON.
+    """
+
+    backbone: Names = ("mini_vit",)
+    method: Names = ("s2a",)
+    batch_size: int = 32
+    set: Settings = ()
+    device: Annotated[str | None, tyro.conf.arg(metavar="cuda")] = None
+    paper: bool = False
+    json: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            ValueError: Bad input.
+        """
+        settings = flat(self.set)
+        if self.paper:
+            check((), (), self.batch_size, (), None)
+            return memory_paper(self.batch_size, self.json, console)
+        return memory(self.backbone, self.method, self.batch_size, settings, self.device, self.json, console)
+
+
+def check(
+    backbones: Sequence[str], labels: Sequence[str], batch_size: int, settings: tuple[str, ...], device: str | None
+) -> None:
+    """Checks names, options and values without torch.
+
+    Args:
+        backbones: As ``memory``, and so are the others.
+        labels: Likewise.
+        batch_size: Likewise.
+        settings: Likewise.
+        device: Likewise.
+
+    Raises:
+        InputError: What is wrong, all of it.
+    """
+    from s2a_bench.sweeps.checks.devices import check_device_name
+    from s2a_bench.sweeps.checks.methods import method_table
+    from s2a_bench.sweeps.checks.request import check_backbones, check_labels, check_settings
+
+    mistakes = Mistakes()
+    check_backbones(mistakes, backbones, random_weights=True)
+    table = method_table()
+    named = [label for label in labels if label != ALL]
+    check_labels(mistakes, named, table)
+    of_methods = [] if ALL in labels else [label.partition(":")[0] for label in named]
+    check_settings(mistakes, Request(settings=settings), of_methods, table)
+    for text in settings:
+        scope, _, key = text.partition("=")[0].strip().partition(".")
+        if scope == SCOPES[1] and key in TrainConfig.__dataclass_fields__ and key not in STEP_KEYS:
+            mistakes.add(
+                InputError(
+                    f"memory trains nothing: train.{key} has no place here; train.precision, train.checkpointing and "
+                    "train.frozen do."
+                )
+            )
+    if batch_size < 1:
+        mistakes.add(InputError(f"--batch-size {batch_size} is too small; it must be at least 1."))
+    if device is not None:
+        with mistakes.collecting():
+            check_device_name(device)
+    mistakes.raise_all()
 
 
 def memory(
@@ -49,23 +132,21 @@ def memory(
     Raises:
         ValueError: Bad input; of ``"all"``, a method that a backbone cannot take is a row that says why.
     """
+    check(backbones, labels, batch_size, settings, device)
+    import s2a
+
     from s2a_bench.cells import device_peak
 
-    if batch_size < 1:
-        raise InputError(f"--batch-size {batch_size} is too small; it must be at least 1.")
     if device is not None:
         device_peak.check_device(device)
-    parsed = grid.parse_settings(settings)
-    useless = parsed["train"].keys() - {"precision", "checkpointing", "frozen"}
-    if useless:
-        raise InputError(
-            f"memory trains nothing: train.{min(useless)} has no place here; train.precision, "
-            "train.checkpointing and train.frozen do."
-        )
+    parsed = parse_settings(settings)
     given = [label for label in labels if label != ALL]
     every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
-    methods = grid.methods_with([grid.parse_method(label) for label in (*every, *given)], parsed["method"])
-    train = TrainConfig(**grid.train_settings(grid.Request(batch_size=batch_size), parsed["train"]))
+    mistakes = Mistakes()
+    methods = mistakes.each(parse_method, (*every, *given))
+    mistakes.raise_all()
+    methods = methods_with(methods, parsed["method"])
+    train = TrainConfig(**train_settings(Request(batch_size=batch_size), parsed["train"]))
     named = list(zip(methods, (*every, *given), strict=True))
     pairs = [(backbone, method, name) for backbone in backbones for method, name in named]
     rows = []
@@ -75,8 +156,9 @@ def memory(
                 rows.append(_row(backbone, method, train, device) | {"method": name})
             except s2a.S2AError as error:
                 if name in given:
-                    raise
+                    mistakes.add(error)
                 rows.append({"backbone": backbone, "method": name, "batch_size": batch_size, "refused": str(error)})
+    mistakes.raise_all()
     if len(rows) == 1:
         _print_row(rows[0], as_json, console)
     elif as_json:

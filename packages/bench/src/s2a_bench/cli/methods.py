@@ -1,12 +1,19 @@
-"""The methods' cards as text: for the terminal, and as the page docs/methods.md."""
+"""``s2a-bench methods``: the methods' cards, for the terminal and as the page docs/methods.md."""
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Annotated
 
-from s2a.card import Recipe
-from s2a.registry import get_entry
+import tyro
+from rich.console import Console
+from rich.table import Table
+
+from s2a_bench.cli.common import DONE
+
+if TYPE_CHECKING:
+    from s2a.card import Recipe
 
 _LABELS = {
     "trains": "Trains",
@@ -18,6 +25,43 @@ _LABELS = {
     "evidence": "Evidence",
     "deviations": "Deviations",
 }
+
+
+@dataclasses.dataclass(frozen=True)
+class Methods:
+    """What each method trains, where it sits, what it keeps, what it costs, and where it comes from.
+
+    Attributes:
+        name: One method; all if left out.
+        markdown: Print the page docs/methods.md.
+    """
+
+    name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
+    markdown: bool = False
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            InputError: An unknown method.
+            S2AError: The same, of a method that other packages might have.
+        """
+        from s2a_bench.sweeps.checks.methods import method_table
+
+        if self.name is not None:
+            method_table().check_name(self.name)
+        import s2a
+
+        texts = [card(found) for found in ([self.name] if self.name else s2a.list_methods())]
+        if self.markdown:
+            print(page(texts), end="", file=console.file)
+            return DONE
+        for text in texts:
+            table = Table(title=f"{text.name}: {text.title}", show_header=False, title_justify="left", expand=False)
+            for key, value in text.rows:
+                table.add_row(key, value)
+            console.print(table, highlight=False, markup=False)
+        return DONE
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +85,8 @@ def card(name: str) -> CardText:
     Raises:
         S2AError: An unknown method.
     """
+    from s2a.registry import get_entry
+
     entry = get_entry(name)
     found = getattr(entry.method, "card", None)
     if found is None:

@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 from rich.console import Console
 
+from s2a_bench.cli.common import (
+    DONE,
+    INTERRUPTED,
+    SOME_FAILED,
+    Axes,
+    File,
+    Folder,
+    Names,
+    Number,
+    Seeds,
+    Settings,
+    Uri,
+    flat,
+    print_verbatim,
+)
+
 if TYPE_CHECKING:
     from s2a_bench.api import Job
-
-DONE, SOME_FAILED, INTERRUPTED = 0, 1, 130
-
-_Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
-_Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
-_Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
-_Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,27 +72,27 @@ class Sweep:
     """
 
     suite: str = "mini"
-    datasets: _Names = ()
-    backbones: _Names = ()
-    methods: _Names = ()
-    seeds: Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")] = ()
-    epochs: _Number = None
-    batch_size: _Number = None
-    data_dir: _Folder = None
+    datasets: Names = ()
+    backbones: Names = ()
+    methods: Names = ()
+    seeds: Seeds = ()
+    epochs: Number = None
+    batch_size: Number = None
+    data_dir: Folder = None
     output: Path = Path("results")
-    tracking_uri: Annotated[str | None, tyro.conf.arg(metavar="URI")] = None
+    tracking_uri: Uri = None
     experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    set: _Settings = ()
-    sweep: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2")] = ()
-    weights: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
+    set: Settings = ()
+    sweep: Axes = ()
+    weights: File = None
     random_weights: bool = False
-    image_size: _Number = None
-    limit_train: _Number = None
-    limit_test: _Number = None
+    image_size: Number = None
+    limit_train: Number = None
+    limit_test: Number = None
     evaluate: Literal["test", "val"] = "test"
     device: str = "cpu"
     serial: bool = False
-    max_concurrent: _Number = None
+    max_concurrent: Number = None
     dry_run: bool = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
     search_scheduler: Literal["none", "asha"] = "none"
@@ -99,19 +107,15 @@ class Sweep:
         from s2a_bench import api
 
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        given |= {"set": _flat(self.set), "sweep": _flat(self.sweep)}
+        given |= {"set": flat(self.set), "sweep": flat(self.sweep)}
         del given["dry_run"]
         job = api.prepare(**given)
         return _preview(job, console) if self.dry_run else _sweep(job, console)
 
 
-def _flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
-    return tuple(text for group in groups for text in group)
-
-
 def _sweep(job: Job, console: Console) -> int:
     from s2a_bench.api import execute
-    from s2a_bench.cli.progress import VERBATIM, ConsoleListener
+    from s2a_bench.cli.progress import ConsoleListener
     from s2a_bench.sweeps.stage import SweepStopped
 
     with ConsoleListener(console) as listener:
@@ -125,32 +129,28 @@ def _sweep(job: Job, console: Console) -> int:
             print(f"s2a-bench: {stopped}", file=sys.stderr)
             return SOME_FAILED
     if found.report is not None:
-        console.print(f"Report: {found.report.html}", **VERBATIM)
+        print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
             store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {found.tracking_uri}"
-            console.print(store, **VERBATIM)
+            print_verbatim(console, store)
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
         text = f"{done} of {len(last.plan.cells)} cells are done; the same command runs the others again."
-        console.print(text, **VERBATIM)
+        print_verbatim(console, text)
     return DONE if found.result.complete else SOME_FAILED
 
 
 def _preview(job: Job, console: Console) -> int:
     from rich.table import Table
 
-    from s2a_bench.cli.progress import VERBATIM
     from s2a_bench.sweeps.driver import preview
-    from s2a_bench.tracking.store import check_uri
 
-    if job.tracking_uri is not None:
-        check_uri(job.tracking_uri, job.options.keep.output)
     found = preview(job.request, job.options, job.mode)
     table = Table("cell", "record", "what", "epochs")
     for row in found.rows:
         table.add_row(row.cell_id or "after the search", row.state, row.text, str(row.epochs))
     console.print(table)
-    console.print(found.sentence, **VERBATIM)
-    console.print(found.estimate, **VERBATIM)
+    print_verbatim(console, found.sentence)
+    print_verbatim(console, found.estimate)
     return DONE

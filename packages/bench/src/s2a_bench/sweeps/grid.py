@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from s2a_bench.cells import method_cards, recipes
-from s2a_bench.config import BackboneConfig, CellConfig, DataConfig
+from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.errors import InputError
+from s2a_bench.errors import Mistakes
 from s2a_bench.experiments import spec as experiment
+from s2a_bench.sweeps.checks.request import check_one_backbone, check_seeds
 from s2a_bench.sweeps.request import Request
 from s2a_bench.sweeps.settings import (
     combinations,
@@ -36,20 +39,22 @@ def expand(request: Request) -> list[CellConfig]:
         S2AError: An unknown method or a value that its config does not take.
     """
     suite = datasets.get_suite(request.suite)
-    names = [datasets.get(suite.name, name).name for name in request.datasets or suite.defaults]
+    mistakes = Mistakes()
+    names = mistakes.each(lambda name: datasets.get(suite.name, name).name, request.datasets or suite.defaults)
     planned = experiment.load(request.experiment) if request.experiment is not None else None
     labels = request.methods or (planned.methods(suite.name) if planned else method_cards.default_methods())
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
     backbones = request.backbones or usual
-    if request.weights and len(set(backbones)) > 1:
-        raise InputError(
-            f"--weights is one file for one backbone, not for {', '.join(backbones)}; sweep them one by one."
-        )
+    with mistakes.collecting():
+        check_one_backbone(backbones, request.weights)
     seeds = request.seeds or suite.seeds
-    if min(seeds) < 0:
-        raise InputError(f"Seeds {list(seeds)} must be integers of 0 or above.")
-    parsed = [parse_method(label) for label in labels]
+    with mistakes.collecting():
+        check_seeds(seeds)
+    parsed = mistakes.each(parse_method, labels)
+    mistakes.raise_all()
     points = combinations(parse_settings(request.settings), parse_axes(request.axes))
+    trained = mistakes.each(lambda point: _methods_with_recipes(request, parsed, point), points)
+    mistakes.raise_all()
     cells = [
         CellConfig(
             data=DataConfig(
@@ -62,20 +67,39 @@ def expand(request: Request) -> list[CellConfig]:
             ),
             backbone=BackboneConfig(backbone, request.weights, request.random_weights, request.image_size),
             method=method,
-            train=recipes.train_config(suite.name, method.name, **train_settings(request, point["train"])),
+            train=train,
             seed=seed,
             device=request.device,
         )
-        for point in points
-        for method, backbone, dataset, seed in itertools.product(
-            methods_with(parsed, point["method"]), backbones, names, seeds
-        )
+        for several in trained
+        for (method, train), backbone, dataset, seed in itertools.product(several, backbones, names, seeds)
     ]
     unique: dict[str, CellConfig] = {}
     for cell in cells:
         unique.setdefault(json.dumps(dataclasses.asdict(cell), sort_keys=True), cell)
     # Long cells first: they keep all workers busy to the end.
     return sorted(unique.values(), key=lambda cell: -method_cards.card(cell.method.name).step_time)
+
+
+def _methods_with_recipes(
+    request: Request, methods: Sequence[MethodConfig], point: Mapping[str, Mapping[str, Any]]
+) -> list[tuple[MethodConfig, TrainConfig]]:
+    """The methods of one combination of settings, each with its recipe.
+
+    Raises:
+        ValueError: Settings that do not fit, all of them.
+    """
+    mistakes = Mistakes()
+    settings: dict[str, Any] = {}
+    with mistakes.collecting():
+        methods = methods_with(methods, point["method"])
+    with mistakes.collecting():
+        settings = train_settings(request, point["train"])
+    found = mistakes.each(
+        lambda method: (method, recipes.train_config(request.suite, method.name, **settings)), methods
+    )
+    mistakes.raise_all()
+    return found
 
 
 def label(cell: CellConfig) -> str:

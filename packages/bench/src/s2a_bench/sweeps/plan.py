@@ -20,6 +20,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
 from s2a_bench.files import make_folder
+from s2a_bench.sweeps.checks.cells import identify_all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,19 +46,12 @@ class Plan:
 
 
 def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
-    """Cells by their id, each once; whatever is wrong with one of them is found here, before anything runs.
+    """Cells by their id, each once; whatever is wrong with them is found here, before anything runs.
 
     Raises:
-        ValueError: A cell that cannot run: one sentence.
+        ValueError: Cells that cannot run: one sentence for each mistake.
     """
-    from s2a_bench.cells import run
-    from s2a_bench.cells.identity import data_opened_once
-
-    found: dict[str, CellConfig] = {}
-    with data_opened_once():
-        for cell in cells:
-            found.setdefault(run.identify(cell), cell)
-    return found
+    return identify_all(cells)
 
 
 def plan(cells: Mapping[str, CellConfig], output: Path) -> Plan:

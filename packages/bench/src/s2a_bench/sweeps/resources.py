@@ -12,7 +12,7 @@ from pathlib import Path
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.errors import InputError
+from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.plan import Plan
 from s2a_bench.sweeps.ray import cluster
 from s2a_bench.sweeps.ray.cluster import Join
@@ -41,11 +41,21 @@ class ResourceRequest:
         Raises:
             InputError: An address where no cluster is, a size that is none, or two limits that exclude each other.
         """
+        mistakes = Mistakes()
+        with mistakes.collecting():
+            self._check_gpu_memory(device)
+        with mistakes.collecting():
+            self._check_cluster()
+        mistakes.raise_all()
+
+    def _check_gpu_memory(self, device: str) -> None:
         size = self.gpu_memory_gb
         if size is not None and not (math.isfinite(size) and size > 0):
             raise InputError(f"--gpu-memory-gb {size:g} must be a positive number: the memory of a GPU in GB, 80 say.")
         if size is not None and not device.startswith("cuda"):
             raise InputError(f"--gpu-memory-gb is about GPUs, but --device is {device}; leave one of them out.")
+
+    def _check_cluster(self) -> None:
         if self.ray_address is None:
             return
         if self.serial:

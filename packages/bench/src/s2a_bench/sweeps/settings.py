@@ -28,7 +28,7 @@ def parse_method(text: str) -> MethodConfig:
         S2AError: An unknown method or option.
     """
     name, colon, rest = text.partition(":")
-    options = dict(_assignment(part, text) for part in _split(rest)) if colon else {}
+    options = dict(parse_assignment(part, text) for part in split_at_commas(rest)) if colon else {}
     return _method(name, options)
 
 
@@ -40,7 +40,7 @@ def parse_settings(texts: Sequence[str]) -> dict[str, dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {scope: {} for scope in SCOPES}
     for text in texts:
-        name, value = _assignment(text, text)
+        name, value = parse_assignment(text, text)
         scope, dot, key = name.partition(".")
         if not dot:
             raise InputError(f"--set {text}: write method.KEY=VALUE or train.KEY=VALUE.")
@@ -69,8 +69,8 @@ def parse_axes(texts: Sequence[str]) -> dict[str, dict[str, list[Any]]]:
         if key in found[scope]:
             raise InputError(f"--sweep gives {scope}.{key} twice; list all of its values in one.")
         values: list[Any] = []
-        for part in _split(rest):
-            _, value = _assignment(f"{key}={part}", text)
+        for part in split_at_commas(rest):
+            _, value = parse_assignment(f"{key}={part}", text)
             if value not in values:
                 values.append(value)
         found[scope][key] = values
@@ -229,7 +229,16 @@ def _method(name: str, options: Mapping[str, Any]) -> MethodConfig:
     return MethodConfig(name, fitted)
 
 
-def _assignment(text: str, whole: str) -> tuple[str, Any]:
+def parse_assignment(text: str, whole: str) -> tuple[str, Any]:
+    """``KEY=VALUE`` as the key and the value.
+
+    Args:
+        text: The assignment.
+        whole: What it is a part of, for the error.
+
+    Raises:
+        InputError: Not of this form.
+    """
     key, equals, value = text.partition("=")
     if not equals or not key.strip():
         raise InputError(f"{whole!r}: {text!r} is no KEY=VALUE.")
@@ -239,7 +248,7 @@ def _assignment(text: str, whole: str) -> tuple[str, Any]:
         raise InputError(f"{whole!r}: {error}") from error
 
 
-def _split(text: str) -> list[str]:
+def split_at_commas(text: str) -> list[str]:
     """Splits at the commas that stand outside of brackets and quotes."""
     parts, depth, quote = [""], 0, ""
     for character in text:

@@ -28,6 +28,16 @@ class Workers:
     cards: int | None = None
 
 
+def check_max_concurrent(count: int | None) -> None:
+    """Checks how many cells may run at once.
+
+    Raises:
+        InputError: Fewer than one.
+    """
+    if count is not None and count < 1:
+        raise InputError(f"--max-concurrent {count} is too small; it must be at least 1.")
+
+
 def choose_workers(cells: int, device: str, concurrent: int | None = None, *, small: bool = True) -> Workers:
     """Workers for a number of cells on this machine.
 
@@ -40,9 +50,8 @@ def choose_workers(cells: int, device: str, concurrent: int | None = None, *, sm
     Raises:
         InputError: Fewer than one worker.
     """
+    check_max_concurrent(concurrent)
     cpus = len(os.sched_getaffinity(0))
-    if concurrent is not None and concurrent < 1:
-        raise InputError(f"--max-concurrent {concurrent} is too small; it must be at least 1.")
     cuda = device.startswith("cuda")
     devices = _cuda_devices() if cuda else 0
     if concurrent is None:

@@ -1,0 +1,45 @@
+"""What several commands share: kinds of arguments, printing, exit codes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from s2a_bench.errors import InputError
+
+DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+"""Exit codes."""
+
+Names = Annotated[tuple[str, ...], tyro.conf.arg(metavar="NAME ...")]
+Number = Annotated[int | None, tyro.conf.arg(metavar="N")]
+Seeds = Annotated[tuple[int, ...], tyro.conf.arg(metavar="N ...")]
+Folder = Annotated[Path | None, tyro.conf.arg(metavar="DIR")]
+File = Annotated[Path | None, tyro.conf.arg(metavar="FILE")]
+Uri = Annotated[str | None, tyro.conf.arg(metavar="URI")]
+Settings = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=VALUE")]
+"""A flag that takes several values and may be given several times; see ``flat``."""
+Axes = Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction, tyro.conf.arg(metavar="KEY=V1,V2")]
+
+
+def flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
+    """The values of a flag that was given several times, in order."""
+    return tuple(text for group in groups for text in group)
+
+
+def print_verbatim(console: Console, text: str, style: str | None = None) -> None:
+    """Prints text that must come out as it is, paths and commands above all: no markup, no line breaks of Rich's."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def check_records(output: Path) -> None:
+    """Checks that an output folder has records.
+
+    Raises:
+        InputError: It has none.
+    """
+    if not any((output / "records").glob("*.json")):
+        raise InputError(f"There are no records under {output / 'records'}; give the --output of a sweep.")

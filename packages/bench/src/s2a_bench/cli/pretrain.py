@@ -1,0 +1,68 @@
+"""``s2a-bench pretrain``: makes an embedded mini backbone."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+from rich.console import Console
+
+from s2a_bench.cells.mini_backbones import MINI_BACKBONES
+from s2a_bench.cells.pretrain_config import PretrainConfig
+from s2a_bench.cli.common import DONE, print_verbatim
+from s2a_bench.cli.progress import clock_text
+from s2a_bench.errors import InputError, Mistakes, unknown
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrain:
+    """Makes an embedded mini backbone from CIFAR-10.
+
+    Attributes:
+        data: CIFAR-10 as class folders, {train,test}/CLASS/*.jpg, or a .tar.gz of them.
+        config: The run.
+        out: Folder of the weights and their card.
+    """
+
+    data: Path
+    config: Annotated[PretrainConfig, tyro.conf.arg(name="")]
+    out: Path = Path("data/backbones")
+
+    def run(self, console: Console) -> int:
+        """Runs the command; prints every epoch.
+
+        Raises:
+            InputError: Unknown backbone, or no images.
+        """
+        config = self.config
+        _check(config, self.data)
+        from s2a_bench.cells.pretrain import pretrain
+
+        try:
+            for row in pretrain(config, self.data, self.out):
+                console.print(
+                    f"epoch {row['epoch']}/{config.epochs}: loss {row['loss']:.4f}, test accuracy "
+                    f"{row['accuracy']:.2f} %, {clock_text(row['seconds'])}",
+                    highlight=False,
+                )
+        except FileNotFoundError as error:
+            raise InputError(f"{error}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.") from error
+        print_verbatim(console, f"Weights: {self.out / config.backbone}.safetensors")
+        return DONE
+
+
+def _check(config: PretrainConfig, data: Path) -> None:
+    mistakes = Mistakes()
+    if config.backbone not in MINI_BACKBONES:
+        mistakes.add(unknown("mini backbone", config.backbone, MINI_BACKBONES))
+    if not data.exists():
+        mistakes.add(
+            InputError(f"There is nothing at {data}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.")
+        )
+    for name in ("epochs", "batch_size"):
+        if (value := getattr(config, name)) < 1:
+            flag = f"--{name.replace('_', '-')}"
+            mistakes.add(InputError(f"{flag} {value} is too small; it must be at least 1."))
+    mistakes.raise_all()

@@ -1,0 +1,37 @@
+"""``s2a-bench report``: rebuilds the report from the records."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from rich.console import Console
+
+from s2a_bench.cli.common import DONE, print_verbatim
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Rebuilds the report from the records.
+
+    Attributes:
+        output: Folder of a sweep.
+    """
+
+    output: Path = Path("results")
+
+    def run(self, console: Console) -> int:
+        """Runs the command.
+
+        Raises:
+            InputError: There are no records.
+        """
+        from s2a_bench.cells.record import Record, read_all
+        from s2a_bench.reports import build
+
+        output = self.output.absolute()
+        paths = build.build(output)
+        good = [found for _, found in read_all(output) if isinstance(found, Record)]
+        console.print(build.terminal_table(good, console.width))
+        print_verbatim(console, f"Report: {paths.html}")
+        return DONE

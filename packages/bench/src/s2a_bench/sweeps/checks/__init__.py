@@ -1,0 +1,1 @@
+"""Finds bad input before torch is imported: names, options, values and paths, all mistakes together."""

@@ -1,0 +1,44 @@
+"""What can be wrong with how a sweep is run: output folder, workers, cluster, search. Found without torch."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.sweeps.request import RunOptions
+from s2a_bench.sweeps.search.choice import Mode
+from s2a_bench.sweeps.search.stages import check_scheduler
+from s2a_bench.sweeps.workers import check_max_concurrent
+
+
+def check_options(mistakes: Mistakes, options: RunOptions, device: str, mode: Mode | None) -> None:
+    """Checks everything about how a sweep is run that is known without torch.
+
+    Args:
+        mistakes: Where what is wrong is added.
+        options: How the sweep is run.
+        device: torch device of the cells.
+        mode: Of the search, if there is one.
+    """
+    with mistakes.collecting():
+        check_output(options.keep.output)
+    with mistakes.collecting():
+        check_max_concurrent(options.resources.max_concurrent)
+    with mistakes.collecting():
+        options.resources.check(device)
+    if mode is not None:
+        with mistakes.collecting():
+            check_scheduler(mode, options)
+
+
+def check_output(output: Path) -> None:
+    """Checks that an output folder can be there: nothing on its path is a file.
+
+    Raises:
+        InputError: Something is.
+    """
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(
+            f"Cannot write to output folder {output} ({nearest} is a file); pass a writable one to --output."
+        )
