@@ -32,7 +32,7 @@ def take(file: Path, output: Path, console: Console) -> int:
     found = bundle.load(file)
     output = output.absolute()
     with sweeping.only_writer(output):
-        taken = bundle.take(found, output)
+        taken = bundle.import_records(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
     console.print(
         f"{len(found)} records in {file}: {len(taken.new)} written to {output}, {len(taken.same)} were there{kept}.",
