@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
-from s2a_bench.data.loading import check
 from s2a_bench.data.table.lookup import Counts
 from s2a_bench.data.verify import Problem, verify
 from s2a_bench.errors import InputError

@@ -15,6 +15,7 @@ from s2a_bench.cells import record
 from s2a_bench.cells.record import Record
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's"),
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),  # MLflow's own, about its dependencies
