@@ -33,10 +33,12 @@ def outside_the_fast_ring(items: Sequence[Any]) -> list[Any]:
     return outside
 
 
-def in_full_ring(values: Sequence[Any], fast: Sequence[Any]) -> list[Any]:
-    """Parameters for ``parametrize``: those that are not in ``fast`` run in the full ring alone."""
+def split_rings(values: Sequence[Any], *, fast: Sequence[Any]) -> list[Any]:
+    """Values for ``parametrize``; those that are not in ``fast`` run in the full ring alone."""
     assert all(value in values for value in fast)
-    marks = {True: [], False: [pytest.mark.full]}
     return [
-        pytest.param(*(value if isinstance(value, tuple) else (value,)), marks=marks[value in fast]) for value in values
+        pytest.param(
+            *(value if isinstance(value, tuple) else (value,)), marks=[] if value in fast else [pytest.mark.full]
+        )
+        for value in values
     ]

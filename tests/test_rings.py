@@ -102,9 +102,3 @@ def test_tests_of_tables_readers_and_reports_start_without_torch():
     tests, imported = collected(*(str(HERE / "bench" / f"{name}.py") for name in TORCH_FREE))
     assert not imported
     assert {Path(test.partition("::")[0]).stem for test in tests} == set(TORCH_FREE)
-
-
-def test_the_full_ring_holds_the_fast_one_and_more():
-    files = [str(HERE / "bench" / f"{name}.py") for name in ("test_source_tfds", "test_mini_tasks")]
-    fast, full = set(collected(*files)[0]), set(collected(*files, "--full")[0])
-    assert fast <= full

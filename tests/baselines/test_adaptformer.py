@@ -217,8 +217,9 @@ def test_a_block_that_fails_leaves_nothing_behind() -> None:
     assert not any(holds(adapted))
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["vit", "convnext_conv"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("convnext_conv", marks=pytest.mark.full)])
 def test_it_compiles_into_one_graph(name: str) -> None:
     _, adapted, images = attached(name, PLAIN)
     torch._dynamo.reset()

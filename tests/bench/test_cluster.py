@@ -266,6 +266,7 @@ def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_r
     same_as_serial(found, output, tmp_path / "serial")
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")

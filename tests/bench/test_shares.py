@@ -144,6 +144,7 @@ class Together:
         self.done.append(record.status)
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
