@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -48,10 +50,13 @@ TORCH_FREE = [
 """Of ``tests/bench``: tables, readers, splits, records, reports."""
 
 
-class Item(SimpleNamespace):
+@dataclasses.dataclass(eq=False)
+class Item:
     """What the choice asks of a collected test."""
 
-    __hash__ = object.__hash__
+    nodeid: str
+    marks: tuple[str, ...]
+    callspec: Any
 
     def get_closest_marker(self, name: str) -> object | None:
         return name if name in self.marks else None
@@ -60,7 +65,7 @@ class Item(SimpleNamespace):
 def grid(name: str, sizes: list[int], *marks: str) -> list[Item]:
     parameters = itertools.product(*map(range, sizes))
     return [
-        Item(nodeid=f"{name}[{i}]", marks=marks, callspec=SimpleNamespace(indices=dict(enumerate(indices))))
+        Item(f"{name}[{i}]", marks, SimpleNamespace(indices=dict(enumerate(indices))))
         for i, indices in enumerate(parameters)
     ]
 
