@@ -267,7 +267,7 @@ def test_of_several_datasets_those_that_are_there_are_prepared(capsys, tmp_path)
     assert "--split" in refused(capsys, "data", "prepare", "fgvc_dtd", "--data-dir", str(root), *both)
     for name in ("fgvc_dtd", "fgvc_eurosat"):
         (downloads / name).mkdir(parents=True)
-        plans.make(DATASETS[name], downloads / name)
+        plans.make_source(DATASETS[name], downloads / name)
     wanted = ["fgvc_dtd", "fgvc_eurosat", "fgvc_pets"]
     assert main(["data", "prepare", *wanted, "--from", str(downloads), "--data-dir", str(root)]) == 1
     out = capsys.readouterr().out

@@ -36,7 +36,7 @@ def faithful(name="table1", suite="vtab", shift=0.0, seeds=(0, 1, 2), methods=No
             continue
         method, options = config(row.method)
         for dataset in datasets.get_suite(suite).defaults:
-            group = datasets.get(suite, dataset).group
+            group = datasets.get_dataset(suite, dataset).group
             mean = printed["fgvc" if suite == "fgvc" else f"vtab_{group}"]
             values = {
                 "suite": suite,

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from s2a_bench.cells.backbones import MINI_BACKBONES, MiniBackbone, build_mini
-from s2a_bench.data.images import decode, is_image, to_array
+from s2a_bench.data.images import decode_rgb, is_image, resize_image
 from s2a_bench.data.readers.tree import Tree
 
 
@@ -241,5 +241,5 @@ def load_class_folders(source: Path, split: str, size: int) -> tuple[Tensor, Ten
     index = {name: i for i, name in enumerate(classes)}
     images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
     for i, (label, name, data) in enumerate(found):
-        images[i] = torch.from_numpy(to_array(decode(data, f"{split}/{label}/{name}"), size).copy())
+        images[i] = torch.from_numpy(resize_image(decode_rgb(data, f"{split}/{label}/{name}"), size).copy())
     return images, torch.tensor([index[item[0]] for item in found]), classes

@@ -62,7 +62,7 @@ def identify(cell: CellConfig) -> str:
 
 def _identity(cell: CellConfig) -> tuple[str, dict[str, Any]]:
     config = s2a.method_config(cell.method.name, **cell.method.options)
-    data_id, split_id = data.check(cell.data)
+    data_id, split_id = data.check_data(cell.data)
     checkpoint = backbones.checkpoint_id(cell.backbone)
     dataset = DATASETS[cell.data.dataset]
     options = json.dumps(dict(cell.method.options), sort_keys=True)
@@ -185,7 +185,7 @@ def ready(cell: CellConfig) -> Ready:
         ValueError: Bad input, as ``identify``.
     """
     model, expected = backbones.create(cell.backbone, cell.seed, cell.train.drop_path)
-    loaded = data.load(
+    loaded = data.load_data(
         cell.data,
         size=expected.size,
         mean=expected.mean,

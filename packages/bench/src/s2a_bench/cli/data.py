@@ -19,7 +19,7 @@ from s2a_bench.data.verify import Progress
 from s2a_bench.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from s2a_bench.data.loading import Row
+    from s2a_bench.data.loading import DatasetStatus
 
 DONE, SOME_FAILED = 0, 1
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -63,14 +63,14 @@ def show(names: Sequence[str], root: Path | None, console: Console) -> int:
     return DONE
 
 
-def _state(row: Row) -> str:
+def _state(row: DatasetStatus) -> str:
     state = "here" if row.present else "missing"
     if row.present and not row.prepared and row.split_id is None:
         state = "here, no manifest"
     return state + ", synthetic" * row.synthetic + ", lossy" * row.lossy
 
 
-def _card(dataset: Dataset, row: Row) -> Table:
+def _card(dataset: Dataset, row: DatasetStatus) -> Table:
     """All that is known of a dataset."""
     card = Table(box=None, show_header=False, pad_edge=False, title=dataset.name, title_justify="left")
     card.add_column(no_wrap=True, style="dim")
@@ -86,7 +86,7 @@ def _card(dataset: Dataset, row: Row) -> Table:
         "source": dataset.source,
         "licence": dataset.licence,
         "get it": dataset.where,
-        "prepare": " or ".join(["--from"] * (dataset.recipe is not None) + ["--download"] * bool(dataset.remotes)),
+        "prepare": " or ".join(["--from"] * (dataset.preparation is not None) + ["--download"] * bool(dataset.remotes)),
         "state": _state(row),
         "folder": row.where if row.present and not dataset.embedded else "",
         "on disk": row.size,
@@ -121,7 +121,7 @@ def prepare(names: Sequence[str], source: Path, root: Path, split: Path | None, 
     def work(dataset: Dataset) -> str:
         own = source / dataset.name
         with _steps(console) as say:
-            folder = door.prepare(dataset.name, own if own.is_dir() else source, root, say, split=split)
+            folder = door.prepare_dataset(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
     return _each(_named(names), work, console)
@@ -147,9 +147,9 @@ def download(names: Sequence[str], root: Path, split: Path | None, console: Cons
                 "it to --from."
             )
         with _steps(console) as say:
-            fetcher.fetch(dataset.remotes, folder, say)
+            fetcher.download_files(dataset.remotes, folder, say)
         with _steps(console) as say:
-            return f"{dataset.name} is ready: {door.prepare(dataset.name, folder, root, say, split=split)}"
+            return f"{dataset.name} is ready: {door.prepare_dataset(dataset.name, folder, root, say, split=split)}"
 
     return _each(_named(names), work, console)
 
@@ -164,7 +164,7 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
         InputError: An embedded dataset, a seed below 0, or as ``prepare``.
     """
     from s2a_bench.data import prepare as door
-    from s2a_bench.data.folder import reserved
+    from s2a_bench.data.folder import reserve_path
     from s2a_bench.data.synthetic import plans
 
     if seed < 0:
@@ -176,7 +176,7 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
         except OSError as error:
             raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
         place = root / f".{dataset.name}.source"
-        with reserved(place) as held:
+        with reserve_path(place) as held:
             if not held:
                 raise InputError(f"Another process is making up {dataset.name} in {root}; wait for it to end.")
             shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
@@ -184,8 +184,10 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
                 place.mkdir()
                 with _steps(console) as say:
                     say("making up a source", 0, 0)
-                    plans.make(dataset, place, seed, full, say)
-                    folder = door.prepare(dataset.name, place, root, say, synthetic="full" if full else "miniature")
+                    plans.make_source(dataset, place, seed, full, say)
+                    folder = door.prepare_dataset(
+                        dataset.name, place, root, say, synthetic="full" if full else "miniature"
+                    )
             except OSError as error:
                 raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
             finally:
@@ -222,7 +224,7 @@ def verify(names: Sequence[str], root: Path, console: Console) -> int:
     wrong = False
     for dataset in _named(names):
         with _steps(console) as say:
-            found = door.verify(dataset.name, root, say)
+            found = door.verify_dataset(dataset.name, root, say)
         problems = [problem for problem in found if not problem.note]
         notes = [problem for problem in found if problem.note]
         for title, each in (("", problems), ("note: ", notes)):
@@ -254,7 +256,7 @@ def _named(names: Sequence[str]) -> list[Dataset]:
             )
         if not inside:
             try:
-                inside = (datasets.find(name).name,)
+                inside = (datasets.find_dataset(name).name,)
             except InputError:
                 if "/" in name:
                     raise

@@ -19,8 +19,8 @@ import numpy as np
 import PIL
 import torch
 
-from s2a_bench.data.folder import CACHE, Entry, Manifest, image_root, locked, replacing, sha256
-from s2a_bench.data.images import INTERPOLATIONS, decode, read_bytes, to_array
+from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, lock_folder, replacing, sha256
+from s2a_bench.data.images import INTERPOLATIONS, decode_rgb, read_image_bytes, resize_image
 from s2a_bench.errors import InputError
 
 CACHE_LIMIT = 64_000_000_000
@@ -29,7 +29,7 @@ CACHE_LIMIT = 64_000_000_000
 MEMORY_LIMIT = 1_000_000_000
 """Largest decoded list, in bytes, that a process keeps for itself where there is no cache."""
 
-Form = Literal["square", "short"]
+DecodedForm = Literal["square", "short"]
 
 
 class Pixels(Protocol):
@@ -41,7 +41,7 @@ class Pixels(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
+class ImageList:
     """Images of a list on disk, and how they are wanted.
 
     Attributes:
@@ -55,12 +55,12 @@ class Listed:
 
     folder: Path
     manifest: Manifest | None
-    entries: Sequence[Entry]
+    entries: Sequence[ListedImage]
     size: int
     interpolation: str
-    form: Form
+    form: DecodedForm
 
-    def image(self, index: int) -> np.ndarray:
+    def decode_one(self, index: int) -> np.ndarray:
         """One image, decoded now: ``(3, h, w)`` uint8.
 
         Raises:
@@ -68,12 +68,12 @@ class Listed:
         """
         path = self.entries[index].path
         file = image_root(self.folder, self.manifest) / path
-        data = read_bytes(file)
+        data = read_image_bytes(file)
         if self.manifest is not None and sha256(data) != self.manifest.files[path].sha256:
             raise InputError(f"Image {file} was changed after it was prepared; prepare the dataset again.")
-        image = decode(data, str(file))
+        image = decode_rgb(data, str(file))
         if self.form == "square":
-            return to_array(image, self.size, self.interpolation)
+            return resize_image(image, self.size, self.interpolation)
         width, height = image.size
         short = short_side(self.size)
         shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
@@ -81,12 +81,12 @@ class Listed:
             image = image.resize(shape, INTERPOLATIONS[self.interpolation])
         return np.asarray(image).transpose(2, 0, 1)
 
-    def decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    def decode_many(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
         """Images in the order asked for; decoding runs in threads, since Pillow lets go of Python's lock."""
         if len(indices) < 2:
-            yield from map(self.image, indices)
+            yield from map(self.decode_one, indices)
         else:
-            yield from _threads().map(self.image, indices)
+            yield from _decoding_threads().map(self.decode_one, indices)
 
 
 def short_side(size: int) -> int:
@@ -94,57 +94,57 @@ def short_side(size: int) -> int:
     return round(size * 8 / 7)
 
 
-def open_pixels(listed: Listed, name: str | None, once: bool = False) -> Pixels:
+def open_pixels(listed: ImageList, name: str | None, read_once: bool = False) -> Pixels:
     """The quickest way to a list's images.
 
     Args:
         listed: The images.
         name: Stands for the list and the data's content in the cache's file name; ``None``: do without a cache.
-        once: Each image is wanted once: without a cache, nothing is kept in memory.
+        read_once: Each image is wanted once: without a cache, nothing is kept in memory.
 
     Raises:
         InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
     """
-    cached = None if name is None else _cached(listed, name)
+    cached = None if name is None else _open_or_write_cache(listed, name)
     if cached is not None:
-        return _served(listed, cached)
-    if not once and len(listed.entries) * _guess(listed) <= MEMORY_LIMIT:
-        images = list(listed.decoded(range(len(listed.entries))))
+        return _pixels_from_cache(listed, cached)
+    if not read_once and len(listed.entries) * _estimate_image_bytes(listed) <= MEMORY_LIMIT:
+        images = list(listed.decode_many(range(len(listed.entries))))
         if listed.form == "square":
             stacked = np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
             return lambda indices, generator: stacked[indices]
-        return lambda indices, generator: _crops([images[i] for i in indices], listed.size, generator)
-    return as_read(listed)
+        return lambda indices, generator: _cut_crops([images[i] for i in indices], listed.size, generator)
+    return decode_on_demand(listed)
 
 
-def as_read(listed: Listed) -> Pixels:
+def decode_on_demand(listed: ImageList) -> Pixels:
     """Images that are decoded whenever they are asked for."""
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-        images = list(listed.decoded(indices.tolist()))
+        images = list(listed.decode_many(indices.tolist()))
         if listed.form == "short":
-            return _crops(images, listed.size, generator)
+            return _cut_crops(images, listed.size, generator)
         return np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
 
     return pixels
 
 
-def _guess(listed: Listed) -> int:
+def _estimate_image_bytes(listed: ImageList) -> int:
     """Bytes of one decoded image, about: photographs are 4:3."""
     side = listed.size if listed.form == "square" else short_side(listed.size)
     return 3 * side * side if listed.form == "square" else 4 * side * side
 
 
 @functools.cache
-def _threads() -> ThreadPoolExecutor:
+def _decoding_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has no threads
+    os.register_at_fork(after_in_child=_decoding_threads.cache_clear)  # a fork has no threads
 
 
-def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
+def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
     """Crops of ``(3, h, w)`` images: random ones, half of them mirrored, or the centres.
 
     Three numbers are drawn for every image, so that one image's size does not change another's crop.
@@ -168,7 +168,7 @@ def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator |
 _Shapes = np.ndarray  # (N, 3) int64: offset, height, width
 
 
-def _served(listed: Listed, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
+def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
     data, shapes = cached
     if listed.form == "square":
         array = data.reshape(len(shapes), 3, listed.size, listed.size)
@@ -178,12 +178,12 @@ def _served(listed: Listed, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
         images = []
         for offset, height, width in shapes[indices].tolist():
             images.append(data[offset : offset + 3 * height * width].reshape(3, height, width))
-        return _crops(images, listed.size, generator)
+        return _cut_crops(images, listed.size, generator)
 
     return pixels
 
 
-def _cached(listed: Listed, name: str) -> tuple[np.ndarray, _Shapes] | None:
+def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Shapes] | None:
     """The decoded list under ``.cache``, which is made if there is room for it; ``None`` where it cannot be.
 
     Two processes do not decode twice: the second waits for the first. The file appears whole or not at all.
@@ -191,26 +191,26 @@ def _cached(listed: Listed, name: str) -> tuple[np.ndarray, _Shapes] | None:
     stem = f"{name}-{listed.form}{listed.size}-{listed.interpolation}-pillow{PIL.__version__}"
     path = listed.folder / CACHE / f"{stem}.u8"
     try:
-        found = _open(path, listed)
+        found = _open_cache(path, listed)
         if found is None and listed.entries:
             path.parent.mkdir(exist_ok=True)
-            with locked(path.parent, wait=True):
-                found = _open(path, listed)  # by another process, meanwhile
+            with lock_folder(path.parent, wait=True):
+                found = _open_cache(path, listed)  # by another process, meanwhile
                 if found is None:
                     for stale in path.parent.glob(f".{path.name}.*.tmp"):
                         stale.unlink()
-                    expected = len(listed.entries) * _guess(listed)
+                    expected = len(listed.entries) * _estimate_image_bytes(listed)
                     if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
                         return None
                     with replacing(path) as temporary:
-                        _fill(temporary, listed)
-                    found = _open(path, listed)
+                        _write_cache(temporary, listed)
+                    found = _open_cache(path, listed)
     except OSError:
         return None
     return found
 
 
-def _open(path: Path, listed: Listed) -> tuple[np.ndarray, _Shapes] | None:
+def _open_cache(path: Path, listed: ImageList) -> tuple[np.ndarray, _Shapes] | None:
     """The file's pixels and shapes: the shapes are at its end, after the pixels, with their count as the last word."""
     try:
         words = path.stat().st_size
@@ -231,12 +231,12 @@ def _open(path: Path, listed: Listed) -> tuple[np.ndarray, _Shapes] | None:
         return None
 
 
-def _fill(path: Path, listed: Listed) -> None:
+def _write_cache(path: Path, listed: ImageList) -> None:
     n, offset = len(listed.entries), 0
     shapes = np.empty((n, 3), "<i8")
     with path.open("wb") as file:  # not a memory map: a full disk must be an error, not a signal
         for start in range(0, n, 64):
-            for i, image in enumerate(listed.decoded(range(start, min(start + 64, n))), start):
+            for i, image in enumerate(listed.decode_many(range(start, min(start + 64, n))), start):
                 shapes[i] = offset, image.shape[1], image.shape[2]
                 file.write(np.ascontiguousarray(image).data)
                 offset += image.size

@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.data.images import LOSSY_SUFFIXES, read_bytes
+from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
@@ -30,7 +30,7 @@ MANIFEST_SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ListedImage:
     """One line of a list: the image's path under the dataset's folder, its label, and the line's number from 1."""
 
     path: str
@@ -65,7 +65,7 @@ class Manifest:
         lists: sha256 per list file.
         files: Per image path.
         note: What a reader of results must know about the split.
-        code: Version of the code and of the recipe.
+        code: Version of the code and of the preparation.
         synthetic: Whether the source was made up by this package; its counts are then its own.
         home: Folder of the images where they are used in place; ``""``: the manifest's own.
     """
@@ -96,7 +96,7 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
+class DataIdentity:
     """What a record says about the data of a folder."""
 
     data_id: str
@@ -115,7 +115,7 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
+def compute_content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
     """16 hex digits that stand for a dataset's content.
 
     Args:
@@ -125,14 +125,14 @@ def content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
     return sha256(json.dumps([sorted(lists.items()), sorted(files.items())]).encode())[:16]
 
 
-def locate(dataset: Dataset, root: Path | str | None) -> Path:
+def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
     """The dataset's folder under a data root, by its name or an alias.
 
     Raises:
         InputError: No root given, or nothing there.
     """
     how = f"get it from {dataset.where} and put its folder there (data/README.md shows the layout)"
-    if dataset.recipe is not None:
+    if dataset.preparation is not None:
         how = (
             f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`, with a download "
         )
@@ -147,7 +147,7 @@ def locate(dataset: Dataset, root: Path | str | None) -> Path:
     raise InputError(f"Dataset {dataset.name!r} was not found: no list of images in {looked}; {how}.")
 
 
-def parse_list(text: str, classes: int) -> Iterator[Entry | tuple[int, str]]:
+def parse_list(text: str, classes: int) -> Iterator[ListedImage | tuple[int, str]]:
     """Entries of a list, and ``(line, what is wrong)`` for the lines that are none. Empty lines are passed over."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
@@ -162,7 +162,7 @@ def parse_list(text: str, classes: int) -> Iterator[Entry | tuple[int, str]]:
         elif int(label) >= classes:
             yield number, f"label {label} is out of range; there are {classes} classes, counted from 0"
         else:
-            yield Entry(path, int(label), number)
+            yield ListedImage(path, int(label), number)
 
 
 def read_list_bytes(folder: Path, name: str) -> bytes:
@@ -192,7 +192,7 @@ def decode_list(data: bytes, path: Path) -> str:
         raise InputError(f"List {path} is not text ({error.reason} at byte {error.start}).") from error
 
 
-def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[Entry]:
+def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[ListedImage]:
     """A list's entries, strictly.
 
     Args:
@@ -209,10 +209,10 @@ def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | No
     data = read_list_bytes(folder, name)
     if manifest is not None and sha256(data) != manifest.lists.get(path.name):
         raise InputError(f"List {path} was changed after it was prepared; prepare {dataset.name} again.")
-    entries: list[Entry] = []
+    entries: list[ListedImage] = []
     seen: set[str] = set()
     for item in parse_list(decode_list(data, path), dataset.classes):
-        if not isinstance(item, Entry):
+        if not isinstance(item, ListedImage):
             raise InputError(f"{path}:{item[0]}: {item[1]}.")
         if item.path in seen:
             raise InputError(f"{path}:{item.line}: {item.path} is listed twice.")
@@ -247,7 +247,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise InputError(f"Manifest {path} cannot be used ({error!r}); prepare the dataset again.") from error
 
 
-def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Manifest | None) -> Identity:
+def identify_folder(
+    folder: Path, entries: Mapping[str, Sequence[ListedImage]], manifest: Manifest | None
+) -> DataIdentity:
     """Identity of a folder, from its manifest or, without one, from its content.
 
     Without a manifest every listed file is read and hashed once; the result is kept under ``.cache`` for as long as
@@ -274,21 +276,21 @@ def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Man
         if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
             raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
     if manifest is not None:
-        return Identity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
+        return DataIdentity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
     lists = {f"{name}.txt": sha256(read_list_bytes(folder, name)) for name in sorted(entries)}
     lossy = any(path.lower().endswith(LOSSY_SUFFIXES) for path in paths)
-    split_id = "lists-" + content_id(lists, {})
+    split_id = "lists-" + compute_content_id(lists, {})
     stamp = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()]
     key = sha256(json.dumps([sorted(lists.items()), stamp]).encode())
     cached = folder / CACHE / f"identity-{'-'.join(sorted(entries))}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(cached.read_text(encoding="utf-8"))
         if known["key"] == key:
-            return Identity(str(known["data_id"]), split_id, lossy)
-    data_id = content_id(lists, {path: sha256(read_bytes(folder / path)) for path in paths})
+            return DataIdentity(str(known["data_id"]), split_id, lossy)
+    data_id = compute_content_id(lists, {path: sha256(read_image_bytes(folder / path)) for path in paths})
     with contextlib.suppress(OSError), replacing(cached) as temporary:
         temporary.write_text(json.dumps({"key": key, "data_id": data_id}), encoding="utf-8")
-    return Identity(data_id, split_id, lossy)
+    return DataIdentity(data_id, split_id, lossy)
 
 
 @contextlib.contextmanager
@@ -308,7 +310,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[bool]:
+def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
     """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
 
     Args:
@@ -331,7 +333,7 @@ def locked(folder: Path, wait: bool) -> Iterator[bool]:
 
 
 @contextlib.contextmanager
-def reserved(path: Path) -> Iterator[bool]:
+def reserve_path(path: Path) -> Iterator[bool]:
     """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
 
     Yields:
@@ -346,7 +348,7 @@ def reserved(path: Path) -> Iterator[bool]:
             except BlockingIOError:
                 yield False
                 return
-            if _is_at(handle, beside):
+            if _is_file_at(handle, beside):
                 try:
                     yield True
                 finally:
@@ -357,7 +359,7 @@ def reserved(path: Path) -> Iterator[bool]:
             os.close(handle)
 
 
-def _is_at(handle: int, path: Path) -> bool:
+def _is_file_at(handle: int, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(handle), path.stat())
     except FileNotFoundError:

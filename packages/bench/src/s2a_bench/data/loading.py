@@ -18,8 +18,16 @@ import torch
 from torch import Tensor
 
 from s2a_bench.config import DataConfig
-from s2a_bench.data.decoded import Listed, Pixels, open_pixels, short_side
-from s2a_bench.data.folder import Entry, Identity, Manifest, identity, locate, read_list, read_manifest
+from s2a_bench.data.decoded import ImageList, Pixels, open_pixels, short_side
+from s2a_bench.data.folder import (
+    DataIdentity,
+    ListedImage,
+    Manifest,
+    find_dataset_folder,
+    identify_folder,
+    read_list,
+    read_manifest,
+)
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
 from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.table import lookup as datasets
@@ -96,7 +104,7 @@ class TaskData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class DatasetStatus:
     """One dataset as ``data list`` shows it.
 
     Attributes:
@@ -132,7 +140,7 @@ class Row:
     note: str = ""
 
 
-def load(
+def load_data(
     config: DataConfig, *, size: int, mean: Sequence[float], std: Sequence[float], interpolation: str = "bicubic"
 ) -> TaskData:
     """Opens a dataset for one cell.
@@ -147,7 +155,7 @@ def load(
     Raises:
         InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
     """
-    dataset = _dataset(config)
+    dataset = _check_config(config)
     mean, std = _check_view(size, mean, std, interpolation)
     crop = datasets.SUITES[dataset.suite].view == "crop"
     view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
@@ -155,19 +163,19 @@ def load(
         view["resize"] = f"short side {short_side(size)}, centre crop"
         view["augment"] = "random crop and mirror"
     limits = (config.limit_train, config.limit_test)
-    names = _used(config, dataset)
+    names = _names_of_used_lists(config, dataset)
     if dataset.embedded:
-        ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+        ids = DataIdentity(mini_tasks.task_data_id(dataset.name), _mini_split_id(dataset), lossy=False)
         train, scored = (
-            _from_arrays(*mini_tasks.arrays(dataset.name)[name], limit, view)
+            _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
             for name, limit in zip(names, limits, strict=True)
         )
-        train = _in_memory(train, view)
+        train = _resize_in_memory(train, view)
     else:
-        folder, manifest, lists, ids = _open(config, dataset)
+        folder, manifest, lists, ids = _open_folder(config, dataset)
         train, scored = (
-            _from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
-            for name, limit, once in zip(names, limits, (False, True), strict=True)
+            _images_from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once)
+            for name, limit, read_once in zip(names, limits, (False, True), strict=True)
         )
     return TaskData(
         dataset=dataset,
@@ -182,7 +190,7 @@ def load(
     )
 
 
-def check(config: DataConfig) -> tuple[str, str]:
+def check_data(config: DataConfig) -> tuple[str, str]:
     """Whether a dataset is there and well-formed, without decoding an image.
 
     Returns:
@@ -192,14 +200,14 @@ def check(config: DataConfig) -> tuple[str, str]:
     Raises:
         InputError: As ``load``.
     """
-    dataset = _dataset(config)
+    dataset = _check_config(config)
     if dataset.embedded:
-        return mini_tasks.data_id(dataset.name), _mini_split_id(dataset)
-    ids = _open(config, dataset)[3]
+        return mini_tasks.task_data_id(dataset.name), _mini_split_id(dataset)
+    ids = _open_folder(config, dataset)[3]
     return ids.data_id, ids.split_id
 
 
-def list_datasets(root: Path | None) -> list[Row]:
+def list_datasets(root: Path | None) -> list[DatasetStatus]:
     """Every dataset of the table, and what of it lies under ``root``.
 
     A folder counts as present with its lists and a readable manifest, if any; ``verify`` is the full check.
@@ -209,14 +217,14 @@ def list_datasets(root: Path | None) -> list[Row]:
         present, manifest, where = dataset.embedded, None, dataset.where
         if not dataset.embedded and root is not None:
             try:
-                folder = locate(dataset, root)
+                folder = find_dataset_folder(dataset, root)
                 manifest = read_manifest(folder)
                 present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
                 where = str(folder)
             except InputError:
                 present = False
         rows.append(
-            Row(
+            DatasetStatus(
                 name=dataset.name,
                 suite=dataset.suite,
                 group=dataset.group,
@@ -240,8 +248,8 @@ def _disk_size(manifest: Manifest) -> str:
     return f"{len(manifest.files)} images, {sum(info.bytes for info in manifest.files.values()) / 1e6:.1f} MB"
 
 
-def _dataset(config: DataConfig) -> Dataset:
-    dataset = datasets.get(config.suite, config.dataset)
+def _check_config(config: DataConfig) -> Dataset:
+    dataset = datasets.get_dataset(config.suite, config.dataset)
     if config.evaluate not in _EVALUATE:
         raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
     for name in ("limit_train", "limit_test"):
@@ -267,7 +275,7 @@ def _mini_split_id(dataset: Dataset) -> str:
     return f"embedded-seed{mini_tasks.SEED}"
 
 
-def _used(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
     """The list to train on and the list to score."""
     lists = dataset.lists
     return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
@@ -279,18 +287,20 @@ def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
     return np.arange(k) * n // max(k, 1)
 
 
-def _open(config: DataConfig, dataset: Dataset) -> tuple[Path, Manifest | None, dict[str, list[Entry]], Identity]:
+def _open_folder(
+    config: DataConfig, dataset: Dataset
+) -> tuple[Path, Manifest | None, dict[str, list[ListedImage]], DataIdentity]:
     """The folder and the two lists that are used, checked against the table, the manifest and the disk."""
-    folder = locate(dataset, config.root)
+    folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
-    lists = {name: read_list(folder, name, dataset, manifest) for name in _used(config, dataset)}
+    lists = {name: read_list(folder, name, dataset, manifest) for name in _names_of_used_lists(config, dataset)}
     train, scored = lists.values()
     if both := {entry.path for entry in train} & {entry.path for entry in scored}:
         raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
-    return folder, manifest, lists, identity(folder, lists, manifest)
+    return folder, manifest, lists, identify_folder(folder, lists, manifest)
 
 
-def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
+def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
     kept = _spaced_indices(len(labels), limit)
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -299,33 +309,33 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
-def _in_memory(images: Images, view: dict[str, Any]) -> Images:
+def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
     """The same images, resized once."""
     array = images._pixels(np.arange(len(images)), None)
     return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
 
 
-def _from_files(
+def _images_from_files(
     folder: Path,
     manifest: Manifest | None,
-    entries: list[Entry],
+    entries: list[ListedImage],
     limit: int | None,
     name: str,
     view: dict[str, Any],
     crop: bool,
-    once: bool,
+    read_once: bool,
 ) -> Images:
     """Images of a list on disk, decoded when the first is asked for: a list that is scored stays shut until then.
 
     A whole list comes from the cache; a part of one is decoded on its own.
     """
     kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
-    listed = Listed(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
     opened: list[Pixels] = []
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         if not opened:
-            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, once))
+            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, read_once))
         return opened[0](indices, generator)
 
     labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)

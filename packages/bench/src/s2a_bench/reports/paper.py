@@ -247,7 +247,7 @@ def _accuracy(key: str, row: Row, records: list[Record], suite: str) -> tuple[St
     """Mean over the tasks that a printed number is about; what is missing from it; its records."""
     table = datasets.get_suite(suite)
     members = table.defaults if suite == "fgvc" else table.datasets
-    wanted = [n for n in members if key not in GROUPS or datasets.get(suite, n).group == GROUPS[key]]
+    wanted = [n for n in members if key not in GROUPS or datasets.get_dataset(suite, n).group == GROUPS[key]]
     by_task = {n: stat for n in wanted if n in row.cells and row.cells[n].counted and (stat := row.cells[n].stat)}
     if not by_task:
         return None, [], []
@@ -255,7 +255,7 @@ def _accuracy(key: str, row: Row, records: list[Record], suite: str) -> tuple[St
     if key == "groups":
         groups: dict[str, list[Stat]] = {}
         for name, stat in by_task.items():
-            groups.setdefault(datasets.get(suite, name).group, []).append(stat)
+            groups.setdefault(datasets.get_dataset(suite, name).group, []).append(stat)
         parts = [stats.propagate(each) for each in groups.values()]
     lacking = [] if len(by_task) == len(wanted) else [f"only {len(by_task)} of {len(wanted)} tasks ({table.name})"]
     return stats.propagate(parts), lacking, [r for r in records if r.dataset in by_task]

@@ -84,7 +84,7 @@ def expand(request: Request) -> list[CellConfig]:
         S2AError: An unknown method or a value that its config does not take.
     """
     suite = datasets.get_suite(request.suite)
-    names = [datasets.get(suite.name, name).name for name in request.datasets or suite.defaults]
+    names = [datasets.get_dataset(suite.name, name).name for name in request.datasets or suite.defaults]
     planned = experiment.load(request.experiment) if request.experiment is not None else None
     labels = request.methods or (planned.methods(suite.name) if planned else METHODS)
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)

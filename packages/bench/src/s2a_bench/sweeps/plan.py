@@ -221,7 +221,7 @@ def failed(cell_id: str, cell: CellConfig, kind: str, message: str, trace: str) 
         status="failed",
         suite=cell.data.suite,
         dataset=cell.data.dataset,
-        group=datasets.get(cell.data.suite, cell.data.dataset).group,
+        group=datasets.get_dataset(cell.data.suite, cell.data.dataset).group,
         backbone=cell.backbone.name,
         method=cell.method.name,
         method_config=dict(cell.method.options),

@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, is_image
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.table.types import Dataset, Recipe
+from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.errors import InputError
 
 UNREAD_SUFFIXES = (".tif", ".tiff", ".gif")
 """Images that nothing here decodes; to skip them silently would be to lose them."""
 
 
-class Image(NamedTuple):
+class ClassImage(NamedTuple):
     """An image in a class folder.
 
     Attributes:
@@ -31,13 +31,13 @@ class Image(NamedTuple):
     file: str
 
 
-def recipe_of(dataset: Dataset) -> Recipe:
-    """The recipe of a dataset that has one."""
-    assert dataset.recipe is not None
-    return dataset.recipe
+def preparation_of(dataset: Dataset) -> Preparation:
+    """The preparation of a dataset that has one."""
+    assert dataset.preparation is not None
+    return dataset.preparation
 
 
-def above(tree: Tree, folder: str) -> tuple[str, ...]:
+def missing_parents(tree: Tree, folder: str) -> tuple[str, ...]:
     """The parts of ``folder`` that paths in the tree lack, as the tree is that folder itself or one of its parts."""
     if tree.folder is None:
         return ()
@@ -49,20 +49,20 @@ def above(tree: Tree, folder: str) -> tuple[str, ...]:
     return ()
 
 
-def class_images(tree: Tree, folder: str) -> Iterator[Image]:
+def find_class_images(tree: Tree, folder: str) -> Iterator[ClassImage]:
     """Every image in ``<folder>/<class>/``; ``folder`` may have several parts, and lies at any depth.
 
     Raises:
         InputError: An image of a kind that is not read.
     """
     own = PurePosixPath(folder).parts
-    lacking = above(tree, folder)
+    lacking = missing_parents(tree, folder)
     for path in tree.names:
         parts = path.split("/")
         if len(parts) < 2 or (own and (*lacking, *parts)[-2 - len(own) : -2] != own):
             continue
         if is_image(path):
-            yield Image(path, path[: len(path) - len(parts[-1]) - len(parts[-2]) - 1], parts[-2], parts[-1])
+            yield ClassImage(path, path[: len(path) - len(parts[-1]) - len(parts[-2]) - 1], parts[-2], parts[-1])
         elif path.lower().endswith(UNREAD_SUFFIXES):
             raise InputError(
                 f"{tree.place} holds {path}, a kind of image that is not read here; "
@@ -109,7 +109,7 @@ def check_unique(place: Path, names: Iterable[str]) -> None:
         seen.add(lower)
 
 
-def class_labels(
+def assign_class_labels(
     dataset: Dataset, place: Path, what: str, folders: Iterable[str], names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Labels of class folders.
@@ -150,7 +150,7 @@ def class_labels(
     return classes, {folder: labels[lower] for lower, folder in found.items()}
 
 
-def reading(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]:
+def make_reader(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]:
     """``Source.read`` for files of the tree.
 
     Args:
@@ -168,7 +168,7 @@ def reading(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], 
     return read
 
 
-def base_of(tree: Tree, prefixes: Collection[str]) -> Path | None:
+def common_folder(tree: Tree, prefixes: Collection[str]) -> Path | None:
     """The folder under which items are files; ``None``: there is no such single folder."""
     return tree.folder / next(iter(prefixes)) if tree.folder is not None and len(prefixes) == 1 else None
 
@@ -178,7 +178,7 @@ def is_lossy(dataset: Dataset, names: Iterable[str]) -> bool:
     return dataset.encoding == "lossless" and any(name.lower().endswith(LOSSY_SUFFIXES) for name in names)
 
 
-def lines_of(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
+def read_lines(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
     """Number, from 1, and text of the lines of a file that are not empty.
 
     Raises:

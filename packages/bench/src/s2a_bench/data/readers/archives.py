@@ -14,7 +14,7 @@ _SMALL = 32 << 20
 _IMAGE_LIKE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz", ".h5")
 
 
-class Pack(Protocol):
+class Archive(Protocol):
     """An archive.
 
     Attributes:
@@ -42,7 +42,7 @@ class Pack(Protocol):
         ...
 
 
-def open_pack(path: Path) -> Pack:
+def open_archive(path: Path) -> Archive:
     """A zip or a tar, by its content.
 
     Raises:
@@ -59,7 +59,7 @@ class _Zip:
         self._archive = zipfile.ZipFile(path)
         self.members = {}
         for info in self._archive.infolist():
-            name = _plain(info.filename)
+            name = _strip_dot(info.filename)
             if name in self.members:
                 raise zipfile.BadZipFile(f"it holds {name} twice")
             if not info.is_dir():
@@ -90,7 +90,7 @@ class _Tar:
         self._kept: dict[str, bytes] = {}
         room = 8 * _SMALL
         with tarfile.open(path) as archive:
-            for member, name in _walk(archive):
+            for member, name in _iterate_files(archive):
                 if name in self.members:
                     raise tarfile.TarError(f"it holds {name} twice")
                 self.members[name] = None
@@ -106,7 +106,7 @@ class _Tar:
     def stream(self, names: set[str]) -> Iterator[tuple[str, bytes]]:
         left = set(names)
         with tarfile.open(self.path) as archive:
-            for member, name in _walk(archive):
+            for member, name in _iterate_files(archive):
                 if name in left:
                     left.remove(name)
                     yield name, archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -115,7 +115,7 @@ class _Tar:
 
     def copy(self, name: str, out: IO[bytes]) -> None:
         with tarfile.open(self.path) as archive:
-            for member, found in _walk(archive):
+            for member, found in _iterate_files(archive):
                 if found == name:
                     shutil.copyfileobj(archive.extractfile(member), out, 1 << 20)  # type: ignore[arg-type]
                     return
@@ -124,15 +124,15 @@ class _Tar:
         """Nothing: every pass opens the file anew."""
 
 
-def _walk(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
+def _iterate_files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
     for member in archive:
         if member.isfile():
-            yield member, _plain(member.name)
+            yield member, _strip_dot(member.name)
     # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
     stream = archive.fileobj
     while stream is not None and stream.read(1 << 20):
         pass
 
 
-def _plain(name: str) -> str:
+def _strip_dot(name: str) -> str:
     return name[2:] if name.startswith("./") else name

@@ -12,15 +12,15 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from s2a_bench.data.images import decode
-from s2a_bench.data.readers.pixels import png
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.images import decode_rgb
+from s2a_bench.data.readers.pixels import encode_png
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 TRAIN_LABELS, TEST_LABELS = "trainLabels.csv", "retinopathy_solution.csv"
-MARK = "PROCESSED"
+PROCESSED_MARKER = "PROCESSED"
 """A file of this name says that the images are in VTAB-1k's form already."""
 CLASSES = ("no DR", "mild", "moderate", "severe", "proliferative DR")
 _USAGE = {"Public": "val", "Private": "test"}
@@ -31,12 +31,14 @@ _NOTE = (
     "tensorflow_datasets' btgraham-300 does with OpenCV, but by this package's own code and stored as PNG: pixels are "
     "close to those, not equal."
 )
-_NOTE_MARKED = f"A file {MARK} says that the images were in VTAB-1k's form (btgraham-300) when they were given."
+_NOTE_MARKED = (
+    f"A file {PROCESSED_MARKER} says that the images were in VTAB-1k's form (btgraham-300) when they were given."
+)
 
 # --- Images ----------------------------------------------------------------------------------------------------------
 
 
-def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
+def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     """A photograph of a fundus as Ben Graham's winning solution of the competition prepares it.
 
     The steps and numbers are those of tensorflow_datasets' configuration ``btgraham-300``, which calls OpenCV. This is
@@ -68,8 +70,8 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     # Only what the circle and the blur see is made: a photograph with a tiny fundus would be huge.
     top, bottom = max(middle_y - keep - margin, 0), min(middle_y + keep + margin, tall)
     left, right = max(middle_x - keep - margin, 0), min(middle_x + keep + margin, wide)
-    rows = _between(image, 0, *_neighbours(top, bottom, scale, height))
-    scaled = np.rint(_between(rows, 1, *_neighbours(left, right, scale, width)))
+    rows = _interpolate(image, 0, *_find_neighbours(top, bottom, scale, height))
+    scaled = np.rint(_interpolate(rows, 1, *_find_neighbours(left, right, scale, width)))
     sigma = radius / 30
     blurred = np.rint(gaussian_filter(scaled, (sigma, sigma, 0), mode="mirror", radius=(margin, margin, 0)))
     contrast = np.clip(4 * scaled - 4 * blurred + 128, 0, 255).astype(np.uint8)
@@ -81,20 +83,20 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     ]
 
 
-def _neighbours(start: int, stop: int, scale: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _find_neighbours(start: int, stop: int, scale: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """For pixels of a scaled axis: the pixels before and after it in the original, and how far it is from the first."""
     place = (np.arange(start, stop) + 0.5) / scale - 0.5  # pixels have their value at their middle
     before = np.floor(place).astype(np.int64)
     return before.clip(0, size - 1), (before + 1).clip(0, size - 1), (place - before).astype(np.float32)
 
 
-def _between(pixels: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _interpolate(pixels: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
     share = share[:, None, None] if axis == 0 else share[None, :, None]
     return pixels.take(before, axis) * (1 - share) + pixels.take(after, axis) * share
 
 
-def _processed(data: bytes, name: str) -> bytes:
-    return png(btgraham(np.asarray(decode(data, name))))
+def _process_file(data: bytes, name: str) -> bytes:
+    return encode_png(apply_btgraham(np.asarray(decode_rgb(data, name))))
 
 
 # --- Source ----------------------------------------------------------------------------------------------------------
@@ -122,13 +124,13 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
             f"Diabetic retinopathy has {len(CLASSES)} classes but {dataset.name} has {dataset.classes}; correct its "
             "entry in the table of datasets."
         )
-    marked = tree.has(MARK)
-    items: list[Item] = []
+    marked = tree.has(PROCESSED_MARKER)
+    items: list[SourceImage] = []
     files: dict[str, str] = {}  # path in the tree -> item's name
     for folder, table in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
-        images = _images(tree, folder, marked)
+        images = _find_images(tree, folder, marked)
         what = f"{table} in {tree.place}"
-        for line, (name, level, usage) in _rows(tree, table, folder == "test"):
+        for line, (name, level, usage) in _read_table(tree, table, folder == "test"):
             if level not in ("0", "1", "2", "3", "4"):
                 raise InputError(f"Line {line} of {what} has the level {level!r}, not 0 to 4; download it again.")
             if folder == "test" and usage not in _USAGE:
@@ -143,7 +145,7 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
                 )
             suffix = PurePosixPath(path).suffix if marked else ".png"
             files[path] = f"{folder}/{name}{suffix}"
-            items.append(Item(files[path], int(level), _USAGE[usage] if folder == "test" else "train", name))
+            items.append(SourceImage(files[path], int(level), _USAGE[usage] if folder == "test" else "train", name))
         if images:
             raise InputError(f"{what} has no line for {len(images)} images, such as {min(images)}; download it again.")
 
@@ -151,32 +153,32 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         found = ((files[path], data) for path, data in tree.read_many(paths[name] for name in names))
-        yield from found if marked else _all_processed(found)
+        yield from found if marked else _process_all(found)
 
     return Source(tuple(items), CLASSES, read, note=_NOTE_MARKED if marked else _NOTE)
 
 
-def _all_processed(found: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+def _process_all(found: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
     """Images through ``btgraham``, some at a time on all processors: there are 43,000 of 10 megapixels."""
     workers = min(8, os.cpu_count() or 1)
     with ThreadPoolExecutor(workers) as pool:
         while some := list(itertools.islice(found, 2 * workers)):
             names = [name for name, _ in some]
-            yield from zip(names, pool.map(_processed, (data for _, data in some), names), strict=True)
+            yield from zip(names, pool.map(_process_file, (data for _, data in some), names), strict=True)
 
 
-def _images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
+def _find_images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
     """Image's name without suffix -> its path, of the files in a folder of that name."""
     suffixes = (".jpeg", ".png") if marked else (".jpeg",)
     found: dict[str, str] = {}
-    for path in tree.under(folder):
+    for path in tree.files_under(folder):
         file = PurePosixPath(path)
         if file.parent.name != folder:
             continue
         if file.suffix == ".png" and not marked:
             raise InputError(
                 f"{path} in {tree.place} is a PNG file, but the competition's images are .jpeg; give those, or put an "
-                f"empty file {MARK} beside {TRAIN_LABELS} if they are in VTAB-1k's form already."
+                f"empty file {PROCESSED_MARKER} beside {TRAIN_LABELS} if they are in VTAB-1k's form already."
             )
         if file.suffix in suffixes:
             if file.stem in found:
@@ -189,7 +191,7 @@ def _images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
     return found
 
 
-def _rows(tree: Tree, table: str, usage: bool) -> Iterator[tuple[int, tuple[str, str, str]]]:
+def _read_table(tree: Tree, table: str, usage: bool) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """Line number, and image, level and usage (``""`` where the table has none)."""
     text = tree.read_text(tree.find(table))
     columns: Sequence[str] = ("image", "level", "Usage") if usage else ("image", "level")

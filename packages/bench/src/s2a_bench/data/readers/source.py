@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Item:
+class SourceImage:
     """One image of a source, without its content.
 
     Attributes:
@@ -35,7 +35,7 @@ class Source:
     """A download, opened.
 
     Attributes:
-        items: Every image, in the source's own order.
+        images: Every image, in the source's own order.
         classes: Names in label order.
         read: From names of items to ``(name, image file)``, each once, in whatever order is quickest. Bytes are the
             source's own where it holds image files, and PNG where it holds arrays.
@@ -48,7 +48,7 @@ class Source:
         note: What a reader of results must know.
     """
 
-    items: tuple[Item, ...]
+    images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
     read: Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]
     ordered: bool = False
@@ -65,7 +65,7 @@ class Reader:
     """One form in which datasets are downloaded.
 
     Attributes:
-        name: Key in ``sources.READERS``.
+        name: Key in ``readers.registry.load_readers``.
         recognises: Whether a tree of files is of this form, from names alone.
         open: Its images, for one dataset of the table.
     """

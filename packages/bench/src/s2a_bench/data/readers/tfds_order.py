@@ -41,7 +41,7 @@ def stored_order(keys: Sequence[Key], salt: str) -> list[int]:
         InputError: Two keys are the same. tensorflow_datasets refuses such a split as well.
     """
     salted = hashlib.md5(salt.replace("\\", "/").encode(), usedforsecurity=False)
-    hashes = [_hash(salted, key) for key in keys]
+    hashes = [_hash_key(salted, key) for key in keys]
     order = sorted(range(len(keys)), key=hashes.__getitem__)
     for first, second in itertools.pairwise(order):
         if hashes[first] == hashes[second]:
@@ -52,13 +52,13 @@ def stored_order(keys: Sequence[Key], salt: str) -> list[int]:
     return order
 
 
-def _hash(salted: hashlib._Hash, key: Key) -> bytes:
+def _hash_key(salted: hashlib._Hash, key: Key) -> bytes:
     digest = salted.copy()
-    digest.update(_bytes(key))
+    digest.update(_key_bytes(key))
     return digest.digest()  # bytes of one length compare like the big-endian numbers that they spell
 
 
-def _bytes(key: Key) -> bytes:
+def _key_bytes(key: Key) -> bytes:
     if isinstance(key, bytes):
         return key
     # A key is often a path, which must hash alike on Windows; bytes are taken as they are.

@@ -28,39 +28,39 @@ _CRC = struct.Struct("<I")
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 _BLOCK = 64
-_LONG = 4096  # from about here on, numpy beats the plain loop
+_BLOCKWISE_FROM = 4096  # from about here on, numpy beats the plain loop
 
 
-def _table() -> list[int]:
+def _make_table() -> list[int]:
     table = list(range(256))
     for _ in range(8):
         table = [crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0) for crc in table]
     return table
 
 
-_TABLE = _table()
+_TABLE = _make_table()
 
 
 def crc32c(data: bytes) -> int:
     """CRC-32C of some bytes, by ``google_crc32c`` or ``crc32c`` where one is installed."""
-    quick = _library()
+    quick = _installed_crc32c()
     if quick is not None:
         return quick(data)
-    if len(data) < _LONG:
-        return _plain(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    if len(data) < _BLOCKWISE_FROM:
+        return _crc_bytewise(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
     head = len(data) % _BLOCK
-    first = _plain(data[:head], 0xFFFFFFFF)
-    return _blocks(np.frombuffer(data, np.uint8, offset=head).reshape(-1, _BLOCK), first) ^ 0xFFFFFFFF
+    first = _crc_bytewise(data[:head], 0xFFFFFFFF)
+    return _crc_blockwise(np.frombuffer(data, np.uint8, offset=head).reshape(-1, _BLOCK), first) ^ 0xFFFFFFFF
 
 
-def _plain(data: bytes, crc: int) -> int:
+def _crc_bytewise(data: bytes, crc: int) -> int:
     table = _TABLE
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
     return crc
 
 
-def _blocks(blocks: np.ndarray, crc: int) -> int:
+def _crc_blockwise(blocks: np.ndarray, crc: int) -> int:
     """The register after ``(N, _BLOCK)`` bytes: all blocks at once, each from zero, and then neighbours in pairs.
 
     It works because the register is linear in its start and in the data: it is the one of the data from zero, xor the
@@ -75,14 +75,14 @@ def _blocks(blocks: np.ndarray, crc: int) -> int:
     while len(register) > 1:
         if len(register) % 2:  # a register of zero before the first one changes nothing
             register = np.concatenate([np.zeros(1, np.uint32), register])
-        register = _moved(register[::2], level) ^ register[1::2]
+        register = _append_zero_bytes(register[::2], level) ^ register[1::2]
         level += 1
     return int(register[0])
 
 
-def _moved(register: np.ndarray, level: int) -> np.ndarray:
+def _append_zero_bytes(register: np.ndarray, level: int) -> np.ndarray:
     """Registers after ``_BLOCK * 2**level`` zero bytes."""
-    tables = _zeros(level)
+    tables = _zero_byte_tables(level)
     return (
         tables[0][register & 0xFF]
         ^ tables[1][register >> 8 & 0xFF]
@@ -92,11 +92,11 @@ def _moved(register: np.ndarray, level: int) -> np.ndarray:
 
 
 @functools.cache
-def _zeros(level: int) -> np.ndarray:
+def _zero_byte_tables(level: int) -> np.ndarray:
     """``(4, 256)`` uint32: where ``_BLOCK * 2**level`` zero bytes take each byte of a register."""
     register = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
     if level:
-        return _moved(_moved(register, level - 1), level - 1)
+        return _append_zero_bytes(_append_zero_bytes(register, level - 1), level - 1)
     table = np.array(_TABLE, np.uint32)
     for _ in range(_BLOCK):
         register = table[register & 0xFF] ^ register >> 8
@@ -104,7 +104,7 @@ def _zeros(level: int) -> np.ndarray:
 
 
 @functools.cache
-def _library() -> Callable[[bytes], int] | None:
+def _installed_crc32c() -> Callable[[bytes], int] | None:
     for module, name in (("google_crc32c", "value"), ("crc32c", "crc32c")):
         try:
             return getattr(importlib.import_module(module), name)
@@ -113,7 +113,7 @@ def _library() -> Callable[[bytes], int] | None:
     return None
 
 
-def _masked(data: bytes) -> int:
+def _mask_crc(data: bytes) -> int:
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -121,7 +121,7 @@ def _masked(data: bytes) -> int:
 # --- Records ---------------------------------------------------------------------------------------------------------
 
 
-def records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+def iterate_records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
     """``(position in the file, data)`` of each record. Checksums of lengths are checked, those of data are not.
 
     Args:
@@ -136,7 +136,7 @@ def records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
         with path.open("rb", buffering=1 << 20) as file:
             number = position = 0
             while position < size:
-                data = _next(file, size - position, f"record {number} of {what}")
+                data = _read_framed(file, size - position, f"record {number} of {what}")
                 file.seek(_CRC.size, 1)
                 yield position, data
                 position += _LENGTH.size + _CRC.size + len(data) + _CRC.size
@@ -162,20 +162,20 @@ def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], w
         with path.open("rb") as file:
             for position, number in zip(positions, numbers, strict=True):
                 file.seek(position)
-                data = _next(file, size - position, f"record {number} of {what}")
-                if file.read(_CRC.size) != _CRC.pack(_masked(data)):
+                data = _read_framed(file, size - position, f"record {number} of {what}")
+                if file.read(_CRC.size) != _CRC.pack(_mask_crc(data)):
                     raise InputError(f"The data of record {number} of {what} fail their checksum; export it again.")
                 yield data
     except OSError as error:
         raise InputError(f"{what} cannot be read ({error.strerror or error}); check the file.") from error
 
 
-def _next(file: IO[bytes], left: int, what: str) -> bytes:
+def _read_framed(file: IO[bytes], left: int, what: str) -> bytes:
     head = file.read(_LENGTH.size + _CRC.size)
     if len(head) < _LENGTH.size + _CRC.size:
         raise InputError(f"The file ends within {what}; copy or export it again.")
     length = _LENGTH.unpack_from(head)[0]
-    if _CRC.unpack_from(head, _LENGTH.size)[0] != _masked(head[: _LENGTH.size]):
+    if _CRC.unpack_from(head, _LENGTH.size)[0] != _mask_crc(head[: _LENGTH.size]):
         raise InputError(f"The length of {what} fails its checksum; the file is damaged or no TFRecord file.")
     if length > left - _LENGTH.size - 2 * _CRC.size:
         raise InputError(f"The file ends within {what}; copy or export it again.")
@@ -185,12 +185,12 @@ def _next(file: IO[bytes], left: int, what: str) -> bytes:
 def write_record(out: IO[bytes], data: bytes) -> None:
     """Appends one record."""
     length = _LENGTH.pack(len(data))
-    out.write(length + _CRC.pack(_masked(length)) + data + _CRC.pack(_masked(data)))
+    out.write(length + _CRC.pack(_mask_crc(length)) + data + _CRC.pack(_mask_crc(data)))
 
 
 # --- Examples --------------------------------------------------------------------------------------------------------
 
-_VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _BYTES, _FLOATS, _INTS = 1, 2, 3
 
 
@@ -205,32 +205,32 @@ def parse_example(data: bytes, wanted: Collection[str] | None = None) -> dict[st
         ValueError: It is not such a message.
     """
     found: dict[str, Value] = {}
-    for features in _inner(data, 0, len(data), 1):
-        for entry in _inner(data, *features, 1):
+    for features in _submessages(data, 0, len(data), 1):
+        for entry in _submessages(data, *features, 1):
             name, value = "", None
-            for number, kind, start, end in _fields(data, *entry):
-                if number == 1 and kind == _COUNTED:
+            for number, kind, start, end in _iterate_fields(data, *entry):
+                if number == 1 and kind == _LENGTH_DELIMITED:
                     name = data[start:end].decode()
-                elif number == 2 and kind == _COUNTED:
+                elif number == 2 and kind == _LENGTH_DELIMITED:
                     value = (start, end)
             if wanted is None or name in wanted:
-                found[name] = _feature(data, *value) if value else []
+                found[name] = _parse_feature(data, *value) if value else []
     return found
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+def _iterate_fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
     """``(field number, wire type, start of the value, its end)``; of a varint, its value instead of both."""
     while start < end:
-        tag, start = _varint(data, start, end)
+        tag, start = _read_varint(data, start, end)
         kind = tag & 7
         if kind == _VARINT:
-            value, start = _varint(data, start, end)
+            value, start = _read_varint(data, start, end)
             yield tag >> 3, kind, value, value
             continue
-        if kind == _COUNTED:
-            size, start = _varint(data, start, end)
-        elif kind in (_FOUR, _EIGHT):
-            size = 4 if kind == _FOUR else 8
+        if kind == _LENGTH_DELIMITED:
+            size, start = _read_varint(data, start, end)
+        elif kind in (_FIXED32, _FIXED64):
+            size = 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"wire type {kind}")
         if size > end - start:
@@ -239,7 +239,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         start += size
 
 
-def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes, start: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:
@@ -252,54 +252,54 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _inner(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    for number, kind, first, last in _fields(data, start, end):
-        if number == wanted and kind == _COUNTED:
+def _submessages(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if number == wanted and kind == _LENGTH_DELIMITED:
             yield first, last
 
 
-def _feature(data: bytes, start: int, end: int) -> Value:
+def _parse_feature(data: bytes, start: int, end: int) -> Value:
     """The list in a ``Feature``, of whichever type."""
     found: Value = []
-    for number, kind, first, last in _fields(data, start, end):
-        if kind != _COUNTED or number not in (_BYTES, _FLOATS, _INTS):
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if kind != _LENGTH_DELIMITED or number not in (_BYTES, _FLOATS, _INTS):
             continue
         if number == _BYTES:
-            found = [data[a:b] for a, b in _inner(data, first, last, 1)]
+            found = [data[a:b] for a, b in _submessages(data, first, last, 1)]
         elif number == _FLOATS:
-            found = _floats(data, first, last)
+            found = _parse_floats(data, first, last)
         else:
-            found = _ints(data, first, last)
+            found = _parse_ints(data, first, last)
     return found
 
 
-def _floats(data: bytes, start: int, end: int) -> list[float]:
+def _parse_floats(data: bytes, start: int, end: int) -> list[float]:
     found: list[float] = []
-    for number, kind, first, last in _fields(data, start, end):
-        if number == 1 and kind in (_FOUR, _COUNTED):  # one by one, or packed
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if number == 1 and kind in (_FIXED32, _LENGTH_DELIMITED):  # one by one, or packed
             if (last - first) % 4:
                 raise ValueError("floats of a broken size")
             found += struct.unpack_from(f"<{(last - first) // 4}f", data, first)
     return found
 
 
-def _ints(data: bytes, start: int, end: int) -> list[int]:
+def _parse_ints(data: bytes, start: int, end: int) -> list[int]:
     found: list[int] = []
-    for number, kind, first, last in _fields(data, start, end):
+    for number, kind, first, last in _iterate_fields(data, start, end):
         if number == 1 and kind == _VARINT:
-            found.append(_signed(first))
-        elif number == 1 and kind == _COUNTED:
+            found.append(_to_signed(first))
+        elif number == 1 and kind == _LENGTH_DELIMITED:
             while first < last:
-                value, first = _varint(data, first, last)
-                found.append(_signed(value))
+                value, first = _read_varint(data, first, last)
+                found.append(_to_signed(value))
     return found
 
 
-def _signed(value: int) -> int:
+def _to_signed(value: int) -> int:
     return value - (1 << 64) if value >> 63 else value
 
 
-def example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
+def encode_example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
     """A ``tf.train.Example``, numbers packed, names in order.
 
     Args:
@@ -309,21 +309,23 @@ def example(features: Mapping[str, Value], floats: Collection[str] = ()) -> byte
     entries = []
     for name, values in sorted(features.items()):
         if name in floats or any(isinstance(v, float) for v in values):
-            number, content = _FLOATS, _counted(1, struct.pack(f"<{len(values)}f", *values)) if values else b""
+            number, content = _FLOATS, _encode_field(1, struct.pack(f"<{len(values)}f", *values)) if values else b""
         elif any(isinstance(v, bytes) for v in values):
-            number, content = _BYTES, b"".join(_counted(1, v) for v in values if isinstance(v, bytes))
+            number, content = _BYTES, b"".join(_encode_field(1, v) for v in values if isinstance(v, bytes))
         else:
-            packed = b"".join(_written(v & 0xFFFFFFFFFFFFFFFF) for v in values if isinstance(v, int))
-            number, content = _INTS, _counted(1, packed) if values else b""
-        entries.append(_counted(1, _counted(1, name.encode()) + _counted(2, _counted(number, content))))
-    return _counted(1, b"".join(entries))
+            packed = b"".join(_encode_varint(v & 0xFFFFFFFFFFFFFFFF) for v in values if isinstance(v, int))
+            number, content = _INTS, _encode_field(1, packed) if values else b""
+        entries.append(
+            _encode_field(1, _encode_field(1, name.encode()) + _encode_field(2, _encode_field(number, content)))
+        )
+    return _encode_field(1, b"".join(entries))
 
 
-def _counted(number: int, content: bytes) -> bytes:
-    return _written(number << 3 | _COUNTED) + _written(len(content)) + content
+def _encode_field(number: int, content: bytes) -> bytes:
+    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(content)) + content
 
 
-def _written(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

@@ -15,11 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from s2a_bench.data.readers.archives import Pack, open_pack
+from s2a_bench.data.readers.archives import Archive, open_archive
 from s2a_bench.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_PACKED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 
 ARCHIVE_ERRORS = (
     tarfile.TarError,
@@ -60,7 +60,7 @@ class Tree:
         self.place = place
         self.folder: Path | None = None
         self._readers: dict[str, tuple[int, Callable[[], bytes]]] = {}
-        self._packs: list[Pack] = []
+        self._packs: list[Archive] = []
         self._scratch: Path | None = None
         self._archives = tuple(name for name in archives if name)  # the name of "." is empty
         try:
@@ -90,10 +90,10 @@ class Tree:
         """Every path, sorted."""
         return sorted(self._readers)
 
-    def under(self, folder: str) -> list[str]:
+    def files_under(self, folder: str) -> list[str]:
         """Paths below a folder of that name (one or more parts), at whatever depth it lies, sorted."""
         parts = tuple(PurePosixPath(folder).parts)
-        return [name for name in self.names if _below(name, parts) is not None]
+        return [name for name in self.names if _path_below(name, parts) is not None]
 
     def has(self, path: str) -> bool:
         """Whether some path ends with ``path``, part by part."""
@@ -156,7 +156,7 @@ class Tree:
         except UnicodeDecodeError as error:
             raise InputError(f"{name} in {self.place} is not text ({error.reason} at byte {error.start}).") from error
 
-    def local(self, name: str) -> Path:
+    def path_on_disk(self, name: str) -> Path:
         """A path on disk that holds a file's content, for libraries that open files themselves.
 
         Raises:
@@ -189,9 +189,9 @@ class Tree:
     def _open(self, place: Path) -> None:
         self._packed: dict[str, Callable[[], Any]] = {}
         if place.is_dir():
-            packs = [path for path in _files(place) if self._named(path.name) and path.parent == place]
+            packs = [path for path in _list_files(place) if self._named(path.name) and path.parent == place]
             # Downloads often lie one folder deeper: <place>/caltech-101/101_ObjectCategories.tar.gz.
-            packs = packs or [p for p in _files(place, depth=2) if self._named(p.name)]
+            packs = packs or [p for p in _list_files(place, depth=2) if self._named(p.name)]
             if packs:
                 for path in packs:
                     self._add_archive(path)
@@ -199,7 +199,7 @@ class Tree:
                     self._add_file(path, path.name)
             else:
                 self.folder = place
-                for path in _files(place):
+                for path in _list_files(place):
                     self._add_file(path, path.relative_to(place).as_posix())
         elif place.is_file():
             if place.name.lower().endswith(ARCHIVE_SUFFIXES) or self._named(place.name):
@@ -213,28 +213,28 @@ class Tree:
         return any(name == pattern or PurePosixPath(name).match(pattern) for pattern in self._archives)
 
     def _add_file(self, path: Path, name: str) -> None:
-        if _hidden(name):
+        if _is_hidden(name):
             return
         suffix = path.suffix.lower()
-        if suffix in _PACKED and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+        if suffix in _COMPRESSED and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
             name = name[: -len(suffix)]
-            opened = _PACKED[suffix]
+            opened = _COMPRESSED[suffix]
             self._packed[name] = lambda: opened(path, "rb")
-            self._readers[name] = (-1, lambda: _all(opened(path, "rb")))
+            self._readers[name] = (-1, lambda: _read_all(opened(path, "rb")))
         else:
             self._readers[name] = (-1, path.read_bytes)
 
     def _add_archive(self, path: Path) -> None:
         with self._explained(str(path)):
-            pack = open_pack(path)
+            pack = open_archive(path)
         self._packs.append(pack)
         for name in pack.members:
             if self._named(PurePosixPath(name).name) and name.lower().endswith(ARCHIVE_SUFFIXES):
                 self._add_archive(self._inner(pack, name))
-            elif not _hidden(name):
+            elif not _is_hidden(name):
                 self._readers[name] = (len(self._packs) - 1, lambda pack=pack, name=name: pack.read(name))
 
-    def _inner(self, pack: Pack, name: str) -> Path:
+    def _inner(self, pack: Archive, name: str) -> Path:
         """An archive within an archive, put down on disk."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
@@ -255,11 +255,11 @@ class Tree:
             raise InputError(f"{what} cannot be read ({reason}); check the file and its permissions.") from error
 
 
-def _hidden(name: str) -> bool:
+def _is_hidden(name: str) -> bool:
     return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
 
 
-def _files(folder: Path, depth: int = 64) -> list[Path]:
+def _list_files(folder: Path, depth: int = 64) -> list[Path]:
     found: list[Path] = []
     try:
         inside = sorted(folder.iterdir())
@@ -267,13 +267,13 @@ def _files(folder: Path, depth: int = 64) -> list[Path]:
         raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
     for path in inside:
         if path.is_dir() and depth > 1 and not path.name.startswith("."):
-            found += _files(path, depth - 1)
+            found += _list_files(path, depth - 1)
         elif path.is_file():
             found.append(path)
     return found
 
 
-def _below(name: str, parts: tuple[str, ...]) -> str | None:
+def _path_below(name: str, parts: tuple[str, ...]) -> str | None:
     """What follows a folder in a path, or ``None``."""
     own = name.split("/")
     for i in range(len(own) - len(parts)):
@@ -282,13 +282,13 @@ def _below(name: str, parts: tuple[str, ...]) -> str | None:
     return None
 
 
-def below(name: str, folder: str) -> str:
-    """What follows ``folder`` in ``name``; ``name`` comes from ``Tree.under(folder)``."""
-    rest = _below(name, tuple(PurePosixPath(folder).parts))
+def path_below(name: str, folder: str) -> str:
+    """What follows ``folder`` in ``name``; ``name`` comes from ``Tree.files_under(folder)``."""
+    rest = _path_below(name, tuple(PurePosixPath(folder).parts))
     assert rest is not None, (name, folder)
     return rest
 
 
-def _all(stream: Any) -> bytes:
+def _read_all(stream: Any) -> bytes:
     with stream:
         return stream.read()

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 
-class Lists(NamedTuple):
+class ListNames(NamedTuple):
     """Names of a suite's four lists: to tune on, to tune by, both together for the final run, and to score once."""
 
     train: str
@@ -15,8 +15,8 @@ class Lists(NamedTuple):
     test: str
 
 
-VTAB_LISTS = Lists("train800", "val200", "train800val200", "test")
-PLAIN_LISTS = Lists("train", "val", "trainval", "test")
+VTAB_LISTS = ListNames("train800", "val200", "train800val200", "test")
+PLAIN_LISTS = ListNames("train", "val", "trainval", "test")
 
 
 class Counts(NamedTuple):
@@ -28,13 +28,13 @@ class Counts(NamedTuple):
     test: int | None
 
 
-def counts(train: int, val: int, test: int) -> Counts:
+def make_counts(train: int, val: int, test: int) -> Counts:
     """Counts whose ``both`` is the sum it must be."""
     return Counts(train, val, train + val, test)
 
 
 @dataclasses.dataclass(frozen=True)
-class Slices:
+class SliceRule:
     """The VTAB-1k rule: slices of tensorflow_datasets' stored order (Zhai et al., ``task_adaptation/data``).
 
     Train is the first ``train`` images of ``train_part``, val the ``val`` images of ``val_part`` from the fraction
@@ -52,7 +52,7 @@ class Slices:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class PoolRule:
     """VTAB-1k's Caltech101: ``per_class`` images of each class form a pool; lists are slices of it, the rest is test.
 
     Attributes:
@@ -67,7 +67,7 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Official:
+class OfficialRule:
     """The source's own parts; where it has no ``"val"``, ``val`` of each class's training images are held out.
 
     Attributes:
@@ -78,22 +78,22 @@ class Official:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fractions:
+class FractionRule:
     """CoOp's rule for sets without parts: each class's images by fractions, rounded; what is left is the test set."""
 
     train: float = 0.5
     val: float = 0.2
 
 
-Rule = Slices | Pool | Official | Fractions
+Rule = SliceRule | PoolRule | OfficialRule | FractionRule
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
+class Preparation:
     """How a download becomes the standard folder.
 
     Attributes:
-        reader: Key of ``sources.READERS``: the form in which its makers publish it.
+        reader: Key of ``readers.registry.load_readers()``: the form in which its makers publish it.
         rule: How its images are divided into lists.
         archives: File names of the archives people download (``*`` stands for anything), the outer ones first.
         target: Which label, where the source has several; ``""``: its only one.
@@ -118,7 +118,7 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file to download.
 
     Attributes:
@@ -150,7 +150,7 @@ class Dataset:
         encoding: How its makers publish the images: ``"jpeg"`` files, or ``"lossless"`` (PNG files or arrays).
         embedded: Rendered or shipped with the package; needs no data root.
         synthetic: Rendered by this package.
-        recipe: How ``prepare`` brings a download into the standard folder; ``None``: it cannot.
+        preparation: How ``prepare`` brings a download into the standard folder; ``None``: it cannot.
         remotes: Files that ``prepare --download`` gets; none where its makers ask for a registration.
     """
 
@@ -167,11 +167,11 @@ class Dataset:
     encoding: Literal["jpeg", "lossless"] = "jpeg"
     embedded: bool = False
     synthetic: bool = False
-    recipe: Recipe | None = None
-    remotes: tuple[Remote, ...] = ()
+    preparation: Preparation | None = None
+    remotes: tuple[RemoteFile, ...] = ()
 
     @property
-    def lists(self) -> Lists:
+    def lists(self) -> ListNames:
         """Names of its lists."""
         return VTAB_LISTS if self.suite in ("mini", "vtab") else PLAIN_LISTS
 
