@@ -323,7 +323,8 @@ def test_processes_take_turns_and_a_killed_one_is_taken_over_from(site: Site, tm
     big = random.Random(4).randbytes(3 << 20)
     remote = site.remote("f.zip", md5(big), Answer(big))
     code = (
-        "import sys, os, signal; from pathlib import Path; from s2a_bench.data.download import download_files, RemoteFile\n"
+        "import sys, os, signal; from pathlib import Path\n"
+        "from s2a_bench.data.download import download_files, RemoteFile\n"
         "die = lambda what, done, total: os.kill(os.getpid(), signal.SIGKILL) if done > 1 << 20 else None\n"
         "download_files([RemoteFile(*sys.argv[1:4])], Path(sys.argv[4]), die if sys.argv[5] == 'die' else None)"
     )

@@ -27,7 +27,7 @@ WARNING = "An audit, not a result: the test set was scored after every epoch."
 
 
 @dataclasses.dataclass(frozen=True)
-class Peek:
+class EpochAudit:
     """One cell whose test set was looked at after every epoch.
 
     Attributes:
@@ -63,7 +63,7 @@ class Peek:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class AuditRow:
     """One method of one suite on one backbone: means over seeds, then over datasets.
 
     Attributes:
@@ -86,7 +86,7 @@ class Line:
     cells: int
 
 
-def pick(
+def select_records(
     found: Iterable[Record],
     *,
     datasets: Sequence[str] = (),
@@ -114,7 +114,7 @@ def pick(
     return scored
 
 
-def cell_of(record: Record, data_dir: str | None, weights: str | None, device: str) -> CellConfig:
+def recreate_cell(record: Record, data_dir: str | None, weights: str | None, device: str) -> CellConfig:
     """The cell that a record came from.
 
     Args:
@@ -154,7 +154,9 @@ def cell_of(record: Record, data_dir: str | None, weights: str | None, device: s
     )
 
 
-def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None] | None = None) -> Peek:
+def score_every_epoch(
+    cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None] | None = None
+) -> EpochAudit:
     """Trains a record's cell as ``run.run`` does, and scores the test set after every epoch.
 
     Args:
@@ -178,7 +180,7 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
         if on_epoch is not None:
             on_epoch(len(test), test[-1])
     assert record.accuracy is not None
-    return Peek(
+    return EpochAudit(
         cell_id=record.cell_id,
         suite=record.suite,
         dataset=record.dataset,
@@ -191,41 +193,41 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
     )
 
 
-def path(output: Path, cell_id: str) -> Path:
+def audit_path(output: Path, cell_id: str) -> Path:
     """Where the audit of a cell lies: never among the records."""
     return output / "audit" / f"{cell_id}.json"
 
 
-def write(found: Peek, output: Path) -> Path:
+def write_audit(found: EpochAudit, output: Path) -> Path:
     """Writes an audit atomically."""
-    place = path(output, found.cell_id)
+    place = audit_path(output, found.cell_id)
     records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 
-def read(output: Path, record: Record) -> Peek | None:
+def read_audit(output: Path, record: Record) -> EpochAudit | None:
     """The audit of a record, if there is a valid one."""
     try:
-        values: dict[str, Any] = json.loads(path(output, record.cell_id).read_text(encoding="utf-8"))
-        found = Peek(**{**values, "test": tuple(values["test"]), "loss": tuple(values["loss"])})
+        values: dict[str, Any] = json.loads(audit_path(output, record.cell_id).read_text(encoding="utf-8"))
+        found = EpochAudit(**{**values, "test": tuple(values["test"]), "loss": tuple(values["loss"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     whole = found.kind == KIND and found.cell_id == record.cell_id and len(found.test) == record.epochs
     return found if whole else None
 
 
-def lines(found: Iterable[Peek]) -> list[Line]:
+def summarise_audits(found: Iterable[EpochAudit]) -> list[AuditRow]:
     """The audit's table: per suite, backbone and method, the largest inflation first."""
-    groups: dict[tuple[str, str, str], dict[str, list[Peek]]] = {}
+    groups: dict[tuple[str, str, str], dict[str, list[EpochAudit]]] = {}
     for each in found:
         groups.setdefault((each.suite, each.backbone, each.method), {}).setdefault(each.dataset, []).append(each)
-    rows = [_line(*key, tasks) for key, tasks in groups.items()]
+    rows = [_make_row(*key, tasks) for key, tasks in groups.items()]
     return sorted(rows, key=lambda row: (row.suite, row.backbone, -row.inflation, row.method))
 
 
-def _line(suite: str, backbone: str, method: str, tasks: Mapping[str, Sequence[Peek]]) -> Line:
+def _make_row(suite: str, backbone: str, method: str, tasks: Mapping[str, Sequence[EpochAudit]]) -> AuditRow:
     last = statistics.fmean(statistics.fmean(p.test[-1] for p in seeds) for seeds in tasks.values())
     best = statistics.fmean(statistics.fmean(max(p.test) for p in seeds) for seeds in tasks.values())
     every = [p for seeds in tasks.values() for p in seeds]
     largest = max(p.inflation for p in every)
-    return Line(suite, backbone, method, last, best, best - last, largest, len(tasks), len(every))
+    return AuditRow(suite, backbone, method, last, best, best - last, largest, len(tasks), len(every))

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.audit import epochs as audit
+from s2a_bench.audit import epochs
 from s2a_bench.cells import record as records
 from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
@@ -26,7 +26,7 @@ WARNING = "An audit, not a result: the test set was scored for every config that
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
+class TriedConfig:
     """One trial's config as a final cell.
 
     Attributes:
@@ -41,7 +41,7 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class TestScore:
     """The test accuracy of a config, after the last epoch.
 
     Attributes:
@@ -58,7 +58,7 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Searched:
+class SearchAudit:
     """A final record and what every config of its search scores on test.
 
     Attributes:
@@ -76,7 +76,7 @@ class Searched:
         return max(self.accuracies) - self.record.accuracy
 
 
-def finals(chosen: Iterable[Record]) -> list[Record]:
+def select_searched(chosen: Iterable[Record]) -> list[Record]:
     """The records that a search led to, of each search the one with the lowest seed: others would only cost more."""
     found: dict[tuple[str, ...], Record] = {}
     for record in sorted(chosen, key=lambda record: record.seed):
@@ -85,7 +85,7 @@ def finals(chosen: Iterable[Record]) -> list[Record]:
     return list(found.values())
 
 
-def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
+def list_tried_configs(record: Record, base: CellConfig, output: Path) -> list[TriedConfig]:
     """The final cells of all configs that a record's search tried, each once; those whose loss was infinite are none.
 
     Args:
@@ -97,7 +97,7 @@ def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
         ValueError: A trial's record is not there, or its config cannot be run here.
     """
     assert record.search is not None
-    found: dict[str, Tried] = {}
+    found: dict[str, TriedConfig] = {}
     for trial_id in record.search["trial_ids"]:
         try:
             trial = records.read(records.record_path(output, trial_id))
@@ -114,27 +114,27 @@ def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
             train=from_dict(TrainConfig, trial.train_config, "train."),
         )
         cell_id = run.identify(cell)
-        found.setdefault(cell_id, Tried(cell_id, trial_id, cell))
+        found.setdefault(cell_id, TriedConfig(cell_id, trial_id, cell))
     return list(found.values())
 
 
-def known(one: Tried, output: Path) -> Score | None:
+def find_known_score(one: TriedConfig, output: Path) -> TestScore | None:
     """The score of a config that a finished record or an earlier audit has."""
     try:
         record = records.read(records.record_path(output, one.cell_id))
         if record.status == "done":
-            return Score(one.cell_id, record.accuracy)
+            return TestScore(one.cell_id, record.accuracy)
     except (OSError, ValueError):
         pass
     try:
-        values: dict[str, Any] = json.loads(path(output, one.cell_id).read_text(encoding="utf-8"))
-        found = Score(**values)
+        values: dict[str, Any] = json.loads(score_path(output, one.cell_id).read_text(encoding="utf-8"))
+        found = TestScore(**values)
     except (OSError, ValueError, TypeError):
         return None
     return found if found.kind == KIND and found.cell_id == one.cell_id else None
 
 
-def score(one: Tried) -> Score:
+def score_config(one: TriedConfig) -> TestScore:
     """Trains a config on train and val together and scores test, once.
 
     Raises:
@@ -144,32 +144,32 @@ def score(one: Tried) -> Score:
     kind = (record.error or {}).get("type")
     if record.status != "done" and kind != "Diverged":
         raise RuntimeError(f"Cell {one.cell_id} failed: {kind}: {(record.error or {}).get('message')}")
-    return Score(one.cell_id, record.accuracy)
+    return TestScore(one.cell_id, record.accuracy)
 
 
-def path(output: Path, cell_id: str) -> Path:
+def score_path(output: Path, cell_id: str) -> Path:
     """Where a score lies: never among the records."""
     return output / "audit" / f"trial-{cell_id}.json"
 
 
-def write(found: Score, output: Path) -> Path:
+def write_score(found: TestScore, output: Path) -> Path:
     """Writes a score atomically."""
-    place = path(output, found.cell_id)
+    place = score_path(output, found.cell_id)
     records.write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 
-def lines(found: Iterable[Searched]) -> list[audit.Line]:
+def summarise_searches(found: Iterable[SearchAudit]) -> list[epochs.AuditRow]:
     """Per suite, backbone and method, means over datasets: ``last`` is the chosen config, ``best`` the best on test."""
-    groups: dict[tuple[str, str, str], list[Searched]] = {}
+    groups: dict[tuple[str, str, str], list[SearchAudit]] = {}
     for each in found:
         groups.setdefault((each.record.suite, each.record.backbone, each.record.method), []).append(each)
-    rows = [_line(*key, members) for key, members in groups.items()]
+    rows = [_make_row(*key, members) for key, members in groups.items()]
     return sorted(rows, key=lambda row: (row.suite, row.backbone, -row.inflation, row.method))
 
 
-def _line(suite: str, backbone: str, method: str, members: Sequence[Searched]) -> audit.Line:
-    tasks: dict[str, list[Searched]] = {}
+def _make_row(suite: str, backbone: str, method: str, members: Sequence[SearchAudit]) -> epochs.AuditRow:
+    tasks: dict[str, list[SearchAudit]] = {}
     for each in members:
         tasks.setdefault(each.record.dataset, []).append(each)
 
@@ -178,4 +178,4 @@ def _line(suite: str, backbone: str, method: str, members: Sequence[Searched]) -
 
     last, best = mean(lambda each: each.record.accuracy), mean(lambda each: max(each.accuracies))
     largest = max(each.inflation for each in members)
-    return audit.Line(suite, backbone, method, last, best, best - last, largest, len(tasks), len(members))
+    return epochs.AuditRow(suite, backbone, method, last, best, best - last, largest, len(tasks), len(members))

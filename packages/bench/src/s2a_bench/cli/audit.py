@@ -13,8 +13,8 @@ from rich.table import Table
 
 from s2a_bench.audit import epochs as audit
 from s2a_bench.audit import trials as audit_trials
-from s2a_bench.audit.epochs import Line, Peek
-from s2a_bench.audit.trials import Tried
+from s2a_bench.audit.epochs import AuditRow, EpochAudit
+from s2a_bench.audit.trials import TriedConfig
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.cli import sweep_grid as commands
@@ -51,34 +51,34 @@ def peek(output: Path, wanted: Wanted, console: Console) -> int:
     commands.checked(Request(device=wanted.device))
     output = output.absolute()
     have = [found for _, found in records.read_all(output) if isinstance(found, Record)]
-    chosen = audit.pick(
+    chosen = audit.select_records(
         have, datasets=wanted.datasets, backbones=wanted.backbones, methods=wanted.methods, seeds=wanted.seeds
     )
-    peeks = {record.cell_id: found for record in chosen if (found := audit.read(output, record)) is not None}
+    peeks = {record.cell_id: found for record in chosen if (found := audit.read_audit(output, record)) is not None}
     todo = [
-        (record, audit.cell_of(record, wanted.data_dir, wanted.weights, wanted.device))
+        (record, audit.recreate_cell(record, wanted.data_dir, wanted.weights, wanted.device))
         for record in chosen
         if record.cell_id not in peeks
     ]
     searches = [] if wanted.skip_trials else _searches(chosen, wanted, output)
     console.print(f"Audit: {len(chosen)} records, {len(todo)} to train again. {audit.WARNING}", **_VERBATIM)
     for number, (record, cell) in enumerate(todo, start=1):
-        found = peeks[record.cell_id] = audit.peek(cell, record)
-        audit.write(found, output)
+        found = peeks[record.cell_id] = audit.score_every_epoch(cell, record)
+        audit.write_audit(found, output)
         console.print(
             f"[{number}/{len(todo)}] {record.method} on {record.dataset}, {record.backbone}, seed {record.seed}: last "
             f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}",
             **_VERBATIM,
         )
     found = [peeks[record.cell_id] for record in chosen]
-    console.print(_table(audit.lines(found), "What the best epoch on test would have added", "last %"))
+    console.print(_table(audit.summarise_audits(found), "What the best epoch on test would have added", "last %"))
     code = _compare(found, console)
     if searches:
         _trials(searches, output, console)
     return code
 
 
-_Search = tuple[Record, list[Tried]]
+_Search = tuple[Record, list[TriedConfig]]
 
 
 def _searches(chosen: Sequence[Record], wanted: Wanted, output: Path) -> list[_Search]:
@@ -86,29 +86,36 @@ def _searches(chosen: Sequence[Record], wanted: Wanted, output: Path) -> list[_S
     return [
         (
             record,
-            audit_trials.tried(record, audit.cell_of(record, wanted.data_dir, wanted.weights, wanted.device), output),
+            audit_trials.list_tried_configs(
+                record, audit.recreate_cell(record, wanted.data_dir, wanted.weights, wanted.device), output
+            ),
         )
-        for record in audit_trials.finals(chosen)
+        for record in audit_trials.select_searched(chosen)
     ]
 
 
 def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None:
     """Trains what was tried and not chosen, and prints what choosing by the test set would have added."""
-    todo = [(record, one) for record, tried in searches for one in tried if audit_trials.known(one, output) is None]
+    todo = [
+        (record, one)
+        for record, tried in searches
+        for one in tried
+        if audit_trials.find_known_score(one, output) is None
+    ]
     console.print(f"Searches: {len(searches)}, {len(todo)} configs to train. {audit_trials.WARNING}", **_VERBATIM)
     for number, (record, one) in enumerate(todo, start=1):
-        found = audit_trials.score(one)
-        audit_trials.write(found, output)
+        found = audit_trials.score_config(one)
+        audit_trials.write_score(found, output)
         shown = "the loss became infinite" if found.accuracy is None else f"{found.accuracy:.1f} % on test"
         console.print(f"[{number}/{len(todo)}] {grid.label(_brief(one.cell, record))}: {shown}", **_VERBATIM)
     measured = []
     for record, tried in searches:
-        scores = [audit_trials.known(one, output) for one in tried]
+        scores = [audit_trials.find_known_score(one, output) for one in tried]
         accuracies = [score.accuracy for score in scores if score is not None and score.accuracy is not None]
         if accuracies:
-            measured.append(audit_trials.Searched(record, tuple(accuracies)))
+            measured.append(audit_trials.SearchAudit(record, tuple(accuracies)))
     title = "What choosing the trial by the test set would have added (one seed of each search)"
-    console.print(_table(audit_trials.lines(measured), title, "chosen %"))
+    console.print(_table(audit_trials.summarise_searches(measured), title, "chosen %"))
 
 
 def _brief(cell: CellConfig, record: Record) -> CellConfig:
@@ -117,7 +124,7 @@ def _brief(cell: CellConfig, record: Record) -> CellConfig:
     return dataclasses.replace(cell, method=MethodConfig(cell.method.name, options))
 
 
-def _table(rows: Sequence[Line], title: str, first: str) -> Table:
+def _table(rows: Sequence[AuditRow], title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("suite", "backbone", "method"):
         table.add_column(name, no_wrap=True)
@@ -129,7 +136,7 @@ def _table(rows: Sequence[Line], title: str, first: str) -> Table:
     return table
 
 
-def _compare(found: Sequence[Peek], console: Console) -> int:
+def _compare(found: Sequence[EpochAudit], console: Console) -> int:
     """Says which records were not met again: the same cell on the same machine gives the same number."""
     other = [each for each in found if each.test[-1] != each.record_accuracy]
     same = len(found) - len(other)

@@ -91,7 +91,7 @@ def standing(name: str, request: grid.Request, output: Path) -> Standing:
         ValueError: Unknown names.
     """
     cells = grid.expand(dataclasses.replace(request, experiment=name))
-    planned = experiment.load(name)
+    planned = experiment.load_experiment(name)
     try:
         found = sweeping.identify(cells)
     except ValueError as error:  # data or weights that are not here: cells can be counted, but not told apart
@@ -106,7 +106,7 @@ def experiments(request: grid.Request, output: Path, console: Console) -> int:
         ValueError: Unknown names.
     """
     datasets.get_suite(request.suite)
-    rows = [standing(name, request, output) for name in experiment.names()]
+    rows = [standing(name, request, output) for name in experiment.list_experiments()]
     table = Table(
         title=f"The paper's experiments over {request.suite}, records of {output}",
         title_justify="left",

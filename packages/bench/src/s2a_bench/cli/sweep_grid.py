@@ -214,12 +214,13 @@ def _run(
 
 def _conclude(plan: sweeping.Plan, output: Path, tracker: Tracker, console: Console) -> int:
     from s2a_bench.reports import build as report
+    from s2a_bench.reports.terminal import terminal_table
 
     found = _present(sweeping.results(plan, output))
     failures = [record for record in found if record.status == "failed"]
     paths = report.build(output)
     close(tracker, found, "FAILED" if failures else "FINISHED", console)
-    console.print(report.terminal_table(found, console.width))
+    console.print(terminal_table(found, console.width))
     for record in failures:
         line = f"FAILED {grid.label(plan.cells[record.cell_id])}: {progress.cause(record)}"
         console.print(line, style="red", **_VERBATIM)
@@ -311,10 +312,11 @@ def report(output: Path, console: Console) -> int:
         InputError: There are none.
     """
     from s2a_bench.reports import build as door
+    from s2a_bench.reports.terminal import terminal_table
 
     paths = door.build(output.absolute())
     good = [found for _, found in records.read_all(output.absolute()) if isinstance(found, Record)]
-    console.print(door.terminal_table(good, console.width))
+    console.print(terminal_table(good, console.width))
     console.print(f"Report: {paths.html}", **_VERBATIM)
     return DONE
 

@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from s2a_bench.data import http as web
+from s2a_bench.data import http
 from s2a_bench.data.folder import lock_folder
 from s2a_bench.data.http import DISK_FULL, DownloadFailure, describe_error, explain_disk_errors
 from s2a_bench.data.table.types import RemoteFile
@@ -106,7 +106,7 @@ def _download_one(remote: RemoteFile, folder: Path, progress: Progress) -> None:
         raise DownloadFailure("a folder of that name is in its place")
     if scheme in ("http", "https"):
         arrived = _partial_path(remote, folder)
-        web.download_file(
+        http.download_file(
             remote.url,
             arrived,
             bool(remote.digest),
@@ -124,7 +124,7 @@ def _download_one(remote: RemoteFile, folder: Path, progress: Progress) -> None:
             with arrived.open("rb") as file:
                 os.fsync(file.fileno())
             arrived.replace(folder / remote.file)
-        web.remove_partial(_partial_path(remote, folder))
+        http.remove_partial(_partial_path(remote, folder))
         for kind in ("hub", "drive"):
             shutil.rmtree(folder / f".{remote.file}.{kind}", ignore_errors=True)
     if fault:
@@ -142,7 +142,7 @@ def _is_complete(remote: RemoteFile, folder: Path, progress: Progress) -> bool:
     if remote.digest:
         return _compute_digest(path, remote, progress) == remote.digest.lower()
     size = path.stat().st_size
-    stated = 0 if remote.url.startswith("gdrive://") else web.size_on_server(_browser_url(remote))
+    stated = 0 if remote.url.startswith("gdrive://") else http.size_on_server(_browser_url(remote))
     return size == (stated or size) and size > 0
 
 
@@ -237,7 +237,7 @@ def _browser_url(remote: RemoteFile) -> str:
 def _summarise_failures(failures: Sequence[tuple[RemoteFile, DownloadFailure]], folder: Path) -> InputError:
     lines: list[str] = []
     for remote, failure in failures:
-        size = web.expected_size(_partial_path(remote, folder))
+        size = http.expected_size(_partial_path(remote, folder))
         facts = ", ".join([f"{size:,} bytes"] * bool(size) + [remote.digest] * bool(remote.digest))
         lines.append(f"  {remote.file}{f' ({facts})' if facts else ''} from {_browser_url(remote)}: {failure}")
     files = "1 file" if len(failures) == 1 else f"{len(failures)} files"

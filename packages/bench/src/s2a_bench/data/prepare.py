@@ -1,4 +1,8 @@
-"""Brings a download into the standard folder, all or nothing."""
+"""Prepares a download: writes the standard folder of a dataset (see ``folder.py``), completely or not at all.
+
+A temporary folder beside the target is filled, verified, flushed to disk and renamed: a process that is killed leaves
+``.<name>.*.partial``, which the next one removes.
+"""
 
 from __future__ import annotations
 
@@ -38,7 +42,7 @@ Synthetic = Literal["", "miniature", "full"]
 
 @dataclasses.dataclass(frozen=True)
 class _OpenedSource:
-    """A source with everything that was decided about it before a single image is read."""
+    """An opened source and its division into lists; no image has been read yet."""
 
     place: Path
     reader: str
@@ -81,8 +85,8 @@ def prepare_dataset(
         The dataset's folder.
 
     Raises:
-        InputError: Unknown dataset or no preparation for it, wrong, broken or incomplete source, a place that is taken or
-            not writable, or another process preparing the same dataset there.
+        InputError: Unknown or embedded dataset, wrong, broken or incomplete source, a folder that exists already or
+            is not writable, or another process preparing the same dataset there.
     """
     dataset = datasets.find_dataset(name)
     preparation = _preparation_of(dataset)
@@ -124,7 +128,7 @@ def _preparation_of(dataset: Dataset) -> Preparation:
 
 
 def _describe_accepted_sources(dataset: Dataset, preparation: Preparation) -> str:
-    """What may be given as a source, in words."""
+    """The accepted sources of a dataset, as part of an error sentence."""
     forms = [*preparation.archives]
     if preparation.folder:
         forms.append(f"{preparation.folder}/")
@@ -146,9 +150,8 @@ def _open_source(
     with Tree(place, preparation.archives) as tree:
         reader = registry.find_reader(tree, dataset)
         if reader is None:
-            raise InputError(
-                f"{place} holds nothing that is known of {dataset.name}; give {_describe_accepted_sources(dataset, preparation)}."
-            )
+            accepted = _describe_accepted_sources(dataset, preparation)
+            raise InputError(f"{place} holds nothing that is known of {dataset.name}; give {accepted}.")
         source = reader.open(tree, dataset)
         _check_source(dataset, place, source)
         source = _apply_published_split(dataset, preparation, tree, source, split)
@@ -159,7 +162,7 @@ def _open_source(
 
 
 def _check_source(dataset: Dataset, place: Path, source: Source) -> None:
-    """What every reader promises: held to it here, so that a broken source cannot pass one of them."""
+    """Checks what every reader must deliver: class count, unique names, labels in range."""
     if len(source.classes) != dataset.classes:
         raise InputError(
             f"{place} has {len(source.classes)} classes but {dataset.name} has {dataset.classes}; it is another set."
@@ -221,10 +224,10 @@ def _compute_source_id(opened: _OpenedSource, hashes: dict[str, str]) -> str:
 
 
 def _read_chosen(opened: _OpenedSource, progress: Progress, what: str) -> Iterator[tuple[SourceImage, bytes]]:
-    """Every chosen image, once.
+    """Yields the content of every chosen image once.
 
     Raises:
-        InputError: One did not come.
+        InputError: The source did not deliver one of them.
     """
     chosen = opened.chosen
     left = set(chosen)
@@ -264,7 +267,7 @@ def _without_notes(problems: Sequence[Problem]) -> list[Problem]:
 
 
 def _adopt_folder(dataset: Dataset, opened: _OpenedSource, folder: Path, progress: Progress) -> Path:
-    """Gives a folder of another tool, at its place under the data root, a manifest; nothing else in it changes."""
+    """Adds a manifest to a folder of another tool that lies at its place under the data root already."""
     if read_manifest(folder) is not None:
         if problems := _without_notes(verify_folder(dataset, folder, progress)):
             raise InputError(f"{folder} is damaged (problems: {len(problems)}, the first: {problems[0]}); mend it.")
@@ -328,7 +331,7 @@ def _flush(folder: Path) -> None:
 def _write_images(
     dataset: Dataset, opened: _OpenedSource, folder: Path, progress: Progress
 ) -> tuple[dict[str, str], dict[str, FileInfo]]:
-    """Every chosen image as a file, named by its place in the first list that has it and by nothing of the source's.
+    """Writes every chosen image to ``images/<list>/<position>``, for the first list that contains it.
 
     Returns:
         Path per name of an item, and what the manifest says per path.
@@ -352,7 +355,7 @@ def _write_images(
 
 
 def _hash_images(opened: _OpenedSource, progress: Progress) -> tuple[dict[str, str], dict[str, FileInfo]]:
-    """The same for images that stay where they are."""
+    """Hashes images that are used in place; returns the same as ``_write_images``."""
     files = {
         item.name: FileInfo(sha256(data), len(data), item.name, item.label)
         for item, data in _read_chosen(opened, progress, "hashing the images")

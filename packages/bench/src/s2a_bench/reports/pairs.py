@@ -11,8 +11,8 @@ import numpy as np
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 
-RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
-FEWEST = 6
+RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
+MIN_PAIRS = 6
 """Fewer pairs never call a difference real: with five, even a sign test finds all of one sign by chance at 6 %."""
 
 
@@ -41,14 +41,14 @@ class Difference:
         return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
     @property
-    def real(self) -> bool:
+    def significant(self) -> bool:
         """Whether it is outside the noise: ``FEWEST`` pairs, and an interval with a width that leaves out 0."""
-        if self.low is None or self.high is None or self.pairs < FEWEST or self.high - self.low < 1e-9:
+        if self.low is None or self.high is None or self.pairs < MIN_PAIRS or self.high - self.low < 1e-9:
             return False
         return self.low > 0 or self.high < 0
 
 
-def differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[float]]:
+def pair_differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[float]]:
     """``a`` minus ``b`` by dataset, for the seeds that both have on the same data; failed cells make no pair.
 
     A seed that comes twice on a dataset (two recipes in one row) makes none either: which of them to take is not known.
@@ -72,7 +72,7 @@ def differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[floa
     return found
 
 
-def difference(by_task: dict[str, list[float]]) -> Difference | None:
+def bootstrap_difference(by_task: dict[str, list[float]]) -> Difference | None:
     """Mean and interval of paired differences; ``None`` without any.
 
     The interval is the percentile bootstrap of ``RESAMPLES`` draws with a fixed seed: tasks are drawn with replacement
@@ -96,10 +96,10 @@ def difference(by_task: dict[str, list[float]]) -> Difference | None:
     used = np.arange(int(counts.max())) < size
     values = np.where(used, np.concatenate(tasks)[np.minimum(places, pairs - 1)], 0.0)
     means = (values.sum(-1) / size[..., 0]).mean(-1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Difference(mean, float(low), float(high), len(tasks), pairs)
 
 
-def between(a: Sequence[Record], b: Sequence[Record]) -> Difference | None:
+def compare_rows(a: Sequence[Record], b: Sequence[Record]) -> Difference | None:
     """The difference of two rows' records; ``None`` where they share no cell."""
-    return difference(differences(a, b))
+    return bootstrap_difference(pair_differences(a, b))

@@ -85,7 +85,7 @@ def expand(request: Request) -> list[CellConfig]:
     """
     suite = datasets.get_suite(request.suite)
     names = [datasets.get_dataset(suite.name, name).name for name in request.datasets or suite.defaults]
-    planned = experiment.load(request.experiment) if request.experiment is not None else None
+    planned = experiment.load_experiment(request.experiment) if request.experiment is not None else None
     labels = request.methods or (planned.methods(suite.name) if planned else METHODS)
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
     backbones = request.backbones or usual

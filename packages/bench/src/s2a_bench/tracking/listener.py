@@ -12,8 +12,7 @@ from pathlib import Path
 
 from s2a_bench.cells.record import Record, write_atomic
 from s2a_bench.sweeps.plan import Plan, results
-from s2a_bench.tracking import runs as track
-from s2a_bench.tracking import store as track_store
+from s2a_bench.tracking import runs, store
 from s2a_bench.tracking.runs import TrackingError
 from s2a_bench.tracking.store import Store
 
@@ -36,19 +35,19 @@ class Tracker:
             InputError: It cannot be used, or MLflow is not installed and ``uri`` was given.
         """
         self.missing = ""
-        self.uri = track_store.check_uri(uri, output)
+        self.uri = store.check_uri(uri, output)
         self._plan, self._suite, self._given, self._output = plan, suite, uri, output
         self._store: Store | None = None
         if plan.todo or not self._stamped([record for record in results(plan, output).values() if record]):
             try:
-                self._store = track_store.open_store(uri, output)
-            except track_store.NotInstalled as error:
+                self._store = store.open_store(uri, output)
+            except store.NotInstalled as error:
                 if uri is not None:
                     raise
                 self.missing = str(error)
                 return
             self._thread = ThreadPoolExecutor(1, "tracker")
-            self._sweep = self._thread.submit(track.start_sweep, self._store, suite, plan.cells)
+            self._sweep = self._thread.submit(runs.start_sweep, self._store, suite, plan.cells)
             self._broken = False
 
     def started(self, cell_id: str) -> None:
@@ -79,7 +78,7 @@ class Tracker:
             self._log_all(self._sweep.result(), found, status)
             return
         try:
-            self._log_all(track.start_sweep(self._store, self._suite, self._plan.cells), found, status)
+            self._log_all(runs.start_sweep(self._store, self._suite, self._plan.cells), found, status)
         except TrackingError as error:
             retry = f"s2a-bench track --output {self._output}" + (
                 f" --tracking-uri {self._given}" if self._given else ""
@@ -89,15 +88,15 @@ class Tracker:
     def _log(self, record: Record) -> None:
         if not self._broken:  # once a server has gone, waiting for it after every cell helps nobody
             try:
-                track.log_cell(self._sweep.result(), record)
+                runs.log_cell(self._sweep.result(), record)
             except TrackingError:
                 self._broken = True
 
-    def _log_all(self, sweep: track.Sweep, found: Sequence[Record], status: str) -> None:
+    def _log_all(self, sweep: runs.Sweep, found: Sequence[Record], status: str) -> None:
         for record in found:
-            track.log_cell(sweep, record)
+            runs.log_cell(sweep, record)
         report = [self._output / "report.html", self._output / "report.md"]
-        track.finish_sweep(sweep, found, report, status)
+        runs.finish_sweep(sweep, found, report, status)
         if status != "KILLED":
             self._stamp(found)
 
@@ -109,10 +108,10 @@ class Tracker:
         scheme, _, path = self.uri.partition(":///")
         if scheme == "sqlite" and not Path(path).is_file():
             return False
-        return self._read_stamps().get(self._key()) == _digest(found)
+        return self._read_stamps().get(self._key()) == _hash_records(found)
 
     def _stamp(self, found: Sequence[Record]) -> None:
-        stamps = {**self._read_stamps(), self._key(): _digest(found)}
+        stamps = {**self._read_stamps(), self._key(): _hash_records(found)}
         with contextlib.suppress(OSError):  # without a stamp the next sweep opens the store and sees for itself
             write_atomic(self._stamps, json.dumps(stamps, indent=1))
 
@@ -123,9 +122,9 @@ class Tracker:
         return {}
 
     def _key(self) -> str:
-        return f"{self.uri} {track.sweep_id(self._plan.cells)}"
+        return f"{self.uri} {runs.sweep_id(self._plan.cells)}"
 
 
-def _digest(found: Sequence[Record]) -> str:
+def _hash_records(found: Sequence[Record]) -> str:
     texts = sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

@@ -71,12 +71,14 @@ def check_uri(uri: str | None, output: Path) -> str:
     if scheme == "sqlite":
         return _check_sqlite(uri)
     if scheme in ("", "file"):
-        raise InputError(f"The tracking URI {_shown(uri)!r} is a folder, which MLflow no longer writes to; {_USAGE}.")
+        raise InputError(
+            f"The tracking URI {_hide_password(uri)!r} is a folder, which MLflow no longer writes to; {_USAGE}."
+        )
     if scheme not in _PORTS and scheme != "databricks":
-        raise InputError(f"The tracking URI {_shown(uri)!r} has the unknown scheme {scheme!r}; {_USAGE}.")
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} has the unknown scheme {scheme!r}; {_USAGE}.")
     # Behind a proxy only the client knows the way; it is tried in ``open_store``.
     if scheme in _PORTS and scheme not in urllib.request.getproxies():
-        _probe(uri, _PORTS[scheme])
+        _check_server(uri, _PORTS[scheme])
     return uri
 
 
@@ -100,7 +102,7 @@ def open_store(uri: str | None, output: Path) -> Store:
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
     artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
     try:
-        with quiet(), _impatient():
+        with silence_mlflow(), _use_short_timeouts():
             from mlflow import MlflowClient
 
             if uri.startswith("sqlite"):
@@ -109,7 +111,7 @@ def open_store(uri: str | None, output: Path) -> Store:
             client.search_experiments(max_results=1)
     except Exception as error:
         raise InputError(
-            f"The tracking store {_shown(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
+            f"The tracking store {_hide_password(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
         ) from error
     return Store(uri, artifacts, client, output.absolute())
 
@@ -120,7 +122,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:300]
 
 
-def _shown(uri: str) -> str:
+def _hide_password(uri: str) -> str:
     """Without the password that a database's URI may carry."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
@@ -133,7 +135,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
     head, slashes, tail = uri.partition(":///")
     path = _sqlite_path(uri)
     if not slashes or path.name in ("", ":memory:"):
-        raise InputError(f"The tracking URI {_shown(uri)!r} names no file; {_USAGE}.")
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} names no file; {_USAGE}.")
     query = tail.partition("?")[1] + tail.partition("?")[2]
     path = path.absolute()
     try:
@@ -141,22 +143,24 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.is_dir():
             raise InputError(
-                f"The tracking URI {_shown(uri)!r} lies in the folder {path.parent}, which does not exist; make it."
+                f"The tracking URI {_hide_password(uri)!r} lies in folder {path.parent}, which does not exist; make it."
             )
         if path.exists():
             with path.open("r+b") as file:
                 if file.read(16) not in (b"", b"SQLite format 3\0"):
                     raise InputError(
-                        f"The tracking URI {_shown(uri)!r} names a file that is no SQLite database; {_USAGE}."
+                        f"The tracking URI {_hide_password(uri)!r} names a file that is no SQLite database; {_USAGE}."
                     )
         elif not os.access(path.parent, os.W_OK):
-            raise InputError(f"The tracking URI {_shown(uri)!r} lies in a folder that is not writable; {_USAGE}.")
+            raise InputError(
+                f"The tracking URI {_hide_password(uri)!r} lies in a folder that is not writable; {_USAGE}."
+            )
     except OSError as error:
-        raise InputError(f"The tracking URI {_shown(uri)!r} cannot be used ({error}); {_USAGE}.") from error
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} cannot be used ({error}); {_USAGE}.") from error
     return f"{head}:///{path}{query}"
 
 
-def _probe(uri: str, port: int) -> None:
+def _check_server(uri: str, port: int) -> None:
     """Connects once, so that a wrong address costs seconds whatever the client's own patience is."""
     try:
         parts = urllib.parse.urlsplit(uri)
@@ -164,7 +168,7 @@ def _probe(uri: str, port: int) -> None:
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No tracking server answers at {_shown(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
+            f"No tracking server answers at {_hide_password(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
         ) from error
 
 
@@ -198,7 +202,7 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet(level: int = logging.WARNING) -> Iterator[None]:
+def silence_mlflow(level: int = logging.WARNING) -> Iterator[None]:
     """Without what MLflow has to say below a level, the progress of a migration say, on the user's terminal."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
@@ -212,7 +216,7 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
+def _use_short_timeouts() -> Iterator[None]:
     """MLflow's HTTP patience at its shortest, unless the user has set his own."""
     short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS)}
     ours = {name: value for name, value in short.items() if os.environ.get(name) == _SWITCHES[name]}

@@ -110,9 +110,14 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
         x[:, k], y[:, k] = tx[rows, best], ty[rows, best]
         radius[:, k] = np.minimum(wanted, room[rows, best] / REACH)  # a crowded place: a smaller shape
         sprites = Sprites(
-            rows, x[:, k], y[:, k], radius[:, k], draw_uniform(rng, 0, 2 * np.pi, n), draw_integers(rng, len(SHAPES), n),
+            rows,
+            x[:, k],
+            y[:, k],
+            radius[:, k],
+            draw_uniform(rng, 0, 2 * np.pi, n),
+            draw_integers(rng, len(SHAPES), n),
             rng.random(n),
-        )  # fmt: skip
+        )
         scene.append(sprites.take(labels >= k))
     return scene
 

@@ -62,7 +62,8 @@ def open_cifar(tree: Tree, dataset: Dataset) -> Source:
 
     https://www.cs.toronto.edu/~kriz/cifar.html: each file is a dictionary of ``data``, ``(N, 3072)`` uint8 of three
     planes of 32 x 32, and lists of labels. The batches of CIFAR-10 follow each other: ``train/010000.png`` is the first
-    image of ``data_batch_2``. ``preparation.target`` is ``"fine"`` (or empty), or ``"coarse"``: CIFAR-100's 20 superclasses.
+    image of ``data_batch_2``. ``preparation.target`` is ``"fine"`` (or empty), or ``"coarse"``: the 20 superclasses of
+    CIFAR-100.
 
     Raises:
         InputError: Missing, damaged or dangerous files, or labels that do not fit.

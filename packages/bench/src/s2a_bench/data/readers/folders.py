@@ -53,8 +53,8 @@ def recognises_class_folders(tree: Tree, dataset: Dataset) -> bool:
 def open_class_folders(tree: Tree, dataset: Dataset) -> Source:
     """``<folder>/<class>/<image>``: Caltech101, EuroSAT, RESISC45.
 
-    Labels follow ``preparation.class_names``, or the sorted class folders where it names none; ``preparation.skip`` is left out.
-    Names are ``"<class>/<file>"`` as in the source, and there are no parts.
+    Labels follow ``preparation.class_names``, or the sorted class folders where it names none; folders in
+    ``preparation.skip`` are left out. Names are ``"<class>/<file>"`` as in the source, and there are no parts.
 
     Raises:
         InputError: Another set, a class without images, or an image that is there twice.
@@ -124,8 +124,8 @@ def recognises_image_folder(tree: Tree, dataset: Dataset) -> bool:
 def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
     """``<part>/<class>/<image>`` with parts ``train``, ``val`` and ``test``, as torchvision's ``ImageFolder`` reads it.
 
-    Labels follow ``preparation.class_names``, or the sorted class folders. With the target ``"imagenet"``, ``val`` is the
-    part ``"test"``, and a folder ``test`` is left out. Names are ``"<part>/<class>/<file>"`` as in the source.
+    Labels follow ``preparation.class_names``, or the sorted class folders. With the target ``"imagenet"``, ``val`` is
+    the part ``"test"``, and a folder ``test`` is left out. Names are ``"<part>/<class>/<file>"`` as in the source.
 
     Raises:
         InputError: No train or no test images, classes that differ between parts, images outside a class folder, or an

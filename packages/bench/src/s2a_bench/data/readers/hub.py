@@ -70,8 +70,8 @@ def open_hub(tree: Tree, dataset: Dataset) -> Source:
 
     Files are ``train-00000-of-00002[-hash].parquet``, ``train/0000.parquet`` or ``train.parquet``, in one folder,
     whatever lies above it. The image column is a struct with ``bytes``, called image or img or the only one; the
-    label column is ``<target>``, ``<target>_label``, label, fine_label or labels (``preparation.target``). Row 17 of the
-    split "train" is ``train/000017.png``, or .jpg, as the image's own path or its content tells.
+    label column is ``<target>``, ``<target>_label``, label, fine_label or labels (``preparation.target``). Row 17 of
+    the split "train" is ``train/000017.png``, or .jpg, as the image's own path or its content tells.
 
     Raises:
         InputError: pyarrow is missing, several datasets, a missing or damaged file, no such columns, or labels that

@@ -77,11 +77,13 @@ def _open_folder(place: Path) -> Iterator[_AddFile]:
 
 @contextmanager
 def open_archive(path: Path) -> Iterator[_AddFile]:
+    """Writes a ``.zip`` or ``.tar.gz``, as the suffix says; yields the function that adds a file."""
     with path.open("wb") as raw, (_open_zip if path.suffix == ".zip" else _open_tar_gz)(raw) as add:
         yield add
 
 
 def make_jpeg(dataset: Dataset, label: int, index: int, seed: int, side: int = 16) -> bytes:
+    """A square JPEG file of the picture with this label and index."""
     return encode_jpeg(draw_picture(label, index, dataset.classes, (side, side), seed))
 
 
@@ -113,9 +115,10 @@ def _letters(number: int, length: int) -> str:
 
 
 def make_class_folders(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
-    """Class folders in ``preparation.folder``, in the first of ``preparation.archives``, or as a folder where there is none.
+    """Class folders in ``preparation.folder``, in the first of ``preparation.archives`` or in a plain folder.
 
-    Caltech's zip holds another archive, a file that is no image and the folders of ``preparation.skip``, as the real one.
+    Like the real one, Caltech's zip holds another archive, a file that is no image and the folders of
+    ``preparation.skip``.
 
     Args:
         dataset: Row of the table.

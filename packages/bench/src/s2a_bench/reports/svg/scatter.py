@@ -14,12 +14,12 @@ from s2a_bench.reports.svg.markup import Markup, element
 WIDTH, HEIGHT = 440.0, 330.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0
 FONT, LINE = 12.0, 14.0
-GLYPH = 6.9
+GLYPH_WIDTH = 6.9
 """Width kept free per character at ``FONT``: above the average of the usual interface fonts."""
-MANY, FEW = 14, 5
+MANY_MARKS, LABELLED_OF_FRONT = 14, 5
 """Above ``MANY`` marks, ``FEW`` of the Pareto front and the best of every other method are labelled."""
 
-FAMILY, NEAR = 3, 16
+MANY_VARIANTS, NEAR_PLACES = 3, 16
 """Variants of one method above ``FAMILY`` have their names in the first ``NEAR`` places around the mark, or none."""
 
 # Light and dark variant of each method's colour. Neighbours differ in lightness too, and shapes repeat the message.
@@ -98,7 +98,7 @@ def css(methods: Sequence[str]) -> Markup:
     )
 
 
-def scatter(
+def draw_scatter(
     marks: Sequence[Mark],
     methods: Sequence[str],
     *,
@@ -142,14 +142,14 @@ def scatter(
         element("text", key, x=WIDTH - RIGHT, y=TOP - 14, text_anchor="end", class_="quiet") if key else Markup()
     )
 
-    front = stats.pareto([(m.x, m.y) for m in marks])
+    front = stats.pareto_front([(m.x, m.y) for m in marks])
     steps = " ".join(f"{scale_x(marks[i].x):.1f},{scale_y(marks[i].y):.1f}" for i in front)
     grid.append(element("polyline", points=steps, class_="front") if len(front) > 1 else Markup())
 
     drawn, taken = [], []
     for mark in marks:
         x, y = scale_x(mark.x), scale_y(mark.y)
-        parts = [element("title", _hint(mark))]
+        parts = [element("title", _tooltip(mark))]
         taken.append(_Box(x - 6, y - 6, x + 6, y + 6))
         if mark.spread:
             low, high = scale_y(mark.y - mark.spread), scale_y(mark.y + mark.spread)
@@ -165,7 +165,7 @@ def scatter(
         drawn.append(element("g", *parts, class_=classes[mark.method]))
     anchors = [(scale_x(m.x), scale_y(m.y)) for m in marks]
     path = [anchors[i] for i in front]
-    names = _labels(marks, anchors, _to_label(marks, front), taken, path, classes)
+    names = _place_labels(marks, anchors, _choose_labelled(marks, front), taken, path, classes)
 
     style = element("style", css(methods)) if alone else Markup()
     format_ = {"xmlns": "http://www.w3.org/2000/svg"} if alone else {}
@@ -201,18 +201,18 @@ class _Box:
         return False
 
 
-def _to_label(marks: Sequence[Mark], front: Sequence[int]) -> list[int]:
-    if len(marks) <= MANY:
+def _choose_labelled(marks: Sequence[Mark], front: Sequence[int]) -> list[int]:
+    if len(marks) <= MANY_MARKS:
         return list(range(len(marks)))
     # A few of the front, spread over it, and the best mark of every method that is not among them.
-    few = min(FEW, len(front))
+    few = min(LABELLED_OF_FRONT, len(front))
     chosen = {front[round(k * (len(front) - 1) / max(1, few - 1))] for k in range(few)}
     for method in sorted({mark.method for mark in marks} - {marks[i].method for i in chosen}):
         chosen.add(max((i for i, mark in enumerate(marks) if mark.method == method), key=lambda i: (marks[i].y, -i)))
     return sorted(chosen)
 
 
-def _labels(
+def _place_labels(
     marks: Sequence[Mark],
     anchors: Sequence[tuple[float, float]],
     wanted: Sequence[int],
@@ -229,8 +229,8 @@ def _labels(
     best = {max((i for i in wanted if marks[i].method == method), key=lambda i: (marks[i].y, -i)) for method in kin}
     texts = []
     for index in wanted:
-        lines = _lines(marks[index].label)
-        width, height = max(map(len, lines)) * GLYPH, LINE * len(lines)
+        lines = _wrap_label(marks[index].label)
+        width, height = max(map(len, lines)) * GLYPH_WIDTH, LINE * len(lines)
         crowd = sum(math.dist(anchors[index], other) < 60 for other in anchors)
         texts.append((-crowd, index, lines, width, height))
     placed: list[Markup] = []
@@ -238,9 +238,9 @@ def _labels(
         x, y = anchors[index]
         others = [anchor for i, anchor in enumerate(anchors) if i != index]
         found: list[tuple[float, int, _Box]] = []
-        spots = _spots(x, y, width, height)
-        if kin[marks[index].method] > FAMILY and index not in best:
-            spots = spots[:NEAR]
+        spots = _label_places(x, y, width, height)
+        if kin[marks[index].method] > MANY_VARIANTS and index not in best:
+            spots = spots[:NEAR_PLACES]
         for rank, box in enumerate(spots):
             inside = box.left >= 2 and box.right <= WIDTH - 2 and box.top >= TOP - 8 and box.bottom <= HEIGHT - BOTTOM
             if not inside or any(box.meets(other) for other in taken):
@@ -251,7 +251,7 @@ def _labels(
         if found:
             box = min(found)[2]
             taken.append(box)
-            lead = _lead(box, x, y)
+            lead = _leader_line(box, x, y)
             middle = (box.left + box.right) / 2
             words = [
                 element("text", line, x=middle, y=box.top + LINE * row + FONT - 1, text_anchor="middle", class_="name")
@@ -261,7 +261,7 @@ def _labels(
     return placed
 
 
-def _spots(x: float, y: float, width: float, height: float) -> list[_Box]:
+def _label_places(x: float, y: float, width: float, height: float) -> list[_Box]:
     """Where a text may go around a mark; right before left, straight before slanted."""
     spots = []
     for gap in (8.0, 13.0, 20.0, 28.0, 38.0, 50.0, 66.0, 84.0):
@@ -272,7 +272,7 @@ def _spots(x: float, y: float, width: float, height: float) -> list[_Box]:
     return spots
 
 
-def _lead(box: _Box, x: float, y: float) -> list[Markup]:
+def _leader_line(box: _Box, x: float, y: float) -> list[Markup]:
     """A thin line from a mark to a text that stands apart from it."""
     end = (min(max(x, box.left), box.right), min(max(y, box.top + 2), box.bottom - 2))
     reach = math.dist((x, y), end)
@@ -282,10 +282,10 @@ def _lead(box: _Box, x: float, y: float) -> list[Markup]:
     return [element("line", x1=start[0], y1=start[1], x2=end[0], y2=end[1], class_="lead")]
 
 
-def _lines(label: str) -> list[str]:
+def _wrap_label(label: str) -> list[str]:
     """A label on at most three lines, with the options as ``_short`` has them: the tables have it all."""
     head, bracket, tail = label.partition(" (")
-    words = [head, *map(_short, tail.removesuffix(")").split(", "))] if bracket else [label]
+    words = [head, *map(_shorten_option, tail.removesuffix(")").split(", "))] if bracket else [label]
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < 16:
@@ -296,7 +296,7 @@ def _lines(label: str) -> list[str]:
     return [line if len(line) <= 26 else line[:25] + "…" for line in lines]
 
 
-def _short(option: str) -> str:
+def _shorten_option(option: str) -> str:
     """``exact`` for ``activations=exact``, ``rank 5`` for ``lrp_rank=5``, ``no bias`` for ``train_bias=false``."""
     key, _, value = option.partition("=")
     name = key.rpartition("_")[2].rpartition(".")[2]
@@ -305,7 +305,7 @@ def _short(option: str) -> str:
     return value if value.isalpha() and value != "null" else f"{name} {value}"
 
 
-def _hint(mark: Mark) -> str:
+def _tooltip(mark: Mark) -> str:
     spread = f" ± {mark.spread:.1f}" if mark.spread is not None else ""
     ghost = f", hollow {mark.ghost:.4g}" if mark.ghost is not None else ""
     return f"{mark.label}: {mark.y:.1f}{spread} % at {mark.x:.4g}{ghost}"
