@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
 from s2a_bench.data import folder as layout
-from s2a_bench.data.loading import check_data, list_datasets, load_data
+from s2a_bench.data.listing import list_datasets
+from s2a_bench.data.loading import check_data, load_data
 from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.table.lookup import DATASETS
 from s2a_bench.data.table.types import VTAB_LISTS, Counts

@@ -18,7 +18,8 @@ from s2a_bench.cli import data as commands_data
 from s2a_bench.cli import main as cli
 from s2a_bench.config import DataConfig
 from s2a_bench.data.folder import read_manifest
-from s2a_bench.data.loading import check_data, list_datasets, load_data
+from s2a_bench.data.listing import list_datasets
+from s2a_bench.data.loading import check_data, load_data
 from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.synthetic import plans
 from s2a_bench.data.table.lookup import DATASETS, SUITES

@@ -11,7 +11,7 @@ from bench.small_caltech import entries, jpeg, wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data import folder as layout
-from s2a_bench.data.loading import list_datasets
+from s2a_bench.data.listing import list_datasets
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.lookup import DATASETS
 from s2a_bench.data.verify import Problem, verify_dataset

@@ -19,7 +19,7 @@ from s2a_bench.data.verify import Progress
 from s2a_bench.errors import InputError, unknown
 
 if TYPE_CHECKING:
-    from s2a_bench.data.loading import DatasetStatus
+    from s2a_bench.data.listing import DatasetStatus
 
 DONE, SOME_FAILED = 0, 1
 _VERBATIM: Any = {"markup": False, "highlight": False, "soft_wrap": True}
@@ -35,9 +35,9 @@ def show(names: Sequence[str], root: Path | None, console: Console) -> int:
     Raises:
         InputError: An unknown name.
     """
-    from s2a_bench.data import loading as data
+    from s2a_bench.data import listing
 
-    rows = {row.name: row for row in data.list_datasets(root)}
+    rows = {row.name: row for row in listing.list_datasets(root)}
     if names:
         for dataset in _named(names):
             console.print(_card(dataset, rows[dataset.name]))

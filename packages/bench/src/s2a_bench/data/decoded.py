@@ -1,7 +1,20 @@
-"""Decoded images of a list: from a cache on disk that all processes share, from memory, or decoded as they are read.
+"""Decoded images of a list: from a cache on disk, from memory, or decoded when they are read.
 
 Two forms, both uint8: *square* ``(3, size, size)``, resized directly; and *short*, whose short side is ``8/7 * size``
-with the aspect ratio kept, from which crops are cut (VPT's FGVC: 256 and 224).
+with the aspect ratio kept, from which crops are cut (as VPT does for FGVC: 256 and 224,
+https://github.com/KMnP/vpt).
+
+The cache is one file per list, size, interpolation and Pillow version, mapped into memory by every process that reads
+it. All integers are little-endian; ``n`` is the number of images::
+
+    <dataset>/.cache/<list>-<data_id>-<form><size>-<interpolation>-pillow<version>.u8
+
+    pixels     of image 0, 1, ..., n-1 one after the other: 3 * h_i * w_i bytes, (3, h_i, w_i) in row-major order
+    shapes     (n, 3) int64: byte offset, height and width of each image
+    count      int64: n
+
+The table of shapes stands at the end, since heights and widths are known only when all images are decoded. A file
+whose count, offsets and size do not agree is ignored and written again.
 """
 
 from __future__ import annotations
@@ -33,16 +46,16 @@ DecodedForm = Literal["square", "short"]
 
 
 class Pixels(Protocol):
-    """A list's images by index."""
+    """Reads images of a list by index."""
 
     def __call__(self, indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; a generator asks for random crops where crops are cut."""
+        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; with a generator, random crops where the form is short."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageList:
-    """Images of a list on disk, and how they are wanted.
+    """Images of a list on disk and the form they are decoded to.
 
     Attributes:
         folder: The dataset's folder.
@@ -50,7 +63,7 @@ class ImageList:
         entries: The images.
         size: Side in pixels of what the model sees.
         interpolation: Key of ``images.INTERPOLATIONS``.
-        form: See the module.
+        form: Square or short, see the module.
     """
 
     folder: Path
@@ -82,7 +95,7 @@ class ImageList:
         return np.asarray(image).transpose(2, 0, 1)
 
     def decode_many(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Images in the order asked for; decoding runs in threads, since Pillow lets go of Python's lock."""
+        """Decodes images in the given order, in threads: Pillow releases the global interpreter lock."""
         if len(indices) < 2:
             yield from map(self.decode_one, indices)
         else:
@@ -95,15 +108,15 @@ def short_side(size: int) -> int:
 
 
 def open_pixels(listed: ImageList, name: str | None, read_once: bool = False) -> Pixels:
-    """The quickest way to a list's images.
+    """Opens a list's images: from the cache, else decoded into memory, else decoded on demand.
 
     Args:
         listed: The images.
-        name: Stands for the list and the data's content in the cache's file name; ``None``: do without a cache.
-        read_once: Each image is wanted once: without a cache, nothing is kept in memory.
+        name: Names list and data id in the cache's file name; ``None``: use no cache.
+        read_once: Each image is read once: without a cache, nothing is kept in memory.
 
     Raises:
-        InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+        InputError: An image is missing, damaged, or was changed after it was prepared.
     """
     cached = None if name is None else _open_or_write_cache(listed, name)
     if cached is not None:
@@ -118,7 +131,7 @@ def open_pixels(listed: ImageList, name: str | None, read_once: bool = False) ->
 
 
 def decode_on_demand(listed: ImageList) -> Pixels:
-    """Images that are decoded whenever they are asked for."""
+    """Decodes images each time they are requested."""
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         images = list(listed.decode_many(indices.tolist()))
@@ -130,7 +143,7 @@ def decode_on_demand(listed: ImageList) -> Pixels:
 
 
 def _estimate_image_bytes(listed: ImageList) -> int:
-    """Bytes of one decoded image, about: photographs are 4:3."""
+    """Approximate bytes of one decoded image; photographs of the short form count as 4:3."""
     side = listed.size if listed.form == "square" else short_side(listed.size)
     return 3 * side * side if listed.form == "square" else 4 * side * side
 
@@ -145,9 +158,11 @@ if hasattr(os, "register_at_fork"):
 
 
 def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
-    """Crops of ``(3, h, w)`` images: random ones, half of them mirrored, or the centres.
+    """Cuts ``size`` x ``size`` crops out of ``(3, h, w)`` images: random and mirrored with probability 1/2, or central.
 
-    Three numbers are drawn for every image, so that one image's size does not change another's crop.
+    For three uniform numbers ``u`` in [0, 1) per image: ``top = floor(u_0 * (h - size + 1))``, ``left`` likewise with
+    ``u_1`` and ``w``, mirrored if ``u_2 < 0.5``. All three are drawn for every image, so that the size of one image
+    does not change the crops of the others.
     """
     out = np.empty((len(images), 3, size, size), np.uint8)
     draws = None if generator is None else torch.rand(len(images), 3, generator=generator).tolist()
@@ -156,7 +171,7 @@ def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generat
         if draws is None:
             top, left, mirrored = round(free[0] / 2), round(free[1] / 2), False
         else:
-            top, left = (min(int(draw * (room + 1)), room) for draw, room in zip(draws[i][:2], free, strict=True))
+            top, left = (min(int(draw * (free_i + 1)), free_i) for draw, free_i in zip(draws[i][:2], free, strict=True))
             mirrored = draws[i][2] < 0.5
         crop = image[:, top : top + size, left : left + size]
         out[i] = crop[:, :, ::-1] if mirrored else crop
@@ -165,7 +180,7 @@ def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generat
 
 # --- The cache -------------------------------------------------------------------------------------------------------
 
-_Shapes = np.ndarray  # (N, 3) int64: offset, height, width
+_Shapes = np.ndarray  # (N, 3) int64: byte offset, height, width
 
 
 def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
@@ -184,9 +199,9 @@ def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) ->
 
 
 def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Shapes] | None:
-    """The decoded list under ``.cache``, which is made if there is room for it; ``None`` where it cannot be.
+    """Opens the decoded list under ``.cache`` and writes it first if need be; ``None``: too large, or not writable.
 
-    Two processes do not decode twice: the second waits for the first. The file appears whole or not at all.
+    A process that finds another one writing waits for it and uses its file.
     """
     stem = f"{name}-{listed.form}{listed.size}-{listed.interpolation}-pillow{PIL.__version__}"
     path = listed.folder / CACHE / f"{stem}.u8"
@@ -195,10 +210,13 @@ def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Sha
         if found is None and listed.entries:
             path.parent.mkdir(exist_ok=True)
             with lock_folder(path.parent, wait=True):
-                found = _open_cache(path, listed)  # by another process, meanwhile
+                # Another process may have written it while this one waited for the lock.
+                found = _open_cache(path, listed)
                 if found is None:
+                    # Left behind by a process that was killed while it wrote.
                     for stale in path.parent.glob(f".{path.name}.*.tmp"):
                         stale.unlink()
+                    # At most half of the free disk.
                     expected = len(listed.entries) * _estimate_image_bytes(listed)
                     if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
                         return None
@@ -211,30 +229,32 @@ def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Sha
 
 
 def _open_cache(path: Path, listed: ImageList) -> tuple[np.ndarray, _Shapes] | None:
-    """The file's pixels and shapes: the shapes are at its end, after the pixels, with their count as the last word."""
+    """Maps a cache file into memory: its pixels as ``(bytes,)`` uint8 and its table of shapes; ``None``: not valid."""
     try:
-        words = path.stat().st_size
+        file_bytes = path.stat().st_size
         n = len(listed.entries)
-        tail = 8 * (3 * n + 1)
-        if words < tail or not n:
+        tail = 8 * (3 * n + 1)  # bytes of shapes and count
+        if file_bytes < tail or not n:
             return None
-        footer = np.fromfile(path, "<i8", offset=words - tail)
+        footer = np.fromfile(path, "<i8", offset=file_bytes - tail)
         shapes = footer[:-1].reshape(n, 3)
+        # Every image must begin where the one before it ends, and the last end where the table begins.
         sizes = 3 * shapes[:, 1] * shapes[:, 2]
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != words - tail:
+        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != file_bytes - tail:
             return None
         if listed.form == "square" and (shapes[:, 1:] != listed.size).any():
             return None
-        return np.memmap(path, np.uint8, "r", shape=(words - tail,)), shapes
-    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is made again
+        return np.memmap(path, np.uint8, "r", shape=(file_bytes - tail,)), shapes
+    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is written again
         return None
 
 
 def _write_cache(path: Path, listed: ImageList) -> None:
+    """Decodes a list into a cache file, 64 images at a time."""
     n, offset = len(listed.entries), 0
     shapes = np.empty((n, 3), "<i8")
-    with path.open("wb") as file:  # not a memory map: a full disk must be an error, not a signal
+    with path.open("wb") as file:  # not a memory map: a full disk must raise OSError, not kill the process
         for start in range(0, n, 64):
             for i, image in enumerate(listed.decode_many(range(start, min(start + 64, n))), start):
                 shapes[i] = offset, image.shape[1], image.shape[2]

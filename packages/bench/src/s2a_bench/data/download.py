@@ -1,7 +1,7 @@
-"""Downloads a dataset's files: resumed where they broke off, checked, and never half there under their own name.
+"""Downloads the files of a dataset: resumes them, checks their digests, and renames a file only when it is complete.
 
 <folder>/FILE           complete, and of the digest that the table states
-<folder>/.FILE.part     what has arrived of it so far, and a note beside it (see web.py)
+<folder>/.FILE.part     what has arrived of it so far, and a note beside it (see http.py)
 <folder>/.FILE.hub/     the same for the Hugging Face hub, in the form of its own library
 """
 
@@ -33,24 +33,24 @@ _BLOCK = 1 << 20
 
 
 def download_files(remotes: Sequence[RemoteFile], folder: Path, progress: Progress | None) -> list[Path]:
-    """Downloads what ``folder`` does not hold yet; a file that is there and good is left alone.
+    """Downloads the files that ``folder`` lacks; complete files are left alone.
 
-    Good is a file of the stated digest. Without one it is a file of the size that its server states, or any file
-    that is not empty where no size can be had: it came here complete or was put here by hand. All files are tried
-    before anything is raised, so that what remains to be done by hand is known at once. An interrupted download goes
-    on where it stopped. One process downloads into a folder at a time; others wait.
+    A file is complete if it has the stated digest; without one, if it has the size that its server states; without
+    either, if it is not empty. All files are tried before an error is raised, so that it lists everything that has
+    to be done by hand. An interrupted download is resumed. One process downloads into a folder at a time; others
+    wait.
 
     Args:
         remotes: ``http(s)://...``, ``hf://datasets/OWNER/NAME[@REVISION]/PATH`` or ``gdrive://ID``.
         folder: Made where it does not exist. The caller must not hold its lock.
-        progress: Told ``"downloading FILE"`` and ``"checking FILE"`` with bytes done and in all (0: not known).
+        progress: Called with ``"downloading FILE"`` and ``"checking FILE"`` with bytes done and in all (0: not known).
 
     Returns:
         The files, in the order of ``remotes``.
 
     Raises:
-        InputError: Files that cannot be had: names, addresses and what is wrong with each. Or a folder that cannot be
-            written, or a full disk.
+        InputError: Files that cannot be downloaded, with name, address and cause of each; or a folder that is not
+            writable, or a full disk.
     """
     progress = progress or _ignore_progress
     with explain_disk_errors(folder):
@@ -147,7 +147,7 @@ def _is_complete(remote: RemoteFile, folder: Path, progress: Progress) -> bool:
 
 
 def _find_fault(path: Path, remote: RemoteFile, progress: Progress) -> str:
-    """What is wrong with a file that has arrived; ``""``: nothing."""
+    """The fault of a downloaded file, in words; ``""``: none."""
     with path.open("rb") as file:
         start = file.read(512).lstrip().lower()
     # Pages to sign in and some pages of errors come as if they were the file.
@@ -218,14 +218,14 @@ def _download_from_drive(remote: RemoteFile, folder: Path, progress: Progress) -
 
 
 def _raise_if_disk_error(error: Exception, folder: Path) -> None:
-    """Raises ``InputError`` where a library's error is one of the file system."""
+    """Raises ``InputError`` if a library's error came from the file system."""
     if isinstance(error, OSError) and error.errno in (*DISK_FULL, errno.EACCES, errno.EPERM, errno.EROFS):
         with explain_disk_errors(folder):
             raise error
 
 
 def _browser_url(remote: RemoteFile) -> str:
-    """An address that a browser can open."""
+    """The address as a browser can open it."""
     if match := _HUB.fullmatch(remote.url):
         path = f"{match['revision'] or 'main'}/{urllib.parse.quote(match['path'])}"
         return f"https://huggingface.co/datasets/{match['repo']}/resolve/{path}"
@@ -238,8 +238,8 @@ def _summarise_failures(failures: Sequence[tuple[RemoteFile, DownloadFailure]], 
     lines: list[str] = []
     for remote, failure in failures:
         size = http.expected_size(_partial_path(remote, folder))
-        facts = ", ".join([f"{size:,} bytes"] * bool(size) + [remote.digest] * bool(remote.digest))
-        lines.append(f"  {remote.file}{f' ({facts})' if facts else ''} from {_browser_url(remote)}: {failure}")
+        details = ", ".join([f"{size:,} bytes"] * bool(size) + [remote.digest] * bool(remote.digest))
+        lines.append(f"  {remote.file}{f' ({details})' if details else ''} from {_browser_url(remote)}: {failure}")
     files = "1 file" if len(failures) == 1 else f"{len(failures)} files"
     return InputError(
         f"{files} could not be downloaded; run again later, or fetch by hand what is listed here, put it into "

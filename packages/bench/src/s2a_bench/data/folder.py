@@ -1,9 +1,9 @@
-"""The standard folder of a prepared dataset: four lists, images, a manifest, and the identity of its content.
+"""Reads and locks the standard folder of a prepared dataset: four lists, images, a manifest, a content hash.
 
 <root>/<dataset>/train800.txt val200.txt train800val200.txt test.txt    lines "images/test/000000.jpg 17"
                  (suites other than vtab: train.txt val.txt trainval.txt test.txt)
 <root>/<dataset>/images/...
-<root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare``, absent in other tools' folders
+<root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare_dataset``, absent in other tools' folders
 <root>/<dataset>/.cache/          may be deleted at any time
 """
 
@@ -40,7 +40,7 @@ class ListedImage:
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """What the manifest knows about one image; ``source`` is its name there."""
+    """Hash, size and label of one image in the manifest; ``source`` is its name in the source."""
 
     sha256: str
     bytes: int
@@ -50,23 +50,23 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """How a folder came about and what it must hold.
+    """Where a folder came from and what it must contain.
 
     Attributes:
         dataset: Its name.
         data_id: 16 hex digits over the hashes of all lists and images.
-        split_id: Who chose the lists, e.g. ``"s2a-seed0-v1"``.
-        seed: Of that choice.
+        split_id: Names the rule or files that chose the lists, e.g. ``"s2a-seed0-v1"``.
+        seed: Seed of that choice.
         source_id: 16 hex digits over names and content of every image of the source, however it was packed.
         source: File or folder name it came from, without its path.
-        lossy: Whether images were re-encoded with loss on the way.
+        lossy: Whether images were re-encoded with loss after publication.
         classes: Names in label order.
         counts: Images per list.
         lists: sha256 per list file.
-        files: Per image path.
+        files: Hash, size and label per image path.
         note: What a reader of results must know about the split.
-        code: Version of the code and of the preparation.
-        synthetic: Whether the source was made up by this package; its counts are then its own.
+        code: Version of this package and, as ``recipe``, of the rules for lists.
+        synthetic: Whether this package made the source; its counts then differ from the table's.
         home: Folder of the images where they are used in place; ``""``: the manifest's own.
     """
 
@@ -97,7 +97,7 @@ class Manifest:
 
 @dataclasses.dataclass(frozen=True)
 class DataIdentity:
-    """What a record says about the data of a folder."""
+    """The fields of a record that identify the data of a folder."""
 
     data_id: str
     split_id: str
@@ -116,7 +116,7 @@ def sha256(data: bytes) -> str:
 
 
 def compute_content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
-    """16 hex digits that stand for a dataset's content.
+    """Hash of a dataset's content: the first 16 hex digits of the sha256 of its sorted hashes as JSON.
 
     Args:
         lists: sha256 per list file name.
@@ -126,7 +126,7 @@ def compute_content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> st
 
 
 def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
-    """The dataset's folder under a data root, by its name or an alias.
+    """Finds the dataset's folder under a data root, by its name or an alias.
 
     Raises:
         InputError: No root given, or nothing there.
@@ -148,7 +148,7 @@ def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
 
 
 def parse_list(text: str, classes: int) -> Iterator[ListedImage | tuple[int, str]]:
-    """Entries of a list, and ``(line, what is wrong)`` for the lines that are none. Empty lines are passed over."""
+    """Yields the images of a list, and ``(line, message)`` for each malformed line. Empty lines are skipped."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -193,12 +193,12 @@ def decode_list(data: bytes, path: Path) -> str:
 
 
 def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[ListedImage]:
-    """A list's entries, strictly.
+    """Reads a list; the first fault in it is an error.
 
     Args:
         folder: The dataset's folder.
         name: One of ``dataset.lists``.
-        dataset: Tells classes and counts.
+        dataset: Gives the number of classes and images.
         manifest: What the list must hash to.
 
     Raises:
@@ -250,11 +250,11 @@ def read_manifest(folder: Path) -> Manifest | None:
 def identify_folder(
     folder: Path, entries: Mapping[str, Sequence[ListedImage]], manifest: Manifest | None
 ) -> DataIdentity:
-    """Identity of a folder, from its manifest or, without one, from its content.
+    """Identifies the data of a folder, by its manifest or, without one, by its content.
 
-    Without a manifest every listed file is read and hashed once; the result is kept under ``.cache`` for as long as
-    names, sizes and modification times stay the same. It covers the lists given and no others, and any JPEG counts
-    as lossy: the widespread tools that write this layout re-encode every image.
+    Without a manifest every listed file is read and hashed once; the result is cached under ``.cache`` for as long as
+    names, sizes and modification times stay the same. It covers only the given lists. Any JPEG counts as
+    lossy: the common tools that write this layout re-encode every image.
 
     Args:
         folder: The dataset's folder.
@@ -311,14 +311,14 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
+    """Holds an exclusive ``flock`` on a folder; the system releases it when the process ends, even if killed.
 
     Args:
         folder: Must exist.
         wait: Whether to wait for another holder.
 
     Yields:
-        Whether the lock was got; always true after waiting.
+        Whether the lock was acquired; always true after waiting.
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
@@ -334,10 +334,12 @@ def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
 
 @contextlib.contextmanager
 def reserve_path(path: Path) -> Iterator[bool]:
-    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
+    """Reserves a path, which need not exist, for this process by locking ``.<name>.lock`` beside it.
+
+    The lock file is removed afterwards.
 
     Yields:
-        Whether it was free; what a dead process reserved is free again.
+        Whether the path was free; a reservation ends with its process.
     """
     beside = path.with_name(f".{path.name}.lock")
     while True:
@@ -354,7 +356,7 @@ def reserve_path(path: Path) -> Iterator[bool]:
                 finally:
                     beside.unlink(missing_ok=True)
                 return
-            # Its holder removed the file between our opening and locking it: the lock is on nothing.
+            # Its holder removed the file after we opened it and before we locked it: try again with a new file.
         finally:
             os.close(handle)
 

@@ -1,7 +1,7 @@
-"""One file from the web, resumed where it broke off and never joined from two versions.
+"""Downloads one file over HTTP, resuming with range requests (RFC 9110, section 14) and never mixing two versions.
 
 FILE.part         what has arrived so far
-FILE.part.json    what it is a part of: URL, the server's ETag or date, full size
+FILE.part.json    URL, the server's ETag or date, full size
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _UNREACHABLE = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
 class DownloadFailure(Exception):
-    """A file could not be had.
+    """A file could not be downloaded.
 
     Attributes:
         retryable: Another try may help.
@@ -53,7 +53,7 @@ class DownloadFailure(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class _PartialNote:
-    """What a part is a part of: ``validator`` goes into If-Range (``""``: none), ``total`` is 0 where not known."""
+    """Where a partial file comes from: ``validator`` goes into If-Range (``""``: none), ``total`` is 0 if unknown."""
 
     url: str
     validator: str
@@ -76,19 +76,19 @@ def explain_disk_errors(folder: Path) -> Iterator[None]:
 
 
 def describe_error(error: object) -> str:
-    """What an error says, on one line and not for long."""
+    """The message of an error on one short line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return text or type(error).__name__
 
 
 def download_file(url: str, part: Path, checked: bool, progress: Callable[[int, int], None]) -> None:
-    """Completes ``part``, in as few requests and tries as it takes.
+    """Downloads what is missing of ``part``, with a few retries.
 
     Args:
         url: ``http://`` or ``https://``.
         part: In a folder that exists. Stays, with its note, when something goes wrong.
-        checked: Whether the caller compares a digest: only then is a part resumed whose server gives it no mark.
-        progress: Told bytes done and in all (0: not known), in steps of 1 MiB.
+        checked: Whether the caller compares a digest: only then is a part resumed without an ETag or date.
+        progress: Called with bytes done and in all (0: not known), in steps of 1 MiB.
 
     Raises:
         DownloadFailure: The server cannot be reached, refuses, or breaks off again and again.
@@ -258,7 +258,7 @@ def _open_url(url: str, headers: Mapping[str, str], method: str = "GET") -> http
 
 
 def _validator(headers: http.client.HTTPMessage) -> str:
-    """What stands for this version of a file in If-Range, where a weak ETag is not allowed (RFC 9110, 13.1.5)."""
+    """Identifies this version of a file in If-Range, where a weak ETag is not allowed (RFC 9110, 13.1.5)."""
     etag = headers.get("ETag", "").strip()
     return etag if etag.startswith('"') else headers.get("Last-Modified", "").strip()
 

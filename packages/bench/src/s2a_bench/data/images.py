@@ -1,4 +1,4 @@
-"""Reads folders and archives of images into arrays; the one place that decodes."""
+"""Decodes, checks and resizes image files. No other module decodes images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ INTERPOLATIONS = {
 }
 
 MAX_PIXELS = 89_478_485
-"""Pixels from which on an image is refused: Pillow's own limit against decompression bombs."""
+"""Largest number of pixels accepted: Pillow's own limit against decompression bombs."""
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -51,10 +51,10 @@ def decode_rgb(data: bytes, name: str) -> Image.Image:
 
     Args:
         data: The image file's content.
-        name: What to call it in an error.
+        name: Its name in error messages.
 
     Raises:
-        InputError: As ``remarks``.
+        InputError: As ``describe_conversions``.
     """
     with _open_decoded(data, name) as image:
         return image.convert("RGB")
@@ -74,11 +74,11 @@ _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
 def describe_conversions(data: bytes, name: str) -> list[str]:
-    """What is unusual about an image that decodes: it will be converted to 8-bit RGB.
+    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation not applied.
 
     Args:
         data: The image file's content.
-        name: What to call it in an error.
+        name: Its name in error messages.
 
     Raises:
         InputError: Empty, damaged, not an image, or one whose conversion to 8-bit RGB is not defined.
@@ -96,7 +96,7 @@ def describe_conversions(data: bytes, name: str) -> list[str]:
 
 @contextlib.contextmanager
 def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image, decoded in full in its own mode."""
+    """Opens and fully decodes an image, in its own mode."""
     if not data:
         raise InputError(f"Image {name} is empty (0 bytes); get the file again.")
     try:
@@ -118,9 +118,10 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
 
 
 def looks_reencoded(samples: Sequence[bytes]) -> bool:
-    """Whether JPEGs look as if one tool had written them all at Pillow's default quality.
+    """Whether all JPEGs have the quantisation tables of Pillow's default quality, i.e. were probably re-encoded.
 
-    The common scripts that write VTAB-1k folders do that; originals come from many cameras and tools.
+    The common scripts that write VTAB-1k folders use that default; originals come from many cameras and tools, whose
+    tables differ.
 
     Args:
         samples: A few dozen image files.

@@ -1,8 +1,8 @@
-"""Images and labels of one cell, as the backbone wants them.
+"""Loads the images and labels of one cell, in the backbone's size and normalisation.
 
 ``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
 neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
-crop, no augmentation); elsewhere training takes random crops and mirrors (``datasets.SUITES``). All are normalised with
+crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``). All are normalised with
 the backbone's own mean and standard deviation.
 """
 
@@ -31,7 +31,7 @@ from s2a_bench.data.folder import (
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
 from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.data.table.types import Counts, Dataset
+from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
 
 _EVALUATE = ("test", "val")
@@ -45,7 +45,7 @@ class Images:
     """
 
     def __init__(self, labels: Tensor, pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Wraps a source of pixels.
+        """Combines labels with a source of pixels.
 
         Args:
             labels: ``(N,)`` int64.
@@ -66,11 +66,11 @@ class Images:
 
         Args:
             indices: Which images.
-            generator: For training: random crops and mirrors are drawn from it where the suite asks for them;
-                elsewhere nothing is drawn. ``None``: the view that is scored.
+            generator: For training: draws random crops and mirrors where the suite's view is ``"crop"``. ``None``: the
+                deterministic view used for scoring.
 
         Raises:
-            InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+            InputError: An image is missing, damaged, or was changed after it was prepared.
         """
         pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(indices.cpu().numpy(), generator)))
         return pixels.float().div_(255).sub_(self._mean).div_(self._std)
@@ -78,17 +78,17 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """What a cell trains on and is scored on.
+    """Training and scored images of one cell.
 
     Attributes:
         dataset: Its row in the table.
         classes: Size of the head.
-        data_id: Stands for the dataset's content.
-        split_id: Stands for who chose its lists.
+        data_id: Hash of the lists and images.
+        split_id: Names the rule or files that chose the lists.
         train: Training images.
-        scored: Images that are scored once.
+        scored: Images that the trained model is scored on.
         lossy: Whether images were re-encoded with loss after their makers published them.
-        synthetic: Whether this package rendered them.
+        synthetic: Whether this package made the images.
         data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
     """
 
@@ -101,43 +101,6 @@ class TaskData:
     lossy: bool
     synthetic: bool
     data_config: dict[str, Any]
-
-
-@dataclasses.dataclass(frozen=True)
-class DatasetStatus:
-    """One dataset as ``data list`` shows it.
-
-    Attributes:
-        name: Dataset.
-        suite: Its suite.
-        group: Its group.
-        classes: Number of classes.
-        counts: Images per list by the table.
-        present: Whether it can be loaded from the given root.
-        prepared: Whether its folder has a manifest.
-        data_id: Of a prepared folder.
-        split_id: Of a prepared folder or embedded task.
-        where: Its folder, or how to get it.
-        synthetic: Whether its images were made up.
-        lossy: Whether its images were re-encoded with loss.
-        size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
-        note: What its manifest says a reader of results must know.
-    """
-
-    name: str
-    suite: str
-    group: str
-    classes: int
-    counts: Counts
-    present: bool
-    prepared: bool
-    data_id: str | None
-    split_id: str | None
-    where: str
-    synthetic: bool = False
-    lossy: bool = False
-    size: str = ""
-    note: str = ""
 
 
 def load_data(
@@ -165,7 +128,7 @@ def load_data(
     limits = (config.limit_train, config.limit_test)
     names = _names_of_used_lists(config, dataset)
     if dataset.embedded:
-        ids = DataIdentity(mini_tasks.task_data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+        ids = DataIdentity(mini_tasks.task_data_id(dataset.name), mini_tasks.SPLIT_ID, lossy=False)
         train, scored = (
             _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
             for name, limit in zip(names, limits, strict=True)
@@ -191,61 +154,20 @@ def load_data(
 
 
 def check_data(config: DataConfig) -> tuple[str, str]:
-    """Whether a dataset is there and well-formed, without decoding an image.
+    """Checks that a dataset exists and its lists are valid, without decoding an image.
 
     Returns:
         Its ``data_id`` and ``split_id``. Embedded tasks are rendered for it, once per process; a folder without
         manifest is hashed, once until it changes.
 
     Raises:
-        InputError: As ``load``.
+        InputError: As ``load_data``.
     """
     dataset = _check_config(config)
     if dataset.embedded:
-        return mini_tasks.task_data_id(dataset.name), _mini_split_id(dataset)
+        return mini_tasks.task_data_id(dataset.name), mini_tasks.SPLIT_ID
     ids = _open_folder(config, dataset)[3]
     return ids.data_id, ids.split_id
-
-
-def list_datasets(root: Path | None) -> list[DatasetStatus]:
-    """Every dataset of the table, and what of it lies under ``root``.
-
-    A folder counts as present with its lists and a readable manifest, if any; ``verify`` is the full check.
-    """
-    rows = []
-    for dataset in datasets.DATASETS.values():
-        present, manifest, where = dataset.embedded, None, dataset.where
-        if not dataset.embedded and root is not None:
-            try:
-                folder = find_dataset_folder(dataset, root)
-                manifest = read_manifest(folder)
-                present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
-                where = str(folder)
-            except InputError:
-                present = False
-        rows.append(
-            DatasetStatus(
-                name=dataset.name,
-                suite=dataset.suite,
-                group=dataset.group,
-                classes=dataset.classes,
-                counts=dataset.counts,
-                present=present,
-                prepared=manifest is not None,
-                data_id=manifest.data_id if manifest else None,
-                split_id=_mini_split_id(dataset) if dataset.embedded else manifest.split_id if manifest else None,
-                where=where,
-                synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
-                lossy=manifest is not None and manifest.lossy,
-                size=_disk_size(manifest) if manifest is not None else "",
-                note=manifest.note if manifest is not None else "",
-            )
-        )
-    return rows
-
-
-def _disk_size(manifest: Manifest) -> str:
-    return f"{len(manifest.files)} images, {sum(info.bytes for info in manifest.files.values()) / 1e6:.1f} MB"
 
 
 def _check_config(config: DataConfig) -> Dataset:
@@ -271,10 +193,6 @@ def _check_view(
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
-def _mini_split_id(dataset: Dataset) -> str:
-    return f"embedded-seed{mini_tasks.SEED}"
-
-
 def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
     """The list to train on and the list to score."""
     lists = dataset.lists
@@ -282,7 +200,7 @@ def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str
 
 
 def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
-    """``min(n, limit)`` evenly spaced indices below ``n``, the first of them 0."""
+    """``k = min(n, limit)`` evenly spaced indices: ``floor(i * n / k)`` for ``i`` from 0 to ``k - 1``."""
     k = n if limit is None else min(n, limit)
     return np.arange(k) * n // max(k, 1)
 
@@ -290,7 +208,7 @@ def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
 def _open_folder(
     config: DataConfig, dataset: Dataset
 ) -> tuple[Path, Manifest | None, dict[str, list[ListedImage]], DataIdentity]:
-    """The folder and the two lists that are used, checked against the table, the manifest and the disk."""
+    """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
     folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
     lists = {name: read_list(folder, name, dataset, manifest) for name in _names_of_used_lists(config, dataset)}
@@ -310,7 +228,7 @@ def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | Non
 
 
 def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
-    """The same images, resized once."""
+    """Resizes all images now instead of batch by batch."""
     array = images._pixels(np.arange(len(images)), None)
     return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
 
@@ -325,9 +243,9 @@ def _images_from_files(
     crop: bool,
     read_once: bool,
 ) -> Images:
-    """Images of a list on disk, decoded when the first is asked for: a list that is scored stays shut until then.
+    """Images of a list on disk. No file is opened before the first batch is requested.
 
-    A whole list comes from the cache; a part of one is decoded on its own.
+    A whole list is served from the decoded cache; a limited one is decoded without it.
     """
     kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
     listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")

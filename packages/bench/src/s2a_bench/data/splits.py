@@ -1,6 +1,11 @@
-"""Which image of a source is in which list: the rules of the table, made concrete. Pure: names in, lists out.
+"""Divides the images of a source into lists, by the rule that the table of datasets gives.
 
-Every order here depends on names alone: the same on every machine, with every library version, from every packing.
+A list depends on the names, labels and parts of the images alone: it is the same on every machine, with every library
+version, and however the source is packed. Where a rule needs a random order, images are sorted by
+
+    ``sha256("s2a <purpose> <seed> <folder in lower case>/<file>")``
+
+in hexadecimal, so that adding or removing an image leaves the order of the others unchanged.
 """
 
 from __future__ import annotations
@@ -15,9 +20,9 @@ from s2a_bench.data.table.types import Dataset, FractionRule, OfficialRule, Pool
 from s2a_bench.errors import InputError
 
 RULES_VERSION = 1
-"""Raise it when the same source would give other lists."""
+"""Part of split ids. Raise it when the same source would give other lists."""
 
-_SALTS = {"": "train", "train": "train", "val": "validation", "test": "test"}
+_TFDS_SPLITS = {"": "train", "train": "train", "val": "validation", "test": "test"}
 
 _HASHED = (
     "VTAB-1k takes slices of tensorflow_datasets' stored order, which cannot be rebuilt from this source alone. The "
@@ -42,8 +47,8 @@ class Split:
     """The lists of a dataset.
 
     Attributes:
-        lists: Items per list, in the order of the list's lines.
-        split_id: Stands for who chose them.
+        lists: Images per list, in the order of the list's lines.
+        split_id: Names the rule or files that chose them.
         note: What a reader of results must know about them.
     """
 
@@ -56,9 +61,9 @@ def split_source(dataset: Dataset, preparation: Preparation, source: Source) -> 
     """Divides a source into the dataset's four lists.
 
     Args:
-        dataset: Tells the lists' names and what they must count, for errors.
-        preparation: Its rule and seed.
-        source: What is divided.
+        dataset: Gives the names of the lists.
+        preparation: Gives the rule and the seed.
+        source: The images to divide.
 
     Raises:
         InputError: Too few images for the rule.
@@ -84,11 +89,12 @@ def split_source(dataset: Dataset, preparation: Preparation, source: Source) -> 
 
 
 def _own_split_id(preparation: Preparation) -> str:
+    """Id of lists that were drawn here: ``s2a-seed0-v1``."""
     return f"s2a-seed{preparation.seed}-v{RULES_VERSION}"
 
 
 def _use_given_lists(dataset: Dataset, source: Source) -> Split:
-    """Lists that came with the source; a missing ``both`` is the two others together."""
+    """Uses the lists that came with the source; a missing ``both`` is train and val together."""
     assert source.lists is not None
     items = {item.name: item for item in source.images}
     lists = {name: tuple(items[n] for n in names) for name, names in source.lists.items()}
@@ -102,7 +108,7 @@ def _use_given_lists(dataset: Dataset, source: Source) -> Split:
 
 
 def _hash_order(preparation: Preparation, purpose: str) -> Callable[[SourceImage], str]:
-    """A key to sort by: the hash of seed and name, with the folder's case left out."""
+    """A sort key for a random order: the hash of purpose, seed and name, see the module."""
 
     def draw(item: SourceImage) -> str:
         folder, slash, file = item.name.rpartition("/")
@@ -114,11 +120,30 @@ def _hash_order(preparation: Preparation, purpose: str) -> Callable[[SourceImage
 def _split_by_slices(
     dataset: Dataset, preparation: Preparation, rule: SliceRule, source: Source
 ) -> tuple[Sequence[SourceImage], Sequence[SourceImage], Sequence[SourceImage], str, str]:
+    """VTAB-1k's rule: slices of the stored order of tensorflow_datasets (``SliceRule``).
+
+    With ``n_val`` images in the part that val is taken from, and ``n_test`` in that of test::
+
+        train = train_part[0 : train]
+        val   = val_part[s : s + val],  s = floor(val_from * n_val)
+        test  = test_part[round(test_from * n_test) : n_test]
+
+    The stored order is that of the source where it is an export of tensorflow_datasets, is rebuilt from the keys of
+    the images where these are known (``tfds_order.stored_order``), and is replaced by a random order otherwise. The
+    split id says which.
+
+    Source: https://github.com/google-research/task_adaptation/tree/master/task_adaptation/data
+
+    Returns:
+        Train, val, test, the split id and its note.
+    """
+    # 1. The images of each part; a source without parts has one part, train.
     by_part: dict[str, list[SourceImage]] = {}
     for item in source.images:
         by_part.setdefault(item.part, []).append(item)
     if set(by_part) == {""}:
         by_part = {"train": by_part[""]}
+    # 2. Put each part into stored order, or the nearest thing that this source allows.
     split_id, note = "vtab-1k", _STORED
     if not source.ordered:
         if all(item.key is not None for item in source.images):
@@ -137,6 +162,7 @@ def _split_by_slices(
             raise InputError(f"The source of {dataset.name} has no {name} images; give the complete download.")
         return by_part[name]
 
+    # 3. Cut the slices. Train and val may come from one part, where they must not overlap.
     train_part, val_part, test_part = part(rule.train_part), part(rule.val_part), part(rule.test_part)
     start = int(rule.val_from * len(val_part))
     train, val = train_part[: rule.train], val_part[start : start + rule.val]
@@ -151,10 +177,11 @@ def _split_by_slices(
 
 
 def _tfds_split_name(source: Source, part: str) -> str:
-    return source.salts.get(part, _SALTS[part])
+    return source.salts.get(part, _TFDS_SPLITS[part])
 
 
 def _group_by_class(source: Source, items: Sequence[SourceImage]) -> list[list[SourceImage]]:
+    """Images per label, in their given order."""
     found: list[list[SourceImage]] = [[] for _ in source.classes]
     for item in items:
         found[item.label].append(item)
@@ -164,15 +191,22 @@ def _group_by_class(source: Source, items: Sequence[SourceImage]) -> list[list[S
 def _split_by_pool(
     preparation: Preparation, rule: PoolRule, source: Source
 ) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage]]:
+    """VTAB-1k's rule for Caltech101 (``PoolRule``): stratified pool, slices of it, everything else is test.
+
+    Of each class the first ``per_class`` images in random order form the pool. The pool is shuffled as a whole and
+    sliced into train and val, so that single classes may be absent from them; the rest is shuffled into test.
+    """
     pool: list[SourceImage] = []
     rest: list[SourceImage] = []
     for name, items in zip(source.classes, _group_by_class(source, source.images), strict=True):
         if len(items) < rule.per_class:
             state = f"has {len(items)} images" if items else "is missing"
             raise InputError(f"Class {name!r} {state} in the source; at least {rule.per_class} are needed.")
+        # Which images of the class are in the pool.
         items.sort(key=_hash_order(preparation, "class"))
         pool += items[: rule.per_class]
         rest += items[rule.per_class :]
+    # Mix the classes before slicing.
     pool.sort(key=_hash_order(preparation, "pool"))
     rest.sort(key=_hash_order(preparation, "test"))
     return pool[slice(*rule.train)], pool[slice(*rule.val)], rest
@@ -181,6 +215,14 @@ def _split_by_pool(
 def _split_by_parts(
     dataset: Dataset, preparation: Preparation, rule: OfficialRule, source: Source
 ) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage], bool]:
+    """The source's own train, val and test (``OfficialRule``).
+
+    Without a val part, a stratified one is held out: of each class with ``n`` training images the first
+    ``round(val * n)`` in random order. Both lists keep the source's order.
+
+    Returns:
+        Train, val, test, and whether val was held out.
+    """
     parts = {name: [item for item in source.images if item.part == name] for name in ("train", "val", "test")}
     for name in ("train", "test"):
         if not parts[name]:
@@ -201,6 +243,13 @@ def _split_by_parts(
 def _split_by_fractions(
     preparation: Preparation, rule: FractionRule, source: Source
 ) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage]]:
+    """CoOp's rule for sources without parts (``FractionRule``), stratified.
+
+    Of each class with ``n`` images, in random order, the first ``round(train * n)`` are train, the next
+    ``round(val * n)`` are val and the others test.
+
+    Source: https://github.com/KaiyangZhou/CoOp/blob/main/datasets/dtd.py (``read_and_split_data``)
+    """
     train: list[SourceImage] = []
     val: list[SourceImage] = []
     test: list[SourceImage] = []

@@ -28,20 +28,20 @@ from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done and of how many (0: not known)."""
+"""Progress callback: the step, how many are done, and how many in all (0: not known)."""
 
 _Inspected = tuple[str | None, list[tuple[str, bool]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a folder, or worth knowing about it.
+    """An error or a note about a file of a dataset's folder.
 
     Attributes:
         file: File under the dataset's folder, usually a list.
         line: Its line, from 1; ``None`` for the file as a whole.
         what: The sentence.
-        note: Nothing is wrong, but a reader should know: a grey image, say, that becomes RGB.
+        note: Not an error, but worth knowing, e.g. that a grey image is converted to RGB.
     """
 
     file: str
@@ -56,14 +56,14 @@ class Problem:
 
 
 def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
-    """Everything that is wrong with a dataset's folder, or worth knowing; nothing is dropped silently.
+    """Lists all errors and notes about a dataset's folder.
 
-    Without a manifest (a folder made by another tool) hashes cannot be compared; the rest is checked all the same.
+    Without a manifest (a folder made by another tool) hashes cannot be compared; everything else is checked.
 
     Args:
         name: Dataset.
         root: Data root.
-        progress: Told about every image.
+        progress: Called after every image.
 
     Raises:
         InputError: Unknown or embedded dataset, or no folder.
@@ -75,7 +75,7 @@ def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> l
 
 
 def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = None) -> list[Problem]:
-    """The same as ``verify`` for a folder anywhere."""
+    """As ``verify_dataset``, for a folder at any path."""
     problems: list[Problem] = []
     manifest: Manifest | None = None
     try:
@@ -134,7 +134,7 @@ def _check_images(
     problems: list[Problem],
     progress: Progress | None,
 ) -> dict[str, str]:
-    """The sha256 of every image that could be read; opens each once, whatever lists name it."""
+    """Checks every listed image once; returns the sha256 of those that could be read."""
     hashes: dict[str, str] = {}
     first = {entry.path: (name, entry) for name, entries in reversed(lists.items()) for entry in reversed(entries)}
     labels: dict[str, int] = {}
@@ -162,7 +162,7 @@ def _check_images(
 def _map_bounded(
     threads: ThreadPoolExecutor, work: Callable[[str], _Inspected], items: list[str]
 ) -> Iterator[_Inspected]:
-    """``map`` over a pool with a bounded number of results waiting: a million images must not pile up."""
+    """Maps ``work`` over items in threads, in order, with at most 64 submitted at a time to bound memory."""
     waiting: deque[Future[_Inspected]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
@@ -173,7 +173,7 @@ def _map_bounded(
 
 
 def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspected:
-    """Reads, hashes and decodes one image: its sha256, if it can be read, and ``(sentence, is a note)`` about it."""
+    """Reads, hashes and decodes one image: its sha256, ``None`` if unreadable, and ``(message, is_note)`` pairs."""
     known = manifest.files.get(path) if manifest is not None else None
     origin = f" (made from {known.source})" if known is not None else ""
     try:
@@ -196,9 +196,9 @@ def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspect
 def _check_splits(
     dataset: Dataset, lists: dict[str, list[ListedImage]], hashes: dict[str, str], problems: list[Problem]
 ) -> None:
-    """The final list is train and val together, and no image is in two of train, val and test, by path or content.
+    """Checks that the final list is train plus val, and that train, val and test share no image by path or content.
 
-    Two files of the same content are a note: some published datasets are like that, and their users must know it.
+    Two files of the same content are only a note: some published datasets have duplicates.
     """
 
     def content(entry: ListedImage) -> str:
@@ -244,7 +244,7 @@ def _check_manifest(
         if path not in told:
             problems.append(Problem(MANIFEST, None, f"{path} is in the manifest but in no list"))
     if manifest.home:
-        return  # Somebody else's folder may hold whatever it likes.
+        return  # The images are used in place: other files in that folder do not matter.
     on_disk = {path.relative_to(folder).as_posix() for path in (folder / "images").rglob("*") if path.is_file()}
     for path in sorted(on_disk - set(manifest.files)):
         if is_image(path):

@@ -1,8 +1,8 @@
 """Renders small images with numpy: anti-aliased sprites, smooth backgrounds and textures.
 
-Only uniform numbers are drawn, single-precision arithmetic is elementwise (no BLAS, no reductions, whose order may
-vary), and transcendental functions are evaluated in double precision: what remains of a difference between platforms
-is far below one grey level.
+The same seeds must give the same images on every platform: only uniform numbers are drawn, single-precision
+arithmetic is elementwise (no BLAS and no reductions, whose order may vary), and transcendental functions are
+evaluated in double precision, so that remaining differences are far below one grey level.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ def _key(u: np.ndarray, v: np.ndarray, free: np.ndarray) -> np.ndarray:
 POINTERS: tuple[Distance, ...] = (_dart, _key)
 """Shapes without rotational symmetry."""
 SHAPES: tuple[Distance, ...] = (_disc, _square, _bar, _triangle, _cross, _ring)
-"""Shapes whose centre is where they are."""
+"""Shapes whose centre is well defined, for locations and counts."""
 
 
 def _compute_coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -127,6 +127,7 @@ def _compute_coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[n
     left, top = (
         (np.floor(centre).astype(np.int64) - window // 2).clip(0, SIZE - window) for centre in (sprites.x, sprites.y)
     )
+    # Coordinates of the subsamples relative to the centre, in units of the radius, rotated by the angle.
     offsets = (np.arange(window * _SUB) + 0.5) / _SUB
     x, y = (
         ((corner[:, None] + offsets - centre[:, None]) / sprites.radius[:, None]).astype(np.float32)
@@ -135,6 +136,7 @@ def _compute_coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[n
     cos, sin = (f(sprites.angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     u = x[:, None, :] * cos + y[:, :, None] * sin
     v = y[:, :, None] * cos - x[:, None, :] * sin
+    # Soft edge: coverage falls from 1 to 0 over one subsample around distance 0.
     distance = shape(u, v, sprites.free.astype(np.float32)[:, None, None])
     samples = distance * (sprites.radius * _SUB).astype(np.float32)[:, None, None]
     return average_subsamples(np.clip(np.float32(0.5) - samples, 0, 1)), left, top
@@ -172,7 +174,10 @@ def paint_sprites(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shap
 
 
 def interpolate_smoothly(lattice: np.ndarray, samples: int) -> np.ndarray:
-    """A ``(..., c + 1, c + 1)`` lattice of values interpolated smoothly at ``(..., samples, samples)`` points."""
+    """Interpolates a ``(..., c + 1, c + 1)`` lattice at ``(..., samples, samples)`` points.
+
+    Between lattice values along each axis with the smoothstep weight ``w(t) = t^2 (3 - 2 t)``, t in [0, 1).
+    """
     cells = lattice.shape[-1] - 1
     position = (np.arange(samples) + 0.5) * cells / samples
     low = np.floor(position).astype(np.int64)
@@ -283,7 +288,7 @@ def _clouds(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarra
 
 
 PATTERNS: tuple[Pattern, ...] = (_stripes, _zigzag, _checks, _dots, _rings, _bricks, _cells, _clouds)
-"""The classes of ``textures`` in label order."""
+"""The classes of task ``textures`` in label order."""
 
 
 def render_textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:

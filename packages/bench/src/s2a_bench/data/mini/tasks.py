@@ -1,7 +1,7 @@
 """The embedded tasks of suite ``mini``: 32 x 32 RGB, 800 train, 200 val, and a test set.
 
-``digits`` is real handwriting; the others are rendered by ``mini_render`` from fixed seeds, so that the data are the
-same for every cell. The streams of the splits are independent.
+``digits`` is real handwriting; the others are rendered by ``render.py`` from fixed seeds, so that every cell sees the
+same images. Each split has its own random generator.
 """
 
 from __future__ import annotations
@@ -43,10 +43,12 @@ LabelledArrays = tuple[np.ndarray, np.ndarray]
 Render = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 SEED = 20101
+SPLIT_ID = f"embedded-seed{SEED}"
+"""Identity of the lists of every embedded task."""
 
 
 def _draw_positions_in_bins(rng: np.random.Generator, labels: np.ndarray, bins: int) -> np.ndarray:
-    """A position in [0, 1) within each label's bin, off its borders, so that the label is not a matter of noise."""
+    """Positions in [0, 1): each in the middle 60 % of its label's bin, so that noise does not decide the label."""
     return (labels + draw_uniform(rng, 0.2, 0.8, len(labels))) / bins
 
 
@@ -99,16 +101,18 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
     rows = np.arange(n)
     scene = []
     for k in range(slots):
+        # Draw many places for the k-th shape and measure the free radius around each.
         wanted = scale * draw_uniform(rng, 0.8, 1.1, n)
         reach = wanted * REACH
         free = SIZE - 2 * reach[:, None]
         tx, ty = (reach[:, None] + free * rng.random((n, tries)) for _ in range(2))
         distance = np.sqrt((tx[:, :, None] - x[:, None, :k]) ** 2 + (ty[:, :, None] - y[:, None, :k]) ** 2)
-        room = (distance - radius[:, None, :k] * REACH - gap).min(axis=2, initial=np.inf)
-        fits = room >= reach[:, None]
-        best = np.where(fits.any(axis=1), fits.argmax(axis=1), room.argmax(axis=1))
+        space = (distance - radius[:, None, :k] * REACH - gap).min(axis=2, initial=np.inf)
+        # Take the first place where the shape fits, or the one with most space.
+        fits = space >= reach[:, None]
+        best = np.where(fits.any(axis=1), fits.argmax(axis=1), space.argmax(axis=1))
         x[:, k], y[:, k] = tx[rows, best], ty[rows, best]
-        radius[:, k] = np.minimum(wanted, room[rows, best] / REACH)  # a crowded place: a smaller shape
+        radius[:, k] = np.minimum(wanted, space[rows, best] / REACH)  # a smaller shape where there is less space
         sprites = Sprites(
             rows,
             x[:, k],
@@ -148,12 +152,15 @@ def _read_handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
 
 def _make_digits() -> dict[str, LabelledArrays]:
     small, labels = _read_handwritten_digits()
-    # Keys' cubic at phases of n/8: every weight is a dyadic fraction, so the sums are exact in any order.
+    # Enlarge 8 x 8 to 32 x 32 with Keys' cubic kernel (a = -1/2; IEEE Trans. ASSP 29(6), 1981):
+    #   w(t) = 1.5 |t|^3 - 2.5 |t|^2 + 1 for |t| <= 1, -0.5 |t|^3 + 2.5 |t|^2 - 4 |t| + 2 for |t| < 2.
+    # At phases of n/8 every weight is a dyadic fraction, so the sums are exact in any order.
     position = (np.arange(SIZE) + 0.5) / 4 - 0.5
     first = np.floor(position).astype(np.int64) - 1
     t = np.abs(position[:, None] - (first[:, None] + np.arange(4)))
     weight = np.where(t <= 1, 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)
     taps = (first[:, None] + np.arange(4)).clip(0, 7)
+    # Rows first, then columns.
     rows = (small[:, taps] * weight[:, :, None]).sum(axis=2)
     full = (rows[:, :, taps] * weight).sum(axis=3)
     grey = np.rint(full.clip(0, 16) * (255 / 16)).astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Suites and datasets by name. What they are is ``dataset_table``'s business."""
+"""Looks up suites and datasets by name. The table itself is in ``rows.py``."""
 
 from __future__ import annotations
 

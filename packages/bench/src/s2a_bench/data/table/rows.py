@@ -1,4 +1,4 @@
-"""THE table of datasets. Adding a dataset is adding one entry here, and nothing else.
+"""The table of datasets. To add a dataset, add one entry here (and a reader if its format is new).
 
 ``vtab``: classes and counts are those of the VTAB-1k protocol (Zhai et al., arXiv 1910.04867, and its code
 ``google-research/task_adaptation``). ``fgvc``: the S2A paper's eight sets (section 4.1); it states no splits, so they

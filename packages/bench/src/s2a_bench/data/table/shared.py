@@ -1,4 +1,4 @@
-"""What several rows of the table of datasets share: makers, files to download, digests, and short forms of a row.
+"""Values that several rows of the table of datasets share: makers, downloads, digests, constructors of rows.
 
 Digests of downloads are those torchvision 0.29 states.
 """

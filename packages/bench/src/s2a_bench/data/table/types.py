@@ -1,4 +1,4 @@
-"""What a row of the table of datasets is made of."""
+"""Types of the table of datasets: a dataset, how to obtain it, and the rules that divide it into lists."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 
 
 class ListNames(NamedTuple):
-    """Names of a suite's four lists: to tune on, to tune by, both together for the final run, and to score once."""
+    """Names of a suite's four lists: training while tuning, validation, both together for the final run, and test."""
 
     train: str
     val: str
@@ -29,7 +29,7 @@ class Counts(NamedTuple):
 
 
 def make_counts(train: int, val: int, test: int) -> Counts:
-    """Counts whose ``both`` is the sum it must be."""
+    """Makes counts with ``both = train + val``."""
     return Counts(train, val, train + val, test)
 
 
@@ -90,19 +90,19 @@ Rule = SliceRule | PoolRule | OfficialRule | FractionRule
 
 @dataclasses.dataclass(frozen=True)
 class Preparation:
-    """How a download becomes the standard folder.
+    """How ``prepare_dataset`` turns a download into the standard folder.
 
     Attributes:
-        reader: Key of ``readers.registry.load_readers()``: the form in which its makers publish it.
+        reader: Key of ``readers.registry.load_readers()``: the format in which its makers publish it.
         rule: How its images are divided into lists.
         archives: File names of the archives people download (``*`` stands for anything), the outer ones first.
-        target: Which label, where the source has several; ``""``: its only one.
-        class_names: In label order, where the source does not say it or says it in another order.
-        folder: Name of the folder that holds the images, where the reader needs one.
+        target: Which label to use where the source has several; ``""``: it has one.
+        class_names: In label order, where the source does not name its classes or orders them differently.
+        folder: Name of the folder with the images, where the reader needs one.
         skip: Class folders that this dataset leaves out.
-        seed: Of orders that are drawn by hash.
-        in_place: Whether a folder is used where it lies, without a copy of its images.
-        splits: Published split files that are taken where they are found or given: ``"coop"`` or ``"vpt"``.
+        seed: Of random orders (see ``splits.py``).
+        in_place: Whether images of a folder are used in place instead of copied.
+        splits: Format of published split files that replace the rule where given or found: ``"coop"`` or ``"vpt"``.
     """
 
     reader: str
@@ -123,7 +123,7 @@ class RemoteFile:
 
     Attributes:
         url: ``https://...``, or ``hf://datasets/OWNER/NAME/PATH`` for the Hugging Face hub.
-        file: Name to keep it under.
+        file: Name of the downloaded file.
         digest: ``"md5:..."`` or ``"sha256:..."`` of its content as its makers or torchvision state it; ``""``: none.
     """
 
@@ -139,8 +139,8 @@ class Dataset:
     Attributes:
         name: Key of ``DATASETS`` and name of the folder under the data root.
         suite: Key of ``SUITES``.
-        group: Whose mean the tables print, e.g. ``"natural"``.
-        classes: Size of the head.
+        group: Group of tasks that tables average over, e.g. ``"natural"``.
+        classes: Number of classes, the size of the head.
         counts: Images per list.
         source: Who made it.
         licence: What its makers allow; not legal advice.
@@ -150,8 +150,8 @@ class Dataset:
         encoding: How its makers publish the images: ``"jpeg"`` files, or ``"lossless"`` (PNG files or arrays).
         embedded: Rendered or shipped with the package; needs no data root.
         synthetic: Rendered by this package.
-        preparation: How ``prepare`` brings a download into the standard folder; ``None``: it cannot.
-        remotes: Files that ``prepare --download`` gets; none where its makers ask for a registration.
+        preparation: How a download becomes the standard folder; ``None``: embedded.
+        remotes: Files that ``prepare --download`` fetches; empty where the makers require a registration.
     """
 
     name: str
