@@ -19,8 +19,9 @@ from s2a_bench.reports import build as report
 from s2a_bench.reports import notes, tables, terminal
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.svg import axes, labels
 from s2a_bench.reports.svg import scatter as figures
-from s2a_bench.reports.svg.scatter import Mark
+from s2a_bench.reports.svg.marks import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 
@@ -162,9 +163,9 @@ def test_variants_are_rows_labelled_by_what_differs():
         for activations in ("paper", "exact"):
             config = {"lrp_rank": rank, "activations": activations, "bits": 4}
             records += make_grid(["s2a"], ["digits"], method_config=config)
-    labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
-    assert labels[0] == "lora"
-    assert labels[1:] == [f"s2a (activations={a}, lrp_rank={r})" for a in ("exact", "paper") for r in (4, 8, 16)]
+    shown_labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
+    assert shown_labels[0] == "lora"
+    assert shown_labels[1:] == [f"s2a (activations={a}, lrp_rank={r})" for a in ("exact", "paper") for r in (4, 8, 16)]
 
 
 def test_a_recipe_parts_rows_only_where_it_was_swept():
@@ -324,12 +325,12 @@ def test_names_in_a_figure_never_overlap(points, log):
     for element in ET.fromstring(svg).iter():
         if element.get("class") == "name":
             x, y = float(element.attrib["x"]), float(element.attrib["y"])
-            half = len(element.text or "") * figures.GLYPH_WIDTH / 2
-            boxes.append((x - half, x + half, y - figures.FONT + 2, y))
-    assert len(points) > figures.MANY_MARKS or boxes or len(points) > 1
+            half = len(element.text or "") * labels.GLYPH_WIDTH / 2
+            boxes.append((x - half, x + half, y - labels.FONT + 2, y))
+    assert len(points) > labels.MANY_MARKS or boxes or len(points) > 1
     for i, a in enumerate(boxes):
         assert a[0] >= 0
-        assert a[1] <= figures.WIDTH
+        assert a[1] <= axes.WIDTH
         assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for b in boxes[:i])
 
 

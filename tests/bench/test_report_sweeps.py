@@ -14,6 +14,7 @@ from s2a_bench.cells.record import write
 from s2a_bench.reports import ablations as report_sweeps
 from s2a_bench.reports import build as report
 from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.svg import axes
 from s2a_bench.reports.svg import curves as figures_sweep
 from s2a_bench.reports.svg.curves import Curve
 
@@ -79,7 +80,7 @@ def test_names_at_the_ends_of_curves_never_overlap_nor_leave_the_picture(values)
     heights = sorted(float(text.get("y") or 0) for text in picture.iter("text") if text.get("class") == "name")
     assert len(heights) == len(lines)
     assert all(b - a >= 13.9 for a, b in itertools.pairwise(heights))
-    assert heights[0] > 0 and heights[-1] < figures_sweep.HEIGHT
+    assert heights[0] > 0 and heights[-1] < axes.HEIGHT
 
 
 def test_a_report_of_a_sweep_has_both_curves_and_the_map(tmp_path):

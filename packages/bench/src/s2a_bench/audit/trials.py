@@ -1,8 +1,9 @@
-"""What choosing a search's trial by the test set would have given: every trial's config, trained as a final cell.
+"""Measures the gain from choosing a search's config on the test set.
 
-A search chooses on val. Here each config that it tried trains on train and val together and is scored on test, to
-measure what the best of these scores exceeds the chosen one's by. ``<output>/audit/trial-<cell id>.json`` is no record,
-and nothing but this module reads it.
+A search chooses its config on val. Here each of the configs that it tried is trained as a final cell, on train and val
+together, and scored on test. With these accuracies ``a_c`` and the chosen config ``c*``, the inflation is
+``max_c(a_c) - a_c*``. The scores are kept apart from results: ``<output>/audit/trial-<cell id>.json`` is not a record,
+and no other module reads it.
 """
 
 from __future__ import annotations
@@ -27,11 +28,11 @@ WARNING = "An audit, not a result: the test set was scored for every config that
 
 @dataclasses.dataclass(frozen=True)
 class TriedConfig:
-    """One trial's config as a final cell.
+    """The config of one trial as a final cell.
 
     Attributes:
-        cell_id: Of that final cell, which no record need have.
-        trial_id: Of the trial.
+        cell_id: Id of the final cell, of which there may be no record.
+        trial_id: Id of the trial.
         cell: The final cell.
     """
 
@@ -63,7 +64,7 @@ class SearchAudit:
 
     Attributes:
         record: The one that the search led to.
-        accuracies: On test, of all configs that came to an end, the chosen one's among them.
+        accuracies: On test, of all configs that finished, the chosen one included.
     """
 
     record: Record
@@ -77,7 +78,7 @@ class SearchAudit:
 
 
 def select_searched(chosen: Iterable[Record]) -> list[Record]:
-    """The records that a search led to, of each search the one with the lowest seed: others would only cost more."""
+    """Selects records whose config a search chose; of each search only that with the lowest seed, to save time."""
     found: dict[tuple[str, ...], Record] = {}
     for record in sorted(chosen, key=lambda record: record.seed):
         if record.search is not None:
@@ -86,15 +87,15 @@ def select_searched(chosen: Iterable[Record]) -> list[Record]:
 
 
 def list_tried_configs(record: Record, base: CellConfig, output: Path) -> list[TriedConfig]:
-    """The final cells of all configs that a record's search tried, each once; those whose loss was infinite are none.
+    """Final cells of all configs that a record's search tried, each once; trials that failed are left out.
 
     Args:
-        record: From ``finals``.
-        base: Its own cell, from ``audit.cell_of``.
+        record: From ``select_searched``.
+        base: Its own cell, from ``epochs.recreate_cell``.
         output: Where the trials' records lie.
 
     Raises:
-        ValueError: A trial's record is not there, or its config cannot be run here.
+        InputError: The record of a trial is missing, or its config cannot be run here.
     """
     assert record.search is not None
     found: dict[str, TriedConfig] = {}
@@ -119,7 +120,7 @@ def list_tried_configs(record: Record, base: CellConfig, output: Path) -> list[T
 
 
 def find_known_score(one: TriedConfig, output: Path) -> TestScore | None:
-    """The score of a config that a finished record or an earlier audit has."""
+    """The score of a config from a finished record or an earlier audit; ``None``: it has to be trained."""
     try:
         record = records.read(records.record_path(output, one.cell_id))
         if record.status == "done":
@@ -138,7 +139,7 @@ def score_config(one: TriedConfig) -> TestScore:
     """Trains a config on train and val together and scores test, once.
 
     Raises:
-        RuntimeError: It came to no end, other than by a loss that is not finite.
+        RuntimeError: The cell failed for another reason than a loss that is not finite.
     """
     record = run.run(one.cell)
     kind = (record.error or {}).get("type")
@@ -148,7 +149,7 @@ def score_config(one: TriedConfig) -> TestScore:
 
 
 def score_path(output: Path, cell_id: str) -> Path:
-    """Where a score lies: never among the records."""
+    """Path of a config's score, outside the folder of records."""
     return output / "audit" / f"trial-{cell_id}.json"
 
 
@@ -160,7 +161,7 @@ def write_score(found: TestScore, output: Path) -> Path:
 
 
 def summarise_searches(found: Iterable[SearchAudit]) -> list[epochs.AuditRow]:
-    """Per suite, backbone and method, means over datasets: ``last`` is the chosen config, ``best`` the best on test."""
+    """Rows per suite, backbone and method: ``last`` is the chosen config, ``best`` the best config on test."""
     groups: dict[tuple[str, str, str], list[SearchAudit]] = {}
     for each in found:
         groups.setdefault((each.record.suite, each.record.backbone, each.record.method), []).append(each)

@@ -1,4 +1,4 @@
-"""The paper's printed figures, and our figures for the same rows.
+"""Measures the memory of every row of the paper's Tables 1 and 2.
 
 Source: Structure-Activation Synergy, arXiv:2503.08154, Tables 1 and 2. Memory is the paper's *theoretical* figure, MB
 of 1e6 bytes, fp32, batch 32, 224 x 224. All percentages belong to a 100-class head.

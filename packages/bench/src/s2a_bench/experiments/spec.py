@@ -1,6 +1,6 @@
-"""The paper's experiments, as requests: which methods on which backbones, and what the paper found.
+"""The paper's experiments: which methods on which backbones, and the printed results.
 
-Each is a small file ``experiments/NAME.toml``; a file of the same form anywhere else is an experiment too.
+Each is a file ``experiments/NAME.toml``; a file of the same format may also be given by path.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ COLUMNS = (
     "vtab_structured",
     "fgvc",
 )
-"""What the paper prints: trainable percent, millions trainable, theoretical MB, and mean accuracies in percent."""
+"""Columns of printed numbers: trainable percent, millions trainable, theoretical MB, and mean accuracies in percent."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,10 +59,10 @@ class Experiment:
         name: Of its file, e.g. ``"table1"``.
         title: In words.
         source: Where the expected numbers are printed.
-        question: What it answers.
+        question: The question it answers.
         families: Keys of ``FAMILIES``.
         rows: In printed order.
-        note: What a reader must know.
+        note: Remark for readers of the report.
     """
 
     name: str
@@ -92,7 +92,7 @@ def load_experiment(name: str) -> Experiment:
     """An experiment by name, or by the path of a ``.toml`` file.
 
     Raises:
-        InputError: There is none of that name, or its file is not of the form.
+        InputError: There is no such experiment, or its file is not valid.
     """
     if name in list_experiments():
         return parse_experiment(name, (_package_folder() / f"{name}.toml").read_text(encoding="utf-8"))
@@ -148,7 +148,7 @@ def _parse_row(values: Any, where: str) -> ExperimentRow:
             if column not in COLUMNS:
                 raise unknown(f"column of experiment {where}", column, COLUMNS)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Experiment {where}: expected.{family}.{column}={value!r} is no number.")
+                raise InputError(f"Experiment {where}: expected.{family}.{column}={value!r} must be a number.")
         if not isinstance(printed, dict):
             raise InputError(f"Experiment {where}: expected.{family} must be a table of {', '.join(COLUMNS)}.")
     return row

@@ -1,4 +1,4 @@
-"""The paper's Figure 5 for a section: accuracy over the sizes of S2A's prompt and branch, where they were swept."""
+"""The paper's Figure 5 for a section: accuracy over the rank of S2A's prompt and the reduction of its side branch."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from s2a_bench.reports.svg.curves import Curve
 
 RANK, REDUCTION = "lrp_rank", "lsb_reduction"
 DEFAULTS = {RANK: 30, REDUCTION: 8}
-"""The paper's (section 4.1); a curve holds the other size there if it can."""
+"""The paper's values (section 4.1); a curve over one size holds the other one there if possible."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SizeSlice:
-    """One size varies.
+    """Records in which one size varies and the other is fixed.
 
     Attributes:
-        key: Which.
-        held: The other one and its value.
+        key: The size that varies.
+        held: The other size and its value.
         curves: Per group of tasks, or the mean where there is one group.
     """
 
@@ -30,9 +30,9 @@ class SizeSlice:
 
 
 def size_grid(section: Section) -> dict[tuple[float, float], MethodRow]:
-    """``(rank, reduction)`` to its row, of the S2A rows that share all other options: those of which there are most.
+    """``(rank, reduction)`` to row, for the largest set of S2A rows that share all other options.
 
-    A size of 0 switches its part off; it is no point of a curve.
+    Rows with a size of 0, which switches that part off, are left out.
     """
     found: dict[str, dict[tuple[float, float], MethodRow]] = collections.defaultdict(dict)
     for row in section.rows:
@@ -50,7 +50,7 @@ def size_grid(section: Section) -> dict[tuple[float, float], MethodRow]:
 
 
 def find_slices(section: Section) -> list[SizeSlice]:
-    """A slice for each size that takes three values or more while the other one stays."""
+    """A slice for each size with at least three values at one value of the other size."""
     points = size_grid(section)
     found = []
     for axis, key in enumerate((RANK, REDUCTION)):
@@ -78,7 +78,7 @@ def _make_curves(line: list[tuple[float, MethodRow]], section: Section) -> tuple
 
 
 def describe_change(part: SizeSlice) -> str:
-    """How far each curve goes from the fewest parameters to the most: the paper's words on Figure 5, as numbers."""
+    """Change of each curve from the fewest parameters to the most, as a sentence."""
     # A larger reduction is a smaller branch.
     first, last = (0, -1) if part.key == RANK else (-1, 0)
     steps = ", ".join(f"{c.name} {c.points[last][1] - c.points[first][1]:+.1f}" for c in part.curves)

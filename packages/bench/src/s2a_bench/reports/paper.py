@@ -1,4 +1,4 @@
-"""The paper's tables with our numbers beside them: every cell says whether it may be compared, and why not.
+"""Compares the paper's tables with our records; each cell says whether it is comparable and, if not, why.
 
 Only records are read. The printed numbers are those of the experiments' files.
 """
@@ -36,12 +36,12 @@ UNPRINTED = "not printed"
 
 @dataclasses.dataclass(frozen=True)
 class ComparedValue:
-    """One cell.
+    """One printed number and ours.
 
     Attributes:
-        state: One of the constants above.
+        state: ``REPRODUCED``, ``DIFFERS``, ``NOT_RUN``, ``NOT_COMPARABLE`` or ``UNPRINTED``.
         ours: Our number; ``None`` if it was not run.
-        paper: The printed one, or what follows from printed ones; ``None`` if there is none.
+        paper: The printed number, or the mean of printed ones; ``None`` if there is none.
         reasons: Why it is not comparable.
     """
 
@@ -67,7 +67,7 @@ class Comparison:
     Attributes:
         experiment: Which.
         backbone: Ours.
-        beside: The paper's backbone whose numbers stand beside.
+        beside: The paper's backbone that it is compared with.
         columns: Headings.
         decimals: Of each column.
         lines: In printed order.
@@ -190,7 +190,10 @@ def _most_complete(found: Sequence[tuple[MethodRow, list[Record]]]) -> tuple[Met
 
 
 def mean_of_printed(expected: Mapping[str, float], mean: str) -> float | None:
-    """The mean of 19 tasks or of 3 groups that printed group means amount to."""
+    """The mean of 19 tasks or of 3 groups, from printed group means.
+
+    With the mean ``m_g`` and the number ``n_g`` of tasks of each group: ``sum(n_g * m_g) / 19``, or ``sum(m_g) / 3``.
+    """
     if not expected.keys() >= WEIGHTS.keys():
         return None
     weights = WEIGHTS if mean == "tasks" else dict.fromkeys(WEIGHTS, 1)
@@ -276,7 +279,7 @@ def _mean_accuracy(
 
 
 def list_deviations(records: Sequence[Record], suite: str, family: str) -> list[str]:
-    """What keeps accuracies from being compared with the paper's, in words; nothing for a faithful run."""
+    """Differences from the paper's protocol that make accuracies not comparable, in words; empty for a faithful run."""
     full = FAMILIES[family][1]
     found = []
     if suite == "mini":
@@ -309,7 +312,7 @@ def list_deviations(records: Sequence[Record], suite: str, family: str) -> list[
 
 
 def _half_interval(stat: Stat) -> float:
-    """Half of the 95 % interval of a mean; 0 where seeds do not tell."""
+    """Half of the 95 % interval of a mean, ``t(0.975, f) * standard_error``; 0 where that is unknown."""
     if stat.standard_error is None or not stat.degrees_of_freedom:
         return 0.0
     from scipy.special import stdtrit

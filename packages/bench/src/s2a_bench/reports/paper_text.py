@@ -1,4 +1,4 @@
-"""Words and numbers of the paper's tables beside ours, and of paired differences: the same in HTML and Markdown."""
+"""Text of the comparison with the paper and of paired differences, for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def format_printed(value: ComparedValue, decimals: int) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class PaperComparisons:
-    """What stands beside the sections: the paper's tables, and paired differences.
+    """Comparisons with the paper's tables, and paired differences between rows.
 
     Attributes:
         tables: Those of which something was run.
@@ -84,7 +84,7 @@ class PaperComparisons:
 
 
 def compare_sections(sections: Sequence[Section]) -> PaperComparisons:
-    """Every table of the paper, with what the sections hold of it."""
+    """Compares all tables of the paper, and all rows of each section, with the records."""
     found, absent = paper.compare_with_paper(sections)
     words = (
         f"{each.name.replace('table', 'Table ')}, {each.title}: fewer than two of its rows were run on a backbone of "

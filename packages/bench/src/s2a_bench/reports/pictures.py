@@ -12,12 +12,12 @@ from s2a_bench.reports import ablations, paper
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section, canonical_text
 from s2a_bench.reports.svg import curves, scatter
+from s2a_bench.reports.svg.marks import Mark
 from s2a_bench.reports.svg.markup import Markup
-from s2a_bench.reports.svg.scatter import Mark
 from s2a_bench.reports.text import section_title, truncate_list
 
 PREFIX = "scatter-"
-"""Every picture's file name begins with it, so that stale ones can be told from a user's own files."""
+"""Prefix of all file names, by which stale figures are told from a user's own files."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def draw_pictures(sections: Sequence[Section], methods: Sequence[str]) -> list[l
 
 
 def draw_paper_pictures(sections: Sequence[Section], methods: Sequence[str]) -> list[Picture]:
-    """Figure 1 as the paper's printed numbers give it, if anything of it was run."""
+    """Figure 1 drawn from the paper's printed numbers, if at least two of its rows were run."""
     planned = spec.load_experiment("fig1")
     labels = [row.method for row in planned.rows]
     families = [paper.family_of(section.backbone) for section in sections]

@@ -1,4 +1,4 @@
-"""From records to what a report shows: sections that may stand in one table, their rows and cells."""
+"""Groups records into sections (one table each), rows and cells, and decides which of them may be averaged."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb"
 
 @dataclasses.dataclass(frozen=True)
 class TableCell:
-    """One method on one dataset.
+    """One method on one dataset: a cell of a table (not a cell of a sweep).
 
     Attributes:
         stat: Over the seeds that may be averaged; ``None`` without any.
-        counted: Whether it takes part in the row's averages.
+        counted: Whether it enters the row's averages.
         reasons: Why it is absent, incomplete or left out; empty when all is well.
     """
 
@@ -53,11 +53,11 @@ class MethodRow:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """Everything that may stand in one table: one suite, one backbone, one setting.
+    """All records that may stand in one table: one suite, one backbone, one setting.
 
     Attributes:
         groups: Datasets by group, both in the order of the columns.
-        best: By column, the label of the row that is above all others by more than the noise.
+        best: By column, the label of the row that exceeds all others by more than the noise.
         missing: Label, dataset and seeds of the grid's cells without a record.
         failed: Label and record of failed cells.
         records: Label and record of all cells.
@@ -80,7 +80,7 @@ class Section:
 
 
 def make_sections(records: Iterable[Record]) -> list[Section]:
-    """Records by suite, backbone and setting; in each pair the newest setting first. Trials are left out."""
+    """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out."""
     buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
     for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):
@@ -98,12 +98,15 @@ def make_sections(records: Iterable[Record]) -> list[Section]:
 
 
 def canonical_text(values: Any) -> str:
-    """Equal values, equal text."""
+    """JSON text that is equal for equal values."""
     return json.dumps(values, sort_keys=True, default=str)
 
 
 def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
-    """Where a failed record belongs: it may have failed before its checkpoint or data were known."""
+    """The section of a failed record, which may have failed before its checkpoint or data were known.
+
+    Of the sections that agree in all fields that the record has, the newest.
+    """
     own = stats.table_setting(record)
     known = {k: v for k, v in own.items() if v not in (None, "")}
     near = [
@@ -150,7 +153,7 @@ def _make_section(records: Sequence[Record]) -> Section:
 
 
 def _find_reference_data(records: Sequence[Record]) -> tuple[str, str]:
-    """Group and identity of the data that a column is about: the most frequent, then the newest."""
+    """Group and identity of the data of a column: the most frequent among its records, then the newest."""
     records = [r for r in records if r.status == "done"] or records
     found: dict[tuple[str, str], list[str]] = {}
     for record in records:
@@ -159,7 +162,7 @@ def _find_reference_data(records: Sequence[Record]) -> tuple[str, str]:
 
 
 def _group_variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Records by row, labelled. Options always part rows; the recipe does where a cell was run with two of them."""
+    """Groups records into labelled rows: by options, and by recipe if a cell was run with several recipes."""
     by_method: dict[str, list[Record]] = collections.defaultdict(list)
     for record in records:
         by_method[record.method].append(record)
@@ -239,7 +242,7 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
     if not done:
         return TableCell(None, False, tuple(reasons) or ("not run",)), []
     if not good:
-        # Shown, since it was paid for, but it stands beside numbers from other images.
+        # All of it is from other data than the column: shown, but not counted.
         other = collections.Counter(canonical_text(stats.data_identity(r)) for r in done).most_common(1)[0][0]
         good = [r for r in done if canonical_text(stats.data_identity(r)) == other]
         try:

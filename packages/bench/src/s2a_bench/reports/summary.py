@@ -13,7 +13,7 @@ from s2a_bench.reports.sections import Section, format_option
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """The whole report before it is written down.
+    """Sections, broken files and counts of a report.
 
     Attributes:
         sections: In the order of the page.
@@ -37,7 +37,7 @@ class Summary:
 
     @property
     def headline(self) -> str:
-        """How much there is, and from when."""
+        """How many cells are done, failed and missing, and when they ran."""
         states = collections.Counter(record.status for record in self.records)
         missing = sum(len(seeds) for section in self.sections for _, _, seeds in section.missing)
         times = sorted(record.started_at for record in self.records if record.started_at)

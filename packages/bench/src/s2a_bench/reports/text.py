@@ -1,4 +1,4 @@
-"""The report's words and numbers, the same in HTML, Markdown and on the terminal."""
+"""Formats numbers and sentences of the report, for HTML, Markdown and the terminal."""
 
 from __future__ import annotations
 

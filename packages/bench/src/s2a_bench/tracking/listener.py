@@ -1,4 +1,4 @@
-"""Follows a sweep into MLflow: a listener that logs every record as it comes, and sees to it that none is missing."""
+"""A sweep listener that logs every record to MLflow when its cell finishes, and completes the store at the end."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from s2a_bench.tracking.store import Store
 
 
 class Tracker:
-    """Logs records to MLflow on a thread of its own. What goes wrong stops nothing: all is made good at the end.
+    """Logs records to MLflow on its own thread. Errors do not stop the sweep; ``close`` logs what is missing.
 
-    A stamp under the output folder says which records a store holds, so that a sweep with nothing to do does not have
-    to open it.
+    A file ``.tracked.json`` in the output folder stores a hash of the records that a store holds, so that a sweep with
+    nothing to do need not open it.
 
     Attributes:
-        uri: The store's, absolute.
-        missing: Why nothing is tracked, where MLflow is not installed and nobody asked for a store of his own.
+        uri: Absolute URI of the store.
+        missing: Why nothing is tracked, if MLflow is not installed and no URI was given; else ``""``.
     """
 
     def __init__(self, plan: Plan, suite: str, uri: str | None, output: Path) -> None:
@@ -51,10 +51,10 @@ class Tracker:
             self._broken = False
 
     def started(self, cell_id: str) -> None:
-        """Nothing to log yet."""
+        """Does nothing: a cell is logged when it has finished."""
 
     def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Curves are logged with their record."""
+        """Does nothing: curves are logged with their record."""
 
     def finished(self, record: Record) -> None:
         """Hands the record to the thread."""
@@ -86,7 +86,7 @@ class Tracker:
             raise TrackingError(f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}") from error
 
     def _log(self, record: Record) -> None:
-        if not self._broken:  # once a server has gone, waiting for it after every cell helps nobody
+        if not self._broken:  # do not wait again for a server that did not answer
             try:
                 runs.log_cell(self._sweep.result(), record)
             except TrackingError:

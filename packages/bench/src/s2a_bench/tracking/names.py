@@ -1,4 +1,4 @@
-"""How a record is called in MLflow: parameters, tags and metrics carry the names of its fields."""
+"""Maps the fields of a record to MLflow's parameters, tags and metrics, under the same names."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run_params(record: Record) -> dict[str, str]:
 
 
 def run_tags(record: Record) -> dict[str, str]:
-    """A record's tags: what one filters by, hardware, versions, and the error of a failed cell."""
+    """A record's tags: fields to filter by, hardware, versions, and the error of a failed cell."""
     values: dict[str, Any] = {name: getattr(record, name) for name in _TAGS}
     values |= dict(_flatten(record.hardware, "hardware.")) | dict(_flatten(record.versions, "versions."))
     values["search"] = record.search["mode"] if record.search else None
@@ -84,7 +84,7 @@ def run_name(record: Record) -> str:
 
 def _changed_options(record: Record) -> dict[str, Any]:
     """The options of a record's method that are not the defaults; all of a method that is not installed here."""
-    import s2a  # torch with it, which this door needs for nothing else
+    import s2a  # here, since it imports torch, which nothing else in this package needs
 
     try:
         usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))

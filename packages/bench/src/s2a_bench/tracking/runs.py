@@ -1,7 +1,7 @@
-"""MLflow as a view of the records: one experiment per suite, a parent run per sweep, a child run per cell.
+"""Writes records to MLflow: one experiment per suite, a parent run per sweep, a child run per cell.
 
-Nothing here is the only copy of anything: ``rebuild`` makes it all again from the records. MLflow itself is imported
-when a store is opened.
+The records stay the source: ``rebuild`` writes the whole store again from them. MLflow is imported when a store is
+opened.
 """
 
 from __future__ import annotations
@@ -50,11 +50,11 @@ class TrackingError(RuntimeError):
 
 @dataclasses.dataclass
 class CellRun:
-    """What the store holds of a cell.
+    """The run of a cell in the store.
 
     Attributes:
         run_id: Of its run.
-        sha: Of the record it stands for.
+        sha: Hash of the record that it shows.
         parent: Run of the sweep it belongs to.
         complete: Whether its logging was completed.
     """
@@ -218,7 +218,7 @@ def _close_open_sweeps(store: Store, suite: str, own: Sequence[Record]) -> None:
 
 
 def _get_experiment(store: Store, suite: str) -> str:
-    """The suite's experiment, made or brought back where needed."""
+    """Id of the suite's experiment, which is created, or restored if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     client = store.client
@@ -269,7 +269,7 @@ def _create_cell_run(sweep: Sweep, record: Record, sha: str) -> str:
     tags = {**names.run_tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
     tags |= {PARENT: sweep.run_id, "mlflow.runName": names.run_name(record)}
     run_id = client.create_run(sweep.experiment_id, start_time=start, tags=tags).info.run_id
-    # Not whole until it is closed: whatever happens in between, the next attempt replaces it.
+    # Complete only when it is closed: after an interruption the next attempt replaces it.
     own = CellRun(run_id, sha, sweep.run_id, complete=False)
     sweep.cells.setdefault(record.cell_id, []).append(own)
 
@@ -302,7 +302,9 @@ def _milliseconds(moment: str) -> int:
 @contextlib.contextmanager
 def _explain_failures(what: str) -> Iterator[None]:
     try:
-        with silence_mlflow(logging.CRITICAL):  # it prints the traceback of an error that we say in one sentence
+        with silence_mlflow(
+            logging.CRITICAL
+        ):  # it prints the traceback of an error that is raised here as one sentence
             yield
     except Exception as error:
         raise TrackingError(f"MLflow could not {what} ({type(error).__name__}: {first_line(error)}).") from error

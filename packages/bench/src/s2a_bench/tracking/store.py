@@ -1,4 +1,4 @@
-"""Opening an MLflow store: what can be wrong with it is found here, within seconds, before anything runs."""
+"""Opens an MLflow store. All its errors are found here, within seconds, before any cell runs."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PROBE_SECONDS = 3
-"""Patience for each answer of a server while the store is opened."""
+"""Timeout for each answer of a server while the store is opened."""
 
 # Switches that MLflow has only as environment variables; a user's own values stay.
 _SWITCHES = {
@@ -49,7 +49,7 @@ class Store:
         uri: Absolute; ``mlflow ui --backend-store-uri`` takes it.
         artifacts: Where new experiments put their files; ``None`` leaves it to the server.
         client: MLflow's client of that store.
-        output: The output folder that it is a view of.
+        output: The output folder whose records it shows.
     """
 
     uri: str
@@ -161,7 +161,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
 
 
 def _check_server(uri: str, port: int) -> None:
-    """Connects once, so that a wrong address costs seconds whatever the client's own patience is."""
+    """Connects once, so that a wrong address is found within seconds."""
     try:
         parts = urllib.parse.urlsplit(uri)
         host, port = parts.hostname or "", parts.port or port
@@ -173,10 +173,11 @@ def _check_server(uri: str, port: int) -> None:
 
 
 def _create_database(path: Path, artifacts: str) -> None:
-    """A new MLflow database, whole or not at all.
+    """Creates an MLflow database, completely or not at all.
 
-    MLflow migrates a fresh one through all its versions, with a flush to disk at each step, and a kill in between
-    leaves a file that it refuses afterwards. So it grows beside its place, unflushed, and is moved there when done.
+    MLflow migrates a new database through all its versions with a flush to disk at each step, and refuses one whose
+    migration was interrupted. So it is created in a temporary folder beside its place, without flushes, and moved there
+    when it is complete.
     """
     if path.exists() and path.stat().st_size:
         return
@@ -203,7 +204,7 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 @contextlib.contextmanager
 def silence_mlflow(level: int = logging.WARNING) -> Iterator[None]:
-    """Without what MLflow has to say below a level, the progress of a migration say, on the user's terminal."""
+    """Hides MLflow's log messages below a level, such as the progress of a migration."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -217,7 +218,7 @@ def silence_mlflow(level: int = logging.WARNING) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _use_short_timeouts() -> Iterator[None]:
-    """MLflow's HTTP patience at its shortest, unless the user has set his own."""
+    """Sets MLflow's shortest HTTP timeouts, unless the user has set others."""
     short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS)}
     ours = {name: value for name, value in short.items() if os.environ.get(name) == _SWITCHES[name]}
     os.environ.update(ours)

@@ -1,4 +1,4 @@
-"""What readers of arrays share: names by position, checked labels, and pictures by name."""
+"""Shared by readers of arrays: names from positions, checks of labels, images by name."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ def make_array_source(
     rows: ReadRows,
     key: Callable[[str, int], str | int] = lambda part, position: position,
 ) -> Source:
-    """A source of images that have a position in their part instead of a name.
+    """Makes a source of images that have a position in their part instead of a name.
 
     Args:
-        dataset: What is to be made of it.
-        what: What the source is called in errors.
+        dataset: The dataset it is opened for.
+        what: Name of the source in error messages.
         classes: Names in label order.
         labels: Part -> ``(N,)`` integers from 0, checked.
-        rows: Gives the images.
+        rows: Reads the images.
         key: tensorflow_datasets' key from part and position; its builders of these sets take the position alone, but
             for PatchCamelyon.
 
@@ -84,14 +84,14 @@ def _describe_parts(labels: Mapping[str, np.ndarray]) -> str:
 
 
 def check_integers(values: object, count: int | None, low: int, high: int, what: str) -> np.ndarray:
-    """Labels as ``(N,)`` int64, whatever their axes of length 1.
+    """Checks labels and returns them as ``(N,)`` int64, without axes of length 1.
 
     Args:
         values: An array or a list.
         count: How many are expected: the number of images; ``None``: any number but none.
         low: Smallest allowed.
         high: Largest allowed.
-        what: What they are called in an error.
+        what: Their name in error messages.
 
     Raises:
         InputError: Not whole numbers, another count, or one out of range.
@@ -118,5 +118,5 @@ def check_integers(values: object, count: int | None, low: int, high: int, what:
 
 
 def split_into_blocks(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Sorted positions, cut so that those of one block of ``size`` rows are together."""
+    """Splits sorted positions into groups that lie in the same block of ``size`` rows."""
     yield from np.split(positions, np.flatnonzero(np.diff(positions // size)) + 1)

@@ -1,4 +1,4 @@
-"""What readers of image folders share: where the class folders lie, their labels, and files by name."""
+"""Shared by readers of image folders: finding class folders, assigning labels, reading files by name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.errors import InputError
 
 UNREAD_SUFFIXES = (".tif", ".tiff", ".gif")
-"""Images that nothing here decodes; to skip them silently would be to lose them."""
+"""Image formats that are not decoded here. They are refused, since skipping them would silently lose images."""
 
 
 class ClassImage(NamedTuple):
@@ -38,7 +38,7 @@ def preparation_of(dataset: Dataset) -> Preparation:
 
 
 def missing_parents(tree: Tree, folder: str) -> tuple[str, ...]:
-    """The parts of ``folder`` that paths in the tree lack, as the tree is that folder itself or one of its parts."""
+    """The leading parts of ``folder`` that paths in the tree lack, because the tree is that folder or lies in it."""
     if tree.folder is None:
         return ()
     own = PurePosixPath(folder).parts
@@ -151,11 +151,11 @@ def assign_class_labels(
 
 
 def make_reader(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]:
-    """``Source.read`` for files of the tree.
+    """Makes the function ``Source.read`` for files of the tree.
 
     Args:
         tree: Files.
-        paths: Name of an item -> path in the tree.
+        paths: Name of an image -> path in the tree.
     """
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
@@ -169,7 +169,7 @@ def make_reader(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str
 
 
 def common_folder(tree: Tree, prefixes: Collection[str]) -> Path | None:
-    """The folder under which items are files; ``None``: there is no such single folder."""
+    """The folder under which the names of all images are files; ``None``: there is no single one."""
     return tree.folder / next(iter(prefixes)) if tree.folder is not None and len(prefixes) == 1 else None
 
 
@@ -179,7 +179,7 @@ def is_lossy(dataset: Dataset, names: Iterable[str]) -> bool:
 
 
 def read_lines(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of the lines of a file that are not empty.
+    """Yields number, from 1, and text of the non-empty lines of a file.
 
     Raises:
         InputError: It cannot be read, is no text or has no such line.

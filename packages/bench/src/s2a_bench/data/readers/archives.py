@@ -1,4 +1,4 @@
-"""Archives as their members: listed once, then read one by one or in their own order."""
+"""Zip and tar archives behind one interface: members by path, read singly or as a stream in the archive's order."""
 
 from __future__ import annotations
 
@@ -38,12 +38,12 @@ class Archive(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         ...
 
 
 def open_archive(path: Path) -> Archive:
-    """A zip or a tar, by its content.
+    """Opens a zip or a tar, told apart by content.
 
     Raises:
         OSError: It cannot be read; other errors of ``zipfile`` and ``tarfile`` where it is broken.
@@ -52,7 +52,7 @@ def open_archive(path: Path) -> Archive:
 
 
 class _Zip:
-    """A zip, by its index."""
+    """A zip, read through its central directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,21 +82,21 @@ class _Zip:
 
 
 class _Tar:
-    """Compressed tars have no index: one pass lists the members and keeps the small files that are no images."""
+    """A tar. It has no index: one pass lists the members and keeps small files other than images in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members = {}
         self._kept: dict[str, bytes] = {}
-        room = 8 * _SMALL
+        free = 8 * _SMALL
         with tarfile.open(path) as archive:
             for member, name in _iterate_files(archive):
                 if name in self.members:
                     raise tarfile.TarError(f"it holds {name} twice")
                 self.members[name] = None
-                if member.size <= min(_SMALL, room) and not name.lower().endswith(_IMAGE_LIKE):
+                if member.size <= min(_SMALL, free) and not name.lower().endswith(_IMAGE_LIKE):
                     self._kept[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    room -= member.size
+                    free -= member.size
 
     def read(self, name: str) -> bytes:
         if name in self._kept:
@@ -121,14 +121,15 @@ class _Tar:
                     return
 
     def close(self) -> None:
-        """Nothing: every pass opens the file anew."""
+        """Does nothing: every pass opens and closes the file."""
 
 
 def _iterate_files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
     for member in archive:
         if member.isfile():
             yield member, _strip_dot(member.name)
-    # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
+    # A damaged header ends the loop just as the end of the archive does. Reading the rest lets the decompressor check
+    # its checksum, which reveals the damage.
     stream = archive.fileobj
     while stream is not None and stream.read(1 << 20):
         pass

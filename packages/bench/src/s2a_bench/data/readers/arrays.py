@@ -1,4 +1,4 @@
-"""Readers of datasets published as arrays: CIFAR's pickles, SVHN's MATLAB files, PatchCamelyon's HDF5 files."""
+"""Readers of CIFAR (pickles), SVHN (MATLAB files) and PatchCamelyon (HDF5 files)."""
 
 from __future__ import annotations
 
@@ -60,10 +60,10 @@ def recognises_cifar(tree: Tree, dataset: Dataset) -> bool:
 def open_cifar(tree: Tree, dataset: Dataset) -> Source:
     """CIFAR-10 or CIFAR-100 from the pickles of ``cifar-10-python.tar.gz`` or ``cifar-100-python.tar.gz``.
 
-    https://www.cs.toronto.edu/~kriz/cifar.html: each file is a dictionary of ``data``, ``(N, 3072)`` uint8 of three
-    planes of 32 x 32, and lists of labels. The batches of CIFAR-10 follow each other: ``train/010000.png`` is the first
-    image of ``data_batch_2``. ``preparation.target`` is ``"fine"`` (or empty), or ``"coarse"``: the 20 superclasses of
-    CIFAR-100.
+    Each file (https://www.cs.toronto.edu/~kriz/cifar.html) is a dictionary of ``data``, ``(N, 3072)`` uint8 with the
+    red, green and blue planes of 32 x 32 pixels in row-major order one after the other, and lists of labels. The
+    batches of CIFAR-10 follow each other: ``train/010000.png`` is the first image of ``data_batch_2``.
+    ``preparation.target`` is ``"fine"`` (or empty), or ``"coarse"``: the 20 superclasses of CIFAR-100.
 
     Raises:
         InputError: Missing, damaged or dangerous files, or labels that do not fit.
@@ -71,7 +71,7 @@ def open_cifar(tree: Tree, dataset: Dataset) -> Source:
     target = dataset.preparation.target if dataset.preparation else ""
     if target not in ("", "fine", "coarse"):
         raise unknown("target", target, ("fine", "coarse"))
-    # A folder may hold both sets.
+    # A folder may hold both sets; the number of classes decides then.
     ten = tree.has("data_batch_1") or tree.has("test_batch")
     hundred = sum(map(tree.has, ("train", "test", "meta"))) >= 2
     form = _CIFAR10 if ten and (dataset.classes == 10 or not hundred) else _CIFAR100
@@ -138,7 +138,9 @@ def _load_pickle(tree: Tree, path: str) -> dict[str, Any]:
 def _make_dtype(text: object, align: object = False, copy: object = False) -> np.dtype:
     if text not in ("u1", "i4", "i8"):
         raise pickle.UnpicklingError(f"it holds an array of {text!r}")
-    return np.dtype(str(text), align=bool(align), copy=True)  # the pickle sets its state: never that of numpy's own
+    return np.dtype(
+        str(text), align=bool(align), copy=True
+    )  # a copy: the pickle sets its state, which must not change NumPy's own
 
 
 def _encode_latin1(text: str, encoding: str) -> bytes:
@@ -148,7 +150,7 @@ def _encode_latin1(text: str, encoding: str) -> bytes:
 
 
 def _allowed_names() -> dict[tuple[str, str], Any]:
-    """The few names that pickles of arrays ask for, from Python 2 to now."""
+    """The global names that pickles of arrays refer to, from Python 2 and NumPy 1 to now."""
     array = np.zeros(1, np.uint8)
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
@@ -162,7 +164,10 @@ def _allowed_names() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numbers, text, lists, dictionaries and arrays of numbers; anything else could run code."""
+    """An unpickler restricted to numbers, text, lists, dictionaries and NumPy arrays, so that no code can run.
+
+    See https://docs.python.org/3/library/pickle.html#restricting-globals.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
         allowed = _allowed_names()
@@ -212,7 +217,7 @@ def open_svhn(tree: Tree, dataset: Dataset) -> Source:
 
 
 def _load_mat(tree: Tree, name: str, variable: str | None) -> Any:
-    """A variable of a MATLAB file; without one, names, shapes and types of all."""
+    """A variable of a MATLAB file; with ``None``, name, shape and type of every variable."""
     path = str(tree.path_on_disk(name))
     try:
         import scipy.io
@@ -263,7 +268,7 @@ def open_pcam(tree: Tree, dataset: Dataset) -> Source:
 
     def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         with _open_hdf5(tree, tree.find(_PCAM_FILE.format(_PCAM[part], "x")), "x") as images:
-            # What is compressed together is unpacked together, once.
+            # Read whole HDF5 chunks, at most 1,024 images at a time: each chunk is decompressed once.
             step = images.chunks[0] if images.chunks else 64
             for block in split_into_blocks(wanted, min(max(step, 64 // step * step), 1024)):
                 first = int(block[0])
@@ -280,7 +285,7 @@ def _pcam_key(part: str, position: int) -> str:
 
 @contextmanager
 def _open_hdf5(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
-    """A dataset of an HDF5 file; what goes wrong while it is open is said to be the file's fault."""
+    """Opens an array of an HDF5 file; errors while it is open are reported as errors of that file."""
     path: Path = tree.path_on_disk(name)
     try:
         import h5py

@@ -1,4 +1,4 @@
-"""Readers of dSprites and smallNORB, arrays that are read row by row."""
+"""Readers of dSprites and smallNORB, whose arrays are too large to load and are read row by row."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def open_dsprites(tree: Tree, dataset: Dataset) -> Source:
 
     ``imgs`` is ``(N, 64, 64)`` uint8 of 0 and 1, which become 0 and 255; ``latents_classes`` is ``(N, 6)``: colour,
     shape, scale, orientation, x and y. ``preparation.target`` is ``"x_position"`` or ``"orientation"``; as in VTAB
-    (task_adaptation/data/dsprites.py) its 32 or 40 values fall into 16 classes of two, or of 2.5.
+    (task_adaptation/data/dsprites.py) value ``v`` of 32 or 40 has class ``floor(16 * v / values)``.
 
-    Images (3 GB) are unpacked as a stream that ends with the last one wanted.
+    Images (3 GB) are decompressed as a stream, up to the last one wanted.
 
     Raises:
         InputError: No such target, a damaged file, or labels that do not fit.
@@ -63,14 +63,14 @@ def open_dsprites(tree: Tree, dataset: Dataset) -> Source:
             raise InputError(f"latents_classes of {what} are cut off or too long; download it again.")
         latents = np.frombuffer(found, kind).reshape(shape)
     labels = check_integers(latents[:, column], count, 0, values - 1, f"Values of {target} of {what}")
-    # floor(label / (values / bins)) without fractions.
+    # floor(label / (values / bins)) in whole numbers.
     labels = labels * _BINS // values
 
     def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
         with _open_npy(tree, name, "imgs") as (stream, _, _):
             done = 0
             for block in split_into_blocks(wanted, _ROWS):
-                # A compressed stream cannot be jumped in: what lies between is unpacked and dropped.
+                # A compressed stream cannot be skipped: decompress and drop what lies before the block.
                 while done < block[0]:
                     done += len(_read_images(stream, min(_ROWS, int(block[0]) - done), what))
                 first, images = done, _read_images(stream, int(block[-1]) + 1 - done, what)
@@ -94,7 +94,11 @@ def _read_images(stream: IO[bytes], count: int, what: str) -> np.ndarray:
 
 @contextmanager
 def _open_npy(tree: Tree, name: str, key: str) -> Iterator[tuple[IO[bytes], tuple[int, ...], np.dtype]]:
-    """An array of an ``.npz``: a stream of its content in row-major order, its shape and its type."""
+    """Opens an array of an ``.npz``: a stream of its values in row-major order, its shape and its type.
+
+    An ``.npz`` is a zip of ``<name>.npy`` members: a magic string, a version, a header with shape, type and order, and
+    the values (https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html).
+    """
     try:
         with zipfile.ZipFile(tree.path_on_disk(name)) as archive, archive.open(f"{key}.npy") as stream:
             version = np.lib.format.read_magic(stream)
@@ -174,15 +178,19 @@ def open_smallnorb(tree: Tree, dataset: Dataset) -> Source:
 
 
 def _open_matrix(tree: Tree, name: str) -> np.ndarray:
-    """A file of the "binary matrix" format, mapped into memory.
+    """Maps a file of smallNORB's "binary matrix" format into memory.
 
-    Little-endian int32: a magic number for the type, the number of dimensions, and the dimensions, three at least
-    (1 where there are fewer); then the values in row-major order.
+    Layout (https://cs.nyu.edu/~ylclab/data/norb-v1.0-small, section "File format"), all little-endian::
+
+        magic    int32: 0x1E3D4C55 for uint8 values, 0x1E3D4C54 for int32
+        ndim     int32
+        shape    max(3, ndim) times int32, padded with 1
+        values   in row-major order
     """
     path, what = tree.path_on_disk(name), f"{name} in {tree.place}"
     try:
         with path.open("rb") as file:
-            head = np.frombuffer(file.read(8 + 4 * 8), np.dtype("<i4"))  # room for eight dimensions
+            head = np.frombuffer(file.read(8 + 4 * 8), np.dtype("<i4"))  # up to eight dimensions
         size = path.stat().st_size
     except (OSError, ValueError) as error:
         raise InputError(f"{what} is not a binary matrix ({error}); download it again.") from error

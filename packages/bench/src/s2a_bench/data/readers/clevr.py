@@ -1,4 +1,4 @@
-"""Reader of CLEVR: rendered scenes of 3 to 10 objects, to be counted, or whose nearest one is to be found."""
+"""Reader of CLEVR: rendered scenes of 3 to 10 objects, labelled by their number or by the distance of the nearest."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
 
 PARTS = {"train": "train", "val": "test"}
-"""CLEVR's parts and ours: VTAB scores CLEVR's validation part, for its test part has no scenes."""
+"""CLEVR's part -> ours: VTAB scores CLEVR's validation part, since its test part has no scenes."""
 
 DISTANCES = (0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0)
 MIN_OBJECTS, MAX_OBJECTS = 3, 10
@@ -108,7 +108,7 @@ def open_clevr(tree: Tree, dataset: Dataset) -> Source:
 
 
 def _keep_needed(found: dict[str, Any]) -> Any:
-    """What is needed of an object of the JSON file as soon as it is read: the whole takes gigabytes."""
+    """Hook of the JSON parser that keeps only what is needed of each object: all of them would take gigabytes."""
     if "pixel_coords" in found:
         return found["pixel_coords"]
     if "image_filename" in found:
@@ -129,7 +129,7 @@ def _read_scenes(tree: Tree, path: str) -> list[Any]:
 
 
 def _label_scene(scene: Any, target: str, what: str) -> tuple[str, int]:
-    """The image's name and the label of a scene, as ``_slim`` left it."""
+    """The image's name and the label of a scene, as ``_keep_needed`` left it."""
     file, objects = scene if isinstance(scene, tuple) else (None, None)
     if not isinstance(file, str) or not isinstance(objects, list):
         raise InputError(f"{what} has no image_filename or no list of objects; extract it again.")

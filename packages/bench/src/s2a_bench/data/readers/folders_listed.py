@@ -69,7 +69,7 @@ def open_sun397(tree: Tree, dataset: Dataset) -> Source:
     paths.pop(_SUN397_DAMAGED, None)
     if any(tree.has(name) for name in SUN397_LISTS.values()):
         parts, note = _read_sun397_parts(tree, paths), ""
-        # A key that is no list's would make a drawn order look like tensorflow_datasets' own.
+        # Only with these lists are the parts those of tensorflow_datasets, so that its keys give its order.
         items = tuple(SourceImage(n, labels[n.rpartition("/")[0]], parts[n], f"/{n}") for n in paths)
     else:
         parts, note = _draw_sun397_parts(paths, preparation_of(dataset).seed), _SUN397_DRAWN
@@ -85,7 +85,7 @@ def open_sun397(tree: Tree, dataset: Dataset) -> Source:
 
 
 def _find_sun397_images(tree: Tree) -> tuple[dict[str, str], set[str]]:
-    """Path per name, and what precedes names in paths."""
+    """Path per name, and the prefixes of names in paths."""
     lacking = missing_parents(tree, SUN397_FOLDER)
     paths: dict[str, str] = {}
     prefixes: set[str] = set()

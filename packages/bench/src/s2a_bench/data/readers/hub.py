@@ -1,4 +1,4 @@
-"""Reader of image datasets as the Hugging Face hub keeps them: Parquet files with the images in a column."""
+"""Reader of datasets from the Hugging Face hub: Parquet files with the images in a column."""
 
 from __future__ import annotations
 
@@ -153,7 +153,7 @@ class _ParquetTable:
     """One Parquet file: its labels, and its images by row.
 
     Attributes:
-        what: What it is called in an error.
+        what: Its name in error messages.
         rows: Number of images.
         names: Names of the classes by label, if the file has them.
         labels: One for each row.
@@ -185,7 +185,7 @@ class _ParquetTable:
 
     @contextmanager
     def _opened(self) -> Iterator[pq.ParquetFile]:
-        """The file; what goes wrong with it, in words."""
+        """Opens the file; errors while it is open become one sentence."""
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -212,13 +212,13 @@ class _ParquetTable:
                     f"{self.what} tells of {self.rows} rows but has {len(suffixes)} paths; download it again."
                 )
         if not all(suffixes):
-            # Nothing tells but the content; all of it must be read.
+            # Only the content shows the format, so all images are read.
             found = [_suffix_from_content(data) for _, data in self.images(list(range(self.rows)))]
             suffixes = [known or seen for known, seen in zip(suffixes, found, strict=True)]
         return suffixes
 
     def images(self, rows: list[int]) -> Iterator[tuple[int, bytes]]:
-        """``(row, image file)`` of some rows, sorted; row groups without any are passed over."""
+        """Yields ``(row, image file)`` of the given rows, sorted; row groups without any of them are skipped."""
         column = self._image if self._binary else f"{self._image}.bytes"
         left = iter(rows)
         row = next(left, None)
@@ -293,7 +293,7 @@ def _check_integers(column: Any, what: str) -> list[int]:
 
 
 def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | None:
-    """What the library ``datasets`` wrote down about a ``ClassLabel``."""
+    """Class names from the metadata that the library ``datasets`` writes for a ``ClassLabel``."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None

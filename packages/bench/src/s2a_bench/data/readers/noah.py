@@ -37,7 +37,7 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
     """The folder's own lists and images.
 
     JPEGs of a dataset that is published without loss are lossy; where JPEG is the published form, a probe of the
-    images tells (``images.reencoded``).
+    images decides (``images.looks_reencoded``).
 
     Raises:
         InputError: A list is missing, malformed, or names an image that is not there.

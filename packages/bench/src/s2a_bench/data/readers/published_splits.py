@@ -17,7 +17,7 @@ _PARTS = ("train", "val", "test")
 
 
 def find_split(tree: Tree) -> Path | None:
-    """A split file that lies among the source's own files, put where it can be opened; ``None``: there is none.
+    """Finds a split file among the files of the source; ``None``: there is none.
 
     Raises:
         InputError: Several CoOp files: which one is meant must be said.
@@ -36,17 +36,17 @@ def find_split(tree: Tree) -> Path | None:
 def read_split(
     place: Path, kind: str, dataset: Dataset, source: Source
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, int], tuple[str, ...], str]:
-    """Lists of a published split, matched with a source's images.
+    """Reads a published split and matches its paths with the images of a source.
 
     Args:
         place: CoOp's JSON file, or the folder of VPT's three.
         kind: ``"coop"`` or ``"vpt"``: which the dataset takes.
         dataset: Tells the number of classes.
-        source: Whose items the paths name, each by its longest unambiguous end.
+        source: Its images are matched by the longest unambiguous ending of their names.
 
     Returns:
-        Names of items per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a hash of
-        its content whatever its formatting.
+        Names of images per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a
+        hash of its content that does not depend on formatting.
 
     Raises:
         InputError: Not such a file, a path that names no image or several, an image listed twice, a label out of
@@ -128,7 +128,10 @@ def _read_vpt(place: Path) -> _Entries:
 
 
 def _make_finder(source: Source, place: Path) -> Any:
-    """From a path of the split to the one item it names: the longest end, part by part, that both have."""
+    """Makes a function from a path of the split to the image it names: the one that shares the longest ending with it.
+
+    Endings are compared part by part, so that paths with other leading folders match.
+    """
     ends: dict[str, list[str]] = {}
     for item in source.images:
         parts = item.name.split("/")

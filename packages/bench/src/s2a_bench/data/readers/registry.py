@@ -1,4 +1,4 @@
-"""Every form in which datasets are read, by name. A new form is one reader in one module, named here."""
+"""All readers by name. A new format is one reader in a module that ``_MODULES`` lists."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from s2a_bench.data.table.types import Dataset
 
 _MODULES = ("arrays", "clevr", "folders", "hub", "listed", "noah", "retinopathy", "tfds")
 _GENERAL_FORMS = ("noah", "tfds", "hub")
-"""Forms in which many datasets are found; tried where a dataset's own form is not recognised."""
+"""Formats of many datasets; tried where a dataset's own format is not recognised."""
 
 _ALTERNATIVE_FORMS = {"cifar": ("image_folder",), "ucf101": ()}
-"""Reader -> other forms of the same datasets."""
+"""Reader -> other formats in which its datasets are published."""
 
 
 def load_readers() -> dict[str, Reader]:
@@ -23,7 +23,7 @@ def load_readers() -> dict[str, Reader]:
 
 
 def find_reader(tree: Tree, dataset: Dataset) -> Reader | None:
-    """The reader for what is there, the dataset's own form first; ``None``: no form that is known."""
+    """Finds the reader that recognises the files, the dataset's own format first; ``None``: none does."""
     assert dataset.preparation is not None
     known = load_readers()
     own = dataset.preparation.reader

@@ -1,4 +1,4 @@
-"""Reader of Kaggle's diabetic retinopathy photographs, which it brings into the form that VTAB-1k uses."""
+"""Reader of Kaggle's diabetic retinopathy photographs, which are preprocessed as VTAB-1k does."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from s2a_bench.errors import InputError
 
 TRAIN_LABELS, TEST_LABELS = "trainLabels.csv", "retinopathy_solution.csv"
 PROCESSED_MARKER = "PROCESSED"
-"""A file of this name says that the images are in VTAB-1k's form already."""
+"""A file of this name marks images that are preprocessed already."""
 CLASSES = ("no DR", "mild", "moderate", "severe", "proliferative DR")
 _USAGE = {"Public": "val", "Private": "test"}
 
@@ -47,7 +47,7 @@ def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
 
     1. Scale (bilinear, without smoothing) so that the fundus has the radius. Its diameter is the number of pixels
        in the middle row that are brighter than a tenth of the row's mean.
-    2. Four times the difference from a Gaussian blur of width ``radius / 30``, plus 128.
+    2. ``clip(4 * image - 4 * blur(image) + 128, 0, 255)`` with a Gaussian blur of sigma ``radius / 30``.
     3. Grey outside a circle of 0.9 radius around the middle, and cut to that circle's square.
 
     Args:
@@ -59,6 +59,7 @@ def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     """
     from scipy.ndimage import gaussian_filter
 
+    # 1. The scale, from half the number of bright pixels in the middle row.
     height, width = image.shape[:2]
     row = image[height // 2].sum(axis=1, dtype=np.int64)
     found = np.count_nonzero(row > row.mean() / 10) / 2
@@ -66,15 +67,17 @@ def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     middle_y, middle_x = tall // 2, wide // 2
     keep = int(0.9 * radius)
-    margin = round(radius / 30 * 3)  # how far the blur sees
-    # Only what the circle and the blur see is made: a photograph with a tiny fundus would be huge.
+    margin = round(radius / 30 * 3)  # support of the blur: three sigma
+    # Scale only the circle and the margin of the blur: a photograph with a tiny fundus would become huge.
     top, bottom = max(middle_y - keep - margin, 0), min(middle_y + keep + margin, tall)
     left, right = max(middle_x - keep - margin, 0), min(middle_x + keep + margin, wide)
     rows = _interpolate(image, 0, *_find_neighbours(top, bottom, scale, height))
     scaled = np.rint(_interpolate(rows, 1, *_find_neighbours(left, right, scale, width)))
+    # 2. Contrast to the local average.
     sigma = radius / 30
     blurred = np.rint(gaussian_filter(scaled, (sigma, sigma, 0), mode="mirror", radius=(margin, margin, 0)))
     contrast = np.clip(4 * scaled - 4 * blurred + 128, 0, 255).astype(np.uint8)
+    # 3. Grey outside the circle, cut to its square.
     y, x = np.ogrid[top:bottom, left:right]
     contrast[(y - middle_y) ** 2 + (x - middle_x) ** 2 > keep**2] = 128
     return contrast[
@@ -84,13 +87,17 @@ def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
 
 
 def _find_neighbours(start: int, stop: int, scale: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For pixels of a scaled axis: the pixels before and after it in the original, and how far it is from the first."""
-    place = (np.arange(start, stop) + 0.5) / scale - 0.5  # pixels have their value at their middle
+    """Bilinear interpolation along one axis: index before, index after and weight of the latter per scaled pixel.
+
+    Pixel ``i`` of the scaled axis lies at ``(i + 0.5) / scale - 0.5`` of the original one.
+    """
+    place = (np.arange(start, stop) + 0.5) / scale - 0.5
     before = np.floor(place).astype(np.int64)
     return before.clip(0, size - 1), (before + 1).clip(0, size - 1), (place - before).astype(np.float32)
 
 
 def _interpolate(pixels: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """``(1 - share) * before + share * after`` along an axis."""
     share = share[:, None, None] if axis == 0 else share[None, :, None]
     return pixels.take(before, axis) * (1 - share) + pixels.take(after, axis) * share
 
@@ -113,7 +120,7 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
     ``trainLabels.csv`` has the columns image and level; ``retinopathy_solution.csv`` has Usage as well, which is
     Public for the part "val" and Private for "test", as in tensorflow_datasets.
 
-    Photographs go through ``btgraham`` and become PNG files. Where they did so before, with whatever tool, an
+    Photographs go through ``apply_btgraham`` and become PNG files. Where they did so before, with whatever tool, an
     empty file ``PROCESSED`` beside the tables says it: then they may be PNG or JPEG and are taken as they are.
 
     Raises:
@@ -159,12 +166,12 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
 
 
 def _process_all(found: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Images through ``btgraham``, some at a time on all processors: there are 43,000 of 10 megapixels."""
+    """Applies ``apply_btgraham`` to images in threads, a few at a time: there are 43,000 of 10 megapixels."""
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as threads:
         while some := list(itertools.islice(found, 2 * workers)):
             names = [name for name, _ in some]
-            yield from zip(names, pool.map(_process_file, (data for _, data in some), names), strict=True)
+            yield from zip(names, threads.map(_process_file, (data for _, data in some), names), strict=True)
 
 
 def _find_images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:

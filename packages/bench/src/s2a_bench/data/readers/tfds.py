@@ -24,12 +24,12 @@ _KINDS = ("tfrecord", "array_record")
 _NAME = re.compile(r"(train|val|test)/([0-9]{6,})\.[a-z]+")
 _BATCH = 64  # records of an array_record file in memory at a time
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
-"""How an image file begins; all else is called .jpg, as Oxford-IIIT Pet itself calls its few GIF files."""
+"""First bytes of image formats; all others get .jpg, as Oxford-IIIT Pet names its few GIF files."""
 
 
 @dataclasses.dataclass
 class _Shard:
-    """A file of records, and where each record lies: bytes from the start, or its number in an ``array_record``."""
+    """A file of records and the byte offset of each, or its number in an ``array_record`` file."""
 
     file: str  # path in the tree
     what: str
@@ -55,9 +55,9 @@ def _find_export_folders(tree: Tree, form: TfdsExport) -> list[str]:
 def open_tfds(tree: Tree, dataset: Dataset) -> Source:
     """An exported directory ``<builder>[/<config>]/<version>``, wherever it lies in the tree.
 
-    The order of the records is the stored order, which VTAB-1k's splits are made of: image 17 of the split "train" is
-    ``train/000017.png``. Images are the stored files. Records are read twice: all of them for labels and places,
-    and then, with checksums, those that are wanted.
+    The order of the records is the stored order, of which VTAB-1k's splits are slices: image 17 of the split "train" is
+    ``train/000017.png``. Records are read twice: first all of them, for labels and byte offsets, then, with
+    checksums, those whose images are requested.
 
     Raises:
         InputError: No table entry for the dataset, several exports or one of another configuration, a missing,
@@ -233,7 +233,7 @@ def _class_names(tree: Tree, dataset: Dataset, form: TfdsExport, folder: str) ->
 def _list_images(
     tree: Tree, form: TfdsExport, shard: _Shard, length: int, part: str, classes: int, items: list[SourceImage]
 ) -> None:
-    """Appends a shard's images to ``items``, and their places to the shard."""
+    """Appends a shard's images to ``items`` and their offsets to the shard."""
     if shard.file not in tree.names:
         raise InputError(f"{tree.place} has no {shard.file}, which its {_INFO} tells of; copy the whole export.")
     wanted = frozenset((*form.needs, "image"))
@@ -284,7 +284,7 @@ def _usable_image(form: TfdsExport, shard: _Shard, number: int, data: bytes) -> 
 
 
 def _iterate_shard(tree: Tree, shard: _Shard) -> Iterator[tuple[int, bytes]]:
-    """``(place, data)`` of every record of a shard."""
+    """Yields ``(offset or number, data)`` of every record of a shard."""
     if shard.kind == "tfrecord":
         yield from iterate_records(tree.path_on_disk(shard.file), shard.what)
         return

@@ -1,4 +1,4 @@
-"""What tensorflow_datasets calls the datasets of the table, and how VTAB-1k takes labels from its features."""
+"""How tensorflow_datasets exports each dataset of the table, and how VTAB-1k derives labels from the features."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class TfdsExport:
         builder: Its name there.
         parts: Splits that are used, and our parts.
         label: From the features of a record to the label.
-        needs: The features that ``label`` looks at.
+        needs: The features that ``label`` reads.
         config: Which of its configurations.
         named: The feature whose ``<feature>.labels.txt`` names the classes, where it is the label itself.
         classes: Names of the classes where no file has them.
-        fix: Makes of the stored image what VTAB-1k sees.
+        fix: Turns the stored image into the one that VTAB-1k uses.
         lossy: Whether its images were encoded again, with loss.
         note: What a reader of results must know.
     """
@@ -104,7 +104,7 @@ def _label_kitti(features: Features) -> int:
 def _latent_export(
     builder: str, feature: str, values: int, classes: int, parts: Mapping[str, str], title: str
 ) -> TfdsExport:
-    """A latent value in as many classes as VTAB has: floor of its share."""
+    """Export labelled by a latent factor: value ``v`` of ``values`` has class ``floor(v * classes / values)``."""
 
     def label(features: Features) -> int:
         value = read_integer(features, feature)
@@ -120,7 +120,7 @@ def _dsprites_export(feature: str, values: int, title: str) -> TfdsExport:
 
 
 def _scale_to_255(data: bytes) -> bytes:
-    """Pixels of 0 and 1, as stored, made 0 and 255."""
+    """Converts an image whose pixels are stored as 0 and 1 to 0 and 255."""
     with Image.open(io.BytesIO(data)) as image:
         pixels = np.asarray(image)
     if pixels.ndim != 2 or pixels.max() > 1:
@@ -171,4 +171,4 @@ TFDS_EXPORTS: Mapping[str, TfdsExport] = {
     "smallnorb_azi": _latent_export("smallnorb", "label_azimuth", 18, 18, _TWO, "azimuth"),
     "smallnorb_ele": _latent_export("smallnorb", "label_elevation", 9, 9, _TWO, "elevation"),
 }
-"""Dataset of the table -> its form there."""
+"""Dataset of the table -> its export."""

@@ -1,4 +1,4 @@
-"""In which order tensorflow_datasets stores the examples of a split, without tensorflow_datasets.
+"""Rebuilds the order in which tensorflow_datasets stores the examples of a split, without tensorflow_datasets.
 
 VTAB-1k's splits are positions in that order (``train[:800]``), so whoever knows the keys of the examples can cut the
 same splits from the original archives. Two facts suffice; both are the same in releases 3.2.1, 4.0.1, 4.4.0, 4.9.2
@@ -9,7 +9,8 @@ and 4.9.10, which were read and compared (files under ``tensorflow_datasets/core
 * ``shuffle.py`` and ``writer.py`` (``tfrecords_writer.py`` in the older ones) sort by that hash, read as a big-endian
   number. Buckets on disk and shards are consecutive ranges of the hash, so neither changes the order.
 
-The order in which a builder yields its examples is of no account, therefore, only the keys are.
+So the stored order is: sort the examples by ``MD5(salt + key)``. The order in which a builder yields them does not
+matter.
 
 A position here is a position in the files. ``tf.data`` takes turns between shards, 16 examples each, when it reads
 several at once: a slice read with TensorFlow holds the same examples, but not always in stored order.

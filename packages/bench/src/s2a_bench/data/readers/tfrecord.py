@@ -1,8 +1,22 @@
 """TFRecord files of ``tf.train.Example`` messages, read and written without TensorFlow.
 
-The framing is that of ``tensorflow/core/lib/io/record_writer.h``: the length (uint64, little-endian), its masked
-CRC-32C, the data, and the data's masked CRC-32C. The message is that of ``tensorflow/core/example/feature.proto``, in
-the wire format of https://protobuf.dev/programming-guides/encoding.
+A file is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details)::
+
+    length       uint64, little-endian
+    length_crc   uint32, masked CRC-32C of the 8 bytes of length
+    data         length bytes
+    data_crc     uint32, masked CRC-32C of data
+
+with ``mask(c) = ((c >> 15) | (c << 17)) + 0xa282ead8`` modulo 2**32. The data is one ``tf.train.Example`` message
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto)::
+
+    Example   { 1: Features }
+    Features  { 1: repeated map entry { 1: name, 2: Feature } }
+    Feature   one of { 1: BytesList, 2: FloatList, 3: Int64List }, each with its values as field 1
+
+in the wire format of https://protobuf.dev/programming-guides/encoding: a field is a varint tag
+``field_number << 3 | wire_type`` and its value. A varint holds 7 bits per byte, the lowest first, and bit 7 is set on
+all bytes but the last. Wire types: 0 varint, 1 eight bytes, 2 a varint length and that many bytes, 5 four bytes.
 """
 
 from __future__ import annotations
@@ -19,7 +33,7 @@ import numpy as np
 from s2a_bench.errors import InputError
 
 Value = list[bytes] | list[float] | list[int]
-"""A feature of an example: its list, whose type the message tells."""
+"""The list of values of one feature; the message says which of the three types it has."""
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
@@ -28,10 +42,11 @@ _CRC = struct.Struct("<I")
 
 _POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 _BLOCK = 64
-_BLOCKWISE_FROM = 4096  # from about here on, numpy beats the plain loop
+_BLOCKWISE_FROM = 4096  # bytes; from about here on NumPy is faster than the plain loop
 
 
 def _make_table() -> list[int]:
+    """The register after one byte, for each of its 256 values: 8 steps of division by the polynomial."""
     table = list(range(256))
     for _ in range(8):
         table = [crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0) for crc in table]
@@ -42,18 +57,24 @@ _TABLE = _make_table()
 
 
 def crc32c(data: bytes) -> int:
-    """CRC-32C of some bytes, by ``google_crc32c`` or ``crc32c`` where one is installed."""
+    """CRC-32C (Castagnoli, RFC 3720 appendix B.4) of ``data``.
+
+    Computed by ``google_crc32c`` or ``crc32c`` where one is installed, else here. The register starts as all ones and
+    is inverted at the end.
+    """
     quick = _installed_crc32c()
     if quick is not None:
         return quick(data)
     if len(data) < _BLOCKWISE_FROM:
         return _crc_bytewise(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
+    # The bytes before the first whole block, then the blocks.
     head = len(data) % _BLOCK
     first = _crc_bytewise(data[:head], 0xFFFFFFFF)
     return _crc_blockwise(np.frombuffer(data, np.uint8, offset=head).reshape(-1, _BLOCK), first) ^ 0xFFFFFFFF
 
 
 def _crc_bytewise(data: bytes, crc: int) -> int:
+    """The register after ``data``, byte by byte: ``r = table[(r ^ byte) & 0xff] ^ (r >> 8)``."""
     table = _TABLE
     for byte in data:
         crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
@@ -61,19 +82,27 @@ def _crc_bytewise(data: bytes, crc: int) -> int:
 
 
 def _crc_blockwise(blocks: np.ndarray, crc: int) -> int:
-    """The register after ``(N, _BLOCK)`` bytes: all blocks at once, each from zero, and then neighbours in pairs.
+    """The register after ``(N, _BLOCK)`` bytes, vectorised over blocks.
 
-    It works because the register is linear in its start and in the data: it is the one of the data from zero, xor the
-    start, moved on by as many zero bytes.
+    The register is linear over GF(2) in its start ``r`` and in the data. With ``Z_n(r)`` the register after ``n`` zero
+    bytes and ``R(d)`` the one after data ``d`` from start 0::
+
+        crc(r, d)    = Z_len(d)(r) ^ R(d)
+        R(d1 + d2)   = Z_len(d2)(R(d1)) ^ R(d2)
+
+    So all blocks are computed from 0 at once, and neighbours are then joined in pairs, level by level. The start
+    ``crc`` enters through the first block.
     """
     table = np.array(_TABLE, np.uint32)
     register = np.zeros(len(blocks), np.uint32)
-    register[0] = crc  # only the first one has a past
+    register[0] = crc
+    # One byte of every block per step.
     for column in blocks.T:
         register = table[(register ^ column) & 0xFF] ^ register >> 8
+    # Join neighbours; at each level a register stands for _BLOCK * 2**level bytes.
     level = 0
     while len(register) > 1:
-        if len(register) % 2:  # a register of zero before the first one changes nothing
+        if len(register) % 2:  # zero bytes before the data leave a register of 0 as it is
             register = np.concatenate([np.zeros(1, np.uint32), register])
         register = _append_zero_bytes(register[::2], level) ^ register[1::2]
         level += 1
@@ -81,7 +110,7 @@ def _crc_blockwise(blocks: np.ndarray, crc: int) -> int:
 
 
 def _append_zero_bytes(register: np.ndarray, level: int) -> np.ndarray:
-    """Registers after ``_BLOCK * 2**level`` zero bytes."""
+    """Registers after ``_BLOCK * 2**level`` more zero bytes: by linearity the xor over their four bytes."""
     tables = _zero_byte_tables(level)
     return (
         tables[0][register & 0xFF]
@@ -93,7 +122,10 @@ def _append_zero_bytes(register: np.ndarray, level: int) -> np.ndarray:
 
 @functools.cache
 def _zero_byte_tables(level: int) -> np.ndarray:
-    """``(4, 256)`` uint32: where ``_BLOCK * 2**level`` zero bytes take each byte of a register."""
+    """``(4, 256)`` uint32: the register after ``_BLOCK * 2**level`` zero bytes, for each value of each of its bytes.
+
+    Twice as many zero bytes are the same step twice, so that level ``k`` follows from level ``k - 1``.
+    """
     register = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
     if level:
         return _append_zero_bytes(_append_zero_bytes(register, level - 1), level - 1)
@@ -114,6 +146,7 @@ def _installed_crc32c() -> Callable[[bytes], int] | None:
 
 
 def _mask_crc(data: bytes) -> int:
+    """Masked CRC-32C of ``data``: rotated right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
@@ -122,11 +155,11 @@ def _mask_crc(data: bytes) -> int:
 
 
 def iterate_records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
-    """``(position in the file, data)`` of each record. Checksums of lengths are checked, those of data are not.
+    """Yields ``(byte offset, data)`` of each record. Checksums of lengths are checked, those of data are not.
 
     Args:
         path: The file.
-        what: What to call it in an error.
+        what: Its name in error messages.
 
     Raises:
         InputError: A broken or cut record, or the file cannot be read.
@@ -150,9 +183,9 @@ def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], w
 
     Args:
         path: The file.
-        positions: What ``records`` told.
-        numbers: What number each has in the file, for errors.
-        what: What to call the file in an error.
+        positions: Byte offsets from ``iterate_records``.
+        numbers: Number of each record in the file, for error messages.
+        what: Name of the file in error messages.
 
     Raises:
         InputError: A broken or cut record, or the file cannot be read.
@@ -171,6 +204,7 @@ def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], w
 
 
 def _read_framed(file: IO[bytes], left: int, what: str) -> bytes:
+    """Reads length and data of the record at the file's position, of which ``left`` bytes remain in the file."""
     head = file.read(_LENGTH.size + _CRC.size)
     if len(head) < _LENGTH.size + _CRC.size:
         raise InputError(f"The file ends within {what}; copy or export it again.")
@@ -199,12 +233,13 @@ def parse_example(data: bytes, wanted: Collection[str] | None = None) -> dict[st
 
     Args:
         data: A record.
-        wanted: Names of features; the others are passed over. ``None``: all.
+        wanted: Names of features to parse; others are skipped. ``None``: all.
 
     Raises:
         ValueError: It is not such a message.
     """
     found: dict[str, Value] = {}
+    # Example.features, then each entry of its map: name and Feature.
     for features in _submessages(data, 0, len(data), 1):
         for entry in _submessages(data, *features, 1):
             name, value = "", None
@@ -219,7 +254,7 @@ def parse_example(data: bytes, wanted: Collection[str] | None = None) -> dict[st
 
 
 def _iterate_fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """``(field number, wire type, start of the value, its end)``; of a varint, its value instead of both."""
+    """Yields ``(field number, wire type, start, end)`` of each field; for a varint its value as both start and end."""
     while start < end:
         tag, start = _read_varint(data, start, end)
         kind = tag & 7
@@ -259,7 +294,7 @@ def _submessages(data: bytes, start: int, end: int, wanted: int) -> Iterator[tup
 
 
 def _parse_feature(data: bytes, start: int, end: int) -> Value:
-    """The list in a ``Feature``, of whichever type."""
+    """The values of a ``Feature``, whichever of the three lists it holds."""
     found: Value = []
     for number, kind, first, last in _iterate_fields(data, start, end):
         if kind != _LENGTH_DELIMITED or number not in (_BYTES, _FLOATS, _INTS):
@@ -296,11 +331,12 @@ def _parse_ints(data: bytes, start: int, end: int) -> list[int]:
 
 
 def _to_signed(value: int) -> int:
+    """An int64 from its 64-bit two's complement, as varints store it."""
     return value - (1 << 64) if value >> 63 else value
 
 
 def encode_example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
-    """A ``tf.train.Example``, numbers packed, names in order.
+    """Encodes a ``tf.train.Example`` with sorted names and packed numbers.
 
     Args:
         features: Lists of bytes, of floats or of whole numbers, each of one type.
@@ -322,10 +358,12 @@ def encode_example(features: Mapping[str, Value], floats: Collection[str] = ()) 
 
 
 def _encode_field(number: int, content: bytes) -> bytes:
+    """A length-delimited field: tag, length, content."""
     return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(content)) + content
 
 
 def _encode_varint(value: int) -> bytes:
+    """7 bits per byte, the lowest first; bit 7 is set on all bytes but the last."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

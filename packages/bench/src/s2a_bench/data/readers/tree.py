@@ -1,4 +1,4 @@
-"""One read-only view of a download: a folder, an archive, or a folder of archives, as paths and bytes."""
+"""Read-only access to a download, whether folder, archive or folder of archives, by path."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ ARCHIVE_ERRORS = (
 
 
 class Tree:
-    """Files by their path (``/`` between parts, no leading ``/``), wherever they are packed.
+    """The files of a download by path (``/`` between parts, no leading ``/``), packed or not.
 
     Hidden files and macOS's ``__MACOSX`` copies are left out. Archives among ``archives`` are looked into; any other
     file is only a file. A file packed alone (``x.mat.gz``) is listed, and read, unpacked (``x.mat``).
@@ -42,7 +42,7 @@ class Tree:
     Use it as a context manager: what had to be unpacked to disk is deleted at its end.
 
     Attributes:
-        place: What was given.
+        place: The path that was given.
         folder: ``place``, if the tree is that folder's files as they lie there.
     """
 
@@ -83,7 +83,7 @@ class Tree:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
-    # --- Looking -----------------------------------------------------------------------------------------------------
+    # --- Finding -----------------------------------------------------------------------------------------------------
 
     @property
     def names(self) -> list[str]:
@@ -157,7 +157,7 @@ class Tree:
             raise InputError(f"{name} in {self.place} is not text ({error.reason} at byte {error.start}).") from error
 
     def path_on_disk(self, name: str) -> Path:
-        """A path on disk that holds a file's content, for libraries that open files themselves.
+        """A path on disk with a file's content, for libraries that open files themselves; unpacked first if need be.
 
         Raises:
             InputError: As ``read``.
@@ -172,7 +172,7 @@ class Tree:
         if not path.exists():
             with self._explained(name):
                 pack = next((p for p in self._packs if name in p.members), None)
-                partial = path.with_name(path.name + ".partial")  # a copy that broke off is never taken for the file
+                partial = path.with_name(path.name + ".partial")  # so that an interrupted copy is never used
                 with partial.open("wb") as out:
                     if pack is not None:
                         pack.copy(name, out)
@@ -235,7 +235,7 @@ class Tree:
                 self._readers[name] = (len(self._packs) - 1, lambda pack=pack, name=name: pack.read(name))
 
     def _inner(self, pack: Archive, name: str) -> Path:
-        """An archive within an archive, put down on disk."""
+        """Copies an archive within an archive to disk."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
         path = self._scratch / PurePosixPath(name).name
@@ -274,7 +274,7 @@ def _list_files(folder: Path, depth: int = 64) -> list[Path]:
 
 
 def _path_below(name: str, parts: tuple[str, ...]) -> str | None:
-    """What follows a folder in a path, or ``None``."""
+    """The part of a path below a folder; ``None``: it is not below it."""
     own = name.split("/")
     for i in range(len(own) - len(parts)):
         if tuple(own[i : i + len(parts)]) == parts:
@@ -283,7 +283,7 @@ def _path_below(name: str, parts: tuple[str, ...]) -> str | None:
 
 
 def path_below(name: str, folder: str) -> str:
-    """What follows ``folder`` in ``name``; ``name`` comes from ``Tree.files_under(folder)``."""
+    """The part of ``name`` below ``folder``; ``name`` comes from ``Tree.files_under(folder)``."""
     rest = _path_below(name, tuple(PurePosixPath(folder).parts))
     assert rest is not None, (name, folder)
     return rest

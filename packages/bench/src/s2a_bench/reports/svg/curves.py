@@ -1,4 +1,4 @@
-"""Pictures of a sweep over one or two sizes, as SVG: curves with their spread, and a map of all combinations."""
+"""Figures of an ablation over one or two sizes as SVG: curves with their spread, and a heat map."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
 from s2a_bench.reports.svg.markup import Markup, element
-from s2a_bench.reports.svg.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
 
 CURVE_COLOURS = (("#0069b4", "#62b5f5"), ("#00866a", "#3fcfa6"), ("#b8478a", "#ee9ccb"), ("#9c7400", "#e9c84f"))
 """Light and dark colour of each curve; its name stands at its end, so colour never carries the meaning alone."""
 NAMES_WIDTH = 112.0
-"""Room right of the curves for their names."""
+"""Width right of the curves for their names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Curve:
 
 
 def css() -> Markup:
-    """Style of these figures, beside ``figures.css``."""
+    """Style of these figures, in addition to ``scatter.css``."""
     light = "".join(f".fig .c{i}{{--m:{pair[0]}}}" for i, pair in enumerate(CURVE_COLOURS))
     dark = "".join(f".fig .c{i}{{--m:{pair[1]}}}" for i, pair in enumerate(CURVE_COLOURS))
     return Markup(
@@ -42,7 +42,7 @@ def css() -> Markup:
 
 
 def draw_curves(lines: Sequence[Curve], *, title: str, x_label: str, style: Markup | None = None) -> Markup:
-    """Accuracy over a size; the values of the size stand at equal distances, as doubling means the same everywhere.
+    """Accuracy over a size; the values of the size are equally spaced, as they are usually doubled.
 
     Args:
         lines: At least one, each with a point or more.
@@ -128,16 +128,22 @@ def _draw_frame(
     return drawn
 
 
-def _spread_out(places: Sequence[float], room: float = 14.0) -> list[float]:
-    """Heights of texts, moved down as far as it takes to keep them ``room`` apart, and up again if they run out."""
+def _spread_out(places: Sequence[float], distance: float = 14.0) -> list[float]:
+    """Moves the heights of labels until they are ``distance`` apart and above the lower edge of the plot.
+
+    From top to bottom ``y_k = max(y_k, y_(k-1) + distance)``; then from bottom to top
+    ``y_k = min(y_k, y_(k+1) - distance)``, beginning with the edge.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     found = list(places)
+    # Push each label down from the one above it.
     for above, below in itertools.pairwise(order):
-        found[below] = max(found[below], found[above] + room)
-    bottom = HEIGHT - BOTTOM
+        found[below] = max(found[below], found[above] + distance)
+    # Push them up again from the lower edge.
+    limit = HEIGHT - BOTTOM
     for index in reversed(order):
-        found[index] = min(found[index], bottom)
-        bottom = found[index] - room
+        found[index] = min(found[index], limit)
+        limit = found[index] - distance
     return found
 
 
