@@ -188,7 +188,7 @@ def fails(tmp_path: Path, source: Path, *parts: str) -> None:
     ("name", "part"),
     [
         ("calltech", "did you mean caltech101"),
-        ("svhn", "holds nothing that is known of svhn"),
+        ("svhn", "contains no known format of svhn"),
         ("digits", "embedded"),
     ],
 )
@@ -200,7 +200,7 @@ def test_datasets_that_cannot_be_prepared(tmp_path, name, part):
 def test_no_source(tmp_path, tiny):
     fails(tmp_path, tmp_path / "nowhere", "nowhere does not exist", ARCHIVE)
     (tmp_path / "empty").mkdir()
-    fails(tmp_path, tmp_path / "empty", "holds nothing that is known of caltech101", ARCHIVE)
+    fails(tmp_path, tmp_path / "empty", "contains no known format of caltech101", ARCHIVE)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.7, 0.999])

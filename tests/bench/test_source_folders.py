@@ -205,7 +205,7 @@ GOOD = tuple(f"{HOME}/{name}/{i}.jpg" for name in ("BACKGROUND_Google", "cup", "
     [
         ((), "holds no images in 101_ObjectCategories/<class>/"),
         ((f"{HOME}/notes.txt",), "holds no images in"),
-        ((*GOOD, f"{HOME}/dog/1.jpg"), "folder 'dog' that is no class of 101_ObjectCategories; it is another set"),
+        ((*GOOD, f"{HOME}/dog/1.jpg"), "folder 'dog' that is not a class of 101_ObjectCategories; it is another set"),
         (GOOD[2:], "class 'background_google'.* is missing"),
         ((*GOOD, f"copy/{HOME}/cup/0.jpg"), "holds cup/0.jpg twice"),
         ((*GOOD, f"{HOME}/cup/0.JPG"), r"holds cup/0\.(jpg|JPG) twice"),
@@ -295,7 +295,7 @@ PARTS = tuple(f"{part}/c{i}/{i}.jpg" for part in ("train", "val", "test") for i 
         ((*PARTS, "test/flat.jpg"), "test/flat.jpg lies in no class folder"),
         ((*PARTS, "other/train/c0/0.jpg"), "several sets"),
         ((*PARTS, "train/c3/0.jpg"), "4 class folders"),
-        ((*PARTS, "test/c3/0.jpg"), "'c3' of test/ is no class of train/"),
+        ((*PARTS, "test/c3/0.jpg"), "'c3' of test/ is not a class of train/"),
         (PARTS[:-1], "'c2' of test/ has no images"),
         ((*PARTS, "train/C0/7.jpg"), "two folders"),
         ((*PARTS, "train/c0/0.JPG"), "twice"),

@@ -175,7 +175,7 @@ def test_sun397_without_its_list_of_classes(tmp_path):
     [
         ({"names": []}, "holds no images in SUN397"),
         ({"names": SUN_NAMES[4:]}, "class 'a/abbey'.*missing"),
-        ({"classes": SCENES[1:]}, "folder 'a/abbey' that is no class"),
+        ({"classes": SCENES[1:]}, "folder 'a/abbey' that is not a class"),
         ({"classes": (*SCENES, "b/bog")}, "class 'b/bog'.*missing"),
         ({"classes": (*SCENES, SCENES[0])}, "names a class twice"),
         ({"classes": ()}, "is empty"),

@@ -310,7 +310,7 @@ def test_broken_vpt_folders(tmp_path):
     (tmp_path / "val.json").unlink()
     with pytest.raises(InputError, match="cannot be read"):
         split_files.read_split(tmp_path, "vpt", ROW, SOURCE)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         split_files.read_split(tmp_path / "train.json", "vpt", ROW, SOURCE)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         split_files.read_split(tmp_path, "coop", ROW, SOURCE)

@@ -303,7 +303,7 @@ def test_bad_uris_are_bad_input(tmp_path, uri):
 @needs_mlflow
 def test_a_file_that_is_no_database_is_bad_input(tmp_path):
     (tmp_path / "notes.db").write_text("these are my notes, do not touch")
-    with pytest.raises(InputError, match="no SQLite database"):
+    with pytest.raises(InputError, match="not an SQLite database"):
         track.open_store(f"sqlite:///{tmp_path}/notes.db", tmp_path)
     (tmp_path / "torn.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     with pytest.raises(InputError, match="cannot be used"):

@@ -2,8 +2,8 @@
 
 Finished cells are trained again exactly as before, but the test set is scored after every epoch. With accuracies
 ``a_1, ..., a_E``, the inflation is ``max_e(a_e) - a_E``: what reporting the best epoch instead of the last one would
-add. Many published numbers are such maxima. The scores are kept apart from results: ``<output>/audit/<cell id>.json`` is
-not a record, and no other module reads it.
+add. Many published numbers are such maxima. The scores are kept apart from results: ``<output>/audit/<cell id>.json``
+is not a record, and no other module reads it.
 """
 
 from __future__ import annotations

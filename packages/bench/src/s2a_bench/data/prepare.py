@@ -151,7 +151,7 @@ def _open_source(
         reader = registry.find_reader(tree, dataset)
         if reader is None:
             accepted = _describe_accepted_sources(dataset, preparation)
-            raise InputError(f"{place} holds nothing that is known of {dataset.name}; give {accepted}.")
+            raise InputError(f"{place} contains no known format of {dataset.name}; give {accepted}.")
         source = reader.open(tree, dataset)
         _check_source(dataset, place, source)
         source = _apply_published_split(dataset, preparation, tree, source, split)
@@ -270,7 +270,7 @@ def _adopt_folder(dataset: Dataset, opened: _OpenedSource, folder: Path, progres
     """Adds a manifest to a folder of another tool that lies at its place under the data root already."""
     if read_manifest(folder) is not None:
         if problems := _without_notes(verify_folder(dataset, folder, progress)):
-            raise InputError(f"{folder} is damaged (problems: {len(problems)}, the first: {problems[0]}); mend it.")
+            raise InputError(f"{folder} is damaged (problems: {len(problems)}, the first: {problems[0]}); repair it.")
         progress("already prepared and intact; nothing to do", 1, 1)
         return folder
     lists = {f"{name}.txt": (folder / f"{name}.txt").read_bytes() for name in dataset.lists}

@@ -169,7 +169,7 @@ def _pop_value(values: dict[str, Any], key: str, kind: type, where: str, default
 def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
     if values:
         known = "title, source, question, families, rows, note; in a row name, method, expected, mini"
-        raise InputError(f"Experiment {where}: {min(values)!r} is no key of it; known are {known}.")
+        raise InputError(f"Experiment {where}: {min(values)!r} is not a known key; the keys are {known}.")
 
 
 def _package_folder() -> Any:

@@ -77,9 +77,9 @@ def bootstrap_difference(by_task: dict[str, list[float]]) -> Difference | None:
 
     With differences ``d_ts`` of task ``t`` and seed ``s``, the statistic is ``D = mean_t(mean_s(d_ts))``. The interval
     is that of the two-level percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
-    chapter 13): ``RESAMPLES`` times, draw as many tasks as there are, with replacement, and within each drawn task as many of
-    its seeds as it has, with replacement; the interval holds the middle ``CONFIDENCE`` of the values of ``D``. The
-    generator has a fixed seed, so that the same records give the same interval.
+    chapter 13): ``RESAMPLES`` times, draw as many tasks as there are, with replacement, and within each drawn task as
+    many of its seeds as it has, with replacement; the interval holds the middle ``CONFIDENCE`` of the values of ``D``.
+    The generator has a fixed seed, so that the same records give the same interval.
 
     Args:
         by_task: Differences by dataset, none of them empty.

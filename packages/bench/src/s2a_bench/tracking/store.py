@@ -149,7 +149,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             with path.open("r+b") as file:
                 if file.read(16) not in (b"", b"SQLite format 3\0"):
                     raise InputError(
-                        f"The tracking URI {_hide_password(uri)!r} names a file that is no SQLite database; {_USAGE}."
+                        f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}."
                     )
         elif not os.access(path.parent, os.W_OK):
             raise InputError(

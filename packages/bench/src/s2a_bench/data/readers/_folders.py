@@ -136,7 +136,7 @@ def assign_class_labels(
     labels = {name.lower(): i for i, name in enumerate(classes)}
     for lower, folder in found.items():
         if lower not in labels:
-            raise InputError(f"{place} has a folder {folder!r} that is no class of {what}; it is another set.")
+            raise InputError(f"{place} has a folder {folder!r} that is not a class of {what}; it is another set.")
     for name in classes:
         if name.lower() not in found:
             raise InputError(

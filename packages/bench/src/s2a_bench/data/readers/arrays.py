@@ -115,7 +115,7 @@ def _read_batch(tree: Tree, path: str, form: _CifarLayout) -> tuple[np.ndarray, 
     batch = _load_pickle(tree, path)
     for key in ("data", form.labels):
         if key not in batch:
-            raise InputError(f"{what} has no {key!r}, so it is no batch of {form.title}; download it again.")
+            raise InputError(f"{what} has no {key!r}, so it is not a batch of {form.title}; download it again.")
     data = batch["data"]
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__

@@ -168,7 +168,7 @@ def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
     paths: dict[str, str] = {}
     for part, images in found.items():
         for folder in sorted({image.folder for image in images} ^ labels.keys()) if images else ():
-            state = "is no class of train/" if folder not in labels else "has no images"
+            state = "is not a class of train/" if folder not in labels else "has no images"
             raise InputError(f"{tree.place}: class folder {folder!r} of {part}/ {state}; give the complete set.")
         for image in images:
             name = image.path[len(prefix) :]
@@ -247,7 +247,7 @@ def open_ucf101(tree: Tree, dataset: Dataset) -> Source:
         else:
             part = listed.pop(video.lower(), "")
             if not part:
-                raise InputError(f"{tree.place}: {name} is in neither {' nor '.join(_UCF101_LISTS[1:])}; mend them.")
+                raise InputError(f"{tree.place}: {name} is in neither {' nor '.join(_UCF101_LISTS[1:])}; correct them.")
         items.append(SourceImage(name, labels[image.folder], part))
         paths[name] = image.path
     if listed:

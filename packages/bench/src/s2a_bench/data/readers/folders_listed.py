@@ -115,7 +115,9 @@ def _read_sun397_classes(tree: Tree, folders: set[str]) -> list[str]:
     if len(set(listed)) != len(listed):
         raise InputError(f"{path} in {tree.place} names a class twice; download it again.")
     if unknown := folders - set(listed):
-        raise InputError(f"{tree.place} has a folder {min(unknown)!r} that is no class of {path}; it is another set.")
+        raise InputError(
+            f"{tree.place} has a folder {min(unknown)!r} that is not a class of {path}; it is another set."
+        )
     if missing := set(listed) - folders:
         raise InputError(
             f"{tree.place} holds no images of class {min(missing)!r} of {path}: it is missing; "

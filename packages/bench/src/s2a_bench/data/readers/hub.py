@@ -176,7 +176,7 @@ class _ParquetTable:
             )
             if len(self.labels) != self.rows:
                 raise InputError(
-                    f"{self.what} tells of {self.rows} rows but has {len(self.labels)} labels; download it again."
+                    f"{self.what} states {self.rows} rows but has {len(self.labels)} labels; download it again."
                 )
             self._paths = not self._binary and any(
                 field.name == "path" and str(field.type) in ("string", "large_string")
@@ -209,7 +209,7 @@ class _ParquetTable:
             suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
             if len(suffixes) != self.rows:
                 raise InputError(
-                    f"{self.what} tells of {self.rows} rows but has {len(suffixes)} paths; download it again."
+                    f"{self.what} states {self.rows} rows but has {len(suffixes)} paths; download it again."
                 )
         if not all(suffixes):
             # Only the content shows the format, so all images are read.

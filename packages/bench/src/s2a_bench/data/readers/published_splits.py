@@ -98,7 +98,7 @@ _Entries = Mapping[str, list[tuple[str, Any, str]]]
 def _read_coop(place: Path) -> _Entries:
     """``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``."""
     if not place.is_file():
-        raise InputError(f"{place} is no file; give CoOp's split_zhou_*.json.")
+        raise InputError(f"{place} is not a file; give CoOp's split_zhou_*.json.")
     values = _read_json(place)
     found: dict[str, list[tuple[str, Any, str]]] = {}
     for part in _PARTS:
@@ -115,7 +115,7 @@ def _read_coop(place: Path) -> _Entries:
 def _read_vpt(place: Path) -> _Entries:
     """Three files of ``{path: label}``."""
     if not place.is_dir():
-        raise InputError(f"{place} is no folder; give the one that holds VPT's train.json, val.json and test.json.")
+        raise InputError(f"{place} is not a folder; give the one that holds VPT's train.json, val.json and test.json.")
     found: dict[str, list[tuple[str, Any, str]]] = {}
     for part in _PARTS:
         values = _read_json(place / f"{part}.json")

@@ -70,7 +70,7 @@ def open_tfds(tree: Tree, dataset: Dataset) -> Source:
     kind = str(info.get("fileFormat", "tfrecord"))
     if kind not in _KINDS:
         raise InputError(
-            f"{folder}{_INFO} in {tree.place} tells of files of format {kind!r}, which cannot be read; export "
+            f"{folder}{_INFO} in {tree.place} states the file format {kind!r}, which cannot be read; export "
             f"{form.builder} with --file_format=tfrecord."
         )
     classes = _class_names(tree, dataset, form, folder)
@@ -235,7 +235,7 @@ def _list_images(
 ) -> None:
     """Appends a shard's images to ``items`` and their offsets to the shard."""
     if shard.file not in tree.names:
-        raise InputError(f"{tree.place} has no {shard.file}, which its {_INFO} tells of; copy the whole export.")
+        raise InputError(f"{tree.place} has no {shard.file}, which its {_INFO} lists; copy the whole export.")
     wanted = frozenset((*form.needs, "image"))
     for number, (place, data) in enumerate(_iterate_shard(tree, shard)):
         features = _parse_record(shard, number, data, wanted)
@@ -253,7 +253,7 @@ def _list_images(
         shard.places.append(place)
     if len(shard.places) != length:
         raise InputError(
-            f"{shard.what} holds {len(shard.places)} records, but {_INFO} tells of {length}; copy the export again."
+            f"{shard.what} holds {len(shard.places)} records, but {_INFO} states {length}; copy the export again."
         )
 
 
@@ -262,7 +262,7 @@ def _parse_record(shard: _Shard, number: int, data: bytes, wanted: frozenset[str
         return parse_example(data, wanted)
     except ValueError as error:
         raise InputError(
-            f"Record {number} of {shard.what} is no tf.train.Example ({error}); export it again."
+            f"Record {number} of {shard.what} is not a tf.train.Example ({error}); export it again."
         ) from error
 
 
