@@ -21,7 +21,7 @@ from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data.download import download_files
-from s2a_bench.data.folder import lock_folder
+from s2a_bench.data.locks import lock_folder
 from s2a_bench.data.table.types import RemoteFile
 from s2a_bench.errors import InputError
 

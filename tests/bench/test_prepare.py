@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data import folder as layout
 from s2a_bench.data import splits
+from s2a_bench.data.locks import reserve_path
 from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.table.lookup import DATASETS, Counts
@@ -316,14 +317,14 @@ def test_place_taken_by_a_damaged_folder(tmp_path, prepared, source):
 def test_two_at_once(tmp_path, source):
     root = tmp_path / "root"
     root.mkdir()
-    with layout.reserve_path(root / "caltech101") as held, layout.reserve_path(root / "dtd") as other:
+    with reserve_path(root / "caltech101") as held, reserve_path(root / "dtd") as other:
         assert held and other  # another dataset may be prepared meanwhile
-        with layout.reserve_path(root / "caltech101") as again:
+        with reserve_path(root / "caltech101") as again:
             assert not again
         with pytest.raises(InputError, match="Another process is preparing caltech101"):
             prepare_dataset("caltech101", source, root)
     assert list(root.iterdir()) == []
-    with pytest.raises(FileNotFoundError), layout.reserve_path(root / "caltech101"):
+    with pytest.raises(FileNotFoundError), reserve_path(root / "caltech101"):
         raise FileNotFoundError("is passed on")
     prepare_dataset("caltech101", source, root)
     assert [path.name for path in root.iterdir()] == ["caltech101"]
@@ -334,7 +335,7 @@ def test_a_race_for_one_place_has_one_winner_at_a_time(tmp_path):
     count = tmp_path / "count"
     count.write_text("0")
     code = (
-        "import sys, time; from pathlib import Path; from s2a_bench.data.folder import reserve_path\n"
+        "import sys, time; from pathlib import Path; from s2a_bench.data.locks import reserve_path\n"
         "count = Path(sys.argv[1]); done = 0\n"
         "while done < 30:\n"
         "    with reserve_path(count) as held:\n"

@@ -14,7 +14,7 @@ from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.errors import InputError
 
 
-@pytest.mark.parametrize("stage", ["_write_images", "_check_counts", "_make_manifest", "verify_folder", "_flush"])
+@pytest.mark.parametrize("stage", ["_write_images", "open_source", "_make_manifest", "verify_folder", "_flush"])
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt, OSError])
 def test_an_error_in_the_middle_leaves_nothing(tmp_path, source, monkeypatch, stage, error):
     original = getattr(prepare_module, stage)

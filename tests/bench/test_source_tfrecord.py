@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench.data.readers import tfrecord
+from s2a_bench.data.readers import crc32c as crc32c_module
+from s2a_bench.data.readers.crc32c import crc32c
 from s2a_bench.data.readers.tfrecord import (
-    crc32c,
     encode_example,
     iterate_records,
     parse_example,
@@ -46,7 +46,7 @@ def test_checksums_of_the_standard():
 
 @pytest.mark.parametrize("size", [1, 63, 64, 4095, 4096, 4097, 4160, 9000, 70001])
 def test_checksums_of_any_length(size: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tfrecord, "_installed_crc32c", lambda: None)
+    monkeypatch.setattr(crc32c_module, "_installed_crc32c", lambda: None)
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     assert crc32c(data) == bitwise_crc32c(data)
 
@@ -55,11 +55,11 @@ def test_installed_checksums_are_used(monkeypatch: pytest.MonkeyPatch):
     module = types.ModuleType("google_crc32c")
     module.value = lambda data: 7  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "google_crc32c", module)
-    tfrecord._installed_crc32c.cache_clear()
+    crc32c_module._installed_crc32c.cache_clear()
     try:
         assert crc32c(b"anything") == 7
     finally:
-        tfrecord._installed_crc32c.cache_clear()
+        crc32c_module._installed_crc32c.cache_clear()
 
 
 LISTS = (

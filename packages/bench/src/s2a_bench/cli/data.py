@@ -164,7 +164,7 @@ def make(names: Sequence[str], root: Path, seed: int, full: bool, console: Conso
         InputError: An embedded dataset, a seed below 0, or as ``prepare``.
     """
     from s2a_bench.data import prepare as door
-    from s2a_bench.data.folder import reserve_path
+    from s2a_bench.data.locks import reserve_path
     from s2a_bench.data.synthetic import plans
 
     if seed < 0:

@@ -32,8 +32,9 @@ import numpy as np
 import PIL
 import torch
 
-from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, lock_folder, replacing, sha256
+from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, replacing, sha256
 from s2a_bench.data.images import INTERPOLATIONS, decode_rgb, read_image_bytes, resize_image
+from s2a_bench.data.locks import lock_folder
 from s2a_bench.errors import InputError
 
 CACHE_LIMIT = 64_000_000_000

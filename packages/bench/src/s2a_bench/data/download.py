@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench.data import http
-from s2a_bench.data.folder import lock_folder
 from s2a_bench.data.http import DISK_FULL, DownloadFailure, describe_error, explain_disk_errors
+from s2a_bench.data.locks import lock_folder
 from s2a_bench.data.table.types import RemoteFile
 from s2a_bench.errors import InputError
 

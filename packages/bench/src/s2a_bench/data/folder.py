@@ -1,4 +1,4 @@
-"""Reads and locks the standard folder of a prepared dataset: four lists, images, a manifest, a content hash.
+"""Reads the standard folder of a prepared dataset: four lists, images, a manifest, a content hash.
 
 <root>/<dataset>/train800.txt val200.txt train800val200.txt test.txt    lines "images/test/000000.jpg 17"
                  (suites other than vtab: train.txt val.txt trainval.txt test.txt)
@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fcntl
 import hashlib
 import json
 import os
@@ -307,62 +306,3 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-@contextlib.contextmanager
-def lock_folder(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive ``flock`` on a folder; the system releases it when the process ends, even if killed.
-
-    Args:
-        folder: Must exist.
-        wait: Whether to wait for another holder.
-
-    Yields:
-        Whether the lock was acquired; always true after waiting.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def reserve_path(path: Path) -> Iterator[bool]:
-    """Reserves a path, which need not exist, for this process by locking ``.<name>.lock`` beside it.
-
-    The lock file is removed afterwards.
-
-    Yields:
-        Whether the path was free; a reservation ends with its process.
-    """
-    beside = path.with_name(f".{path.name}.lock")
-    while True:
-        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if _is_file_at(handle, beside):
-                try:
-                    yield True
-                finally:
-                    beside.unlink(missing_ok=True)
-                return
-            # Its holder removed the file after we opened it and before we locked it: try again with a new file.
-        finally:
-            os.close(handle)
-
-
-def _is_file_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False

@@ -74,7 +74,7 @@ def run_metrics(record: Record) -> list[tuple[str, float, int]]:
 
 
 def run_name(record: Record) -> str:
-    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what tells a run from others, defaults left out."""
+    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what distinguishes a run; no defaults."""
     options = ",".join(f"{key}={_format_value(value)}" for key, value in _changed_options(record).items())
     method = f"{record.method}:{options}" if options else record.method
     words = [method, record.dataset, f"seed {record.seed}", record.backbone]

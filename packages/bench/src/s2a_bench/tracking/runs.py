@@ -149,7 +149,7 @@ def finish_sweep(
         sweep: Of ``start_sweep``.
         records: All records of the sweep.
         files: To attach; those that do not exist are left out.
-        status: ``FINISHED``, ``FAILED`` or ``KILLED``; ``None`` tells from the records.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``; ``None``: decided by the records.
 
     Raises:
         TrackingError: MLflow failed.

@@ -148,9 +148,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
         if path.exists():
             with path.open("r+b") as file:
                 if file.read(16) not in (b"", b"SQLite format 3\0"):
-                    raise InputError(
-                        f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}."
-                    )
+                    raise InputError(f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}.")
         elif not os.access(path.parent, os.W_OK):
             raise InputError(
                 f"The tracking URI {_hide_password(uri)!r} lies in a folder that is not writable; {_USAGE}."

@@ -130,7 +130,7 @@ def _load_pickle(tree: Tree, path: str) -> dict[str, Any]:
         if not isinstance(found, dict):
             raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dictionary")
         return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
-    except Exception as error:  # a damaged pickle fails in any way whatever, when numpy is among what it builds
+    except Exception as error:  # a damaged pickle of arrays may raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{path} in {tree.place} is not a CIFAR pickle ({reason}); download it again.") from error
 
@@ -227,7 +227,7 @@ def _load_mat(tree: Tree, name: str, variable: str | None) -> Any:
         if variable is None:
             return scipy.io.whosmat(path)
         return scipy.io.loadmat(path, variable_names=[variable])[variable]
-    except Exception as error:  # scipy's parser fails in any way whatever on a damaged file
+    except Exception as error:  # scipy's parser may raise any exception on a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{name} in {tree.place} is not a MATLAB file ({reason}); download it again.") from error
 

@@ -68,10 +68,10 @@ def recognises(tree: Tree, dataset: Dataset) -> bool:
 def open_hub(tree: Tree, dataset: Dataset) -> Source:
     """A dataset of the hub, as its repository, its cache or ``huggingface-cli download`` lays it out.
 
-    Files are ``train-00000-of-00002[-hash].parquet``, ``train/0000.parquet`` or ``train.parquet``, in one folder,
-    whatever lies above it. The image column is a struct with ``bytes``, called image or img or the only one; the
+    Files are ``train-00000-of-00002[-hash].parquet``, ``train/0000.parquet`` or ``train.parquet``, in one folder
+    at any depth. The image column is a struct with ``bytes``, called image or img or the only one; the
     label column is ``<target>``, ``<target>_label``, label, fine_label or labels (``preparation.target``). Row 17 of
-    the split "train" is ``train/000017.png``, or .jpg, as the image's own path or its content tells.
+    the split "train" is ``train/000017.png``, or .jpg, depending on the image's own path or its content.
 
     Raises:
         InputError: pyarrow is missing, several datasets, a missing or damaged file, no such columns, or labels that

@@ -54,7 +54,7 @@ def _load_mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
     path = tree.path_on_disk(tree.find(file))
     try:
         values = scipy.io.loadmat(path)
-    except Exception as error:  # scipy's parser fails in any way whatever on a damaged file
+    except Exception as error:  # scipy's parser may raise any exception on a damaged file
         raise InputError(f"{file} in {tree.place} is damaged ({type(error).__name__}); download it again.") from error
     for name in names:
         if name not in values:

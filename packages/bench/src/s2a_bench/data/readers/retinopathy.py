@@ -120,7 +120,7 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
     ``trainLabels.csv`` has the columns image and level; ``retinopathy_solution.csv`` has Usage as well, which is
     Public for the part "val" and Private for "test", as in tensorflow_datasets.
 
-    Photographs go through ``apply_btgraham`` and become PNG files. Where they did so before, with whatever tool, an
+    Photographs go through ``apply_btgraham`` and become PNG files. Where another tool has done so already, an
     empty file ``PROCESSED`` beside the tables says it: then they may be PNG or JPEG and are taken as they are.
 
     Raises:

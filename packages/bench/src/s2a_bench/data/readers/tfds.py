@@ -174,7 +174,7 @@ def _select_export(tree: Tree, form: TfdsExport) -> tuple[str, dict[str, Any]]:
 
 
 def _config_of(tree: Tree, form: TfdsExport, folder: str, info: dict[str, Any]) -> str:
-    """The export's configuration; ``""``: it has none, or neither the description nor the path tells."""
+    """The export's configuration; ``""``: it has none, or neither the description nor the path names it."""
     if not form.config:
         return ""
     if "configName" in info:

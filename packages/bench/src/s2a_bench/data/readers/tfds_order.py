@@ -1,6 +1,6 @@
 """Rebuilds the order in which tensorflow_datasets stores the examples of a split, without tensorflow_datasets.
 
-VTAB-1k's splits are positions in that order (``train[:800]``), so whoever knows the keys of the examples can cut the
+VTAB-1k's splits are positions in that order (``train[:800]``), so the keys of the examples suffice to cut the
 same splits from the original archives. Two facts suffice; both are the same in releases 3.2.1, 4.0.1, 4.4.0, 4.9.2
 and 4.9.10, which were read and compared (files under ``tensorflow_datasets/core/``):
 

@@ -300,7 +300,7 @@ def _draw_sprites(grid: np.ndarray, latents: np.ndarray) -> Iterator[np.ndarray]
 
 
 def _draw_sprite(shape: int, radius: float, angle: float) -> np.ndarray:
-    """A square, an ellipse or a drop, as ``(30, 30)`` of 0 and 1, turned; a notch tells its direction."""
+    """A square, an ellipse or a drop, as ``(30, 30)`` of 0 and 1, rotated by an angle; a notch shows its direction."""
     y, x = np.mgrid[-14.5:15, -14.5:15]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     if shape == 0:

@@ -42,7 +42,7 @@ def make_source(
         place: Where; it exists.
         seed: The same seed gives the same bytes.
         full: As many test images (and, outside VTAB-1k, training images) as the real one has.
-        progress: Told how many pictures have been drawn: what, how many, and 0 (an image may take more than one).
+        progress: Called with the step, the number of pictures drawn, and 0 (an image may take several pictures).
 
     Raises:
         InputError: A dataset that has no source.
@@ -90,13 +90,15 @@ def _distribute_evenly(classes: int, n: int) -> tuple[int, ...]:
 
 def _plan_slices(rule: SliceRule, test: int) -> dict[str, int]:
     if rule.test_part == rule.train_part:
-        room = max(rule.train / rule.val_from, rule.val / (rule.test_from - rule.val_from), test / (1 - rule.test_from))
-        return {"train": math.ceil(room - 1e-6)}
+        images = max(
+            rule.train / rule.val_from, rule.val / (rule.test_from - rule.val_from), test / (1 - rule.test_from)
+        )
+        return {"train": math.ceil(images - 1e-6)}
     if rule.val_part == rule.test_part:
         return {"train": rule.train, "test": max(2 * rule.val, round(test / (1 - rule.test_from)))}
     if rule.val_part == rule.train_part:
-        room = max(rule.train / rule.val_from, rule.val / (1 - rule.val_from))
-        return {"train": math.ceil(room - 1e-6), "test": test}
+        images = max(rule.train / rule.val_from, rule.val / (1 - rule.val_from))
+        return {"train": math.ceil(images - 1e-6), "test": test}
     return {"train": rule.train, "val": rule.val, "test": test}
 
 

@@ -60,7 +60,7 @@ class Example:
 
     @property
     def rng(self) -> np.random.Generator:
-        """Of its own, whatever was drawn for others."""
+        """A generator that depends only on the dataset's seed and this example's index."""
         return np.random.default_rng((self.seed, self.index, 1))
 
 
@@ -70,7 +70,7 @@ class Layout:
 
     Attributes:
         version: Of the export.
-        spec: Features as ``features.json`` tells them.
+        spec: Features in the form of ``features.json``.
         record: The features of one example.
         labels: Feature -> names of its classes, for ``<feature>.labels.txt``; those of "label" come from the dataset.
         unused: Splits that VTAB-1k does not use.

@@ -61,7 +61,7 @@ def css(methods: Sequence[str]) -> Markup:
         # A rim of the page's colour, where the page names one, lifts names off the lines.
         ".fig text.name{paint-order:stroke;stroke:var(--page,transparent);stroke-width:3px}"
         f"{light}@media (prefers-color-scheme:dark){{.fig{{color:#ddd}}{dark}}}"
-        # Paper is white whatever the screen prefers.
+        # Printed pages are white in a dark colour scheme as well.
         f"@media print{{.fig{{color:#222}}{light}}}"
     )
 
