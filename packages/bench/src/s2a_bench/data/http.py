@@ -241,7 +241,7 @@ def _open_url(url: str, headers: Mapping[str, str], method: str = "GET") -> http
         with error:
             total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", "").strip())
         raise DownloadFailure(
-            f"the server answers {error.code} {describe_error(error.describe_error)}",
+            f"the server answers {error.code} {describe_error(error.reason)}",
             retryable=error.code in (408, 429) or error.code >= 500,
             status=error.code,
             total=int(total[1]) if total else 0,

@@ -27,7 +27,7 @@ class Picture:
     Attributes:
         name: File name without suffix.
         caption: Below it.
-        inline: For a page that has ``figures.css``.
+        inline: For a page that has ``scatter.css``.
         alone: The same as a file.
     """
 

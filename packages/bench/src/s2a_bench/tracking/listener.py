@@ -66,7 +66,7 @@ class Tracker:
 
         Args:
             found: The records.
-            status: See ``track.finish_sweep``.
+            status: See ``runs.finish_sweep``.
 
         Raises:
             TrackingError: MLflow failed, twice; the sentence ends with the command that makes it good.

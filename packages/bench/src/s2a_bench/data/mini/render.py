@@ -68,7 +68,7 @@ class Sprites:
     kind: np.ndarray
     free: np.ndarray
 
-    def take(self, which: np.ndarray) -> Sprites:
+    def select(self, which: np.ndarray) -> Sprites:
         """The sprites selected by an index or mask."""
         return Sprites(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
 
@@ -157,7 +157,7 @@ def paint_sprites(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shap
     for kind, shape in enumerate(shapes):
         chosen = np.flatnonzero(sprites.kind == kind)
         for part in np.array_split(chosen, len(chosen) // 128 + 1):
-            cover, left, top = _compute_coverage(sprites.take(part), shape, window)
+            cover, left, top = _compute_coverage(sprites.select(part), shape, window)
             inside = np.arange(window)
             where = (
                 sprites.image[part][:, None, None, None],

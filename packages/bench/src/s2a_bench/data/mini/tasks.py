@@ -122,7 +122,7 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
             draw_integers(rng, len(SHAPES), n),
             rng.random(n),
         )
-        scene.append(sprites.take(labels >= k))
+        scene.append(sprites.select(labels >= k))
     return scene
 
 

@@ -163,7 +163,7 @@ class _ParquetTable:
         """Reads the labels."""
         self.what = f"{path} in {tree.place}"
         self._local = tree.path_on_disk(path)
-        with self._opened() as file:
+        with self._open() as file:
             schema = file.schema_arrow
             self._image, self._binary = _image_column(schema, self.what)
             label = _label_column(schema, dataset, self.what)
@@ -184,7 +184,7 @@ class _ParquetTable:
             )
 
     @contextmanager
-    def _opened(self) -> Iterator[pq.ParquetFile]:
+    def _open(self) -> Iterator[pq.ParquetFile]:
         """Opens the file; errors while it is open become one sentence."""
         try:
             import pyarrow as pa
@@ -204,7 +204,7 @@ class _ParquetTable:
         """Each image's suffix, by the path beside it or else by its content."""
         suffixes = [""] * self.rows
         if self._paths:
-            with self._opened() as file:
+            with self._open() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
             suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
             if len(suffixes) != self.rows:
@@ -223,7 +223,7 @@ class _ParquetTable:
         left = iter(rows)
         row = next(left, None)
         start = 0
-        with self._opened() as file:
+        with self._open() as file:
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 if row is None:

@@ -97,7 +97,7 @@ class Tree:
 
     def has(self, path: str) -> bool:
         """Whether some path ends with ``path``, part by part."""
-        return self._ending(path) != []
+        return self._paths_ending_with(path) != []
 
     def find(self, path: str) -> str:
         """The one path that ends with ``path``, part by part.
@@ -105,13 +105,13 @@ class Tree:
         Raises:
             InputError: None or several do.
         """
-        found = self._ending(path)
+        found = self._paths_ending_with(path)
         if len(found) != 1:
             state = "holds no" if not found else f"holds {len(found)} times a"
             raise InputError(f"{self.place} {state} {path}; give the complete download, or the folder that holds it.")
         return found[0]
 
-    def _ending(self, path: str) -> list[str]:
+    def _paths_ending_with(self, path: str) -> list[str]:
         tail = "/" + path
         return [name for name in self._readers if name == path or name.endswith(tail)]
 
@@ -125,7 +125,7 @@ class Tree:
         """
         if name not in self._readers:
             raise InputError(f"{self.place} holds no file {name}; download it again.")
-        with self._explained(name):
+        with self._explain_errors(name):
             return self._readers[name][1]()
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -142,7 +142,7 @@ class Tree:
             # Two archives may hold the same path; each comes once, from the one that ``read`` takes.
             mine = {name for name in wanted & pack.members.keys() if self._readers[name][0] == number}
             if mine:
-                with self._explained(str(pack.path)):
+                with self._explain_errors(str(pack.path)):
                     yield from pack.stream(mine)
 
     def read_text(self, name: str) -> str:
@@ -170,7 +170,7 @@ class Tree:
             self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
         path = self._scratch / name.replace("/", "__")
         if not path.exists():
-            with self._explained(name):
+            with self._explain_errors(name):
                 pack = next((p for p in self._packs if name in p.members), None)
                 partial = path.with_name(path.name + ".partial")  # so that an interrupted copy is never used
                 with partial.open("wb") as out:
@@ -189,9 +189,9 @@ class Tree:
     def _open(self, place: Path) -> None:
         self._packed: dict[str, Callable[[], Any]] = {}
         if place.is_dir():
-            packs = [path for path in _list_files(place) if self._named(path.name) and path.parent == place]
+            packs = [path for path in _list_files(place) if self._is_listed_archive(path.name) and path.parent == place]
             # Downloads often lie one folder deeper: <place>/caltech-101/101_ObjectCategories.tar.gz.
-            packs = packs or [p for p in _list_files(place, depth=2) if self._named(p.name)]
+            packs = packs or [p for p in _list_files(place, depth=2) if self._is_listed_archive(p.name)]
             if packs:
                 for path in packs:
                     self._add_archive(path)
@@ -202,14 +202,14 @@ class Tree:
                 for path in _list_files(place):
                     self._add_file(path, path.relative_to(place).as_posix())
         elif place.is_file():
-            if place.name.lower().endswith(ARCHIVE_SUFFIXES) or self._named(place.name):
+            if place.name.lower().endswith(ARCHIVE_SUFFIXES) or self._is_listed_archive(place.name):
                 self._add_archive(place)
             else:
                 self._add_file(place, place.name)
         else:
             raise InputError(f"Source {place} does not exist; give the archive, or the folder that holds it.")
 
-    def _named(self, name: str) -> bool:
+    def _is_listed_archive(self, name: str) -> bool:
         return any(name == pattern or PurePosixPath(name).match(pattern) for pattern in self._archives)
 
     def _add_file(self, path: Path, name: str) -> None:
@@ -225,26 +225,26 @@ class Tree:
             self._readers[name] = (-1, path.read_bytes)
 
     def _add_archive(self, path: Path) -> None:
-        with self._explained(str(path)):
+        with self._explain_errors(str(path)):
             pack = open_archive(path)
         self._packs.append(pack)
         for name in pack.members:
-            if self._named(PurePosixPath(name).name) and name.lower().endswith(ARCHIVE_SUFFIXES):
-                self._add_archive(self._inner(pack, name))
+            if self._is_listed_archive(PurePosixPath(name).name) and name.lower().endswith(ARCHIVE_SUFFIXES):
+                self._add_archive(self._extract_inner(pack, name))
             elif not _is_hidden(name):
                 self._readers[name] = (len(self._packs) - 1, lambda pack=pack, name=name: pack.read(name))
 
-    def _inner(self, pack: Archive, name: str) -> Path:
+    def _extract_inner(self, pack: Archive, name: str) -> Path:
         """Copies an archive within an archive to disk."""
         if self._scratch is None:
             self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
         path = self._scratch / PurePosixPath(name).name
-        with self._explained(f"{pack.path} ({name})"), path.open("wb") as out:
+        with self._explain_errors(f"{pack.path} ({name})"), path.open("wb") as out:
             pack.copy(name, out)
         return path
 
     @contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
+    def _explain_errors(self, what: str) -> Iterator[None]:
         try:
             yield
         except ARCHIVE_ERRORS as error:

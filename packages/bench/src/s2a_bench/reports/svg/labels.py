@@ -45,7 +45,7 @@ class Box:
         """Euclidean distance from a point to the box; 0 inside."""
         return math.hypot(max(self.left - x, 0, x - self.right), max(self.top - y, 0, y - self.bottom))
 
-    def crossed(self, path: Sequence[tuple[float, float]]) -> bool:
+    def is_crossed_by(self, path: Sequence[tuple[float, float]]) -> bool:
         """Whether a line through these points passes over the box."""
         # Tested at 33 points of each segment.
         for (x0, y0), (x1, y1) in itertools.pairwise(path):
@@ -126,7 +126,7 @@ def place_labels(
             # A label nearly as close to another mark would be read as that one's.
             own = box.distance(x, y)
             ambiguous = any(box.distance(*other) < own + 4 for other in others)
-            found.append((own + 45 * ambiguous + 12 * box.crossed(path), rank, box))
+            found.append((own + 45 * ambiguous + 12 * box.is_crossed_by(path), rank, box))
         if found:
             # Draw it, with a leader line if it is far away.
             box = min(found)[2]
