@@ -212,9 +212,9 @@ def test_id_does_not_depend_on_the_place_or_the_cache(svhn, tmp_path):
 
 def test_check_hashes_a_folder_once_and_decodes_nothing(svhn, monkeypatch):
     monkeypatch.setattr(images, "decode_rgb", None)
-    monkeypatch.setattr(decoded, "decode", None)
+    monkeypatch.setattr(decoded, "decode_rgb", None)
     first = check_data(config(svhn[0]))
-    monkeypatch.setattr(layout, "read_bytes", None)
+    monkeypatch.setattr(layout, "read_image_bytes", None)
     assert check_data(config(svhn[0])) == first
 
 

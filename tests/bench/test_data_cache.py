@@ -26,7 +26,7 @@ def test_full_test_lists_are_decoded_once(caltech, monkeypatch):
     assert len(cached_arrays(caltech)) == 1
     opened = []
     monkeypatch.setattr(
-        decoded, "decode", lambda content, name: opened.append(name) or images.decode_rgb(content, name)
+        decoded, "decode_rgb", lambda content, name: opened.append(name) or images.decode_rgb(content, name)
     )
     task = load_data(config(caltech), size=9, **HALF)
     torch.testing.assert_close(all_of(task.scored), first, rtol=0, atol=0)
