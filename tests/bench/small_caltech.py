@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
-from s2a_bench.data.loading import check
+from s2a_bench.data.loading import check_data
 from s2a_bench.data.table.lookup import Counts
-from s2a_bench.data.verify import Problem, verify
+from s2a_bench.data.verify import Problem, verify_dataset
 from s2a_bench.errors import InputError
 
 FOLDER = "101_ObjectCategories"
@@ -62,7 +62,7 @@ FILES = source_files(NAMES, SIZES)
 
 def wrong(root: Path) -> list[Problem]:
     """What ``verify`` finds, without its notes (the grey image, the CMYK one)."""
-    return [problem for problem in verify("caltech101", root) if not problem.note]
+    return [problem for problem in verify_dataset("caltech101", root) if not problem.note]
 
 
 def entries(folder: Path, name: str) -> list[tuple[str, int]]:
@@ -73,5 +73,5 @@ def entries(folder: Path, name: str) -> list[tuple[str, int]]:
 def nothing_there(root: Path) -> bool:
     """No dataset, no left-over, nothing that loads."""
     with pytest.raises(InputError, match="was not found"):
-        check(DataConfig("vtab", "caltech101", str(root)))
+        check_data(DataConfig("vtab", "caltech101", str(root)))
     return not root.exists() or not list(root.iterdir())
