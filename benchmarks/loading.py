@@ -18,22 +18,22 @@ import torch
 from s2a_bench.cells import backbones
 from s2a_bench.cells.train import train
 from s2a_bench.config import BackboneConfig, TrainConfig
-from s2a_bench.data.decoded import Listed, as_read, open_pixels
-from s2a_bench.data.folder import CACHE, Entry, read_list, read_manifest
+from s2a_bench.data.decoded import ImageList, decode_on_demand, open_pixels
+from s2a_bench.data.folder import CACHE, ListedImage, read_list, read_manifest
 from s2a_bench.data.loading import Images
-from s2a_bench.data.synthetic.pictures import jpeg, picture
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_jpeg
 from s2a_bench.data.table.lookup import DATASETS
 
 BATCH, COUNT = 32, 512
 
 
-def entries(folder: Path) -> list[Entry]:
+def entries(folder: Path) -> list[ListedImage]:
     """Made-up photographs."""
     found = []
     for i in range(COUNT):
         path = f"{i:06d}.jpg"
-        (folder / path).write_bytes(jpeg(picture(i % 100, i, 100, (300, 200))))
-        found.append(Entry(path, i % 100, i + 1))
+        (folder / path).write_bytes(encode_jpeg(draw_picture(i % 100, i, 100, (300, 200))))
+        found.append(ListedImage(path, i % 100, i + 1))
     return found
 
 
@@ -83,11 +83,11 @@ def main(arguments: list[str]) -> None:
         labels = torch.tensor([entry.label for entry in listed_entries])
         made: list[Path] = []
 
-        def images(size: int, open_it: Callable[[Listed], object], form: str = "square") -> Images:
-            listed = Listed(folder, manifest, listed_entries, size, "bicubic", form)  # type: ignore[arg-type]
+        def images(size: int, open_it: Callable[[ImageList], object], form: str = "square") -> Images:
+            listed = ImageList(folder, manifest, listed_entries, size, "bicubic", form)  # type: ignore[arg-type]
             return Images(labels, open_it(listed), (0.5,) * 3, (0.5,) * 3)  # type: ignore[arg-type]
 
-        def cached(listed: Listed) -> object:
+        def cached(listed: ImageList) -> object:
             found = open_pixels(listed, "benchmark")
             made.extend((folder / CACHE).glob("benchmark-*"))
             return found
@@ -98,7 +98,7 @@ def main(arguments: list[str]) -> None:
         for name, size, steps in (("mini_vit", 32, 40), ("vit_base_patch16_224", 224, 2)):
             step = step_speed(name, size, steps)
             for form in ("square", "short"):
-                slow = speed(images(size, as_read, form))
+                slow = speed(images(size, decode_on_demand, form))
                 quick = speed(images(size, cached, form))
                 view = "VTAB" if form == "square" else "FGVC"
                 print(f"| {name}, {size} | {view} | {slow:,.0f} | {quick:,.0f} | {step:,.1f} | {step / quick:.2%} |")

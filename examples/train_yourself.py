@@ -14,7 +14,7 @@ import s2a
 import torch
 from s2a_bench import BackboneConfig, DataConfig
 from s2a_bench.cells.backbones import create
-from s2a_bench.data.loading import load
+from s2a_bench.data.loading import load_data
 from torch.nn.functional import cross_entropy
 
 
@@ -30,7 +30,7 @@ def main() -> None:
     # The backbone, and images of the size and normalisation that it was trained with.
     backbone, expected = create(BackboneConfig("mini_vit"))
     task = DataConfig(dataset="digits", limit_train=given.images, limit_test=500)
-    data = load(task, size=expected.size, mean=expected.mean, std=expected.std)
+    data = load_data(task, size=expected.size, mean=expected.mean, std=expected.std)
 
     # From here on the backbone's weights are frozen; what S2A adds trains, and the head.
     model = s2a.attach(backbone, s2a.S2AConfig(activations="lean"), num_classes=data.classes)

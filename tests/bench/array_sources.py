@@ -19,7 +19,7 @@ from PIL import Image
 from s2a_bench.data.readers.arrays import READERS
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 
 h5py = pytest.importorskip("h5py")
 
@@ -33,8 +33,10 @@ PCAM = "camelyonpatch_level_2_split_{}_{}.h5"
 
 
 def row(reader: str, classes: int, target: str = "", archives: tuple[str, ...] = ()) -> Dataset:
-    recipe = Recipe(reader, Official(), archives, target=target)
-    return Dataset("tiny", "whole", "whole", classes, Counts(None, None, None, None), "", "", "", recipe=recipe)
+    preparation = Preparation(reader, OfficialRule(), archives, target=target)
+    return Dataset(
+        "tiny", "whole", "whole", classes, Counts(None, None, None, None), "", "", "", preparation=preparation
+    )
 
 
 ROWS = {
@@ -60,19 +62,19 @@ PLANS = {
 
 
 def opened(dataset: Dataset, place: Path, then: Callable[[Source], Any]) -> Any:
-    assert dataset.recipe is not None
-    with Tree(place, dataset.recipe.archives) as tree:
-        reader = OPEN[dataset.recipe.reader]
+    assert dataset.preparation is not None
+    with Tree(place, dataset.preparation.archives) as tree:
+        reader = OPEN[dataset.preparation.reader]
         assert reader.recognises(tree, dataset)
         return then(reader.open(tree, dataset))
 
 
 def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
-    names = [item.name for item in source.items]
+    names = [item.name for item in source.images]
     assert len(set(names)) == len(names)
     files = list(source.read(frozenset(names)))
     assert sorted(name for name, _ in files) == sorted(names)
-    return (source.items, source.classes), dict(files)
+    return (source.images, source.classes), dict(files)
 
 
 def pixels(data: bytes) -> np.ndarray:

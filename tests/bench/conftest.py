@@ -13,9 +13,9 @@ from bench.small_folders import COUNTS, picture, write_vtab
 from bench.web_site import Site, serving
 from huggingface_hub.errors import LocalEntryNotFoundError
 from s2a_bench.data import http as web
-from s2a_bench.data.prepare import prepare
+from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.table.lookup import DATASETS
-from s2a_bench.data.table.types import Pool
+from s2a_bench.data.table.types import PoolRule
 
 
 @pytest.fixture
@@ -42,8 +42,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     places = {}
     for name, dataset in ROWS.items():
         places[name] = tmp_path_factory.mktemp(name)
-        assert dataset.recipe is not None
-        MAKERS[dataset.recipe.reader](dataset, places[name], PLANS[name], 5)
+        assert dataset.preparation is not None
+        MAKERS[dataset.preparation.reader](dataset, places[name], PLANS[name], 5)
     return places
 
 
@@ -51,11 +51,11 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def tiny(monkeypatch):
     """Caltech101's row cut down to three classes, so that a test takes milliseconds."""
     row = DATASETS["caltech101"]
-    assert row.recipe is not None
-    recipe = dataclasses.replace(
-        row.recipe, class_names=tuple(sorted(n.lower() for n in NAMES)), rule=Pool(PER_CLASS, (0, 8), (14, 17))
+    assert row.preparation is not None
+    preparation = dataclasses.replace(
+        row.preparation, class_names=tuple(sorted(n.lower() for n in NAMES)), rule=PoolRule(PER_CLASS, (0, 8), (14, 17))
     )
-    small = dataclasses.replace(row, classes=3, counts=TINY_COUNTS, recipe=recipe)
+    small = dataclasses.replace(row, classes=3, counts=TINY_COUNTS, preparation=preparation)
     monkeypatch.setitem(DATASETS, "caltech101", small)
     return small
 
@@ -71,7 +71,7 @@ def source(tmp_path, tiny) -> Path:
 @pytest.fixture
 def prepared(tmp_path, source) -> Path:
     """The same, prepared."""
-    return prepare("caltech101", source, tmp_path / "root")
+    return prepare_dataset("caltech101", source, tmp_path / "root")
 
 
 @pytest.fixture
@@ -86,15 +86,19 @@ def svhn(tmp_path, monkeypatch):
 def caltech(tmp_path, monkeypatch):
     """A small folder made by ``prepare``, with images of several sizes."""
     row = DATASETS["caltech101"]
-    assert row.recipe is not None
-    recipe = dataclasses.replace(row.recipe, class_names=("ant", "bee", "cat"), rule=Pool(4, (0, 6), (9, 12)))
-    monkeypatch.setitem(DATASETS, "caltech101", dataclasses.replace(row, classes=3, counts=COUNTS, recipe=recipe))
-    source = tmp_path / recipe.folder
-    for label, name in enumerate(recipe.class_names):
+    assert row.preparation is not None
+    preparation = dataclasses.replace(
+        row.preparation, class_names=("ant", "bee", "cat"), rule=PoolRule(4, (0, 6), (9, 12))
+    )
+    monkeypatch.setitem(
+        DATASETS, "caltech101", dataclasses.replace(row, classes=3, counts=COUNTS, preparation=preparation)
+    )
+    source = tmp_path / preparation.folder
+    for label, name in enumerate(preparation.class_names):
         (source / name).mkdir(parents=True)
         for i in range(7 if label == 0 else 6):
             picture(100 * label + i, 8 + i, 12 - i).save(source / name / f"image_{i:04d}.jpg")
-    return prepare("caltech101", source, tmp_path / "root")
+    return prepare_dataset("caltech101", source, tmp_path / "root")
 
 
 @pytest.fixture

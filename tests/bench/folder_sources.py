@@ -14,7 +14,7 @@ from PIL import Image
 from s2a_bench.data.readers.folders import READERS
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.errors import InputError
 
 BY_NAME = {reader.name: reader for reader in READERS}
@@ -23,10 +23,10 @@ CALTECH = ("caltech-101.zip", "101_ObjectCategories.tar.gz")
 NAMES = ("background_google", "cup", "faces")
 
 
-def row(reader: str, classes: int = 3, encoding="jpeg", **recipe) -> Dataset:
-    archives = recipe.pop("archives", ())
-    made = Recipe(reader, Official(), archives, **recipe)
-    return dataclasses.replace(ROW, classes=classes, encoding=encoding, recipe=made)
+def row(reader: str, classes: int = 3, encoding="jpeg", **preparation) -> Dataset:
+    archives = preparation.pop("archives", ())
+    made = Preparation(reader, OfficialRule(), archives, **preparation)
+    return dataclasses.replace(ROW, classes=classes, encoding=encoding, preparation=made)
 
 
 CALTECH_ROW = row("class_folders", archives=CALTECH, folder="101_ObjectCategories", class_names=NAMES)
@@ -77,25 +77,25 @@ def write(place: Path, names, **texts: str) -> dict[str, bytes]:
 
 
 def tree_of(place: Path, dataset: Dataset) -> Tree:
-    assert dataset.recipe is not None
-    return Tree(place, (*dataset.recipe.archives, place.name))
+    assert dataset.preparation is not None
+    return Tree(place, (*dataset.preparation.archives, place.name))
 
 
 def load(place: Path, dataset: Dataset) -> tuple[Source, dict[str, bytes]]:
-    assert dataset.recipe is not None
-    reader = BY_NAME[dataset.recipe.reader]
+    assert dataset.preparation is not None
+    reader = BY_NAME[dataset.preparation.reader]
     with tree_of(place, dataset) as tree:
         assert reader.recognises(tree, dataset)
         source = reader.open(tree, dataset)
-        read = list(source.read(frozenset(item.name for item in source.items)))
-    assert len(dict(read)) == len(read) == len(source.items) == len({item.name for item in source.items})
+        read = list(source.read(frozenset(item.name for item in source.images)))
+    assert len(dict(read)) == len(read) == len(source.images) == len({item.name for item in source.images})
     return source, dict(read)
 
 
 def refused(place: Path, dataset: Dataset, words: str) -> None:
-    assert dataset.recipe is not None
+    assert dataset.preparation is not None
     with pytest.raises(InputError, match=words) as caught, tree_of(place, dataset) as tree:
-        BY_NAME[dataset.recipe.reader].open(tree, dataset)
+        BY_NAME[dataset.preparation.reader].open(tree, dataset)
     assert "\n" not in str(caught.value)
 
 

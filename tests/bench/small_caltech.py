@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
 from s2a_bench.data.table.lookup import Counts
-from s2a_bench.data.verify import Problem, verify
+from s2a_bench.data.verify import Problem, verify_dataset
 from s2a_bench.errors import InputError
 
 FOLDER = "101_ObjectCategories"
@@ -61,7 +61,7 @@ FILES = source_files(NAMES, SIZES)
 
 def wrong(root: Path) -> list[Problem]:
     """What ``verify`` finds, without its notes (the grey image, the CMYK one)."""
-    return [problem for problem in verify("caltech101", root) if not problem.note]
+    return [problem for problem in verify_dataset("caltech101", root) if not problem.note]
 
 
 def entries(folder: Path, name: str) -> list[tuple[str, int]]:
@@ -71,8 +71,8 @@ def entries(folder: Path, name: str) -> list[tuple[str, int]]:
 
 def nothing_there(root: Path) -> bool:
     """No dataset, no left-over, nothing that loads."""
-    from s2a_bench.data.loading import check  # Here, not above: it imports torch.
+    from s2a_bench.data.loading import check_data  # Here, not above: it imports torch.
 
     with pytest.raises(InputError, match="was not found"):
-        check(DataConfig("vtab", "caltech101", str(root)))
+        check_data(DataConfig("vtab", "caltech101", str(root)))
     return not root.exists() or not list(root.iterdir())

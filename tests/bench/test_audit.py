@@ -32,10 +32,10 @@ def _cell(method: str = "bias", **changes: Any) -> CellConfig:
     return dataclasses.replace(cell, **changes)
 
 
-def _peek(cell_id: str, test: tuple[float, ...], **changes: Any) -> audit.Peek:
+def _peek(cell_id: str, test: tuple[float, ...], **changes: Any) -> audit.EpochAudit:
     values: dict[str, Any] = {"suite": "mini", "dataset": "digits", "backbone": "mini_vit", "method": "s2a", "seed": 0}
     values |= {"record_accuracy": test[-1], "loss": (1.0,) * len(test)} | changes
-    return audit.Peek(cell_id=cell_id, test=test, **values)
+    return audit.EpochAudit(cell_id=cell_id, test=test, **values)
 
 
 # Determinism
@@ -75,7 +75,7 @@ def test_looking_changes_nothing_about_the_training(method):
     cell = _cell(method)
     found = run.run(cell)
     assert found.feature_cache is (method == "linear")  # then the audit trains on features as well
-    looked = audit.peek(audit.cell_of(found, None, None, "cpu"), found)
+    looked = audit.score_every_epoch(audit.recreate_cell(found, None, None, "cpu"), found)
     assert list(looked.loss) == [point["loss"] for point in found.curve]
     assert looked.test[-1] == found.accuracy == looked.record_accuracy
 
@@ -84,7 +84,7 @@ def test_every_epochs_score_is_that_of_a_run_that_was_stopped_there(monkeypatch)
     """Against an independent way to the same numbers: train again, only so far, and score once."""
     cell = _cell("linear")
     found = run.run(cell)
-    looked = audit.peek(audit.cell_of(found, None, None, "cpu"), found)
+    looked = audit.score_every_epoch(audit.recreate_cell(found, None, None, "cpu"), found)
     whole = run.train
     for epochs in (1, 2):
 
@@ -112,7 +112,7 @@ def test_the_table_is_a_mean_over_seeds_then_over_datasets():
         _peek("c", (56.0, 50.0), dataset="count"),
         _peek("d", (20.0, 20.0), method="full"),
     ]
-    first, second = audit.lines(found)
+    first, second = audit.summarise_audits(found)
     assert (first.method, first.inflation, first.largest, first.datasets, first.cells) == ("s2a", 4.0, 6.0, 2, 3)
     assert (first.last, first.best) == (40.0, 44.0)
     assert (second.method, second.inflation) == ("full", 0.0)
@@ -206,4 +206,4 @@ def test_trials_failed_cells_and_val_records_are_not_audited():
         make_record(seed=5, evaluated_on="val"),
         make_record(seed=6, trial=True),
     ]
-    assert audit.pick([good, *others]) == [good]
+    assert audit.select_records([good, *others]) == [good]

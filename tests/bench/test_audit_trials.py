@@ -80,26 +80,26 @@ def _final(seed: int, ids: list[str], accuracy: float = 50.0, **changes) -> Reco
 def test_one_seed_stands_for_a_search():
     one, two = _final(1, ["a", "b"]), _final(0, ["a", "b"])
     other = _final(0, ["a", "b"], dataset="texture")
-    assert audit_trials.finals([one, two, other, make_record()]) == [two, other]
+    assert audit_trials.select_searched([one, two, other, make_record()]) == [two, other]
 
 
 def test_the_table_is_a_mean_over_datasets():
     rows = [
-        audit_trials.Searched(_final(0, ["a"], 50.0), (50.0, 54.0)),
-        audit_trials.Searched(_final(0, ["b"], 30.0, dataset="texture"), (30.0, 20.0)),
+        audit_trials.SearchAudit(_final(0, ["a"], 50.0), (50.0, 54.0)),
+        audit_trials.SearchAudit(_final(0, ["b"], 30.0, dataset="texture"), (30.0, 20.0)),
     ]
-    (line,) = audit_trials.lines(rows)
+    (line,) = audit_trials.summarise_searches(rows)
     assert (line.last, line.best, line.inflation, line.largest) == (40.0, 42.0, 2.0, 4.0)
     assert (line.datasets, line.cells) == (2, 2)
 
 
 def test_a_config_whose_loss_is_infinite_has_no_score_and_any_other_failure_is_one(monkeypatch):
     cell = grid.expand(grid.Request(datasets=("digits",), methods=("bias",)))[0]
-    one = audit_trials.Tried("a" * 16, "b" * 16, cell)
+    one = audit_trials.TriedConfig("a" * 16, "b" * 16, cell)
     failed = make_record(status="failed", accuracy=None, error={"type": "Diverged", "message": "NaN"})
     monkeypatch.setattr(run, "run", lambda cell: failed)
-    assert audit_trials.score(one).accuracy is None
+    assert audit_trials.score_config(one).accuracy is None
     lost = dataclasses.replace(failed, error={"type": "OutOfMemory", "message": "too large"})
     monkeypatch.setattr(run, "run", lambda cell: lost)
     with pytest.raises(RuntimeError, match="OutOfMemory: too large"):
-        audit_trials.score(one)
+        audit_trials.score_config(one)

@@ -284,7 +284,7 @@ def test_an_adapter_gives_the_cells_model_back(tmp_path):
     path = recorded_adapter(found, tmp_path)
     assert path is not None and path == adapter_path(tmp_path, found.cell_id)
     model, expected = backbones.create(asked.backbone, asked.seed)
-    loaded = data.load(
+    loaded = data.load_data(
         asked.data, size=expected.size, mean=expected.mean, std=expected.std, interpolation=expected.interpolation
     )
     assert accuracy(s2a.load(model, path), loaded.scored, asked.train) == found.accuracy

@@ -268,11 +268,11 @@ def test_of_several_datasets_those_that_are_there_are_prepared(capsys, tmp_path)
     assert "--split" in refused(capsys, "data", "prepare", "fgvc_dtd", "--data-dir", str(root), *both)
     for name in ("fgvc_dtd", "fgvc_eurosat"):
         (downloads / name).mkdir(parents=True)
-        plans.make(DATASETS[name], downloads / name)
+        plans.make_source(DATASETS[name], downloads / name)
     wanted = ["fgvc_dtd", "fgvc_eurosat", "fgvc_pets"]
     assert main(["data", "prepare", *wanted, "--from", str(downloads), "--data-dir", str(root)]) == 1
     out = capsys.readouterr().out
-    assert "holds nothing that is known of fgvc_pets" in out and "0 of 3 datasets are ready" in out  # miniatures
+    assert "contains no known format of fgvc_pets" in out and "0 of 3 datasets are ready" in out  # miniatures
     assert "some images are missing or added" in out and not list(root.iterdir())
     made = ["data", "prepare", *wanted[:2], "--synthetic", "--data-dir", str(root)]
     assert main(made) == 0 and sorted(p.name for p in root.iterdir()) == wanted[:2]

@@ -17,7 +17,7 @@ from s2a_bench.cells import pretrain
 from s2a_bench.config import DataConfig
 from s2a_bench.data import folder as layout
 from s2a_bench.data import images
-from s2a_bench.data.loading import check, load
+from s2a_bench.data.loading import check_data, load_data
 from s2a_bench.errors import InputError
 
 # --- Bad input -------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ from s2a_bench.errors import InputError
     ],
 )
 def test_bad_configs(changes, parts):
-    for call in (check, lambda c: load(c, size=32, **HALF)):
+    for call in (check_data, lambda c: load_data(c, size=32, **HALF)):
         with pytest.raises(InputError) as error:
             call(dataclasses.replace(DataConfig(), **changes))
         for part in parts:
@@ -54,14 +54,14 @@ def test_bad_configs(changes, parts):
 )
 def test_bad_views(changes):
     with pytest.raises(InputError):
-        load(DataConfig(), **{"size": 32, **HALF, **changes})
+        load_data(DataConfig(), **{"size": 32, **HALF, **changes})
 
 
 def test_missing_data_names_path_and_command(tmp_path):
     for make in (lambda: None, lambda: (tmp_path / "caltech101").mkdir()):
         make()
         with pytest.raises(InputError) as error:
-            check(config(tmp_path / "caltech101"))
+            check_data(config(tmp_path / "caltech101"))
         for part in (str(tmp_path / "caltech101"), f"data prepare caltech101 --from DOWNLOAD --data-dir {tmp_path}"):
             assert part in str(error.value)
 
@@ -95,7 +95,7 @@ def test_damaged_folders_are_found_before_a_sweep_starts(svhn, case):
     folder, _ = svhn
     damage, message = DAMAGE[case]
     damage(folder)
-    for call in (check, lambda c: load(c, size=8, **HALF)):
+    for call in (check_data, lambda c: load_data(c, size=8, **HALF)):
         with pytest.raises(InputError, match=message) as error:
             call(config(folder))
         assert "\n" not in str(error.value)
@@ -105,7 +105,7 @@ def test_damaged_folders_are_found_before_a_sweep_starts(svhn, case):
 @given(text=st.text(max_size=60))
 def test_lists_of_any_text_give_entries_or_problems(text):
     for item in layout.parse_list(text, classes=5):
-        if isinstance(item, layout.Entry):
+        if isinstance(item, layout.ListedImage):
             assert (
                 0 <= item.label < 5 and item.path and not item.path.startswith("/") and ".." not in item.path.split("/")
             )
@@ -120,7 +120,7 @@ def test_lists_of_any_text_give_entries_or_problems(text):
 def test_lists_are_read_as_they_were_written(items, ending):
     text = "".join(f"{path} {label}{ending}" for path, label in items)
     got = list(layout.parse_list(text, classes=10))
-    assert [(item.path, item.label) for item in got if isinstance(item, layout.Entry)] == items
+    assert [(item.path, item.label) for item in got if isinstance(item, layout.ListedImage)] == items
 
 
 # --- Decoding --------------------------------------------------------------------------------------------------------
@@ -150,7 +150,7 @@ def test_class_folders_from_folder_and_archive(tmp_path):
 @given(st.binary(min_size=1, max_size=200))
 def test_bytes_that_are_no_image_are_an_input_error(content):
     with pytest.raises(InputError, match=r"x\.jpg cannot be decoded"):
-        images.decode(content, "x.jpg")
+        images.decode_rgb(content, "x.jpg")
 
 
 @settings(max_examples=60, deadline=None)
@@ -160,8 +160,8 @@ def test_truncated_images_are_an_input_error(cut, format):
     picture(3, 16, 16).save(out, format)
     content = out.getvalue()
     try:
-        got = images.decode(content[: max(1, len(content) - cut)], "x")
+        got = images.decode_rgb(content[: max(1, len(content) - cut)], "x")
     except InputError:
         return
     # Bytes after the last pixel may go missing unnoticed, pixels may not.
-    np.testing.assert_array_equal(np.asarray(got), np.asarray(images.decode(content, "x")))
+    np.testing.assert_array_equal(np.asarray(got), np.asarray(images.decode_rgb(content, "x")))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.lookup import DATASETS, SUITES
-from s2a_bench.data.table.types import Pool
+from s2a_bench.data.table.types import PoolRule
 from s2a_bench.errors import InputError
 
 
@@ -21,10 +21,10 @@ def test_vtab_has_the_nineteen_tasks_of_the_protocol():
 
 def test_caltech101_agrees_with_its_own_recipe():
     row = DATASETS["caltech101"]
-    recipe = row.recipe
-    assert recipe is not None and isinstance(recipe.rule, Pool)
-    rule = recipe.rule
-    names = list(recipe.class_names)
+    preparation = row.preparation
+    assert preparation is not None and isinstance(preparation.rule, PoolRule)
+    rule = preparation.rule
+    names = list(preparation.class_names)
     assert names == sorted(set(names)) and len(names) == row.classes == 102
     images = 9144  # of the published archive, background included
     assert row.counts.test == images - rule.per_class * row.classes
@@ -49,12 +49,15 @@ def test_names_and_aliases_are_unique_within_a_suite():
         assert len(names) == len(set(names))
         assert set(suite.defaults) <= set(suite.datasets)
         for name in names:
-            assert name in (datasets.get(suite.name, name).name, *datasets.get(suite.name, name).aliases)
+            assert name in (
+                datasets.get_dataset(suite.name, name).name,
+                *datasets.get_dataset(suite.name, name).aliases,
+            )
 
 
 def test_aliases_lead_to_the_row():
-    assert datasets.get("vtab", "cifar100") is DATASETS["cifar"]
-    assert datasets.find("flowers102") is DATASETS["oxford_flowers102"]
+    assert datasets.get_dataset("vtab", "cifar100") is DATASETS["cifar"]
+    assert datasets.find_dataset("flowers102") is DATASETS["oxford_flowers102"]
 
 
 @pytest.mark.parametrize(
@@ -62,9 +65,9 @@ def test_aliases_lead_to_the_row():
     [
         (lambda: datasets.get_suite("vtabb"), ["suite 'vtabb'", "did you mean vtab?"]),
         (lambda: datasets.get_suite("imagnet"), ["suite 'imagnet'", "mini", "vtab", "did you mean imagenet"]),
-        (lambda: datasets.get("mini", "digit"), ["'digit'", "did you mean digits?"]),
-        (lambda: datasets.get("mini", "caltech101"), ["'caltech101'", "not in suite 'mini'", "--suite vtab"]),
-        (lambda: datasets.find("calltech"), ["dataset 'calltech'", "did you mean caltech101"]),
+        (lambda: datasets.get_dataset("mini", "digit"), ["'digit'", "did you mean digits?"]),
+        (lambda: datasets.get_dataset("mini", "caltech101"), ["'caltech101'", "not in suite 'mini'", "--suite vtab"]),
+        (lambda: datasets.find_dataset("calltech"), ["dataset 'calltech'", "did you mean caltech101"]),
     ],
 )
 def test_unknown_names_say_what_is_near(call, parts):
@@ -76,7 +79,7 @@ def test_unknown_names_say_what_is_near(call, parts):
 
 @given(st.text(max_size=20))
 def test_lookups_never_fail_otherwise(name):
-    for lookup in (datasets.find, datasets.get_suite, lambda n: datasets.get("vtab", n)):
+    for lookup in (datasets.find_dataset, datasets.get_suite, lambda n: datasets.get_dataset("vtab", n)):
         try:
             lookup(name)
         except InputError as error:

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s2a_bench.data import decoded
-from s2a_bench.data.decoded import Form, Listed, as_read, open_pixels, short_side
-from s2a_bench.data.folder import CACHE, Entry
+from s2a_bench.data.decoded import DecodedForm, ImageList, decode_on_demand, open_pixels, short_side
+from s2a_bench.data.folder import CACHE, ListedImage
 from torchvision.transforms import v2
 
 SIZES = [(20, 30), (41, 17), (8, 8), (33, 32), (9, 60)]
@@ -26,9 +26,9 @@ def folder(tmp_path) -> Path:
     return tmp_path
 
 
-def listed(folder: Path, size: int = 14, form: Form = "short") -> Listed:
-    entries = [Entry(f"{i}.png", 0, i + 1) for i in range(len(SIZES))]
-    return Listed(folder, None, entries, size, "bicubic", form)
+def listed(folder: Path, size: int = 14, form: DecodedForm = "short") -> ImageList:
+    entries = [ListedImage(f"{i}.png", 0, i + 1) for i in range(len(SIZES))]
+    return ImageList(folder, None, entries, size, "bicubic", form)
 
 
 def test_the_short_side_is_that_of_vpt():
@@ -41,14 +41,14 @@ def test_scored_crops_are_torchvisions(folder, size):
     want = np.stack(
         [np.asarray(reference(Image.open(folder / f"{i}.png"))).transpose(2, 0, 1) for i in range(len(SIZES))]
     )
-    for pixels in (as_read(listed(folder, size)), open_pixels(listed(folder, size), "list")):
+    for pixels in (decode_on_demand(listed(folder, size)), open_pixels(listed(folder, size), "list")):
         np.testing.assert_array_equal(pixels(np.arange(len(SIZES)), None), want)
 
 
 def test_cache_memory_and_reading_give_the_same_crops(folder, monkeypatch):
     indices = np.array([4, 0, 0, 2, 3, 1])
-    ways = [open_pixels(listed(folder), "list"), open_pixels(listed(folder), None), as_read(listed(folder))]
-    monkeypatch.setattr(decoded, "_fill", None)
+    ways = [open_pixels(listed(folder), "list"), open_pixels(listed(folder), None), decode_on_demand(listed(folder))]
+    monkeypatch.setattr(decoded, "_write_cache", None)
     ways.append(open_pixels(listed(folder), "list"))  # from the file: nothing is filled again
     monkeypatch.setattr(decoded, "MEMORY_LIMIT", 0)
     ways.append(open_pixels(listed(folder), None))
@@ -62,14 +62,14 @@ def test_cache_memory_and_reading_give_the_same_crops(folder, monkeypatch):
 @given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 9), st.integers(0, 10_000))
 def test_random_crops_are_windows_of_the_image(size, more_h, more_w, seed):
     image = np.random.default_rng(seed).integers(0, 256, (3, size + more_h, size + more_w), dtype=np.uint8)
-    (crop,) = decoded._crops([image], size, torch.Generator().manual_seed(seed))
+    (crop,) = decoded._cut_crops([image], size, torch.Generator().manual_seed(seed))
     windows = [image[:, y : y + size, x : x + size] for y in range(more_h + 1) for x in range(more_w + 1)]
     assert any(np.array_equal(crop, w) or np.array_equal(crop, w[:, :, ::-1]) for w in windows)
 
 
 def test_every_window_and_both_sides_occur():
     image = np.arange(3 * 5 * 6, dtype=np.uint8).reshape(3, 5, 6)
-    crops = decoded._crops([image] * 600, 4, torch.Generator().manual_seed(0))
+    crops = decoded._cut_crops([image] * 600, 4, torch.Generator().manual_seed(0))
     found = {crop.tobytes() for crop in crops}
     windows = [image[:, y : y + 4, x : x + 4] for y in range(2) for x in range(3)]
     assert found == {np.ascontiguousarray(v).tobytes() for w in windows for v in (w, w[:, :, ::-1])}

@@ -20,8 +20,8 @@ import pytest
 from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left, md5
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from s2a_bench.data.download import fetch
-from s2a_bench.data.table.types import Remote
+from s2a_bench.data.download import download_files
+from s2a_bench.data.table.types import RemoteFile
 from s2a_bench.errors import InputError
 from s2a_bench.files import locked
 
@@ -42,7 +42,9 @@ def test_files_come_whole_and_in_order_and_leave_nothing_else(site: Site, tmp_pa
     site.answers["/with%20space%20.txt"] = [Answer(b"x", kind="close")]
     said: list[tuple[str, int, int]] = []
     folder = tmp_path / "new" / "folder"
-    assert fetch(remotes, folder, lambda *each: said.append(each)) == [folder / remote.file for remote in remotes]
+    assert download_files(remotes, folder, lambda *each: said.append(each)) == [
+        folder / remote.file for remote in remotes
+    ]
     assert [path.read_bytes() for path in (folder / remote.file for remote in remotes)] == [big, DATA, b"x"]
     assert left(folder) == sorted(remote.file for remote in remotes)
     assert {each["agent"] for each in site.log} == {"s2a-bench"}
@@ -54,7 +56,7 @@ def test_files_come_whole_and_in_order_and_leave_nothing_else(site: Site, tmp_pa
 
 def test_a_good_file_is_not_asked_for(site: Site, tmp_path: Path) -> None:
     (tmp_path / "f.zip").write_bytes(DATA)
-    assert fetch([site.remote()], tmp_path, None) == [tmp_path / "f.zip"]
+    assert download_files([site.remote()], tmp_path, None) == [tmp_path / "f.zip"]
     assert site.log == []
 
 
@@ -63,19 +65,19 @@ def test_a_good_file_needs_no_lock_and_no_right_to_write(
 ) -> None:
     (tmp_path / "f.zip").write_bytes(DATA)
     with locked(tmp_path, wait=False):
-        fetch([site.remote()], tmp_path, None)
+        download_files([site.remote()], tmp_path, None)
     if os.geteuid():
         tmp_path.chmod(0o500)
-        fetch([site.remote()], tmp_path, None)
+        download_files([site.remote()], tmp_path, None)
 
 
 def test_without_a_digest_the_size_decides(site: Site, tmp_path: Path) -> None:
     remote = site.remote(digest="")
-    fetch([remote], tmp_path, None)
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert [each["method"] for each in site.log] == ["GET", "HEAD"]
     (tmp_path / "f.zip").write_bytes(DATA[:-1])
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
 
@@ -85,11 +87,11 @@ def test_a_file_put_there_by_hand_is_taken_where_no_size_can_be_had(
 ) -> None:
     (tmp_path / "f.zip").write_bytes(b"by hand")
     remote = (
-        Remote(f"http://127.0.0.1:{closed_port()}/f.zip", "f.zip")
+        RemoteFile(f"http://127.0.0.1:{closed_port()}/f.zip", "f.zip")
         if answer is None
         else site.remote("f.zip", "", answer)
     )
-    fetch([remote, Remote("gdrive://x", "f.zip")], tmp_path, None)
+    download_files([remote, RemoteFile("gdrive://x", "f.zip")], tmp_path, None)
     assert (tmp_path / "f.zip").read_bytes() == b"by hand"
     assert [each["method"] for each in site.log] == ["HEAD"] * (answer is not None)
 
@@ -99,7 +101,7 @@ def test_a_wrong_file_is_replaced_but_not_before_a_right_one_is_there(site: Site
     remote = site.remote("f.zip", None, Answer(status=404), Answer())
     failing([remote], tmp_path, None)
     assert (tmp_path / "f.zip").read_bytes() == b"old"
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
 
@@ -108,14 +110,14 @@ def test_a_wrong_file_is_replaced_but_not_before_a_right_one_is_there(site: Site
 
 @pytest.mark.parametrize("answer", [Answer(drop=70_000), Answer(drop=70_000, reset=True)], ids=["closed", "reset"])
 def test_a_broken_connection_is_taken_up_where_it_broke(site: Site, tmp_path: Path, answer: Answer) -> None:
-    fetch([site.remote("f.zip", None, answer, Answer())], tmp_path, None)
+    download_files([site.remote("f.zip", None, answer, Answer())], tmp_path, None)
     assert site.ranges == [None, "bytes=70000-"] and site.statuses == [200, 206]
     assert site.log[1]["if_range"] == '"one"'
     assert (tmp_path / "f.zip").read_bytes() == DATA and left(tmp_path) == ["f.zip"]
 
 
 def test_tries_are_counted_anew_while_the_file_grows(site: Site, tmp_path: Path) -> None:
-    fetch([site.remote("f.zip", None, *[Answer(drop=20_000)] * 9, Answer())], tmp_path, None)
+    download_files([site.remote("f.zip", None, *[Answer(drop=20_000)] * 9, Answer())], tmp_path, None)
     assert site.ranges == [None, *(f"bytes={20_000 * i}-" for i in range(1, 10))]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -126,7 +128,7 @@ def test_a_later_run_goes_on_with_the_part(site: Site, tmp_path: Path) -> None:
     assert "200,000 bytes, md5:" in failing([remote], tmp_path, None)
     assert left(tmp_path) == [".f.zip.part", ".f.zip.part.json"]
     assert (tmp_path / ".f.zip.part").read_bytes() == DATA[:50_000]
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert site.ranges == [None, *["bytes=50000-"] * 3]
     assert (tmp_path / "f.zip").read_bytes() == DATA and left(tmp_path) == ["f.zip"]
 
@@ -140,16 +142,16 @@ def test_an_interrupt_leaves_a_part_to_go_on_with(site: Site, tmp_path: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        fetch([remote], tmp_path, interrupt)
+        download_files([remote], tmp_path, interrupt)
     size = (tmp_path / ".f.zip.part").stat().st_size
     assert 1 << 20 < size < 3 << 20 and not (tmp_path / "f.zip").exists()
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert site.ranges == [None, f"bytes={size}-"]
     assert (tmp_path / "f.zip").read_bytes() == big
 
 
 def test_a_server_without_ranges_starts_again(site: Site, tmp_path: Path) -> None:
-    fetch([site.remote("f.zip", None, Answer(drop=70_000), Answer(ranges=False))], tmp_path, None)
+    download_files([site.remote("f.zip", None, Answer(drop=70_000), Answer(ranges=False))], tmp_path, None)
     assert site.statuses == [200, 200]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -160,7 +162,7 @@ def test_an_etag_that_is_left_out_counts_as_another_unless_a_digest_is_known(sit
         ("b", "", Answer(OTHER, etag="", if_range=False), [200, 206, 200]),
     ):
         site.log.clear()
-        fetch([site.remote(name, digest, Answer(drop=70_000), changed)], tmp_path, None)
+        download_files([site.remote(name, digest, Answer(drop=70_000), changed)], tmp_path, None)
         assert (tmp_path / name).read_bytes() == changed.data and site.statuses == statuses
 
 
@@ -178,7 +180,7 @@ def test_two_versions_of_a_file_are_never_joined(
     site: Site, tmp_path: Path, changed: Answer, statuses: list[int], digest: str
 ) -> None:
     expected = md5(changed.data) if digest else ""
-    fetch([site.remote("f.zip", expected, Answer(drop=70_000), changed)], tmp_path, None)
+    download_files([site.remote("f.zip", expected, Answer(drop=70_000), changed)], tmp_path, None)
     assert (tmp_path / "f.zip").read_bytes() == changed.data
     assert site.statuses == statuses
 
@@ -195,13 +197,13 @@ def test_two_versions_of_a_file_are_never_joined(
 def test_a_part_is_resumed_only_if_a_change_would_be_noticed(
     site: Site, tmp_path: Path, mark: dict[str, Any], digest: str, if_range: str | None, status: int
 ) -> None:
-    fetch([site.remote("f.zip", digest, Answer(drop=70_000, **mark), Answer(**mark))], tmp_path, None)
+    download_files([site.remote("f.zip", digest, Answer(drop=70_000, **mark), Answer(**mark))], tmp_path, None)
     assert site.log[1]["if_range"] == if_range and site.statuses == [200, status]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
 
 def test_a_range_that_is_not_the_one_asked_for_is_not_appended(site: Site, tmp_path: Path) -> None:
-    fetch([site.remote("f.zip", None, Answer(drop=70_000), Answer(shift=1), Answer())], tmp_path, None)
+    download_files([site.remote("f.zip", None, Answer(drop=70_000), Answer(shift=1), Answer())], tmp_path, None)
     assert site.ranges == [None, "bytes=70000-", None]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -213,7 +215,7 @@ def test_a_part_that_is_complete_is_taken(
     remote = site.remote(digest="")
     (tmp_path / ".f.zip.part").write_bytes(DATA[:size])
     (tmp_path / ".f.zip.part.json").write_text(json.dumps({"url": remote.url, "validator": '"one"', "total": total}))
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert site.ranges == ranges and (tmp_path / "f.zip").read_bytes() == DATA
 
 
@@ -235,12 +237,14 @@ def test_a_part_that_does_not_fit_is_dropped(site: Site, tmp_path: Path, note: A
         note["url"] = remote.url
     (tmp_path / ".f.zip.part").write_bytes(b"x" * 300_000)
     (tmp_path / ".f.zip.part.json").write_text("{" if note is None else json.dumps(note))
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert site.ranges == ranges and (tmp_path / "f.zip").read_bytes() == DATA
 
 
 def test_a_body_in_chunks_that_ends_early_is_not_the_file(site: Site, tmp_path: Path) -> None:
-    fetch([site.remote("f.zip", "", Answer(drop=70_000, kind="chunked"), Answer(kind="chunked"))], tmp_path, None)
+    download_files(
+        [site.remote("f.zip", "", Answer(drop=70_000, kind="chunked"), Answer(kind="chunked"))], tmp_path, None
+    )
     assert site.ranges == [None, "bytes=70000-"]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -274,7 +278,7 @@ def test_whatever_the_server_does_the_final_name_holds_the_right_file_or_nothing
         remote = site.remote("f.zip", None, *(drawn(**each) for each in answers), Answer())
         for _ in range(len(answers) + 2):
             with contextlib.suppress(InputError):
-                fetch([remote], Path(name), None)
+                download_files([remote], Path(name), None)
             assert not (Path(name) / "f.zip").exists() or (Path(name) / "f.zip").read_bytes() == DATA
         assert left(Path(name)) == ["f.zip"]
 
@@ -292,7 +296,7 @@ def test_without_a_digest_honest_marks_and_lengths_suffice(
         remote = site.remote("f.zip", "", *honest)
         for _ in range(len(answers) + 2):
             with contextlib.suppress(InputError):
-                fetch([remote], Path(name), None)
+                download_files([remote], Path(name), None)
         arrived = (Path(name) / "f.zip").read_bytes()
         assert [arrived == DATA, arrived == OTHER].count(True) == 1
 
@@ -304,7 +308,7 @@ def test_threads_take_turns_and_the_file_is_sent_once(site: Site, tmp_path: Path
     remote = site.remote("f.zip", None, Answer(pause=0.3))
     said: list[str] = []
     threads = [
-        threading.Thread(target=fetch, args=([remote], tmp_path, lambda what, done, total: said.append(what)))
+        threading.Thread(target=download_files, args=([remote], tmp_path, lambda what, done, total: said.append(what)))
         for _ in range(4)
     ]
     for thread in threads:
@@ -319,9 +323,10 @@ def test_processes_take_turns_and_a_killed_one_is_taken_over_from(site: Site, tm
     big = random.Random(4).randbytes(3 << 20)
     remote = site.remote("f.zip", md5(big), Answer(big))
     code = (
-        "import sys, os, signal; from pathlib import Path; from s2a_bench.data.download import fetch, Remote\n"
+        "import sys, os, signal; from pathlib import Path\n"
+        "from s2a_bench.data.download import download_files, RemoteFile\n"
         "die = lambda what, done, total: os.kill(os.getpid(), signal.SIGKILL) if done > 1 << 20 else None\n"
-        "fetch([Remote(*sys.argv[1:4])], Path(sys.argv[4]), die if sys.argv[5] == 'die' else None)"
+        "download_files([RemoteFile(*sys.argv[1:4])], Path(sys.argv[4]), die if sys.argv[5] == 'die' else None)"
     )
     command = [sys.executable, "-c", code, remote.url, remote.file, remote.digest, str(tmp_path)]
     assert subprocess.run([*command, "die"], check=False).returncode == -9

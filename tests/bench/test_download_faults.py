@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left, md5
 from s2a_bench.data import http as web
-from s2a_bench.data.download import fetch
-from s2a_bench.data.table.types import Remote
+from s2a_bench.data.download import download_files
+from s2a_bench.data.table.types import RemoteFile
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 
@@ -32,7 +32,7 @@ def test_a_passing_fault_of_the_server_is_waited_out(
     waits: list[float] = []
     monkeypatch.setattr(web, "_PAUSES", (1.0, 4.0))
     monkeypatch.setattr(web.time, "sleep", lambda each: waits.append(each) if each else None)
-    fetch([site.remote("f.zip", None, Answer(status=500), Answer(status=429), Answer())], tmp_path, None)
+    download_files([site.remote("f.zip", None, Answer(status=500), Answer(status=429), Answer())], tmp_path, None)
     assert site.statuses == [500, 429, 200] and waits == [1.0, 4.0]
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -70,7 +70,7 @@ def test_a_page_instead_of_the_file_is_called_one(site: Site, tmp_path: Path) ->
 def test_redirects_are_followed_and_resumed(site: Site, tmp_path: Path) -> None:
     remote = site.remote("f.zip", None, Answer(status=302, location="/elsewhere"))
     site.answers["/elsewhere"] = [Answer(drop=70_000), Answer()]
-    fetch([remote], tmp_path, None)
+    download_files([remote], tmp_path, None)
     assert site.statuses == [302, 200, 302, 206] and site.ranges[-1] == "bytes=70000-"
     assert (tmp_path / "f.zip").read_bytes() == DATA
 
@@ -94,9 +94,9 @@ def test_a_host_that_cannot_be_reached_is_tried_once_for_all_its_files(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     port, tried = closed_port(), []
-    real = web._open
-    monkeypatch.setattr(web, "_open", lambda url, *rest: tried.append(url) or real(url, *rest))
-    remotes = [Remote(f"http://127.0.0.1:{port}/{name}", name, "md5:00") for name in ("a", "b")]
+    real = web._open_url
+    monkeypatch.setattr(web, "_open_url", lambda url, *rest: tried.append(url) or real(url, *rest))
+    remotes = [RemoteFile(f"http://127.0.0.1:{port}/{name}", name, "md5:00") for name in ("a", "b")]
     said = failing(remotes, tmp_path, None)
     assert said.count(f"127.0.0.1:{port} cannot be reached (Connection refused)") == 2
     assert tried == [remotes[0].url]
@@ -110,7 +110,11 @@ def test_a_name_that_does_not_resolve_and_an_address_that_is_none(
         raise socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 
     monkeypatch.setattr(socket, "getaddrinfo", unknown)
-    remotes = [Remote("https://data.example/f.zip", "f.zip"), Remote("http://a b/", "g"), Remote("ftp://x/h", "h")]
+    remotes = [
+        RemoteFile("https://data.example/f.zip", "f.zip"),
+        RemoteFile("http://a b/", "g"),
+        RemoteFile("ftp://x/h", "h"),
+    ]
     said = failing(remotes, tmp_path, None)
     assert "data.example cannot be reached (Temporary failure in name resolution)" in said
     assert "  g from http://a b/: " in said and "the kind ftp:// are not supported" in said
@@ -145,4 +149,4 @@ def test_a_disk_that_is_too_small_is_told_at_once(site: Site, tmp_path: Path, mo
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(total=10, free=5))
     assert "needs 200,000 bytes more" in failing([site.remote()], tmp_path, None)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: types.SimpleNamespace(total=0, free=0))
-    fetch([site.remote()], tmp_path, None)
+    download_files([site.remote()], tmp_path, None)

@@ -13,8 +13,8 @@ import huggingface_hub
 import pytest
 from bench.web_site import DATA, OTHER, failing, left, md5
 from huggingface_hub.errors import LocalEntryNotFoundError
-from s2a_bench.data.download import fetch
-from s2a_bench.data.table.types import Remote
+from s2a_bench.data.download import download_files
+from s2a_bench.data.table.types import RemoteFile
 
 pytestmark = pytest.mark.usefixtures("quick_web")
 
@@ -34,18 +34,18 @@ def test_the_hub_is_asked_and_its_file_put_in_place(tmp_path: Path, monkeypatch:
         return str(target)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", copy)
-    remotes = [Remote(HUB, "f.zip", md5(DATA)), Remote(HUB.replace("name/", "name@v1/"), "g.zip")]
+    remotes = [RemoteFile(HUB, "f.zip", md5(DATA)), RemoteFile(HUB.replace("name/", "name@v1/"), "g.zip")]
     said: list[str] = []
-    fetch(remotes, tmp_path, lambda what, done, total: said.append(what))
+    download_files(remotes, tmp_path, lambda what, done, total: said.append(what))
     assert calls == [
         ("owner/name", "data/f.zip", "dataset", None),
         ("owner/name", "data/f.zip", "dataset", "v1"),
     ]
     assert left(tmp_path) == ["f.zip", "g.zip"] and "downloading f.zip" in said
     assert {(tmp_path / name).read_bytes() for name in left(tmp_path)} == {DATA}
-    fetch(remotes[:1], tmp_path, None)
+    download_files(remotes[:1], tmp_path, None)
     assert len(calls) == 2
-    said_last = failing([Remote(HUB, "h.zip", md5(OTHER))], tmp_path, None)
+    said_last = failing([RemoteFile(HUB, "h.zip", md5(OTHER))], tmp_path, None)
     assert f"is {md5(DATA)}, expected {md5(OTHER)}" in said_last and left(tmp_path) == ["f.zip", "g.zip"]
 
 
@@ -69,7 +69,7 @@ def test_errors_of_the_hub(
         raise error
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", fail)
-    said = failing([Remote(HUB, "f.zip"), Remote(HUB, "g.zip")], tmp_path, None)
+    said = failing([RemoteFile(HUB, "f.zip"), RemoteFile(HUB, "g.zip")], tmp_path, None)
     assert words in said and len(count) == calls
     if not isinstance(error, OSError) or error.errno is None:
         page = "https://huggingface.co/datasets/owner/name/resolve/main/data/f.zip"
@@ -78,12 +78,12 @@ def test_errors_of_the_hub(
 
 
 def test_an_address_of_the_hub_that_is_none(tmp_path: Path) -> None:
-    assert "hf://datasets/OWNER/NAME/PATH" in failing([Remote("hf://datasets/x", "f")], tmp_path, None)
+    assert "hf://datasets/OWNER/NAME/PATH" in failing([RemoteFile("hf://datasets/x", "f")], tmp_path, None)
 
 
 def test_google_drive_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gdown", None)
-    said = failing([Remote("gdrive://abc", "f.gz", "md5:00")], tmp_path, None)
+    said = failing([RemoteFile("gdrive://abc", "f.gz", "md5:00")], tmp_path, None)
     assert "f.gz (md5:00) from https://drive.google.com/uc?id=abc: " in said and "pip install gdown" in said
 
 
@@ -109,13 +109,13 @@ def test_google_drive(
             raise error
 
     monkeypatch.setitem(sys.modules, "gdown", types.SimpleNamespace(download=get))
-    remote = Remote("gdrive://abc", "f.gz", md5(DATA))
+    remote = RemoteFile("gdrive://abc", "f.gz", md5(DATA))
     if isinstance(error, KeyboardInterrupt):
         with pytest.raises(KeyboardInterrupt):
-            fetch([remote], tmp_path, None)
+            download_files([remote], tmp_path, None)
     elif words:
         assert words in re.sub(r"\s+", " ", failing([remote], tmp_path, None))
     else:
-        fetch([remote], tmp_path, None)
+        download_files([remote], tmp_path, None)
         assert (tmp_path / "f.gz").read_bytes() == DATA
     assert left(tmp_path) == ([] if words or error else ["f.gz"])

@@ -11,7 +11,7 @@ from s2a_bench.cells.backbones import MINI_BACKBONES
 from s2a_bench.cli import main as cli
 from s2a_bench.errors import InputError
 from s2a_bench.experiments import spec as experiment
-from s2a_bench.experiments.memory_tables import ROWS
+from s2a_bench.experiments.memory_tables import PAPER_ROWS
 from s2a_bench.sweeps.grid import Request, expand, parse_method
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -33,13 +33,13 @@ mini = false
 
 
 def test_all_of_the_papers_experiments_are_there():
-    assert experiment.names() == ("fig1", "fig5", "table1", "table2", "table3", "table4")
+    assert experiment.list_experiments() == ("fig1", "fig5", "table1", "table2", "table3", "table4")
 
 
-@pytest.mark.parametrize("name", experiment.names())
+@pytest.mark.parametrize("name", experiment.list_experiments())
 @pytest.mark.parametrize("suite", ["mini", "vtab", "fgvc"])
 def test_every_row_is_a_cell_on_every_backbone(name, suite):
-    found = experiment.load(name)
+    found = experiment.load_experiment(name)
     datasets = ("digits",) if suite == "mini" else ()
     cells = expand(Request(suite=suite, experiment=name, datasets=datasets, seeds=(0,)))
     backbones = {cell.backbone.name for cell in cells}
@@ -51,20 +51,20 @@ def test_every_row_is_a_cell_on_every_backbone(name, suite):
 def test_memory_and_parameters_are_those_of_the_memory_table():
     """``paper.ROWS`` was written from the paper by itself: two copies that must agree."""
     families = {real: family for family, (_, real) in experiment.FAMILIES.items()}
-    assert {name.partition(".")[0] for name in families} == {row.backbone for row in ROWS}
+    assert {name.partition(".")[0] for name in families} == {row.backbone for row in PAPER_ROWS}
     short = {real.partition(".")[0]: family for real, family in families.items()}
     seen = 0
     for table in ("table1", "table2"):
-        for row in experiment.load(table).rows:
+        for row in experiment.load_experiment(table).rows:
             method = parse_method(row.method)
-            for printed in ROWS:
+            for printed in PAPER_ROWS:
                 same = (printed.method, dict(printed.options)) == (method.name, dict(method.options))
                 if printed.table == int(table[-1]) and same:
                     expected = row.expected[short[printed.backbone]]
                     assert expected["memory_mb"] == printed.memory_mb
                     assert expected.get("params_percent") == printed.params_percent
                     seen += 1
-    assert seen == len(ROWS)
+    assert seen == len(PAPER_ROWS)
 
 
 @pytest.mark.skipif(not PAPER.exists(), reason="a copy of the paper's tables lies beside some checkouts only")
@@ -79,12 +79,12 @@ def test_every_printed_number_is_the_papers():
     for name, key in keys.items():
         for family, (_, real) in experiment.FAMILIES.items():
             printed = tables[key][real.partition(".")[0]]
-            rows = [row.expected[family] for row in experiment.load(name).rows if family in row.expected]
+            rows = [row.expected[family] for row in experiment.load_experiment(name).rows if family in row.expected]
             ours = sorted(tuple(v for k, v in row.items()) for row in rows)
             theirs = sorted(tuple(v for v in values if not isinstance(v, bool)) for values in printed.values())
             assert ours == theirs
     fig5 = tables["fig5_scaling"]
-    labels = [row.method for row in experiment.load("fig5").rows]
+    labels = [row.method for row in experiment.load_experiment("fig5").rows]
     assert labels == [f"s2a:lrp_rank={r}" for r in fig5["lrp_rank"]] + [
         f"s2a:lsb_reduction={r}" for r in fig5["lsb_reduction"]
     ]
@@ -102,7 +102,7 @@ def test_the_request_wins_over_the_experiment():
 def test_an_experiment_of_ones_own(tmp_path, capsys):
     path = tmp_path / "two.toml"
     path.write_text(GOOD)
-    found = experiment.load(str(path))
+    found = experiment.load_experiment(str(path))
     assert (found.name, found.backbones("mini"), found.methods("mini")) == (
         "two",
         ("mini_vit", "mini_swin"),
@@ -133,15 +133,15 @@ def test_an_experiment_of_ones_own(tmp_path, capsys):
 )
 def test_malformed_files(change, words):
     with pytest.raises(InputError) as error:
-        experiment.parse("mine", GOOD.replace(*change))
+        experiment.parse_experiment("mine", GOOD.replace(*change))
     assert all(word in str(error.value) for word in ["mine", *words]), str(error.value)
 
 
 def test_unknown_names(tmp_path):
     with pytest.raises(InputError, match="did you mean table1"):
-        experiment.load("tabel1")
+        experiment.load_experiment("tabel1")
     with pytest.raises(InputError, match="cannot be read"):
-        experiment.load(str(tmp_path / "none.toml"))
+        experiment.load_experiment(str(tmp_path / "none.toml"))
     bad = tmp_path / "bad.toml"
     bad.write_text(GOOD.replace("linear", "linaer"))
     with pytest.raises(s2a.S2AError, match="linaer"):

@@ -88,7 +88,7 @@ def check_whole(uri: str, output: Path, tmp_path: Path) -> dict[str, str]:
     for run in runs:
         own = expected[run.data.tags["cell_id"]]
         assert run.info.status == "FINISHED" and run.data.tags["mlflow.parentRunId"] == parent.info.run_id
-        assert run.data.params == track_names.params(own)
+        assert run.data.params == track_names.run_params(own)
         assert run.data.metrics["accuracy"] == own.accuracy
         loss = client.get_metric_history(run.info.run_id, "loss")
         assert [(point.step, point.value) for point in sorted(loss, key=lambda point: point.step)] == [

@@ -38,7 +38,7 @@ def linear():
     model, expected = backbones.create(BackboneConfig("mini_vit"))
     torch.manual_seed(0)
     adapted = s2a.attach(model, s2a.method_config("linear"), 10)
-    loaded = data.load(
+    loaded = data.load_data(
         DataConfig(dataset="digits", limit_train=30, limit_test=20),
         size=expected.size,
         mean=expected.mean,

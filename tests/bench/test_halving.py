@@ -131,8 +131,8 @@ def test_a_stopped_trial_is_a_record_of_its_own_kind(tmp_path):
     checkpoint_path(tmp_path, found.cell_id).touch()
     remove_checkpoint(found, tmp_path)
     assert not checkpoint_path(tmp_path, found.cell_id).exists()
-    assert track_names.tags(found)["status"] == "stopped"
-    assert ("val_accuracy", 40.0, 2) in track_names.metrics(found)
+    assert track_names.run_tags(found)["status"] == "stopped"
+    assert ("val_accuracy", 40.0, 2) in track_names.run_metrics(found)
     assert "val 40.0 % after epoch 2 of" in progress.ended(found, small())
 
 
@@ -239,7 +239,7 @@ def test_a_plan_runs_a_stopped_trial_again_only_where_nothing_stops_it(tmp_path)
 
 def test_a_row_says_that_its_search_stopped_trials():
     def searched(**more: Any) -> str | None:
-        return stats.searched(make_record(search={"mode": "grid", "trials": 12, "chosen": {}, **more}))
+        return stats.describe_search(make_record(search={"mode": "grid", "trials": 12, "chosen": {}, **more}))
 
     assert (searched(), searched(scheduler="none"), searched(scheduler="asha")) == (
         "grid of 12",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from s2a_bench.assets import data_file
-from s2a_bench.audit.epochs import cell_of
+from s2a_bench.audit.epochs import recreate_cell
 from s2a_bench.cells import backbones, bundle, identity, provenance, record, run
 from s2a_bench.cells.identity import IdentifiedCell, data_opened_once, identify_cell, known_facts, open_cell, with_facts
 from s2a_bench.cells.outputs import Keep
@@ -50,7 +50,7 @@ def one_of_each() -> list[Record]:
 
 @pytest.mark.parametrize("published", one_of_each(), ids=lambda r: f"{r.method}-{r.backbone}-{r.dataset}")
 def test_ids_of_published_records_are_made_again(published):
-    found = cell_of(published, None, None, "cpu")  # raises unless the id of what it builds is the record's
+    found = recreate_cell(published, None, None, "cpu")  # raises unless the id of what it builds is the record's
     assert identity.identify(found) == published.cell_id
     facts = known_facts(published.cell_id)
     assert facts is not None

@@ -23,8 +23,8 @@ from s2a_bench.cells import recipes, run
 from s2a_bench.cli import methods as cards
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.reports.pictures import pictures
-from s2a_bench.reports.sections import sections
+from s2a_bench.reports.pictures import draw_pictures
+from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.svg import markers
 from s2a_bench.sweeps import grid
 from s2a_bench.sweeps.search import choice, spaces
@@ -241,9 +241,9 @@ def test_a_new_method_is_one_file(tmp_path, monkeypatch):
     record = run.run(cells[0])
     assert (record.status, record.method, record.method_config) == ("done", "mine", {"start": 1.0})
     # Its row is where its card says, with its own marker, and the figures have its colours.
-    shown = sections(make_grid(["s2a", "mine", "linear", "full"], ["digits"], (0, 1)))
+    shown = make_sections(make_grid(["s2a", "mine", "linear", "full"], ["digits"], (0, 1)))
     assert [row.method for row in shown[0].rows] == ["full", "mine", "linear", "s2a"]
-    for picture in pictures(shown, ["full", "mine", "linear", "s2a"])[0]:
+    for picture in draw_pictures(shown, ["full", "mine", "linear", "s2a"])[0]:
         assert ".m-mine{--m:#112233}" in picture.alone and ".m-mine{--m:#ddeeff}" in picture.alone
         (mark,) = (
             element
@@ -264,9 +264,11 @@ def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch)
     cells = grid.expand(grid.Request(datasets=("digits",), methods=("mine", "full"), seeds=(0,)))
     assert {cell.method.name: cell.train.lr for cell in cells} == {"mine": 1e-3, "full": 1e-3}
     assert len(spaces.grid(spaces.get("mine"))) == spaces.GRID
-    shown = sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
+    shown = make_sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
     assert [row.method for row in shown[0].rows] == ["s2a", "mine"]
-    assert all(f"m-mine{{--m:{markers.style('mine').light}}}" in p.alone for p in pictures(shown, ["mine", "s2a"])[0])
+    assert all(
+        f"m-mine{{--m:{markers.style('mine').light}}}" in p.alone for p in draw_pictures(shown, ["mine", "s2a"])[0]
+    )
 
 
 def test_a_search_space_of_another_size_is_refused(tmp_path, monkeypatch):

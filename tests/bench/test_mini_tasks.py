@@ -13,7 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s2a_bench.data.mini import tasks as mini_tasks
-from s2a_bench.data.mini.render import PATTERNS, POINTERS, REACH, SHAPES, SIZE, Sprites, paint, smooth, textures
+from s2a_bench.data.mini.render import (
+    PATTERNS,
+    POINTERS,
+    REACH,
+    SHAPES,
+    SIZE,
+    Sprites,
+    interpolate_smoothly,
+    paint_sprites,
+    render_textures,
+)
 from s2a_bench.data.table.lookup import DATASETS, SUITES
 from s2a_bench.errors import InputError
 from scipy import ndimage
@@ -33,7 +43,7 @@ def one(kind: int, x: float, y: float, radius: float, angle: float, free: float 
 
 def drawn(sprite: Sprites, shapes) -> np.ndarray:
     canvas = np.zeros((1, 3, SIZE, SIZE), dtype=np.float32)
-    paint(canvas, sprite, WHITE, shapes)
+    paint_sprites(canvas, sprite, WHITE, shapes)
     return canvas[0, 0]
 
 
@@ -46,7 +56,7 @@ def test_table_and_renderers_agree():
 @pytest.mark.parametrize("task", mini_tasks.TASKS)
 def test_splits_have_the_tables_counts_and_balanced_labels(task):
     row = DATASETS[task]
-    for name, (images, labels) in mini_tasks.arrays(task).items():
+    for name, (images, labels) in mini_tasks.load_task(task).items():
         assert images.shape == (row.count(name), 3, 32, 32) and images.dtype == np.uint8
         assert labels.shape == (len(images),) and labels.dtype == np.int64
         count = np.bincount(labels, minlength=row.classes)
@@ -58,14 +68,14 @@ def test_splits_have_the_tables_counts_and_balanced_labels(task):
 
 @pytest.mark.parametrize("task", mini_tasks.TASKS)
 def test_no_image_is_in_two_splits_or_twice_in_one(task):
-    splits = mini_tasks.arrays(task)
+    splits = mini_tasks.load_task(task)
     hashes = [image.tobytes() for name in ("train800", "val200", "test") for image in splits[name][0]]
     assert len(set(hashes)) == len(hashes)
 
 
 @pytest.mark.parametrize("task", mini_tasks.TASKS)
 def test_the_1000_are_train_and_val_in_order(task):
-    splits = mini_tasks.arrays(task)
+    splits = mini_tasks.load_task(task)
     for i in range(2):
         np.testing.assert_array_equal(
             splits["train800val200"][i], np.concatenate([splits["train800"][i], splits["val200"][i]])
@@ -73,34 +83,34 @@ def test_the_1000_are_train_and_val_in_order(task):
 
 
 def test_arrays_are_shared_and_cannot_be_written():
-    images, labels = mini_tasks.arrays("location")["test"]
-    assert mini_tasks.arrays("location")["test"][0] is images
+    images, labels = mini_tasks.load_task("location")["test"]
+    assert mini_tasks.load_task("location")["test"][0] is images
     for array in (images, labels):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
 
 
 def test_another_process_renders_the_same():
-    code = "from s2a_bench import mini_tasks; print(*[mini_tasks.data_id(t) for t in mini_tasks.TASKS])"
+    code = "from s2a_bench.data.mini import tasks; print(*[tasks.task_data_id(t) for t in tasks.TASKS])"
     env = {**os.environ, "PYTHONHASHSEED": "7", "PYTHONPATH": os.pathsep.join(sys.path)}
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True).stdout
-    assert out.split() == [mini_tasks.data_id(task) for task in mini_tasks.TASKS]
+    assert out.split() == [mini_tasks.task_data_id(task) for task in mini_tasks.TASKS]
 
 
 def test_data_ids_differ_and_have_the_form():
-    ids = {mini_tasks.data_id(task) for task in mini_tasks.TASKS}
+    ids = {mini_tasks.task_data_id(task) for task in mini_tasks.TASKS}
     assert len(ids) == len(mini_tasks.TASKS)
     assert all(len(i) == 16 and int(i, 16) >= 0 for i in ids)
 
 
 def test_unknown_task():
     with pytest.raises(InputError, match="did you mean digits"):
-        mini_tasks.arrays("digit")
+        mini_tasks.load_task("digit")
 
 
 def test_digits_are_scikit_learns_at_four_times_the_size():
-    images = np.concatenate([mini_tasks.arrays("digits")[name][0] for name in ("train800val200", "test")])
-    labels = np.concatenate([mini_tasks.arrays("digits")[name][1] for name in ("train800val200", "test")])
+    images = np.concatenate([mini_tasks.load_task("digits")[name][0] for name in ("train800val200", "test")])
+    labels = np.concatenate([mini_tasks.load_task("digits")[name][1] for name in ("train800val200", "test")])
     assert (images == images[:, :1]).all()
     data: Any = load_digits()
     inside = slice(6, 26)  # Pillow treats borders in another way
@@ -184,7 +194,7 @@ def test_count_labels_are_the_number_of_separate_shapes_that_are_seen():
     labels = np.arange(400) % 8
     canvas = np.zeros((400, 3, SIZE, SIZE), dtype=np.float32)
     for sprites in mini_tasks.count_scene(rng(3), labels):
-        paint(canvas, sprites, np.ones((len(sprites.image), 4)), SHAPES)
+        paint_sprites(canvas, sprites, np.ones((len(sprites.image), 4)), SHAPES)
     for label, image in zip(labels, canvas[:, 0], strict=True):
         seen: Any = ndimage.label(image > 0.4)
         assert seen[1] == label + 1
@@ -205,25 +215,25 @@ def test_count_keeps_shapes_apart_inside_and_visible():
 
 @pytest.mark.parametrize("label", range(len(PATTERNS)))
 def test_textures_have_contrast_and_vary(label):
-    images = textures(rng(5), np.full(24, label))
+    images = render_textures(rng(5), np.full(24, label))
     assert images.shape == (24, 3, 32, 32) and np.isfinite(images).all()
     assert images.std(axis=(2, 3)).max(axis=1).min() > 0.02
     assert len({image.tobytes() for image in images}) == 24
 
 
 def test_smooth_interpolates_between_its_lattice():
-    flat = smooth(np.full((2, 3, 5, 5), 0.25), 32)
+    flat = interpolate_smoothly(np.full((2, 3, 5, 5), 0.25), 32)
     np.testing.assert_allclose(flat, 0.25)
     lattice = rng(6).random((4, 6, 6))
-    field = smooth(lattice, 50)
+    field = interpolate_smoothly(lattice, 50)
     assert field.shape == (4, 50, 50)
     assert lattice.min() <= field.min() and field.max() <= lattice.max()
-    np.testing.assert_allclose(smooth(lattice.swapaxes(1, 2), 50), field.swapaxes(1, 2))
+    np.testing.assert_allclose(interpolate_smoothly(lattice.swapaxes(1, 2), 50), field.swapaxes(1, 2))
 
 
 def test_sprites_stand_out_from_their_background():
     """Every orientation image holds a region that differs from the smooth background around it."""
-    images = mini_tasks.arrays("orientation")["val200"][0].astype(float)
+    images = mini_tasks.load_task("orientation")["val200"][0].astype(float)
     spread = np.abs(images - np.median(images, axis=(2, 3), keepdims=True)).max(axis=1)
     assert (np.sort(spread.reshape(len(images), -1), axis=1)[:, -20:].mean(axis=1) > 60).all()
 
@@ -232,7 +242,7 @@ def test_the_digits_are_scikit_learns_with_and_without_its_file(monkeypatch):
     data: Any = load_digits()
     for search in (mini_tasks.importlib.util.find_spec, lambda name: None):
         monkeypatch.setattr(mini_tasks.importlib.util, "find_spec", search)
-        images, labels = mini_tasks._handwritten()
+        images, labels = mini_tasks._read_handwritten_digits()
         np.testing.assert_array_equal(images, data.images)
         np.testing.assert_array_equal(labels, data.target)
         assert (images.dtype, labels.dtype) == (np.float64, np.int64)

@@ -15,9 +15,9 @@ from s2a_bench.cells.backbones import create
 from s2a_bench.cli import methods as cards
 from s2a_bench.config import BackboneConfig
 from s2a_bench.experiments import memory_tables as paper
-from s2a_bench.experiments.memory_tables import ROWS, PaperRow
+from s2a_bench.experiments.memory_tables import PAPER_ROWS, PaperRow
 
-PRESETS = {(row.backbone, row.method, json.dumps(dict(row.options))): row for row in reversed(ROWS)}
+PRESETS = {(row.backbone, row.method, json.dumps(dict(row.options))): row for row in reversed(PAPER_ROWS)}
 """Table 2 repeats Table 1's S2A rows: each preset once, with the row that also has a percentage."""
 
 TIGHT, LOOSE = 0.01, 0.03
@@ -48,9 +48,9 @@ def test_a_row_of_the_paper_is_reproduced(row: PaperRow) -> None:
 
 
 def test_every_figure_of_the_tables_has_a_row() -> None:
-    assert len([row for row in ROWS if row.table == 1]) == 19
-    assert len({(row.backbone, row.method, row.memory_mb) for row in ROWS}) == 22
-    assert {row.method for row in ROWS} <= set(s2a.list_methods())
+    assert len([row for row in PAPER_ROWS if row.table == 1]) == 19
+    assert len({(row.backbone, row.method, row.memory_mb) for row in PAPER_ROWS}) == 22
+    assert {row.method for row in PAPER_ROWS} <= set(s2a.list_methods())
 
 
 def test_unipts_honest_figure_is_below_s2as() -> None:
@@ -67,8 +67,8 @@ def test_unipts_honest_figure_is_below_s2as() -> None:
 def test_small_batches_extend_to_large_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     """The line through batches 1 and 2 meets what is measured at 5."""
     row = PaperRow(1, "Adapter", "mini_vit", "adapter", {}, None, 0.0)
-    monkeypatch.setattr(paper, "ROWS", (row,))
-    (found,) = paper.paper_rows(batch_size=5)
+    monkeypatch.setattr(paper, "PAPER_ROWS", (row,))
+    (found,) = paper.measure_paper_rows(batch_size=5)
     model, expected = create(BackboneConfig("mini_vit", random_weights=True))
     adapted = s2a.attach(model, s2a.method_config("adapter"), 100, image_size=expected.size).train()
     images = torch.randn(5, 3, expected.size, expected.size)

@@ -27,11 +27,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data import folder as layout
 from s2a_bench.data import splits
-from s2a_bench.data.prepare import prepare
-from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.prepare import prepare_dataset
+from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.table.lookup import DATASETS, Counts
 from s2a_bench.data.table.types import VTAB_LISTS
-from s2a_bench.data.verify import verify
+from s2a_bench.data.verify import verify_dataset
 from s2a_bench.errors import InputError
 from s2a_bench.files import reserved
 
@@ -39,17 +39,17 @@ from s2a_bench.files import reserved
 
 
 def test_caltech_of_full_width(tmp_path, monkeypatch):
-    """All 102 classes and the real recipe, with few and tiny images."""
+    """All 102 classes and the real preparation, with few and tiny images."""
     row = DATASETS["caltech101"]
-    assert row.recipe is not None
+    assert row.preparation is not None
     shown = {"background_google": "BACKGROUND_Google", "faces": "Faces", "leopards": "Leopards"}
-    names = [shown.get(name, name) for name in row.recipe.class_names]
+    names = [shown.get(name, name) for name in row.preparation.class_names]
     random.Random(0).shuffle(names)
     sizes = [31 + i % 3 for i in range(102)]
     files = source_files(names, sizes)
     counts = Counts(800, 200, 1000, sum(sizes) - 30 * 102)
     monkeypatch.setitem(DATASETS, "caltech101", dataclasses.replace(row, counts=counts))
-    folder = prepare("caltech101", write_tar(tmp_path / ARCHIVE, files), tmp_path / "root")
+    folder = prepare_dataset("caltech101", write_tar(tmp_path / ARCHIVE, files), tmp_path / "root")
     assert wrong(tmp_path / "root") == []
 
     lists = {name: entries(folder, name) for name in VTAB_LISTS}
@@ -60,16 +60,18 @@ def test_caltech_of_full_width(tmp_path, monkeypatch):
         for i, (path, label) in enumerate(lists[name]):
             assert path == f"images/{name}/{i:06d}.jpg"
             origin = by_content.pop((folder / path).read_bytes())  # the original bytes, each image once
-            assert row.recipe.class_names[label] == origin.split("/")[0].lower()
+            assert row.preparation.class_names[label] == origin.split("/")[0].lower()
     per_class = Counter(name.split("/")[0] for name in by_content.values())  # the rest of the pool, in no list
     assert sum(per_class.values()) == 30 * 102 - 1000
     in_test = Counter(label for _, label in lists["test"])
-    expected = {row.recipe.class_names.index(n.lower()): size - 30 for n, size in zip(names, sizes, strict=True)}
+    expected = {row.preparation.class_names.index(n.lower()): size - 30 for n, size in zip(names, sizes, strict=True)}
     assert in_test == expected
 
     manifest = layout.read_manifest(folder)
     assert manifest is not None and manifest.split_id.startswith("s2a-seed") and not manifest.lossy
-    assert manifest.classes == row.recipe.class_names and manifest.counts == dict(zip(VTAB_LISTS, counts, strict=True))
+    assert manifest.classes == row.preparation.class_names and manifest.counts == dict(
+        zip(VTAB_LISTS, counts, strict=True)
+    )
     for path, info in manifest.files.items():
         assert files[info.source] == (folder / path).read_bytes()
 
@@ -106,7 +108,7 @@ def packings(base: Path) -> dict[str, Path]:
 def test_every_packing_gives_the_same_dataset(tmp_path, tiny):
     seen = set()
     for name, place in packings(tmp_path / "sources").items():
-        folder = prepare("caltech101", place, tmp_path / name)
+        folder = prepare_dataset("caltech101", place, tmp_path / name)
         manifest = layout.read_manifest(folder)
         assert manifest is not None
         files = {p.relative_to(folder): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
@@ -117,14 +119,14 @@ def test_every_packing_gives_the_same_dataset(tmp_path, tiny):
 def test_again_is_a_no_op_that_says_so(tmp_path, prepared, source):
     before = {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in prepared.rglob("*")}
     told = []
-    assert prepare("caltech101", source.parent, tmp_path / "root", lambda *args: told.append(args)) == prepared
+    assert prepare_dataset("caltech101", source.parent, tmp_path / "root", lambda *args: told.append(args)) == prepared
     assert {p: (p.stat().st_mtime_ns, p.stat().st_ino) for p in prepared.rglob("*")} == before
     assert "already prepared" in told[-1][0]
 
 
 def test_progress_counts_up_to_its_total(tmp_path, source):
     told: dict[str, list[tuple[int, int]]] = {}
-    prepare(
+    prepare_dataset(
         "caltech101",
         source,
         tmp_path / "root",
@@ -137,7 +139,7 @@ def test_progress_counts_up_to_its_total(tmp_path, source):
 
 def test_an_empty_folder_is_not_in_the_way(tmp_path, source):
     (tmp_path / "root" / "caltech101").mkdir(parents=True)
-    assert wrong(prepare("caltech101", source, tmp_path / "root").parent) == []
+    assert wrong(prepare_dataset("caltech101", source, tmp_path / "root").parent) == []
 
 
 def test_images_are_readable_by_others(prepared):
@@ -153,14 +155,14 @@ def test_the_choice_does_not_depend_on_the_order_of_the_source(tiny, order):
     assert chosen(tiny, shuffled) == chosen(tiny, items)
 
 
-def items_of(row) -> list[Item]:
-    labels = {name: i for i, name in enumerate(row.recipe.class_names)}
-    return [Item(name, labels[name.split("/")[0].lower()]) for name in FILES]
+def items_of(row) -> list[SourceImage]:
+    labels = {name: i for i, name in enumerate(row.preparation.class_names)}
+    return [SourceImage(name, labels[name.split("/")[0].lower()]) for name in FILES]
 
 
-def chosen(row, items, **recipe) -> dict[str, tuple[Item, ...]]:
-    source = Source(tuple(items), row.recipe.class_names, lambda names: iter(()))
-    return dict(splits.choose(row, dataclasses.replace(row.recipe, **recipe), source).lists)
+def chosen(row, items, **preparation) -> dict[str, tuple[SourceImage, ...]]:
+    source = Source(tuple(items), row.preparation.class_names, lambda names: iter(()))
+    return dict(splits.split_source(row, dataclasses.replace(row.preparation, **preparation), source).lists)
 
 
 def test_another_seed_chooses_other_images(tiny):
@@ -174,7 +176,7 @@ def test_another_seed_chooses_other_images(tiny):
 def fails(tmp_path: Path, source: Path, *parts: str) -> None:
     root = tmp_path / "root"
     with pytest.raises(InputError) as error:
-        prepare("caltech101", source, root)
+        prepare_dataset("caltech101", source, root)
     for part in parts:
         assert part in str(error.value)
     assert "\n" not in str(error.value)
@@ -185,19 +187,19 @@ def fails(tmp_path: Path, source: Path, *parts: str) -> None:
     ("name", "part"),
     [
         ("calltech", "did you mean caltech101"),
-        ("svhn", "holds nothing that is known of svhn"),
+        ("svhn", "contains no known format of svhn"),
         ("digits", "embedded"),
     ],
 )
 def test_datasets_that_cannot_be_prepared(tmp_path, name, part):
     with pytest.raises(InputError, match="(?i)" + part.replace("(", r"\(")):
-        prepare(name, tmp_path, tmp_path / "root")
+        prepare_dataset(name, tmp_path, tmp_path / "root")
 
 
 def test_no_source(tmp_path, tiny):
     fails(tmp_path, tmp_path / "nowhere", "nowhere does not exist", ARCHIVE)
     (tmp_path / "empty").mkdir()
-    fails(tmp_path, tmp_path / "empty", "holds nothing that is known of caltech101", ARCHIVE)
+    fails(tmp_path, tmp_path / "empty", "contains no known format of caltech101", ARCHIVE)
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.001, 0.3, 0.7, 0.999])
@@ -260,7 +262,7 @@ def test_repeated_image(tmp_path, tiny):
     ("damage", "part"), [(b"<html></html>", "cannot be decoded"), (b"", "is empty"), (None, "cannot be decoded")]
 )
 def test_unreadable_image(tmp_path, source, tiny, damage, part):
-    manifest = layout.read_manifest(prepare("caltech101", source, tmp_path / "first"))
+    manifest = layout.read_manifest(prepare_dataset("caltech101", source, tmp_path / "first"))
     assert manifest is not None
     for path in ("images/train800/000000.jpg", "images/val200/000002.jpg", "images/test/000009.jpg"):
         name = manifest.files[path].source
@@ -269,11 +271,11 @@ def test_unreadable_image(tmp_path, source, tiny, damage, part):
 
 
 def test_the_same_image_in_two_lists(tmp_path, source, tiny):
-    manifest = layout.read_manifest(prepare("caltech101", source, tmp_path / "first"))
+    manifest = layout.read_manifest(prepare_dataset("caltech101", source, tmp_path / "first"))
     assert manifest is not None
     name, other = (manifest.files[f"images/{split}/000000.jpg"].source for split in ("train800", "test"))
-    prepare("caltech101", write_tar(tmp_path / ARCHIVE, {**FILES, other: FILES[name]}), tmp_path / "root")
-    found = verify("caltech101", tmp_path / "root")
+    prepare_dataset("caltech101", write_tar(tmp_path / ARCHIVE, {**FILES, other: FILES[name]}), tmp_path / "root")
+    found = verify_dataset("caltech101", tmp_path / "root")
     assert all(problem.note for problem in found)  # published sets have such images; they are named, not refused
     assert any(p.file == "test.txt" and "is the same image as images/train800/000000.jpg" in p.what for p in found)
 
@@ -281,7 +283,7 @@ def test_the_same_image_in_two_lists(tmp_path, source, tiny):
 def test_root_that_cannot_be_a_folder(tmp_path, source):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match=r"Cannot write caltech101 to .*file"):
-        prepare("caltech101", source, tmp_path / "file")
+        prepare_dataset("caltech101", source, tmp_path / "file")
 
 
 def test_place_taken_by_another_tools_folder(tmp_path, source):
@@ -289,7 +291,7 @@ def test_place_taken_by_another_tools_folder(tmp_path, source):
     target.mkdir(parents=True)
     (target / "train800.txt").write_text("images/train800/000000.jpg 1\n")
     with pytest.raises(InputError, match="not made by this command"):
-        prepare("caltech101", source, tmp_path / "root")
+        prepare_dataset("caltech101", source, tmp_path / "root")
     assert [p.name for p in target.iterdir()] == ["train800.txt"]
 
 
@@ -300,14 +302,14 @@ def test_place_taken_by_other_images(tmp_path, prepared):
     other = write_tar(tmp_path / ARCHIVE, {**FILES, name: jpeg(12345)})
     before = (prepared / layout.MANIFEST).read_bytes()
     with pytest.raises(InputError, match="prepared from other images"):
-        prepare("caltech101", other, tmp_path / "root")
+        prepare_dataset("caltech101", other, tmp_path / "root")
     assert (prepared / layout.MANIFEST).read_bytes() == before
 
 
 def test_place_taken_by_a_damaged_folder(tmp_path, prepared, source):
     (prepared / "images/test/000000.jpg").unlink()
     with pytest.raises(InputError, match=r"damaged.*test\.txt:1.*delete it"):
-        prepare("caltech101", source, tmp_path / "root")
+        prepare_dataset("caltech101", source, tmp_path / "root")
 
 
 def test_two_at_once(tmp_path, source):
@@ -318,9 +320,9 @@ def test_two_at_once(tmp_path, source):
         with reserved(root / "caltech101") as again:
             assert not again
         with pytest.raises(InputError, match="Another process is preparing caltech101"):
-            prepare("caltech101", source, root)
+            prepare_dataset("caltech101", source, root)
     assert list(root.iterdir()) == []
     with pytest.raises(FileNotFoundError), reserved(root / "caltech101"):
         raise FileNotFoundError("is passed on")
-    prepare("caltech101", source, root)
+    prepare_dataset("caltech101", source, root)
     assert [path.name for path in root.iterdir()] == ["caltech101"]

@@ -123,8 +123,11 @@ def test_every_experiment_is_listed_with_its_cells_and_those_that_are_done(tmp_p
     one = ["--backbones", "mini_vit", "--datasets", "digits", "count", "--seeds", "0", "1"]
     assert main(["experiments", *one]) == 0
     listed = _listed(capsys.readouterr().out)
-    assert set(listed) == set(experiment.names())
-    rows = {name: [row for row in experiment.load(name).rows if row.mini] for name in experiment.names()}
+    assert set(listed) == set(experiment.list_experiments())
+    rows = {
+        name: [row for row in experiment.load_experiment(name).rows if row.mini]
+        for name in experiment.list_experiments()
+    }
     # Two datasets and two seeds of every row; a row of Figure 5 that is the default stands there twice.
     twice = {"fig5": 1}
     assert {k: int(v[0]) for k, v in listed.items()} == {k: 4 * (len(r) - twice.get(k, 0)) for k, r in rows.items()}

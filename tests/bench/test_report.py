@@ -16,10 +16,12 @@ from rich.console import Console
 from s2a_bench.cells.record import write
 from s2a_bench.errors import InputError
 from s2a_bench.reports import build as report
+from s2a_bench.reports import notes, tables, terminal
 from s2a_bench.reports import text as report_text
-from s2a_bench.reports.sections import sections
+from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.svg import axes, labels
 from s2a_bench.reports.svg import scatter as figures
-from s2a_bench.reports.svg.scatter import Mark
+from s2a_bench.reports.svg.marks import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 
@@ -54,7 +56,7 @@ def build(folder, records):
 
 
 def only(records):
-    (section,) = sections(records)
+    (section,) = make_sections(records)
     return section
 
 
@@ -152,7 +154,7 @@ def test_an_incomplete_row_has_no_average():
     assert lora.averages is None
     assert lora.cells["digits"].stat is not None
     assert s2a.averages is not None
-    assert any("No averages for lora" in note for note in report_text.notes(only(records)))
+    assert any("No averages for lora" in note for note in notes.list_notes(only(records)))
 
 
 def test_variants_are_rows_labelled_by_what_differs():
@@ -161,9 +163,9 @@ def test_variants_are_rows_labelled_by_what_differs():
         for activations in ("paper", "exact"):
             config = {"lrp_rank": rank, "activations": activations, "bits": 4}
             records += make_grid(["s2a"], ["digits"], method_config=config)
-    labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
-    assert labels[0] == "lora"
-    assert labels[1:] == [f"s2a (activations={a}, lrp_rank={r})" for a in ("exact", "paper") for r in (4, 8, 16)]
+    shown_labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
+    assert shown_labels[0] == "lora"
+    assert shown_labels[1:] == [f"s2a (activations={a}, lrp_rank={r})" for a in ("exact", "paper") for r in (4, 8, 16)]
 
 
 def test_a_recipe_parts_rows_only_where_it_was_swept():
@@ -183,7 +185,7 @@ def test_a_recipe_parts_rows_only_where_it_was_swept():
 )  # fmt: skip
 def test_what_must_not_be_mixed_gets_a_section_of_its_own(change):
     records = [make_record(seed=0), dataclasses.replace(make_record(seed=1), **change)]
-    found = sections(records)
+    found = make_sections(records)
     assert sorted(len(section.records) for section in found) == [1, 1]
 
 
@@ -197,9 +199,10 @@ def test_a_cell_on_other_data_is_marked_and_left_out(change):
     assert lora.averages is not None
     assert s2a.averages is None
     assert not s2a.cells["digits"].counted
-    assert report_text.cell_shown(s2a, "digits").endswith("*")
+    assert report_text.format_cell(s2a, "digits").endswith("*")
     assert any(
-        "s2a on digits" in where and "not comparable" in why for where, why in report_text.remarks(only(records))
+        "s2a on digits" in where and "not comparable" in why
+        for where, why in report_text.list_cell_remarks(only(records))
     )
 
 
@@ -229,23 +232,23 @@ def test_bold_only_outside_the_noise(tmp_path, a, b, winner):
 
 
 def test_notes_say_what_does_not_compare():
-    def notes(*records):
-        return " ".join(report_text.notes(only(records)))
+    def joined(*records):
+        return " ".join(notes.list_notes(only(records)))
 
-    assert "random" in notes(make_record(random_weights=True))
-    assert "limit_train=32" in notes(make_record(limit_train=32))
-    assert "validation images" in notes(make_record(evaluated_on="val"))
-    assert "Synthetic images" in notes(make_record(synthetic=True))
+    assert "random" in joined(make_record(random_weights=True))
+    assert "limit_train=32" in joined(make_record(limit_train=32))
+    assert "validation images" in joined(make_record(evaluated_on="val"))
+    assert "Synthetic images" in joined(make_record(synthetic=True))
     seen = "pretrained on CIFAR-10"
-    assert seen in notes(make_record(suite="cifar", dataset="cifar10", backbone="mini_swin"))
-    assert seen not in notes(make_record(suite="cifar", dataset="cifar100", backbone="mini_swin"))
-    assert seen not in notes(make_record(suite="cifar", dataset="cifar10", backbone="resnet50"))
-    assert "lossily" in notes(make_record(lossy=True))
-    assert "One seed" in notes(make_record())
-    assert "different hardware" in notes(make_record(), make_record(seed=1, hardware={"device": "cuda"}))
-    assert "uncommitted" in notes(make_record(git_dirty=True))
-    assert "Batch sizes" in notes(make_record(), make_record(method="lora", train_config={"batch_size": 8}))
-    plain = notes(make_record(synthetic=False), make_record(seed=1, synthetic=False))
+    assert seen in joined(make_record(suite="cifar", dataset="cifar10", backbone="mini_swin"))
+    assert seen not in joined(make_record(suite="cifar", dataset="cifar100", backbone="mini_swin"))
+    assert seen not in joined(make_record(suite="cifar", dataset="cifar10", backbone="resnet50"))
+    assert "lossily" in joined(make_record(lossy=True))
+    assert "One seed" in joined(make_record())
+    assert "different hardware" in joined(make_record(), make_record(seed=1, hardware={"device": "cuda"}))
+    assert "uncommitted" in joined(make_record(git_dirty=True))
+    assert "Batch sizes" in joined(make_record(), make_record(method="lora", train_config={"batch_size": 8}))
+    plain = joined(make_record(synthetic=False), make_record(seed=1, synthetic=False))
     for word in ("random", "limit", "validation", "Rendered", "lossily", "One seed", "hardware", "uncommitted"):
         assert word not in plain
 
@@ -254,7 +257,7 @@ def test_wide_suites_show_groups_and_keep_every_task(tmp_path):
     names = [f"task{i:02d}" for i in range(19)]
     text = Page(build(tmp_path, make_grid(["lora", "s2a"], names, (0, 1))).html.read_text()).text
     assert all(name in text for name in names)
-    titles = [column.title for column in report_text.summary_columns(only(make_grid(["lora"], names)))]
+    titles = [column.title for column in tables.summary_columns(only(make_grid(["lora"], names)))]
     assert not set(titles) & set(names)
 
 
@@ -281,9 +284,9 @@ def shown(table, width):
 
 def test_terminal_table_fits_the_terminal():
     records = make_grid() + make_grid(["s2a"], method_config={"activations": "exact"})
-    wide = shown(report.terminal_table(records, 200), 200)
+    wide = shown(terminal.terminal_table(records, 200), 200)
     assert all(name.partition("_")[0] in wide for name in GROUPS)
-    narrow = shown(report.terminal_table(records, 80), 80)
+    narrow = shown(terminal.terminal_table(records, 80), 80)
     assert max(map(len, narrow.splitlines())) <= 80
     assert "texture" not in narrow
     for text in (wide, narrow):
@@ -293,7 +296,7 @@ def test_terminal_table_fits_the_terminal():
 
 
 def test_terminal_table_shows_names_literally():
-    assert "[red]x[/red]" in shown(report.terminal_table(make_grid(["[red]x[/red]"])), 200)
+    assert "[red]x[/red]" in shown(terminal.terminal_table(make_grid(["[red]x[/red]"])), 200)
 
 
 values = st.floats(0.01, 5000, allow_nan=False)
@@ -317,17 +320,17 @@ marks = st.lists(
 @given(marks, st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_names_in_a_figure_never_overlap(points, log):
-    svg = figures.scatter(points, ["s2a", "lora", "full", "other"], title="t", x_label="x", log=log, alone=True)
+    svg = figures.draw_scatter(points, ["s2a", "lora", "full", "other"], title="t", x_label="x", log=log, alone=True)
     boxes = []
     for element in ET.fromstring(svg).iter():
         if element.get("class") == "name":
             x, y = float(element.attrib["x"]), float(element.attrib["y"])
-            half = len(element.text or "") * figures.GLYPH / 2
-            boxes.append((x - half, x + half, y - figures.FONT + 2, y))
-    assert len(points) > figures.MANY or boxes or len(points) > 1
+            half = len(element.text or "") * labels.GLYPH_WIDTH / 2
+            boxes.append((x - half, x + half, y - labels.FONT + 2, y))
+    assert len(points) > labels.MANY_MARKS or boxes or len(points) > 1
     for i, a in enumerate(boxes):
         assert a[0] >= 0
-        assert a[1] <= figures.WIDTH
+        assert a[1] <= axes.WIDTH
         assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for b in boxes[:i])
 
 
@@ -344,14 +347,14 @@ def test_names_in_a_figure_never_overlap(points, log):
 )
 def test_a_variants_name_in_a_figure_is_short(label, words):
     points = [Mark(label, "s2a", 10, 80), Mark("other", "lora", 1000, 20)]
-    root = ET.fromstring(figures.scatter(points, ["s2a", "lora"], title="t", x_label="x", log=True, alone=True))
+    root = ET.fromstring(figures.draw_scatter(points, ["s2a", "lora"], title="t", x_label="x", log=True, alone=True))
     names = [element.text or "" for element in root.iter() if element.get("class") == "name"]
     assert words in " ".join(names)
 
 
 def test_of_many_variants_in_one_place_only_the_best_has_a_name_far_from_its_mark():
     crowd = [Mark(f"s2a (lrp_rank={k}, lsb_reduction=8)", "s2a", 100 + k, 80 + k / 10) for k in range(10)]
-    root = ET.fromstring(figures.scatter(crowd, ["s2a"], title="t", x_label="x", log=False, alone=True))
+    root = ET.fromstring(figures.draw_scatter(crowd, ["s2a"], title="t", x_label="x", log=False, alone=True))
     leads = [element for element in root.iter() if element.get("class") == "lead"]
     names = " ".join(element.text or "" for element in root.iter() if element.get("class") == "name")
     assert "rank 9" in names and len(leads) <= 1
@@ -359,6 +362,6 @@ def test_of_many_variants_in_one_place_only_the_best_has_a_name_far_from_its_mar
 
 def test_measured_is_filled_and_theoretical_hollow():
     points = [Mark("a", "s2a", 10, 80, ghost=8), Mark("b", "lora", 20, 81)]
-    root = ET.fromstring(figures.scatter(points, ["s2a", "lora"], title="t", x_label="x", log=False, alone=True))
+    root = ET.fromstring(figures.draw_scatter(points, ["s2a", "lora"], title="t", x_label="x", log=False, alone=True))
     classes = [element.get("class") for element in root.iter()]
     assert (classes.count("mark"), classes.count("ghost"), classes.count("tie")) == (2, 1, 1)

@@ -12,8 +12,8 @@ from s2a_bench.experiments import spec as experiment
 from s2a_bench.reports import build as report
 from s2a_bench.reports import paper as report_compare
 from s2a_bench.reports import paper_text as report_words
-from s2a_bench.reports.paper import DIFFERS, NOT_COMPARABLE, NOT_RUN, REPRODUCED, comparisons
-from s2a_bench.reports.sections import sections
+from s2a_bench.reports.paper import DIFFERS, NOT_COMPARABLE, NOT_RUN, REPRODUCED, compare_with_paper
+from s2a_bench.reports.sections import make_sections
 from s2a_bench.sweeps.grid import parse_method
 
 VIT = experiment.FAMILIES["vit"][1]
@@ -30,13 +30,13 @@ def config(label):
 def faithful(name="table1", suite="vtab", shift=0.0, seeds=(0, 1, 2), methods=None, **changes):
     """Records of a run as the paper's would be: every task at the printed mean of its group, plus a shift."""
     records = []
-    for row in experiment.load(name).rows:
+    for row in experiment.load_experiment(name).rows:
         printed = row.expected["vit"]
         if methods is not None and row.name not in methods:
             continue
         method, options = config(row.method)
         for dataset in datasets.get_suite(suite).defaults:
-            group = datasets.get(suite, dataset).group
+            group = datasets.get_dataset(suite, dataset).group
             mean = printed["fgvc" if suite == "fgvc" else f"vtab_{group}"]
             values = {
                 "suite": suite,
@@ -61,7 +61,7 @@ def faithful(name="table1", suite="vtab", shift=0.0, seeds=(0, 1, 2), methods=No
 
 
 def only(records):
-    found, _ = comparisons(sections(records))
+    found, _ = compare_with_paper(make_sections(records))
     (table,) = [c for c in found if c.experiment.name == "table1"]
     return table
 
@@ -79,11 +79,15 @@ def test_a_run_that_gives_the_printed_numbers_is_reproduced_in_every_cell():
 
 def test_the_mean_of_tasks_is_the_one_of_the_papers_text():
     """Section 4.2: 71.99 for S2A and 69.72 for Full on ConvNeXt-B."""
-    rows = {row.name: row.expected["convnext"] for row in experiment.load("table1").rows if "convnext" in row.expected}
-    assert report_compare.printed_mean(rows["S2A"], "tasks") == pytest.approx(71.99, abs=0.005)
-    assert report_compare.printed_mean(rows["Full"], "tasks") == pytest.approx(69.72, abs=0.005)
-    assert report_compare.printed_mean(rows["Full"], "groups") == pytest.approx((81.10 + 86.71 + 51.26) / 3)
-    assert report_compare.printed_mean({"fgvc": 90.0}, "tasks") is None
+    rows = {
+        row.name: row.expected["convnext"]
+        for row in experiment.load_experiment("table1").rows
+        if "convnext" in row.expected
+    }
+    assert report_compare.mean_of_printed(rows["S2A"], "tasks") == pytest.approx(71.99, abs=0.005)
+    assert report_compare.mean_of_printed(rows["Full"], "tasks") == pytest.approx(69.72, abs=0.005)
+    assert report_compare.mean_of_printed(rows["Full"], "groups") == pytest.approx((81.10 + 86.71 + 51.26) / 3)
+    assert report_compare.mean_of_printed({"fgvc": 90.0}, "tasks") is None
 
 
 @pytest.mark.parametrize(("shift", "state"), [(0.9, REPRODUCED), (-0.9, REPRODUCED), (1.2, DIFFERS), (-1.2, DIFFERS)])
@@ -170,9 +174,9 @@ def test_what_a_record_leaves_out_has_its_default():
     records = faithful(methods=("LoRA",))
     for record in records:
         record.method_config.pop("activations", None)
-    (section,) = sections(records)
-    assert report_compare.rows_of(section, "lora")
-    assert not report_compare.rows_of(section, "lora:activations=lean")
+    (section,) = make_sections(records)
+    assert report_compare.find_rows(section, "lora")
+    assert not report_compare.find_rows(section, "lora:activations=lean")
 
 
 def test_a_mini_run_stands_beside_its_family_and_is_never_called_reproduced():
@@ -189,7 +193,7 @@ def test_a_mini_run_stands_beside_its_family_and_is_never_called_reproduced():
 
 
 def test_a_table_of_which_nothing_was_run_says_how_to_run_it():
-    beside = report_words.beside(sections([make_record(backbone="resnet50")]))
+    beside = report_words.compare_sections(make_sections([make_record(backbone="resnet50")]))
     assert not beside.tables
     assert [f"--experiment table{i}" in text for i, text in enumerate(beside.absent, start=1)] == [True] * 4
 

@@ -354,8 +354,8 @@ def test_ray_and_this_process_choose_the_same(monkeypatch):
 
 
 def test_mlflow_is_told_what_was_a_trial_and_what_was_chosen():
-    trial = track.names.tags(make_record(trial=True, evaluated_on="val"))
+    trial = track.names.run_tags(make_record(trial=True, evaluated_on="val"))
     assert (trial["trial"], trial["search"]) == ("true", "null")
     summary = {"mode": "grid", "trials": 12, "chosen": {"train.lr": 0.01}, "trial_ids": ["a"]}
-    final = track.names.tags(make_record(search=summary))
+    final = track.names.run_tags(make_record(search=summary))
     assert (final["search"], final["search.trials"], final["search.chosen.train.lr"]) == ("grid", "12", "0.01")

@@ -64,8 +64,8 @@ def test_other_files_are_not_recognised(tmp_path: Path):
         (tmp_path / name).write_bytes(b"")
     with Tree(tmp_path) as tree:
         for dataset in ROWS.values():
-            assert dataset.recipe is not None
-            assert not OPEN[dataset.recipe.reader].recognises(tree, dataset)
+            assert dataset.preparation is not None
+            assert not OPEN[dataset.preparation.reader].recognises(tree, dataset)
 
 
 def test_a_folder_with_both_cifars_gives_the_one_that_is_asked_for(made: dict[str, Path], tmp_path: Path):
@@ -237,10 +237,10 @@ def test_rows_are_read_in_pieces(tmp_path: Path):
 @pytest.mark.parametrize("name", ROWS)
 def test_sources_are_made_from_the_seed_alone(name: str, made: dict[str, Path], tmp_path: Path):
     dataset = ROWS[name]
-    assert dataset.recipe is not None
+    assert dataset.preparation is not None
     for seed, folder in ((5, tmp_path / "same"), (6, tmp_path / "other")):
         folder.mkdir()
-        MAKERS[dataset.recipe.reader](dataset, folder, PLANS[name], seed)
+        MAKERS[dataset.preparation.reader](dataset, folder, PLANS[name], seed)
     first, same, other = (
         {path.name: path.read_bytes() for path in place.iterdir()}
         for place in (made[name], tmp_path / "same", tmp_path / "other")

@@ -207,7 +207,7 @@ def test_a_copy_that_broke_off_is_not_taken_for_the_file(made: dict[str, Path], 
     with Tree(tmp_path) as tree:
         for _ in range(2):
             with pytest.raises(InputError, match="not a readable archive"):
-                tree.local(X)
+                tree.path_on_disk(X)
 
 
 @pytest.mark.parametrize(
@@ -227,9 +227,9 @@ def test_a_copy_that_broke_off_is_not_taken_for_the_file(made: dict[str, Path], 
 )
 def test_a_row_that_does_not_fit_is_named(name: str, change: dict[str, Any], words: str, made: dict[str, Path]):
     dataset = ROWS[name]
-    assert dataset.recipe is not None
+    assert dataset.preparation is not None
     if "target" in change:
-        dataset = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, **change))
+        dataset = dataclasses.replace(dataset, preparation=dataclasses.replace(dataset.preparation, **change))
     else:
         dataset = dataclasses.replace(dataset, **change)
     with pytest.raises(InputError, match=words):

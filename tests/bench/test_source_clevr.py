@@ -18,7 +18,7 @@ from s2a_bench.data.readers.clevr import READERS
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.synthetic.clevr import MAKERS
-from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.errors import InputError
 
 READER = READERS[0]
@@ -27,8 +27,10 @@ PLAN = {"train": (6,) * 8, "test": (3,) * 8}
 
 def row(target: str) -> Dataset:
     classes = {"count": 8, "distance": 6}.get(target, 8)
-    recipe = Recipe("clevr", Official(), ("CLEVR_v1.0.zip",), target=target)
-    return Dataset("tiny", "whole", "whole", classes, Counts(None, None, None, None), "", "", "", recipe=recipe)
+    preparation = Preparation("clevr", OfficialRule(), ("CLEVR_v1.0.zip",), target=target)
+    return Dataset(
+        "tiny", "whole", "whole", classes, Counts(None, None, None, None), "", "", "", preparation=preparation
+    )
 
 
 @pytest.fixture(scope="module")
@@ -46,18 +48,18 @@ def extracted(made: Path, to: Path) -> Path:
 
 def opened(place: Path, target: str, then: Callable[[Source], Any]) -> Any:
     dataset = row(target)
-    assert dataset.recipe is not None
-    with Tree(place, dataset.recipe.archives) as tree:
+    assert dataset.preparation is not None
+    with Tree(place, dataset.preparation.archives) as tree:
         assert READER.recognises(tree, dataset)
         return then(READER.open(tree, dataset))
 
 
 def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
-    names = [item.name for item in source.items]
+    names = [item.name for item in source.images]
     assert len(set(names)) == len(names)
     files = list(source.read(frozenset(names)))
     assert sorted(name for name, _ in files) == sorted(names)
-    return (source.items, source.classes, source.salts), dict(files)
+    return (source.images, source.classes, source.salts), dict(files)
 
 
 @pytest.mark.parametrize("target", ["count", "distance"])
@@ -74,14 +76,14 @@ def test_counts_are_torchvisions(made: Path, tmp_path: Path):
 
     extracted(made, tmp_path / "clevr")
     source = opened(tmp_path, "count", lambda s: s)
-    labels = {item.name: item.label for item in source.items}
+    labels = {item.name: item.label for item in source.images}
     for part, ours in (("train", "train"), ("val", "test")):
         theirs = CLEVRClassification(str(tmp_path), split=part)
         found = {
             f"{part}/{Path(str(file)).name}": n for file, n in zip(theirs._image_files, theirs._labels, strict=True)
         }
         assert len(found) == len(theirs) == sum(PLAN[ours])
-        assert {item.name: item.part for item in source.items if item.name in found} == dict.fromkeys(found, ours)
+        assert {item.name: item.part for item in source.images if item.name in found} == dict.fromkeys(found, ours)
         assert {name: labels.pop(name) for name in found} == {name: int(n or 0) - 3 for name, n in found.items()}
     assert not labels
 
@@ -95,7 +97,7 @@ def test_distances_are_vtabs(made: Path, tmp_path: Path):
             nearest = np.min(np.array([o["pixel_coords"] for o in scene["objects"]], np.float32)[:, 2])
             thresholds = np.array([0.0, 8.0, 8.5, 9.0, 9.5, 10.0, 100.0])
             expected[f"{part}/{scene['image_filename']}"] = int(np.max(np.where((thresholds - nearest) < 0)))
-    assert {item.name: item.label for item in source.items} == expected
+    assert {item.name: item.label for item in source.images} == expected
 
 
 def test_every_class_occurs_and_no_image_twice(made: Path):
@@ -110,7 +112,7 @@ def test_every_class_occurs_and_no_image_twice(made: Path):
 
 def test_keys_are_those_of_tensorflow_datasets(made: Path):
     source = opened(made, "count", lambda s: s)
-    assert {item.key for item in source.items if item.part == "test"} == {f"CLEVR_val_{i:06d}.png" for i in range(24)}
+    assert {item.key for item in source.images if item.part == "test"} == {f"CLEVR_val_{i:06d}.png" for i in range(24)}
     assert source.salts == {"test": "validation"}
 
 
@@ -153,12 +155,12 @@ def test_labels_at_the_thresholds(tmp_path: Path):
         tmp_path, train=[scene(i, [*[120] * (n - 1), z]) for i, (z, n) in enumerate(zip(nearest, counts, strict=True))]
     )
     for target, labels in (("distance", [*expected, 2]), ("count", [n - 3 for n in (*counts, 3)])):
-        assert opened(place, target, lambda s: [item.label for item in s.items]) == labels
+        assert opened(place, target, lambda s: [item.label for item in s.images]) == labels
 
 
 def test_scenes_are_joined_by_name_and_not_by_position(tmp_path: Path):
     place = written(tmp_path, train=[scene(2, [9] * 3), scene(0, [9] * 4), scene(1, [9] * 5)])
-    found = opened(place, "count", lambda s: [(i.name[-5], i.label) for i in s.items if i.part == "train"])
+    found = opened(place, "count", lambda s: [(i.name[-5], i.label) for i in s.images if i.part == "train"])
     assert found == [("2", 0), ("0", 1), ("1", 2)]
 
 

@@ -40,30 +40,30 @@ from s2a_bench.errors import InputError
 @pytest.mark.parametrize("case", PLANS)
 def test_made_up_sources_are_read_alike_from_every_packing(case, tmp_path):
     dataset, plan = PLANS[case]
-    assert dataset.recipe is not None
+    assert dataset.preparation is not None
     for name in ("packed", "again", "other"):
         (tmp_path / name).mkdir()
-        MAKERS[dataset.recipe.reader](dataset, tmp_path / name, plan, int(name == "other"))
+        MAKERS[dataset.preparation.reader](dataset, tmp_path / name, plan, int(name == "other"))
     shutil.copytree(tmp_path / "packed", tmp_path / "extracted")
     extract(tmp_path / "extracted")
     assert files_of(tmp_path / "packed") == files_of(tmp_path / "again") != files_of(tmp_path / "other")
-    assert all((tmp_path / "packed" / name).is_file() for name in dataset.recipe.archives[:1])
+    assert all((tmp_path / "packed" / name).is_file() for name in dataset.preparation.archives[:1])
 
     source, contents = load(tmp_path / "packed", dataset)
     places = [tmp_path / "extracted"]
     packs = [p for p in (tmp_path / "packed").iterdir() if p.suffix in (".zip", ".gz")]
-    if packs and dataset.recipe.reader not in ("sun397", "domainnet"):  # these have lists next to the archive
+    if packs and dataset.preparation.reader not in ("sun397", "domainnet"):  # these have lists next to the archive
         places += packs
-    places += [p for p in (tmp_path / "extracted").rglob("*") if p.is_dir() and p.name == dataset.recipe.folder]
+    places += [p for p in (tmp_path / "extracted").rglob("*") if p.is_dir() and p.name == dataset.preparation.folder]
     for place in places:
         other, others = load(place, dataset)
-        assert (other.items, other.classes, others) == (source.items, source.classes, contents)
+        assert (other.images, other.classes, others) == (source.images, source.classes, contents)
         if place.is_dir():
             assert other.base is not None
             assert all((other.base / name).read_bytes() == data for name, data in contents.items())
     assert packs == [] or source.base is None
 
-    found = Counter((item.part, item.label) for item in source.items)
+    found = Counter((item.part, item.label) for item in source.images)
     assert found == {(part, label): n for part, sizes in plan.items() for label, n in enumerate(sizes)}
     assert len(set(contents.values())) == len(contents) and len(source.classes) == dataset.classes
     for data in contents.values():
@@ -87,10 +87,10 @@ def test_many_images_and_many_classes(tmp_path):
         ("e", EUROSAT_ROW, {"": (40,) * 10}),
         ("i", dataclasses.replace(IMAGENET_ROW, classes=300), {"train": (1,) * 300, "test": (1,) * 300}),
     ):
-        assert dataset.recipe is not None
+        assert dataset.preparation is not None
         (tmp_path / name).mkdir()
-        MAKERS[dataset.recipe.reader](dataset, tmp_path / name, plan, 0)
-        assert len(load(tmp_path / name, dataset)[0].items) == sum(map(sum, plan.values()))
+        MAKERS[dataset.preparation.reader](dataset, tmp_path / name, plan, 0)
+        assert len(load(tmp_path / name, dataset)[0].images) == sum(map(sum, plan.values()))
 
 
 # --- Class folders ---------------------------------------------------------------------------------------------------
@@ -106,11 +106,11 @@ def test_labels_follow_class_names_whatever_the_folders_case(tmp_path):
     write(tmp_path, [f"{home}/preview.jpg", "elsewhere/cup/x.jpg"])  # in no class folder
     source, contents = load(tmp_path, CALTECH_ROW)
     expected = {"BACKGROUND_Google/z.jpeg": 0, "cup/x.jpg": 1, "Faces/a.jpg": 2, "Faces/b.PNG": 2}
-    assert {item.name: item.label for item in source.items} == expected
+    assert {item.name: item.label for item in source.images} == expected
     assert contents == {name.removeprefix(f"{home}/"): data for name, data in files.items()}
     assert source.classes == NAMES and source.base == tmp_path / home
-    assert {item.key for item in source.items} == set(expected)
-    assert [item.name for item in source.items] == sorted(expected)
+    assert {item.key for item in source.images} == set(expected)
+    assert [item.name for item in source.images] == sorted(expected)
 
 
 @pytest.mark.parametrize("dataset", [EUROSAT_ROW, RESISC_ROW], ids=["eurosat", "resisc45"])
@@ -121,13 +121,13 @@ def test_sorted_class_folders_are_torchvisions(dataset, tmp_path):
     MAKERS["class_folders"](dataset, tmp_path / "eurosat", {"": (2,) * dataset.classes}, 0)
     extract(tmp_path / "eurosat")
     source, _ = load(tmp_path / "eurosat", dataset)
-    folder = tmp_path / "eurosat" / dataset.recipe.folder
+    folder = tmp_path / "eurosat" / dataset.preparation.folder
     theirs = oracle.EuroSAT(str(tmp_path)) if dataset is EUROSAT_ROW else oracle.ImageFolder(str(folder))
     assert list(source.classes) == theirs.classes
-    assert {str(folder / item.name): item.label for item in source.items} == dict(theirs.samples)
+    assert {str(folder / item.name): item.label for item in source.images} == dict(theirs.samples)
     # tensorflow_datasets' keys: <class>_<file>, where the file already begins with the class.
-    assert all(item.key == item.name.replace("/", "_") for item in source.items)
-    assert {item.name for item in source.items} >= (
+    assert all(item.key == item.name.replace("/", "_") for item in source.images)
+    assert {item.name for item in source.images} >= (
         {"Forest/Forest_2.jpg"} if dataset is EUROSAT_ROW else {"airport/airport_001.jpg"}
     )
 
@@ -146,7 +146,7 @@ def test_caltech_is_torchvisions(tmp_path):
     theirs = oracle.Caltech101(str(tmp_path))
     source, _ = load(home, dataset)
     expected = Counter(theirs.categories[label] for label in theirs.y)
-    found = Counter(item.name.split("/")[0] for item in source.items)
+    found = Counter(item.name.split("/")[0] for item in source.images)
     assert found - Counter(BACKGROUND_Google=2) == expected
 
 
@@ -160,7 +160,7 @@ def test_repacked_archives_under_other_names(tmp_path):
         shutil.copytree(tmp_path / "a" / "2750", tmp_path / "b" / name / name)
         for place in (tmp_path / "b" / name, tmp_path / "b" / name / name):
             source, contents = load(place, EUROSAT_ROW)
-            assert (source.items, contents) == (expected[0].items, expected[1])
+            assert (source.images, contents) == (expected[0].images, expected[1])
 
 
 def test_folders_of_several_parts_and_none(tmp_path):
@@ -174,10 +174,10 @@ def test_folders_of_several_parts_and_none(tmp_path):
         (deep, tmp_path), (deep, home), (deep, home / "a"), (none, tmp_path), (none, home), (none, home / "a"),
     ):  # fmt: skip
         source, _ = load(place, dataset)
-        assert {item.name: item.label for item in source.items} == labels
+        assert {item.name: item.label for item in source.images} == labels
         assert source.base is not None and source.base == home / "a"
     write(tmp_path, ["other/b/1.jpg"])
-    assert len(load(tmp_path, none)[0].items) == 3  # the one place with three class folders
+    assert len(load(tmp_path, none)[0].images) == 3  # the one place with three class folders
     write(tmp_path, ["more/b/1.jpg", "more/c/1.jpg", "more/d/1.jpg"])
     refused(tmp_path, none, "several places.*3 class folders")
 
@@ -187,7 +187,7 @@ def test_the_folder_may_be_the_working_directory_or_a_link(tmp_path, monkeypatch
     (tmp_path / "link").symlink_to(tmp_path / "2750")
     monkeypatch.chdir(tmp_path / "2750")
     for place in (Path(), tmp_path / "link"):
-        assert len(load(place, EUROSAT_ROW)[0].items) == 10
+        assert len(load(place, EUROSAT_ROW)[0].images) == 10
 
 
 def test_a_vtab_folder_of_the_same_name_is_not_taken_for_an_original(tmp_path):
@@ -208,7 +208,7 @@ GOOD = tuple(f"{HOME}/{name}/{i}.jpg" for name in ("BACKGROUND_Google", "cup", "
     [
         ((), "holds no images in 101_ObjectCategories/<class>/"),
         ((f"{HOME}/notes.txt",), "holds no images in"),
-        ((*GOOD, f"{HOME}/dog/1.jpg"), "folder 'dog' that is no class of 101_ObjectCategories; it is another set"),
+        ((*GOOD, f"{HOME}/dog/1.jpg"), "folder 'dog' that is not a class of 101_ObjectCategories; it is another set"),
         (GOOD[2:], "class 'background_google'.* is missing"),
         ((*GOOD, f"copy/{HOME}/cup/0.jpg"), "holds cup/0.jpg twice"),
         ((*GOOD, f"{HOME}/cup/0.JPG"), r"holds cup/0\.(jpg|JPG) twice"),
@@ -263,9 +263,9 @@ def test_image_folders_are_torchvisions(dataset, tmp_path):
     for part, folder in folders.items():
         theirs = oracle.ImageFolder(str(tmp_path / folder))
         assert list(source.classes) == theirs.classes
-        ours = {str(tmp_path / item.name): item.label for item in source.items if item.part == part}
+        ours = {str(tmp_path / item.name): item.label for item in source.images if item.part == part}
         assert ours == dict(theirs.samples)
-    assert {item.part for item in source.items} == {"train", "test"}
+    assert {item.part for item in source.images} == {"train", "test"}
     assert source.base == tmp_path
 
 
@@ -275,7 +275,7 @@ def test_imagenet_as_its_makers_pack_it(tmp_path):
     names = [f"{home}/{part}/n0{i}/{i}.JPEG" for part in ("train", "val") for i in range(3)]
     write(tmp_path, [*names, f"{home}/test/ILSVRC2012_test_1.JPEG"])
     source, _ = load(tmp_path, IMAGENET_ROW)
-    assert [(item.name, item.label, item.part) for item in source.items] == [
+    assert [(item.name, item.label, item.part) for item in source.images] == [
         (f"{folder}/n0{i}/{i}.JPEG", i, part)
         for folder, part in (("train", "train"), ("val", "test"))
         for i in range(3)
@@ -300,7 +300,7 @@ PARTS = tuple(f"{part}/c{i}/{i}.jpg" for part in ("train", "val", "test") for i 
         ((*PARTS, "test/flat.jpg"), "test/flat.jpg lies in no class folder"),
         ((*PARTS, "other/train/c0/0.jpg"), "several sets"),
         ((*PARTS, "train/c3/0.jpg"), "4 class folders"),
-        ((*PARTS, "test/c3/0.jpg"), "'c3' of test/ is no class of train/"),
+        ((*PARTS, "test/c3/0.jpg"), "'c3' of test/ is not a class of train/"),
         (PARTS[:-1], "'c2' of test/ has no images"),
         ((*PARTS, "train/C0/7.jpg"), "two folders"),
         ((*PARTS, "train/c0/0.JPG"), "twice"),

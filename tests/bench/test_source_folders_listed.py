@@ -39,7 +39,7 @@ def test_ucf101_labels_are_its_own_numbers_and_parts_its_first_split(tmp_path):
     labels = {"Handstand_Pushups": 0, "Jumping_Jack": 1, "Jump_Rope": 2}  # classInd.txt: 37, 47, 48
     source, _ = load(ucf(tmp_path), UCF_ROW)
     assert source.classes == tuple(labels)
-    assert {item.name: (item.label, item.part) for item in source.items} == {
+    assert {item.name: (item.label, item.part) for item in source.images} == {
         f"{video}.jpg": (labels[video.split("/")[0]], part) for video, part in VIDEOS.items()
     }
     assert source.base == tmp_path / UCF
@@ -50,14 +50,14 @@ def test_lists_of_ucf101_decide(tmp_path):
     source, _ = load(ucf(tmp_path / "b", UCF_LISTS), UCF_ROW)  # the other way round than the groups say
     assert source.classes == plain.classes
     swapped = {"train": "test", "test": "train"}
-    assert source.items == tuple(dataclasses.replace(item, part=swapped[item.part]) for item in plain.items)
+    assert source.images == tuple(dataclasses.replace(item, part=swapped[item.part]) for item in plain.images)
     other = UCF_LISTS | {
         "classInd.txt": "1 JumpRope\n2 JumpingJack\n3 HandstandPushups\n",
         "trainlist01.txt": UCF_LISTS["trainlist01.txt"].replace("avi 3", "avi 1"),
     }
     source, _ = load(ucf(tmp_path / "c", other), UCF_ROW)
     assert source.classes == ("Jump_Rope", "Jumping_Jack", "Handstand_Pushups")
-    assert {i.label for i in source.items if i.name.startswith("Handstand")} == {2}
+    assert {i.label for i in source.images if i.name.startswith("Handstand")} == {2}
 
 
 @pytest.mark.parametrize(
@@ -133,7 +133,7 @@ def test_sun397_labels_are_torchvisions(tmp_path):
         path.relative_to(tmp_path / "SUN397").as_posix(): label
         for path, label in zip(theirs._image_files, theirs._labels, strict=True)
     }
-    assert {item.name: item.label for item in source.items} == expected
+    assert {item.name: item.label for item in source.images} == expected
     assert source.base == tmp_path / "SUN397"
 
 
@@ -141,8 +141,8 @@ def test_lists_of_sun397_decide_and_give_keys(tmp_path):
     bad = "c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"  # in no list, as in the real ones
     source, _ = load(sun(tmp_path / "a", SUN_LISTS, [*SUN_NAMES, bad]), SUN_ROW)
     parts = {"sun397_tfds_tr.txt": "train", "sun397_tfds_va.txt": "val", "sun397_tfds_te.txt": "test"}
-    assert {i.name: i.part for i in source.items} == {n: parts[k] for k, names in SUN_LISTS.items() for n in names}
-    assert all(item.key == f"/{item.name}" for item in source.items) and source.note == ""
+    assert {i.name: i.part for i in source.images} == {n: parts[k] for k, names in SUN_LISTS.items() for n in names}
+    assert all(item.key == f"/{item.name}" for item in source.images) and source.note == ""
     assert source.classes[0] == "abbey"  # sorted, whatever the order of ClassName.txt
 
 
@@ -152,23 +152,23 @@ def test_parts_of_sun397_are_drawn_without_lists(tmp_path):
     dataset = dataclasses.replace(SUN_ROW, classes=4)
     place = sun(tmp_path, None, [*names, bad, poor], (*SCENES, "t/track/outdoor"))
     source, _ = load(place, dataset)
-    parts = {item.name: item.part for item in source.items}
+    parts = {item.name: item.part for item in source.images}
     assert parts.keys() == {*names, poor} and parts[poor] == "train"
     n = len(parts)
     train, val = n * 76128 // 108753, n * 10875 // 108753
     assert Counter(parts.values()) == {"train": train, "val": val, "test": n - train - val}
-    assert {item.key for item in source.items} == {None} and "drawn" in source.note and source.lists is None
+    assert {item.key for item in source.images} == {None} and "drawn" in source.note and source.lists is None
     again, _ = load(place / "SUN397", dataset)
-    assert again.items == source.items
-    assert dataset.recipe is not None
-    other = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, seed=1))
-    assert load(place, other)[0].items != source.items
+    assert again.images == source.images
+    assert dataset.preparation is not None
+    other = dataclasses.replace(dataset, preparation=dataclasses.replace(dataset.preparation, seed=1))
+    assert load(place, other)[0].images != source.images
 
 
 def test_sun397_without_its_list_of_classes(tmp_path):
     expected, _ = load(sun(tmp_path), SUN_ROW)
     (tmp_path / "SUN397" / "ClassName.txt").unlink()
-    assert load(tmp_path, SUN_ROW)[0].items == expected.items
+    assert load(tmp_path, SUN_ROW)[0].images == expected.images
 
 
 @pytest.mark.parametrize(
@@ -176,7 +176,7 @@ def test_sun397_without_its_list_of_classes(tmp_path):
     [
         ({"names": []}, "holds no images in SUN397"),
         ({"names": SUN_NAMES[4:]}, "class 'a/abbey'.*missing"),
-        ({"classes": SCENES[1:]}, "folder 'a/abbey' that is no class"),
+        ({"classes": SCENES[1:]}, "folder 'a/abbey' that is not a class"),
         ({"classes": (*SCENES, "b/bog")}, "class 'b/bog'.*missing"),
         ({"classes": (*SCENES, SCENES[0])}, "names a class twice"),
         ({"classes": ()}, "is empty"),
@@ -215,12 +215,12 @@ def test_lists_of_domainnet_decide(tmp_path):
     place = domain(tmp_path / "a")
     source, contents = load(place, DOMAIN_ROW)
     expected = [(*line.rsplit(" ", 1), part) for part, lines in (("train", TRAIN), ("test", TEST)) for line in lines]
-    assert [(item.name, str(item.label), item.part) for item in source.items] == expected
+    assert [(item.name, str(item.label), item.part) for item in source.images] == expected
     assert source.classes == ("ant", "bat", "zoo")  # the last is in one list only, as painting's t-shirt
     assert source.base == place and source.note == ""
     write(place, ["clipart/ant/clipart_0_99.jpg"])
     source, _ = load(place, DOMAIN_ROW)
-    assert len(source.items) == len(expected) and source.note.startswith("1 images of clipart are in no list")
+    assert len(source.images) == len(expected) and source.note.startswith("1 images of clipart are in no list")
     (tmp_path / "b").mkdir()
     with zipfile.ZipFile(tmp_path / "b" / "clipart.zip", "w") as archive:
         for name, data in contents.items():
@@ -228,7 +228,7 @@ def test_lists_of_domainnet_decide(tmp_path):
     for name in ("clipart_train.txt", "clipart_test.txt"):
         shutil.copy(place / name, tmp_path / "b")
     zipped, others = load(tmp_path / "b", DOMAIN_ROW)
-    assert (zipped.items, others) == (source.items, contents)
+    assert (zipped.images, others) == (source.images, contents)
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from s2a_bench.data.readers.hub import READERS
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.synthetic.hub import MAKERS
-from s2a_bench.data.synthetic.pictures import jpeg, picture, png
-from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_jpeg, encode_png
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.errors import InputError
 
 pytest.importorskip("pyarrow")
@@ -28,25 +28,31 @@ import pyarrow.parquet as pq
 
 READER = READERS[0]
 NONE = Counts(None, None, None, None)
-TINY = Dataset("tiny", "whole", "whole", 3, NONE, "", "", "", recipe=Recipe("listed", Official(), ("tiny.zip",)))
+TINY = Dataset(
+    "tiny", "whole", "whole", 3, NONE, "", "", "", preparation=Preparation("listed", OfficialRule(), ("tiny.zip",))
+)
 CIFAR = dataclasses.replace(
-    TINY, name="cifar100", classes=100, encoding="lossless", recipe=Recipe("cifar", Official(), (), target="fine")
+    TINY,
+    name="cifar100",
+    classes=100,
+    encoding="lossless",
+    preparation=Preparation("cifar", OfficialRule(), (), target="fine"),
 )
 
 
 def opened(place: Path, then: Callable[[Source], Any], dataset: Dataset = TINY) -> Any:
-    assert dataset.recipe is not None
-    with Tree(place, dataset.recipe.archives) as tree:
+    assert dataset.preparation is not None
+    with Tree(place, dataset.preparation.archives) as tree:
         assert READER.recognises(tree, dataset)
         return then(READER.open(tree, dataset))
 
 
 def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
-    names = [item.name for item in source.items]
+    names = [item.name for item in source.images]
     assert len(set(names)) == len(names)
     files = list(source.read(frozenset(names)))
     assert sorted(name for name, _ in files) == sorted(names)
-    return (source.items, source.classes, source.lossy, source.note), dict(files)
+    return (source.images, source.classes, source.lossy, source.note), dict(files)
 
 
 # --- Made up ---------------------------------------------------------------------------------------------------------
@@ -118,10 +124,10 @@ def test_every_packing_gives_the_same_images(tmp_path: Path):
 LABELS = (2, 0, 1, 1)
 
 
-def images(count: int, encode: Callable[[np.ndarray], bytes] = png, paths: bool = False) -> list[dict[str, Any]]:
-    suffix = "png" if encode is png else "jpg"
+def images(count: int, encode: Callable[[np.ndarray], bytes] = encode_png, paths: bool = False) -> list[dict[str, Any]]:
+    suffix = "png" if encode is encode_png else "jpg"
     return [
-        {"bytes": encode(picture(0, i, 3)), "path": f"folder/{i}.{suffix.upper()}" if paths else None}
+        {"bytes": encode(draw_picture(0, i, 3)), "path": f"folder/{i}.{suffix.upper()}" if paths else None}
         for i in range(count)
     ]
 
@@ -179,17 +185,19 @@ def test_columns_of_images_and_labels(tmp_path: Path):
     }
     for name, one in tables.items():
         target = "kind" if name.startswith("target") else ""
-        recipe = Recipe("listed", Official(), (), target=target)
-        (items, *_), files = opened(written(tmp_path / name, one), whole, dataclasses.replace(TINY, recipe=recipe))
+        preparation = Preparation("listed", OfficialRule(), (), target=target)
+        (items, *_), files = opened(
+            written(tmp_path / name, one), whole, dataclasses.replace(TINY, preparation=preparation)
+        )
         assert [item.label for item in items] == list(LABELS), name
         assert [files[item.name] for item in items] == [row["bytes"] for row in images(4)], name
 
 
 def test_suffixes_by_path_and_by_content(tmp_path: Path):
-    mixed = [*images(2, jpeg), *images(2, png)]
+    mixed = [*images(2, encode_jpeg), *images(2, encode_png)]
     (items, *_), _ = opened(written(tmp_path / "content", table(image=mixed)), whole)
     assert [item.name[-4:] for item in items] == [".jpg", ".jpg", ".png", ".png"]
-    mixed = [*images(2, jpeg, paths=True), *images(2, png)]
+    mixed = [*images(2, encode_jpeg, paths=True), *images(2, encode_png)]
     (items, *_), _ = opened(written(tmp_path / "both", table(image=mixed)), whole)
     assert [item.name[-4:] for item in items] == [".jpg", ".jpg", ".png", ".png"]
     (items, *_), _ = opened(written(tmp_path / "path", table(image=images(4, paths=True))), whole)
@@ -198,8 +206,8 @@ def test_suffixes_by_path_and_by_content(tmp_path: Path):
 
 def test_images_are_not_read_for_the_list_where_paths_tell_their_kind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = written(tmp_path, table(image=images(4, paths=True)))
-    monkeypatch.setattr(hub._Table, "images", lambda *_: pytest.fail("images were read"))
-    assert len(opened(place, lambda source: source.items)) == 4
+    monkeypatch.setattr(hub._ParquetTable, "images", lambda *_: pytest.fail("images were read"))
+    assert len(opened(place, lambda source: source.images)) == 4
 
 
 def test_only_row_groups_with_wanted_images_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -222,11 +230,11 @@ def test_only_row_groups_with_wanted_images_are_read(tmp_path: Path, monkeypatch
 
 
 def test_classes_in_the_datasets_own_order(tmp_path: Path):
-    recipe = Recipe("listed", Official(), (), class_names=("Sea_Lion", "ant", "wild cat"))
-    dataset = dataclasses.replace(TINY, recipe=recipe)
+    preparation = Preparation("listed", OfficialRule(), (), class_names=("Sea_Lion", "ant", "wild cat"))
+    dataset = dataclasses.replace(TINY, preparation=preparation)
     place = written(tmp_path / "good", table(names=("ant", "Wild-Cat", "sea lion")))
     (items, classes, *_), _ = opened(place, whole, dataset)
-    assert classes == recipe.class_names
+    assert classes == preparation.class_names
     assert [item.label for item in items] == [0, 1, 2, 2]
     with pytest.raises(InputError, match="has classes that tiny has not, or one twice: dog"):
         opened(written(tmp_path / "other", table(names=("ant", "dog", "sea lion"))), whole, dataset)
@@ -238,12 +246,12 @@ def test_classes_in_the_datasets_own_order(tmp_path: Path):
 
 def test_lossy_copies_say_so(tmp_path: Path):
     lossless = dataclasses.replace(TINY, encoding="lossless")
-    usual = [{"bytes": jpeg(picture(0, i, 3), 75), "path": None} for i in range(4)]
+    usual = [{"bytes": encode_jpeg(draw_picture(0, i, 3), 75), "path": None} for i in range(4)]
     for name, pictures, dataset, lossy, words in (
         ("png", images(4), lossless, False, "A copy"),
         ("png", images(4), TINY, False, "A copy"),
-        ("jpeg", images(4, jpeg), TINY, False, "A copy"),
-        ("jpeg", images(4, jpeg), lossless, True, "published without loss and is JPEG here"),
+        ("jpeg", images(4, encode_jpeg), TINY, False, "A copy"),
+        ("jpeg", images(4, encode_jpeg), lossless, True, "published without loss and is JPEG here"),
         ("usual", usual, TINY, True, "re-encoded"),
     ):
         source = opened(written(tmp_path / name, table(image=pictures)), lambda source: source, dataset)

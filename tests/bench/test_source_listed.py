@@ -15,7 +15,7 @@ import scipy.io
 from PIL import Image
 from s2a_bench.data.readers import published_splits as split_files
 from s2a_bench.data.readers.listed import READERS
-from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.synthetic.listed import MAKERS
 from s2a_bench.data.table.lookup import DATASETS
@@ -37,9 +37,9 @@ def plan(name: str) -> dict[str, tuple[int, ...]]:
 
 
 def archives(name: str) -> tuple[str, ...]:
-    recipe = ROWS[name].recipe
-    assert recipe is not None
-    return recipe.archives
+    preparation = ROWS[name].preparation
+    assert preparation is not None
+    return preparation.archives
 
 
 def make(name: str, place: Path, seed: int = 0) -> Path:
@@ -61,18 +61,18 @@ def opened(name: str, place: Path) -> tuple[Source, dict[str, bytes]]:
     with Tree(place, archives(name)) as tree:
         assert OPEN[name].recognises(tree, ROWS[name])
         source = OPEN[name].open(tree, ROWS[name])
-        return source, dict(source.read(frozenset(item.name for item in source.items)))
+        return source, dict(source.read(frozenset(item.name for item in source.images)))
 
 
 @pytest.mark.parametrize("name", sorted(ROWS))
 def test_packings_and_plan(name, tmp_path):
     packed, images = opened(name, make(name, tmp_path / "a"))
     loose, same = opened(name, extract(make(name, tmp_path / "b")))
-    assert (packed.items, packed.classes, images) == (loose.items, loose.classes, same)
+    assert (packed.images, packed.classes, images) == (loose.images, loose.classes, same)
     for part, sizes in plan(name).items():
-        labels = [item.label for item in packed.items if item.part == part]
+        labels = [item.label for item in packed.images if item.part == part]
         assert tuple(labels.count(label) for label in range(3)) == sizes
-    assert images.keys() == {item.name for item in packed.items} and len(set(images.values())) == len(images)
+    assert images.keys() == {item.name for item in packed.images} and len(set(images.values())) == len(images)
     made = {path.name: path.read_bytes() for path in make(name, tmp_path / "c").iterdir()}
     assert made == {path.name: path.read_bytes() for path in (tmp_path / "a").iterdir()}
 
@@ -81,7 +81,9 @@ def same_as_torchvision(source: Source, images: dict[str, bytes], part: str, the
     def pixels(image: Image.Image) -> bytes:
         return image.convert("RGB").tobytes()
 
-    mine = {pixels(Image.open(io.BytesIO(images[item.name]))): item.label for item in source.items if item.part == part}
+    mine = {
+        pixels(Image.open(io.BytesIO(images[item.name]))): item.label for item in source.images if item.part == part
+    }
     assert mine == {pixels(image): label for image, label in theirs}
 
 
@@ -128,10 +130,10 @@ def test_cub_by_hand(tmp_path):
         (root / "images" / name).parent.mkdir()
         (root / "images" / name).write_bytes(name.encode())
     source, images = opened("cub", tmp_path)
-    assert source.items == (
-        Item("001.A/x.jpg", 0, "train"),
-        Item("003.C/y.jpg", 2, "test"),
-        Item("002.B/z.jpg", 1, "train"),
+    assert source.images == (
+        SourceImage("001.A/x.jpg", 0, "train"),
+        SourceImage("003.C/y.jpg", 2, "test"),
+        SourceImage("002.B/z.jpg", 1, "train"),
     )
     assert source.classes == ("001.A", "002.B", "003.C") and images["003.C/y.jpg"] == b"003.C/y.jpg"
 
@@ -147,10 +149,10 @@ def test_dogs_by_hand(tmp_path):
             (tmp_path / "Images" / name).parent.mkdir(parents=True)
             (tmp_path / "Images" / name).write_bytes(name.encode())
     source, _ = opened("dogs", tmp_path)
-    assert source.items == (
-        Item("n1-Aa/a.jpg", 0, "train"),
-        Item("n2-Bb/b.jpg", 1, "train"),
-        Item("n3-Cc/c.jpg", 2, "test"),
+    assert source.images == (
+        SourceImage("n1-Aa/a.jpg", 0, "train"),
+        SourceImage("n2-Bb/b.jpg", 1, "train"),
+        SourceImage("n3-Cc/c.jpg", 2, "test"),
     )
     assert source.classes == ("Aa", "Bb", "Cc")
 
@@ -223,7 +225,9 @@ def test_broken_sources(name, change, part, tmp_path):
 # --- Split files -----------------------------------------------------------------------------------------------------
 
 NAMES = ("a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "c/1.jpg", "c/2.jpg")
-SOURCE = Source(tuple(Item(name, "abc".index(name[0])) for name in NAMES), ("a", "b", "c"), lambda names: iter(()))
+SOURCE = Source(
+    tuple(SourceImage(name, "abc".index(name[0])) for name in NAMES), ("a", "b", "c"), lambda names: iter(())
+)
 ROW = dataclasses.replace(DATASETS["fgvc_dtd"], classes=3)
 COOP = {
     "train": [["a/1.jpg", 0, "ant"], ["b/1.jpg", 1, "bee"]],
@@ -306,7 +310,7 @@ def test_broken_vpt_folders(tmp_path):
     (tmp_path / "val.json").unlink()
     with pytest.raises(InputError, match="cannot be read"):
         split_files.read_split(tmp_path, "vpt", ROW, SOURCE)
-    with pytest.raises(InputError, match="is no folder"):
+    with pytest.raises(InputError, match="is not a folder"):
         split_files.read_split(tmp_path / "train.json", "vpt", ROW, SOURCE)
-    with pytest.raises(InputError, match="is no file"):
+    with pytest.raises(InputError, match="is not a file"):
         split_files.read_split(tmp_path, "coop", ROW, SOURCE)

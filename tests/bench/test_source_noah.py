@@ -14,11 +14,12 @@ import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
 from s2a_bench.data import folder as layout
-from s2a_bench.data.loading import check, list_datasets, load
-from s2a_bench.data.prepare import prepare
+from s2a_bench.data.listing import list_datasets
+from s2a_bench.data.loading import check_data, load_data
+from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.table.lookup import DATASETS
 from s2a_bench.data.table.types import VTAB_LISTS, Counts
-from s2a_bench.data.verify import verify
+from s2a_bench.data.verify import verify_dataset
 from s2a_bench.errors import InputError
 
 SIZES = (6, 3, 9, 7)
@@ -51,36 +52,36 @@ def folder(place: Path, format: str = "JPEG", **save) -> Path:
 def test_a_folder_elsewhere_is_used_without_a_copy(tmp_path):
     theirs = folder(tmp_path / "vtab-1k" / "cifar100")
     before = {p: p.stat().st_mtime_ns for p in theirs.rglob("*")}
-    made = prepare("cifar", tmp_path / "vtab-1k", tmp_path / "root")
+    made = prepare_dataset("cifar", tmp_path / "vtab-1k", tmp_path / "root")
     assert {p: p.stat().st_mtime_ns for p in theirs.rglob("*")} == before
     assert not (made / "images").exists()
     manifest = layout.read_manifest(made)
     assert manifest is not None and manifest.home == str(theirs.resolve()) and manifest.lossy
     assert manifest.split_id.startswith("lists-") and "published without loss and is JPEG here" in manifest.note
-    assert verify("cifar", tmp_path / "root") == []
-    mine = load(DataConfig("vtab", "cifar", str(tmp_path / "root")), size=8, **HALF)
-    direct = load(DataConfig("vtab", "cifar", str(theirs.parent)), size=8, **HALF)
+    assert verify_dataset("cifar", tmp_path / "root") == []
+    mine = load_data(DataConfig("vtab", "cifar", str(tmp_path / "root")), size=8, **HALF)
+    direct = load_data(DataConfig("vtab", "cifar", str(theirs.parent)), size=8, **HALF)
     assert mine.lossy and direct.lossy
     assert mine.train.batch(mine.train.labels[:3] * 0).equal(direct.train.batch(direct.train.labels[:3] * 0))
     assert [row.lossy for row in list_datasets(tmp_path / "root") if row.name == "cifar"] == [True]
     told = []
-    prepare("cifar", theirs, tmp_path / "root", lambda *args: told.append(args[0]))
+    prepare_dataset("cifar", theirs, tmp_path / "root", lambda *args: told.append(args[0]))
     assert "already prepared" in told[-1]
     victim = theirs / "images/test/000002.jpg"
     victim.write_bytes(victim.read_bytes()[:-1] + b"\0")
-    assert any(p.file == "test.txt" and p.line == 3 and not p.note for p in verify("cifar", tmp_path / "root"))
+    assert any(p.file == "test.txt" and p.line == 3 and not p.note for p in verify_dataset("cifar", tmp_path / "root"))
 
 
 def test_a_folder_under_the_root_gets_a_manifest_and_nothing_else(tmp_path):
     theirs = folder(tmp_path / "root" / "cifar", "PNG")
     before = {p: p.stat().st_mtime_ns for p in theirs.rglob("*") if p.is_file()}
-    assert prepare("cifar", theirs, tmp_path / "root") == theirs
+    assert prepare_dataset("cifar", theirs, tmp_path / "root") == theirs
     assert {p: p.stat().st_mtime_ns for p in theirs.rglob("*") if p.is_file() and p.name != layout.MANIFEST} == before
     manifest = layout.read_manifest(theirs)
     assert manifest is not None and not manifest.lossy and manifest.home == ""
-    assert check(DataConfig("vtab", "cifar", str(tmp_path / "root"))) == (manifest.data_id, manifest.split_id)
+    assert check_data(DataConfig("vtab", "cifar", str(tmp_path / "root"))) == (manifest.data_id, manifest.split_id)
     told = []
-    prepare("cifar", tmp_path / "root", tmp_path / "root", lambda *args: told.append(args[0]))
+    prepare_dataset("cifar", tmp_path / "root", tmp_path / "root", lambda *args: told.append(args[0]))
     assert "already prepared" in told[-1]
 
 
@@ -89,18 +90,18 @@ def test_an_archive_is_copied(tmp_path):
     with zipfile.ZipFile(tmp_path / "vtab-1k.zip", "w") as archive:
         for path in sorted(theirs.rglob("*")):
             archive.write(path, f"vtab-1k/cifar/{path.relative_to(theirs)}")
-    made = prepare("cifar", tmp_path / "vtab-1k.zip", tmp_path / "root")
+    made = prepare_dataset("cifar", tmp_path / "vtab-1k.zip", tmp_path / "root")
     shutil.rmtree(theirs)
     manifest = layout.read_manifest(made)
     assert manifest is not None and manifest.home == "" and manifest.lossy
-    assert verify("cifar", tmp_path / "root") == []
+    assert verify_dataset("cifar", tmp_path / "root") == []
 
 
 def test_the_probe_tells_reencoded_photographs_from_originals(tmp_path):
     usual = folder(tmp_path / "a" / "dtd")  # Pillow's default quality, every one
     original = folder(tmp_path / "b" / "dtd", quality=lambda seed: 80 + seed % 15)
     for place, lossy, word in ((usual, True, "re-encoded"), (original, False, "look like the published files")):
-        manifest = layout.read_manifest(prepare("dtd", place, tmp_path / f"root-{lossy}"))
+        manifest = layout.read_manifest(prepare_dataset("dtd", place, tmp_path / f"root-{lossy}"))
         assert manifest is not None and manifest.lossy is lossy and word in manifest.note
 
 
@@ -130,7 +131,7 @@ def test_broken_folders(tmp_path, file, change, part):
     else:
         path.write_bytes(change(path.read_text()).encode("utf-8", "surrogateescape"))
     with pytest.raises(InputError) as error:
-        prepare("cifar", theirs, tmp_path / "root")
+        prepare_dataset("cifar", theirs, tmp_path / "root")
     assert part in str(error.value) and "\n" not in str(error.value)
     assert not list((tmp_path / "root").iterdir())
 
@@ -140,14 +141,14 @@ def test_an_image_that_changes_the_split_is_named(tmp_path):
     theirs = folder(tmp_path / "cifar")
     shutil.copy(theirs / "images/test/000001.jpg", theirs / "images/train800/000001.jpg")
     shutil.copy(theirs / "images/test/000001.jpg", theirs / "images/train800val200/000001.jpg")
-    prepare("cifar", theirs, tmp_path / "root")
-    (found,) = verify("cifar", tmp_path / "root")
+    prepare_dataset("cifar", theirs, tmp_path / "root")
+    (found,) = verify_dataset("cifar", tmp_path / "root")
     assert found.note and found.file == "test.txt" and found.line == 2
     lines = (theirs / "test.txt").read_text().splitlines()
     lines[0] = "images/train800/000000.jpg 0"
     (theirs / "test.txt").write_text("\n".join(lines))
     with pytest.raises(InputError, match="is the same image as"):
-        prepare("cifar", theirs, tmp_path / "other")
+        prepare_dataset("cifar", theirs, tmp_path / "other")
 
 
 def test_odd_images_are_named_with_their_line(tmp_path):
@@ -165,7 +166,7 @@ def test_odd_images_are_named_with_their_line(tmp_path):
             "RGBA": "alpha",
             "1": "black and white",
         }[mode]
-    found = verify("cifar", theirs.parent)
+    found = verify_dataset("cifar", theirs.parent)
     assert {p.line: p.note for p in found} == dict.fromkeys(made, True)
     for problem in found:
         assert problem.line is not None and made[problem.line] in problem.what
@@ -181,7 +182,7 @@ def test_odd_images_are_named_with_their_line(tmp_path):
     (theirs / "images/test/000003.png").write_bytes(whole[:-40])
     (theirs / "images/test/000004.png").unlink()
     Image.new("1", (12_000, 9_000)).save(theirs / "images/test/000005.png")
-    told = {p.line: p.what for p in verify("cifar", theirs.parent) if not p.note}
+    told = {p.line: p.what for p in verify_dataset("cifar", theirs.parent) if not p.note}
     for line, part in enumerate(
         ["8 bits", "8 bits", "0 bytes", "cannot be decoded", "cannot be read", "huge"], start=1
     ):

@@ -14,16 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
-from s2a_bench.data.readers.retinopathy import READERS, btgraham
+from s2a_bench.data.readers.retinopathy import READERS, apply_btgraham
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.synthetic.retinopathy import MAKERS
-from s2a_bench.data.table.types import Counts, Dataset, Official, Recipe
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.errors import InputError
 
 READER = READERS[0]
-RECIPE = Recipe("retinopathy", Official(), ("train.zip", "test.zip"))
-ROW = Dataset("tiny", "whole", "whole", 5, Counts(None, None, None, None), "", "", "", recipe=RECIPE)
+RECIPE = Preparation("retinopathy", OfficialRule(), ("train.zip", "test.zip"))
+ROW = Dataset("tiny", "whole", "whole", 5, Counts(None, None, None, None), "", "", "", preparation=RECIPE)
 PLAN = {"train": (2, 1, 1, 1, 1), "val": (1,) * 5, "test": (1, 1, 1, 2, 1)}
 MANY = {"train": (30,) * 5, "val": (8,) * 5, "test": (9,) * 5}
 
@@ -53,23 +53,23 @@ def opened(place: Path, then: Callable[[Source], Any], dataset: Dataset = ROW) -
 
 
 def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
-    names = [item.name for item in source.items]
+    names = [item.name for item in source.images]
     assert len(set(names)) == len(names)
     files = list(source.read(frozenset(names)))
     assert sorted(name for name, _ in files) == sorted(names)
-    return (source.items, source.classes, source.note), dict(files)
+    return (source.images, source.classes, source.note), dict(files)
 
 
 def items(source: Source) -> Any:
-    return source.items
+    return source.images
 
 
 def some(source: Source) -> Any:
     """All that is known of all images, and two of them: processing takes its time."""
-    names = frozenset(item.name for item in source.items[3:10:6])
+    names = frozenset(item.name for item in source.images[3:10:6])
     files = dict(source.read(names))
     assert files.keys() == names
-    return source.items, source.classes, source.note, files
+    return source.images, source.classes, source.note, files
 
 
 def test_every_packing_gives_the_same_images(made: Path, tmp_path: Path):
@@ -109,7 +109,7 @@ def test_photographs_are_processed_and_marked_images_are_not(made: Path, tmp_pat
     name, data = min(files.items())
     with Image.open(io.BytesIO(data)) as image, Image.open(place / name.replace(".png", ".jpeg")) as photograph:
         assert image.format == "PNG"
-        assert np.array_equal(np.asarray(image), btgraham(np.asarray(photograph.convert("RGB"))))
+        assert np.array_equal(np.asarray(image), apply_btgraham(np.asarray(photograph.convert("RGB"))))
     (place / "PROCESSED").touch()
     originals = opened(place, whole)[1]
     assert originals == {
@@ -186,7 +186,7 @@ def test_processing_follows_the_published_steps(height: int, width: int, fundus:
     y, x = np.mgrid[:height, :width]
     inside = (y - height / 2) ** 2 + (x - width / 2) ** 2 < fundus**2
     image = (rng.integers(60, 200, (height, width, 3)) * inside[..., None]).astype(np.uint8)
-    ours, slow = btgraham(image, 30), slow_btgraham(image, 30)
+    ours, slow = apply_btgraham(image, 30), slow_btgraham(image, 30)
     assert ours.shape == slow.shape
     difference = np.abs(ours.astype(int) - slow)
     # Ties of single and double precision round to either side, which counts four times.
@@ -195,14 +195,14 @@ def test_processing_follows_the_published_steps(height: int, width: int, fundus:
 
 
 def test_processing_of_strange_photographs():
-    black = btgraham(np.zeros((50, 40, 3), np.uint8))
+    black = apply_btgraham(np.zeros((50, 40, 3), np.uint8))
     assert black.shape == (540, 480, 3)
     assert (black == 128).all()
     # One bright pixel is a fundus of radius 1/2: the whole would be 600 times as large.
     image = np.zeros((400, 400, 3), np.uint8)
     image[200, 200:203] = 255
-    assert btgraham(image).shape == (540, 540, 3)
-    assert btgraham(np.full((1, 1, 3), 9, np.uint8)).shape[2] == 3
+    assert apply_btgraham(image).shape == (540, 540, 3)
+    assert apply_btgraham(np.full((1, 1, 3), 9, np.uint8)).shape[2] == 3
 
 
 # --- Broken ----------------------------------------------------------------------------------------------------------

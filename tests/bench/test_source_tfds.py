@@ -20,13 +20,13 @@ from PIL import Image
 from s2a_bench.data.readers import tfrecord
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tfds import READERS
-from s2a_bench.data.readers.tfds_features import FORMS
-from s2a_bench.data.readers.tfrecord import example, parse_example, records, write_record
+from s2a_bench.data.readers.tfds_features import TFDS_EXPORTS
+from s2a_bench.data.readers.tfrecord import encode_example, iterate_records, parse_example, write_record
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.synthetic.pictures import png
+from s2a_bench.data.synthetic.pictures import encode_png
 from s2a_bench.data.synthetic.tfds import MAKERS
 from s2a_bench.data.synthetic.tfds_features import LAYOUTS
-from s2a_bench.data.table.types import Counts, Dataset, Official, Pool, Recipe, Rule, Slices
+from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, PoolRule, Preparation, Rule, SliceRule
 from s2a_bench.errors import InputError
 
 READER = READERS[0]
@@ -56,9 +56,9 @@ CLASSES = {
 
 
 def row(name: str, rule: Rule | None = None) -> Dataset:
-    recipe = Recipe("tfds", rule or Official(), ())
+    preparation = Preparation("tfds", rule or OfficialRule(), ())
     empty = Counts(None, None, None, None)
-    return Dataset(name, "vtab", "natural", CLASSES[name], empty, "", "", "", recipe=recipe)
+    return Dataset(name, "vtab", "natural", CLASSES[name], empty, "", "", "", preparation=preparation)
 
 
 def made(name: str, place: Path, each: int = 2, seed: int = 5) -> Path:
@@ -76,11 +76,11 @@ def opened(dataset: Dataset | str, place: Path, then: Callable[[Source], Any]) -
 
 
 def whole(source: Source) -> tuple[Any, dict[str, bytes]]:
-    names = [item.name for item in source.items]
+    names = [item.name for item in source.images]
     assert len(set(names)) == len(names)
     files = list(source.read(frozenset(names)))
     assert sorted(name for name, _ in files) == sorted(names)
-    return (source.items, source.classes, source.ordered), dict(files)
+    return (source.images, source.classes, source.ordered), dict(files)
 
 
 def pixels(data: bytes) -> np.ndarray:
@@ -109,7 +109,7 @@ def vtab_label(name: str, features: dict[str, Any]) -> int:
     return features[{"smallnorb_azi": "label_azimuth", "smallnorb_ele": "label_elevation"}.get(name, "label")][0]
 
 
-@pytest.mark.parametrize("name", FORMS)
+@pytest.mark.parametrize("name", TFDS_EXPORTS)
 def test_labels_images_and_order_are_those_of_the_records(name: str, tmp_path: Path):
     made(name, tmp_path)
     (items, classes, ordered), files = opened(name, tmp_path, whole)
@@ -123,7 +123,7 @@ def test_labels_images_and_order_are_those_of_the_records(name: str, tmp_path: P
     for part, pairs in found.items():
         expected = []
         for path in sorted(tmp_path.rglob(f"*-{splits[part]}.tfrecord-*")):
-            for _, data in records(path, ""):
+            for _, data in iterate_records(path, ""):
                 features: dict[str, Any] = parse_example(data)
                 image = features["image"][0]
                 if name.startswith("dsprites"):
@@ -143,7 +143,7 @@ def test_labels_images_and_order_are_those_of_the_records(name: str, tmp_path: P
 
 
 def test_every_form_has_a_layout_and_is_tested():
-    assert FORMS.keys() == LAYOUTS.keys() == CLASSES.keys()
+    assert TFDS_EXPORTS.keys() == LAYOUTS.keys() == CLASSES.keys()
 
 
 @pytest.mark.parametrize("name", ["dmlab", "cifar"])
@@ -171,7 +171,9 @@ def test_the_same_seed_gives_the_same_files(tmp_path: Path):
 def test_only_wanted_records_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     made("dmlab", tmp_path, each=20)
     seen = []
-    monkeypatch.setattr(tfrecord, "_masked", lambda data, real=tfrecord._masked: seen.append(len(data)) or real(data))
+    monkeypatch.setattr(
+        tfrecord, "_mask_crc", lambda data, real=tfrecord._mask_crc: seen.append(len(data)) or real(data)
+    )
 
     def some(source: Source) -> list[str]:
         seen.clear()
@@ -190,7 +192,7 @@ def test_unknown_names(name: str, tmp_path: Path):
 
 def test_caltechs_pool_is_the_train_split(tmp_path: Path):
     made("caltech101", tmp_path, each=3)
-    dataset = row("caltech101", Pool(3, (0, 100), (200, 230)))
+    dataset = row("caltech101", PoolRule(3, (0, 100), (200, 230)))
     lists = opened(dataset, tmp_path, lambda source: (source.lists, source.split_id))
     assert lists[1] == "vtab-1k"
     assert {name: (len(names), names[0], names[-1]) for name, names in lists[0].items()} == {
@@ -199,8 +201,8 @@ def test_caltechs_pool_is_the_train_split(tmp_path: Path):
         "test": (102, "test/000000.jpg", "test/000101.jpg"),
     }
     with pytest.raises(InputError, match="has 306 training images, too few for positions up to 2954"):
-        opened(row("caltech101", Pool()), tmp_path, whole)
-    assert opened(row("caltech101", Slices()), tmp_path, lambda source: source.lists) is None
+        opened(row("caltech101", PoolRule()), tmp_path, whole)
+    assert opened(row("caltech101", SliceRule()), tmp_path, lambda source: source.lists) is None
 
 
 def test_lossy_copies_say_so(tmp_path: Path):
@@ -263,7 +265,7 @@ class FakeReader:
     def __init__(self, path: str) -> None:
         if not Path(path).stat().st_size:
             raise RuntimeError("no footer\nof a kind")
-        self._data = [data for _, data in records(Path(path), path)]
+        self._data = [data for _, data in iterate_records(Path(path), path)]
 
     def num_records(self) -> int:
         return len(self._data)
@@ -304,11 +306,11 @@ def split(place: Path, name: str = "train") -> Path:
 def rewritten(place: Path, change: Callable[[dict[str, Any]], Any], name: str = "train") -> None:
     """Changes the features of record 1 of a split's first file."""
     path = split(place, name)
-    found: list[dict[str, Any]] = [parse_example(data) for _, data in records(path, "")]
+    found: list[dict[str, Any]] = [parse_example(data) for _, data in iterate_records(path, "")]
     change(found[1])
     with path.open("wb") as out:
         for features in found:
-            write_record(out, example(features))
+            write_record(out, encode_example(features))
 
 
 def labelled(**features: Any) -> Callable[[Path], None]:
@@ -325,7 +327,7 @@ def cut(place: Path) -> None:
 
 def a_record_less(place: Path) -> None:
     path = split(place)
-    last = list(records(path, ""))[-1][0]
+    last = list(iterate_records(path, ""))[-1][0]
     path.write_bytes(path.read_bytes()[:last])
 
 
@@ -343,9 +345,9 @@ def one_flipped_bit(place: Path) -> None:
 DOTS = {"image": [b"\x89PNG and no more"]}
 BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "cut file": ("dmlab", cut, "ends within record 11 of dmlab/2.0.1/dmlab-train.tfrecord-00000-of-00001"),
-    "record missing": ("dmlab", a_record_less, "holds 11 records, but dataset_info.json tells of 12"),
-    "no example": ("dmlab", no_example, "Record 0 of .* is no tf.train.Example"),
-    "flipped bit": ("dmlab", one_flipped_bit, "checksum|no tf.train.Example|label|holds"),
+    "record missing": ("dmlab", a_record_less, "holds 11 records, but dataset_info.json states 12"),
+    "no example": ("dmlab", no_example, "Record 0 of .* is not a tf.train.Example"),
+    "flipped bit": ("dmlab", one_flipped_bit, "checksum|not a tf.train.Example|label|holds"),
     "empty file": ("dmlab", lambda place: split(place).write_bytes(b""), "holds 0 records"),
     "no TFRecord": ("dmlab", lambda place: split(place).write_bytes(b"text " * 9), "record 0 .* fails its checksum"),
     "missing file": (
@@ -365,7 +367,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
     "damaged sprite": ("dsprites_ori", labelled(**DOTS), "Record 1 of .* image cannot be used"),
     "grey sprite": (
         "dsprites_ori",
-        labelled(image=[png(np.full((64, 64), 2, np.uint8))]),
+        labelled(image=[encode_png(np.full((64, 64), 2, np.uint8))]),
         "Record 1 of .* with pixels up to",
     ),
     "azimuth 18": ("smallnorb_azi", labelled(label_azimuth=[18]), "has 18 as 'label_azimuth', not 0 to 17"),
@@ -439,12 +441,12 @@ def test_broken_exports(case: str, tmp_path: Path):
 
 def test_classes_in_another_order(tmp_path: Path):
     dataset = row("eurosat")
-    assert dataset.recipe is not None
+    assert dataset.preparation is not None
     place = made("eurosat", tmp_path)
     names = tuple(f"Class {i}" for i in range(10))
-    known = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, class_names=names))
+    known = dataclasses.replace(dataset, preparation=dataclasses.replace(dataset.preparation, class_names=names))
     assert opened(known, place, lambda source: source.classes) == tuple(f"class {i}" for i in range(10))
-    other = dataclasses.replace(dataset, recipe=dataclasses.replace(dataset.recipe, class_names=names[::-1]))
+    other = dataclasses.replace(dataset, preparation=dataclasses.replace(dataset.preparation, class_names=names[::-1]))
     with pytest.raises(InputError, match="has other classes, or in another order, than eurosat"):
         opened(other, place, whole)
 

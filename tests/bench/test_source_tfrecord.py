@@ -14,8 +14,15 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench.data.readers import tfrecord
-from s2a_bench.data.readers.tfrecord import crc32c, example, parse_example, read_records, records, write_record
+from s2a_bench.data.readers import crc32c as crc32c_module
+from s2a_bench.data.readers.crc32c import crc32c
+from s2a_bench.data.readers.tfrecord import (
+    encode_example,
+    iterate_records,
+    parse_example,
+    read_records,
+    write_record,
+)
 from s2a_bench.errors import InputError
 
 
@@ -39,7 +46,7 @@ def test_checksums_of_the_standard():
 
 @pytest.mark.parametrize("size", [1, 63, 64, 4095, 4096, 4097, 4160, 9000, 70001])
 def test_checksums_of_any_length(size: int, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(tfrecord, "_library", lambda: None)
+    monkeypatch.setattr(crc32c_module, "_installed_crc32c", lambda: None)
     data = np.random.default_rng(size).integers(0, 256, size, np.uint8).tobytes()
     assert crc32c(data) == bitwise_crc32c(data)
 
@@ -48,11 +55,11 @@ def test_installed_checksums_are_used(monkeypatch: pytest.MonkeyPatch):
     module = types.ModuleType("google_crc32c")
     module.value = lambda data: 7  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "google_crc32c", module)
-    tfrecord._library.cache_clear()
+    crc32c_module._installed_crc32c.cache_clear()
     try:
         assert crc32c(b"anything") == 7
     finally:
-        tfrecord._library.cache_clear()
+        crc32c_module._installed_crc32c.cache_clear()
 
 
 LISTS = (
@@ -65,8 +72,8 @@ LISTS = (
 @settings(deadline=None, max_examples=50)
 @given(st.dictionaries(st.text(max_size=8), LISTS, max_size=5))
 def test_examples_come_back(features: dict[str, Any]):
-    assert parse_example(example(features)) == features
-    assert parse_example(example(features), ()) == {}
+    assert parse_example(encode_example(features)) == features
+    assert parse_example(encode_example(features), ()) == {}
 
 
 @settings(deadline=None, max_examples=200)
@@ -101,7 +108,7 @@ def test_broken_examples(data: bytes):
 
 
 def test_floats_of_a_broken_size():
-    data = example({"f": [1.0]})
+    data = encode_example({"f": [1.0]})
     assert data.count(b"\x0a\x04" + struct.pack("<f", 1)) == 1
     # Three bytes of float and an unknown field where there were four.
     with pytest.raises(ValueError, match="broken size"):
@@ -119,7 +126,7 @@ RECORD = bytes.fromhex("0500000000000000eab2043e68656c6c6fbb1f1c19")
 def test_tensorflows_own_bytes(tmp_path: Path):
     features: dict[str, Any] = {"i": [5, -1], "f": [1.5, -2.0], "b": [b"x", b""], "e": []}
     assert parse_example(EXAMPLE) == features
-    assert example(features, floats=("e",)) == EXAMPLE
+    assert encode_example(features, floats=("e",)) == EXAMPLE
     with (tmp_path / "file").open("wb") as out:
         write_record(out, b"hello")
     assert (tmp_path / "file").read_bytes() == RECORD
@@ -134,7 +141,7 @@ def file(tmp_path: Path) -> Path:
 
 
 def test_records_come_back(file: Path):
-    assert list(records(file, "it")) == [(0, b"one"), (19, b""), (35, b"x" * 5000)]
+    assert list(iterate_records(file, "it")) == [(0, b"one"), (19, b""), (35, b"x" * 5000)]
     assert list(read_records(file, [35, 0], [2, 0], "it")) == [b"x" * 5000, b"one"]
 
 
@@ -152,7 +159,7 @@ def test_records_come_back(file: Path):
 def test_broken_records(change: Callable[[bytes], bytes], words: str, file: Path):
     file.write_bytes(change(file.read_bytes()))
     with pytest.raises(InputError, match=words):
-        list(records(file, "it"))
+        list(iterate_records(file, "it"))
     with pytest.raises(InputError, match=words):
         list(read_records(file, [0, 19, 35], [0, 1, 2], "it"))
 
@@ -165,6 +172,6 @@ def test_broken_data_are_found_when_they_are_read(file: Path):
         with pytest.raises(InputError, match=f"data of record {record} of it fail their checksum"):
             list(read_records(file.parent / "broken", [0, 19, 35], [0, 1, 2], "it"))
     with pytest.raises(InputError, match="cannot be read"):
-        list(records(file.parent / "missing", "it"))
+        list(iterate_records(file.parent / "missing", "it"))
     with pytest.raises(InputError, match="cannot be read"):
         list(read_records(file.parent / "missing", [0], [0], "it"))

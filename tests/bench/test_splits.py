@@ -8,14 +8,25 @@ import hashlib
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.readers.tfds_order import stored_order
-from s2a_bench.data.splits import choose
+from s2a_bench.data.splits import split_source
 from s2a_bench.data.table.lookup import DATASETS
-from s2a_bench.data.table.types import Counts, Dataset, Fractions, Official, Pool, Recipe, Slices, counts
+from s2a_bench.data.table.types import (
+    Counts,
+    Dataset,
+    FractionRule,
+    OfficialRule,
+    PoolRule,
+    Preparation,
+    SliceRule,
+    make_counts,
+)
 from s2a_bench.errors import InputError
 
-ROW = Dataset("x", "vtab", "natural", 3, counts(8, 2, 5), "s", "l", "w", recipe=Recipe("r", Slices(), ()))
+ROW = Dataset(
+    "x", "vtab", "natural", 3, make_counts(8, 2, 5), "s", "l", "w", preparation=Preparation("r", SliceRule(), ())
+)
 
 
 def source(items, **more) -> Source:
@@ -23,21 +34,21 @@ def source(items, **more) -> Source:
 
 
 def split(rule, items, row: Dataset = ROW, seed: int = 0, **more):
-    recipe = Recipe("r", rule, (), seed=seed)
-    return choose(dataclasses.replace(row, recipe=recipe), recipe, source(items, **more))
+    preparation = Preparation("r", rule, (), seed=seed)
+    return split_source(dataclasses.replace(row, preparation=preparation), preparation, source(items, **more))
 
 
 def names(found) -> dict[str, list[str]]:
     return {name: [item.name for item in items] for name, items in found.lists.items()}
 
 
-def numbered(part: str, n: int, keys: bool = False) -> list[Item]:
-    return [Item(f"{part}/{i}.png", i % 3, part, i if keys else None) for i in range(n)]
+def numbered(part: str, n: int, keys: bool = False) -> list[SourceImage]:
+    return [SourceImage(f"{part}/{i}.png", i % 3, part, i if keys else None) for i in range(n)]
 
 
 def test_slices_of_stored_order_are_vtabs():
     items = numbered("train", 20) + numbered("test", 7)
-    found = split(Slices(train=8, val=2), items, ordered=True)
+    found = split(SliceRule(train=8, val=2), items, ordered=True)
     assert found.split_id == "vtab-1k"
     assert names(found) == {
         "train800": [f"train/{i}.png" for i in range(8)],
@@ -49,10 +60,10 @@ def test_slices_of_stored_order_are_vtabs():
 
 def test_slices_of_one_part_and_of_the_test_part():
     items = numbered("train", 20)
-    found = names(split(Slices(val_from=0.6, test_part="train", test_from=0.8, train=8, val=2), items, ordered=True))
+    found = names(split(SliceRule(val_from=0.6, test_part="train", test_from=0.8, train=8, val=2), items, ordered=True))
     assert found["val200"] == ["train/12.png", "train/13.png"]
     assert found["test"] == [f"train/{i}.png" for i in range(16, 20)]
-    norb = Slices(val_part="test", val_from=0.0, test_from=0.5, train=8, val=2)
+    norb = SliceRule(val_part="test", val_from=0.0, test_from=0.5, train=8, val=2)
     found = names(split(norb, items + numbered("test", 10), ordered=True))
     assert found["val200"] == ["test/0.png", "test/1.png"]
     assert found["test"] == [f"test/{i}.png" for i in range(5, 10)]
@@ -60,7 +71,7 @@ def test_slices_of_one_part_and_of_the_test_part():
 
 def test_keys_rebuild_stored_order_with_the_splits_own_salt():
     items = numbered("train", 20, keys=True) + numbered("test", 7, keys=True)
-    found = split(Slices(train=8, val=2), items, salts={"test": "validation"})
+    found = split(SliceRule(train=8, val=2), items, salts={"test": "validation"})
     assert found.split_id.startswith("vtab-1k-rebuilt")
     assert names(found)["train800"] == [f"train/{i}.png" for i in stored_order(range(20), "train")[:8]]
     assert names(found)["test"] == [f"test/{i}.png" for i in stored_order(range(7), "validation")]
@@ -98,16 +109,16 @@ def test_fractions_of_the_table_are_vtabs_own_numbers(name):
         "dsprites_loc": (737280, 589824),
     }
     row = DATASETS[name]
-    assert row.recipe is not None and isinstance(row.recipe.rule, Slices)
+    assert row.preparation is not None and isinstance(row.preparation.rule, SliceRule)
     total, start = published[name]
-    assert int(row.recipe.rule.val_from * total) == start
-    if row.recipe.rule.test_part == "train":
-        assert total - round(row.recipe.rule.test_from * total) == row.counts.test
+    assert int(row.preparation.rule.val_from * total) == start
+    if row.preparation.rule.test_part == "train":
+        assert total - round(row.preparation.rule.test_from * total) == row.counts.test
 
 
 def test_our_own_draw_is_that_of_version_1_for_good():
     """Prepared folders and records hold this split id; another order needs another one."""
-    items = [Item(f"{'ABC'[label]}/Image_{i}.jpg", label) for label in range(3) for i in range(12)]
+    items = [SourceImage(f"{'ABC'[label]}/Image_{i}.jpg", label) for label in range(3) for i in range(12)]
 
     def draw(purpose: str, seed: int):
         def key(name: str) -> str:
@@ -117,7 +128,7 @@ def test_our_own_draw_is_that_of_version_1_for_good():
         return key
 
     for seed in (0, 3):
-        found = split(Pool(per_class=10, train=(0, 20), val=(25, 30)), items, seed=seed)
+        found = split(PoolRule(per_class=10, train=(0, 20), val=(25, 30)), items, seed=seed)
         classes = [sorted((i.name for i in items if i.label == label), key=draw("class", seed)) for label in range(3)]
         pool = sorted((name for each in classes for name in each[:10]), key=draw("pool", seed))
         assert found.split_id == f"s2a-seed{seed}-v1"
@@ -127,8 +138,8 @@ def test_our_own_draw_is_that_of_version_1_for_good():
 
 @given(st.lists(st.integers(10, 60), min_size=3, max_size=3), st.integers(0, 3))
 def test_fractions_follow_coops_rounding(sizes, seed):
-    items = [Item(f"{label}/{i}.jpg", label) for label, n in enumerate(sizes) for i in range(n)]
-    found = split(Fractions(0.5, 0.2), items, ROW, seed)
+    items = [SourceImage(f"{label}/{i}.jpg", label) for label, n in enumerate(sizes) for i in range(n)]
+    found = split(FractionRule(0.5, 0.2), items, ROW, seed)
     for label, n in enumerate(sizes):
         got = {name: sum(item.label == label for item in each) for name, each in found.lists.items()}
         assert got["train800"] == round(0.5 * n) and got["val200"] == round(0.2 * n)
@@ -136,14 +147,17 @@ def test_fractions_follow_coops_rounding(sizes, seed):
 
 
 @settings(max_examples=40)
-@given(st.randoms(use_true_random=False), st.sampled_from([Fractions(), Official(0.2), Pool(9, (0, 8), (10, 12))]))
+@given(
+    st.randoms(use_true_random=False),
+    st.sampled_from([FractionRule(), OfficialRule(0.2), PoolRule(9, (0, 8), (10, 12))]),
+)
 def test_lists_do_not_overlap_nor_depend_on_the_order(random, rule):
-    items = [Item(f"{i % 3}/{i}.jpg", i % 3, "train" if i % 5 else "test") for i in range(60)]
+    items = [SourceImage(f"{i % 3}/{i}.jpg", i % 3, "train" if i % 5 else "test") for i in range(60)]
     mixed = random.sample(items, len(items))
     first, second = split(rule, items), split(rule, mixed)
     for name in first.lists:
         assert {item.name for item in first.lists[name]} == {item.name for item in second.lists[name]}
-    if not isinstance(rule, Official):  # whose lists keep the source's order
+    if not isinstance(rule, OfficialRule):  # whose lists keep the source's order
         assert names(first) == names(second)
     train, val, both, test = ([item.name for item in first.lists[name]] for name in ROW.lists)
     assert both == train + val
@@ -152,9 +166,9 @@ def test_lists_do_not_overlap_nor_depend_on_the_order(random, rule):
 
 def test_a_validation_part_of_the_source_is_taken():
     items = numbered("train", 9) + numbered("val", 3) + numbered("test", 3)
-    found = split(Official(), items)
+    found = split(OfficialRule(), items)
     assert found.split_id == "official" and names(found)["val200"] == [f"val/{i}.png" for i in range(3)]
-    held = split(Official(0.4), [item for item in items if item.part != "val"])
+    held = split(OfficialRule(0.4), [item for item in items if item.part != "val"])
     assert held.split_id == "official+s2a-seed0-v1"
     assert sorted(item.label for item in held.lists["val200"]) == [0, 1, 2]
 
@@ -162,17 +176,17 @@ def test_a_validation_part_of_the_source_is_taken():
 @pytest.mark.parametrize(
     ("rule", "items", "part"),
     [
-        (Slices(train=8, val=2), numbered("train", 20), "has no test images"),
-        (Slices(train=8, val=2), numbered("train", 7) + numbered("test", 3), "too few"),
+        (SliceRule(train=8, val=2), numbered("train", 20), "has no test images"),
+        (SliceRule(train=8, val=2), numbered("train", 7) + numbered("test", 3), "too few"),
         (
-            Slices(val_part="val", val_from=0, train=8, val=9),
+            SliceRule(val_part="val", val_from=0, train=8, val=9),
             numbered("train", 9) + numbered("val", 8) + numbered("test", 1),
             "too few",
         ),
-        (Official(), numbered("train", 30), "no test images"),
-        (Official(0.01), numbered("train", 30) + numbered("test", 3), "too few training images"),
-        (Fractions(), [Item("a/1.jpg", 0)], "too few to be divided"),
-        (Pool(), [Item("a/1.jpg", 0)], "at least 30"),
+        (OfficialRule(), numbered("train", 30), "no test images"),
+        (OfficialRule(0.01), numbered("train", 30) + numbered("test", 3), "too few training images"),
+        (FractionRule(), [SourceImage("a/1.jpg", 0)], "too few to be divided"),
+        (PoolRule(), [SourceImage("a/1.jpg", 0)], "at least 30"),
     ],
 )
 def test_sources_that_are_too_small(rule, items, part):
@@ -183,11 +197,11 @@ def test_sources_that_are_too_small(rule, items, part):
 def test_given_lists_win_and_must_be_complete():
     items = numbered("", 9)
     lists = {"train800": ("/0.png", "/3.png"), "val200": ("/1.png",), "test": ("/2.png",)}
-    found = split(Slices(), items, lists=lists, split_id="coop-1")
+    found = split(SliceRule(), items, lists=lists, split_id="coop-1")
     assert found.split_id == "coop-1" and names(found)["train800val200"] == ["/0.png", "/3.png", "/1.png"]
     with pytest.raises(InputError, match="no list 'test'"):
-        split(Slices(), items, lists={"train800": ("/0.png",), "val200": ("/1.png",)}, split_id="x")
+        split(SliceRule(), items, lists={"train800": ("/0.png",), "val200": ("/1.png",)}, split_id="x")
 
 
 def test_counts_add_up():
-    assert counts(3, 2, 9) == Counts(3, 2, 5, 9)
+    assert make_counts(3, 2, 9) == Counts(3, 2, 5, 9)

@@ -21,17 +21,18 @@ from s2a_bench.cli import data as commands_data
 from s2a_bench.cli import main as cli
 from s2a_bench.config import DataConfig
 from s2a_bench.data.folder import read_manifest
-from s2a_bench.data.loading import check, list_datasets, load
-from s2a_bench.data.prepare import prepare
+from s2a_bench.data.listing import list_datasets
+from s2a_bench.data.loading import check_data, load_data
+from s2a_bench.data.prepare import prepare_dataset
 from s2a_bench.data.synthetic import plans
 from s2a_bench.data.table.lookup import DATASETS, SUITES
-from s2a_bench.data.table.types import Recipe, Slices
-from s2a_bench.data.verify import verify
+from s2a_bench.data.table.types import Preparation, SliceRule
+from s2a_bench.data.verify import verify_dataset
 from s2a_bench.errors import InputError
 
 pytest.importorskip("h5py")  # PatchCamelyon's format
 
-EACH = {name: row.recipe.reader for name, row in DATASETS.items() if row.recipe is not None}
+EACH = {name: row.preparation.reader for name, row in DATASETS.items() if row.preparation is not None}
 """Dataset -> its reader."""
 
 ONE_PER_READER = {reader: name for name, reader in reversed(EACH.items())}.values()
@@ -41,7 +42,7 @@ HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 def made(name: str, base: Path, seed: int = 0) -> Path:
     place = base / f"source-{name}"
     place.mkdir(parents=True)
-    plans.make(DATASETS[name], place, seed)
+    plans.make_source(DATASETS[name], place, seed)
     return place
 
 
@@ -54,7 +55,7 @@ def prepared_once(shared_folder) -> Callable[[str], tuple[Path, Path]]:
         with FileLock(shared_folder / f"{name}.lock"):
             if not (root / name).is_dir():
                 shutil.rmtree(source, ignore_errors=True)  # of a test that failed there
-                prepare(name, made(name, shared_folder), root, synthetic="miniature")
+                prepare_dataset(name, made(name, shared_folder), root, synthetic="miniature")
         return source, root
 
     return get
@@ -66,7 +67,7 @@ def prepared_once(shared_folder) -> Callable[[str], tuple[Path, Path]]:
 def test_every_dataset_from_its_made_up_source(name, tmp_path, prepared_once):
     row, (source, root) = DATASETS[name], prepared_once(name)
     folder = root / name
-    assert [str(problem) for problem in verify(name, root) if not problem.note] == []
+    assert [str(problem) for problem in verify_dataset(name, root) if not problem.note] == []
     manifest = read_manifest(folder)
     assert manifest is not None and manifest.synthetic and "SYNTHETIC" in manifest.note
     assert len(manifest.classes) == row.classes and set(manifest.counts) == set(row.lists)
@@ -79,7 +80,7 @@ def test_every_dataset_from_its_made_up_source(name, tmp_path, prepared_once):
         }.get(name, "vtab-1k-rebuilt-v1")
     assert not manifest.lossy or row.encoding == "lossless"
     config = DataConfig(row.suite, name, str(root), limit_train=64, limit_test=16)
-    task = load(config, size=32, **HALF)
+    task = load_data(config, size=32, **HALF)
     assert task.synthetic and task.classes == row.classes
     assert (task.data_id, task.split_id) == (manifest.data_id, manifest.split_id)
     for part, n in ((task.train, 64), (task.scored, 16)):
@@ -88,12 +89,12 @@ def test_every_dataset_from_its_made_up_source(name, tmp_path, prepared_once):
     crop = SUITES[row.suite].view == "crop"
     assert ("augment" in task.data_config) is crop
     # Another preparation of the same bytes is the same dataset.
-    again = read_manifest(prepare(name, source, tmp_path / "other", synthetic="miniature"))
+    again = read_manifest(prepare_dataset(name, source, tmp_path / "other", synthetic="miniature"))
     assert again is not None and again == dataclasses.replace(manifest, home=again.home)
     # A miniature is not the real thing: without the word its counts are refused, and nothing is left.
     if row.suite != "imagenet" or row.counts.test:
         with pytest.raises(InputError, match="some images are missing or added"):
-            prepare(name, source, tmp_path / "third")
+            prepare_dataset(name, source, tmp_path / "third")
         assert list((tmp_path / "third").iterdir()) == []
 
 
@@ -101,12 +102,12 @@ def test_every_dataset_from_its_made_up_source(name, tmp_path, prepared_once):
 def test_full_plans_give_the_tables_counts(name):
     """By the rules alone: no image is made. Sets too large for a made-up copy have no full plan to check."""
     row = DATASETS[name]
-    assert row.recipe is not None
-    plan = plans.plan(row, full=True)
+    assert row.preparation is not None
+    plan = plans.plan_counts(row, full=True)
     totals = {part: sum(sizes) for part, sizes in plan.items()}
     assert all(len(sizes) == row.classes for sizes in plan.values())
-    rule = row.recipe.rule
-    if isinstance(rule, Slices):
+    rule = row.preparation.rule
+    if isinstance(rule, SliceRule):
         total = totals.get(rule.test_part, totals.get(""))
         assert total is not None and total - round(rule.test_from * total) == row.counts.test
     else:
@@ -120,7 +121,7 @@ SMALL = pytest.mark.parametrize("name", ["fgvc_eurosat", "cifar10", "fgvc_dtd", 
 @SMALL
 def test_other_images_are_another_id(name, tmp_path, prepared_once):
     first = read_manifest(prepared_once(name)[1] / name)
-    again = read_manifest(prepare(name, made(name, tmp_path, seed=3), tmp_path / "root", synthetic="miniature"))
+    again = read_manifest(prepare_dataset(name, made(name, tmp_path, seed=3), tmp_path / "root", synthetic="miniature"))
     assert first is not None and again is not None and again.data_id != first.data_id
 
 
@@ -137,7 +138,7 @@ def test_one_changed_bit_of_a_listed_image_is_found(tmp_path_factory, prepared_o
     content = bytearray(image.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     image.write_bytes(content)
-    assert any(path in problem.what and not problem.note for problem in verify(name, root))
+    assert any(path in problem.what and not problem.note for problem in verify_dataset(name, root))
 
 
 def test_png_of_arrays_are_the_arrays(tmp_path):
@@ -150,7 +151,7 @@ def test_png_of_arrays_are_the_arrays(tmp_path):
         batch = archive.extractfile("cifar-10-batches-py/test_batch")
         assert batch is not None
         values = pickle.load(batch, encoding="bytes")
-    prepare("cifar10", source, tmp_path / "root", synthetic="miniature")
+    prepare_dataset("cifar10", source, tmp_path / "root", synthetic="miniature")
     manifest = read_manifest(tmp_path / "root/cifar10")
     assert manifest is not None
     from PIL import Image
@@ -207,27 +208,27 @@ def run_suite(suite: str, root: Path, out: Path, *more: str) -> list[dict[str, A
 
 
 def test_ids_of_prepared_data_are_those_of_check(tmp_path):
-    folder = prepare("fgvc_eurosat", made("fgvc_eurosat", tmp_path), tmp_path, synthetic="miniature")
+    folder = prepare_dataset("fgvc_eurosat", made("fgvc_eurosat", tmp_path), tmp_path, synthetic="miniature")
     manifest = read_manifest(folder)
     assert manifest is not None
-    assert check(DataConfig("fgvc", "fgvc_eurosat", str(tmp_path))) == (manifest.data_id, manifest.split_id)
+    assert check_data(DataConfig("fgvc", "fgvc_eurosat", str(tmp_path))) == (manifest.data_id, manifest.split_id)
 
 
 def test_recipes_name_readers_and_makers_that_exist():
     from s2a_bench.data.readers import registry
 
     for row in DATASETS.values():
-        if row.recipe is not None:
-            assert isinstance(row.recipe, Recipe)
-            assert row.recipe.reader in registry.readers() and row.recipe.reader in plans.makers()
+        if row.preparation is not None:
+            assert isinstance(row.preparation, Preparation)
+            assert row.preparation.reader in registry.load_readers() and row.preparation.reader in plans.load_makers()
 
 
 @pytest.mark.parametrize("name", ["cifar", "dsprites_ori", "caltech101", "smallnorb_azi"])
 def test_making_up_says_how_many_pictures_there_are_at_least_one_for_each_image(tmp_path, name):
     heard: list[tuple[str, int, int]] = []
-    plans.make(DATASETS[name], tmp_path, say=lambda *what: heard.append(what))
+    plans.make_source(DATASETS[name], tmp_path, progress=lambda *what: heard.append(what))
     assert [count for _, count, _ in heard] == list(range(1, len(heard) + 1))
-    planned = sum(sum(sizes) for sizes in plans.plan(DATASETS[name]).values())
+    planned = sum(sum(sizes) for sizes in plans.plan_counts(DATASETS[name]).values())
     assert len(heard) >= planned > 0 and {what for what, _, _ in heard} == {heard[0][0]}
     assert f"{planned:,} images" in heard[0][0]
 

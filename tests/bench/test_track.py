@@ -62,8 +62,8 @@ def log_all(store, records, suite="mini"):
 
 def test_every_field_of_a_record_is_found_under_its_own_name():
     record = make_record(scoring_seconds=1.5, wall_seconds=9.0)
-    found = set(track_names.params(record)) | set(track_names.tags(record))
-    found |= {name for name, _, _ in track_names.metrics(record)}
+    found = set(track_names.run_params(record)) | set(track_names.run_tags(record))
+    found |= {name for name, _, _ in track_names.run_metrics(record)}
     elsewhere = {"method_config", "train_config", "data_config", "curve", "error", "hardware", "versions"}
     assert {field.name for field in dataclasses.fields(Record)} - elsewhere <= found
     assert {"method.lrp_rank", "train.lr", "data.size", "hardware.cpu", "versions.torch", "loss", "lr"} <= found
@@ -71,7 +71,7 @@ def test_every_field_of_a_record_is_found_under_its_own_name():
 
 def test_a_curve_does_not_hide_a_final_number():
     found = collections.defaultdict(list)
-    for name, value, step in track_names.metrics(make_record(seconds=4.5)):
+    for name, value, step in track_names.run_metrics(make_record(seconds=4.5)):
         found[name].append((step, value))
     assert found["seconds"] == [(0, 4.5)]
     assert [step for step, _ in found["epoch_seconds"]] == [1, 2, 3]
@@ -99,7 +99,7 @@ def test_layout_of_a_sweep(store, tmp_path):
         run = by_id[record.cell_id]
         assert run.data.tags["mlflow.parentRunId"] == sweep.run_id
         assert run.info.status == ("FINISHED" if record.status == "done" else "FAILED")
-        assert run.data.params == track_names.params(record)
+        assert run.data.params == track_names.run_params(record)
         assert run.data.metrics.get("accuracy") == record.accuracy
         for name in ("suite", "dataset", "method", "status", "git_sha", "checkpoint_id"):
             assert run.data.tags[name] == getattr(record, name)
@@ -303,7 +303,7 @@ def test_bad_uris_are_bad_input(tmp_path, uri):
 @needs_mlflow
 def test_a_file_that_is_no_database_is_bad_input(tmp_path):
     (tmp_path / "notes.db").write_text("these are my notes, do not touch")
-    with pytest.raises(InputError, match="no SQLite database"):
+    with pytest.raises(InputError, match="not an SQLite database"):
         track.open_store(f"sqlite:///{tmp_path}/notes.db", tmp_path)
     (tmp_path / "torn.db").write_bytes(b"SQLite format 3\0" + b"\xff" * 5000)
     with pytest.raises(InputError, match="cannot be used"):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from s2a_bench.data.readers.tree import Tree, below
+from s2a_bench.data.readers.tree import Tree, path_below
 from s2a_bench.errors import InputError
 
 FILES = {
@@ -81,10 +81,10 @@ def test_every_packing_is_the_same(tmp_path, how):
         assert tree.names == sorted(FILES)
         assert dict(tree.read_many(FILES)) == FILES
         assert {name: tree.read(name) for name in FILES} == FILES
-        assert {name: tree.local(name).read_bytes() for name in FILES} == FILES
+        assert {name: tree.path_on_disk(name).read_bytes() for name in FILES} == FILES
         assert tree.find("labels.txt") == "set/labels.txt" and tree.read_text("set/labels.txt") == "a 1\n"
-        assert tree.under("images") == ["set/images/a.jpg", "set/images/sub/b.png"]
-        assert [below(name, "set/images") for name in tree.under("set/images")] == ["a.jpg", "sub/b.png"]
+        assert tree.files_under("images") == ["set/images/a.jpg", "set/images/sub/b.png"]
+        assert [path_below(name, "set/images") for name in tree.files_under("set/images")] == ["a.jpg", "sub/b.png"]
         assert tree.has("images/a.jpg") and not tree.has("s/a.jpg")
         for path, part in (("none.txt", "holds no none.txt"), ("set/none", "holds no set/none")):
             with pytest.raises(InputError, match=part):
@@ -95,7 +95,7 @@ def test_every_packing_is_the_same(tmp_path, how):
 
 def test_scratch_files_are_deleted(tmp_path):
     with Tree(packed(tmp_path / "x", "tar in a zip"), ("inner.*",)) as tree:
-        path = tree.local("set/big.bin")
+        path = tree.path_on_disk("set/big.bin")
         assert path.exists()
     assert not path.exists()
 
@@ -105,7 +105,7 @@ def test_files_packed_alone_are_unpacked(tmp_path):
     for place in (tmp_path, tmp_path / "x.mat.gz"):
         with Tree(place) as tree:
             assert tree.names == ["x.mat"] and tree.read("x.mat") == b"matrix"
-            assert tree.local("x.mat").read_bytes() == b"matrix"
+            assert tree.path_on_disk("x.mat").read_bytes() == b"matrix"
     (tmp_path / "x.mat.gz").write_bytes(gzip.compress(b"matrix" * 999)[:-9])
     with Tree(tmp_path) as tree, pytest.raises(InputError, match="not a readable archive"):
         tree.read("x.mat")

@@ -11,10 +11,10 @@ from bench.small_caltech import entries, jpeg, wrong
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from s2a_bench.data import folder as layout
-from s2a_bench.data.loading import list_datasets
+from s2a_bench.data.listing import list_datasets
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.lookup import DATASETS
-from s2a_bench.data.verify import Problem, verify
+from s2a_bench.data.verify import Problem, verify_dataset
 from s2a_bench.errors import InputError
 
 # --- Verify ----------------------------------------------------------------------------------------------------------
@@ -76,16 +76,18 @@ def append(folder: Path, line: str) -> None:
 def test_tampering_is_found_and_named(tmp_path, prepared, case):
     tamper, where, what = TAMPERING[case]
     tamper(prepared)
-    problems = verify("caltech101", tmp_path / "root")
+    problems = verify_dataset("caltech101", tmp_path / "root")
     assert any(str(problem).startswith(where) and what in problem.what for problem in problems), problems
 
 
 def test_a_changed_label_is_found_with_and_without_manifest(tmp_path, prepared):
     path, label = entries(prepared, "train800")[3]
     edit(prepared / "train800.txt", f"{path} {label}\n", f"{path} {(label + 1) % 3}\n")
-    assert any("its hash differs" in p.what and p.file == "train800.txt" for p in verify("caltech101", prepared.parent))
+    assert any(
+        "its hash differs" in p.what and p.file == "train800.txt" for p in verify_dataset("caltech101", prepared.parent)
+    )
     (prepared / layout.MANIFEST).unlink()
-    problems = verify("caltech101", prepared.parent)
+    problems = verify_dataset("caltech101", prepared.parent)
     assert (
         Problem("train800val200.txt", 4, f"{path} with label {label} is in neither train800.txt nor val200.txt")
         in problems
@@ -95,7 +97,7 @@ def test_a_changed_label_is_found_with_and_without_manifest(tmp_path, prepared):
 def test_every_problem_is_listed_not_the_first(tmp_path, prepared):
     for i in range(3):
         flip(prepared / f"images/test/{i:06d}.jpg")
-    changed = [p for p in verify("caltech101", prepared.parent) if "was changed" in p.what]
+    changed = [p for p in verify_dataset("caltech101", prepared.parent) if "was changed" in p.what]
     assert [(p.file, p.line) for p in changed] == [("test.txt", i + 1) for i in range(3)]
 
 
@@ -118,9 +120,9 @@ def test_any_flipped_bit_is_found(tmp_path, prepared, data):
 
 def test_verify_without_data(tmp_path):
     with pytest.raises(InputError, match="data prepare caltech101"):
-        verify("caltech101", tmp_path)
+        verify_dataset("caltech101", tmp_path)
     with pytest.raises(InputError, match="embedded"):
-        verify("digits", tmp_path)
+        verify_dataset("digits", tmp_path)
 
 
 # --- Listing ---------------------------------------------------------------------------------------------------------

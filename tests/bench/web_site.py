@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from s2a_bench.data.download import fetch
-from s2a_bench.data.table.types import Remote
+from s2a_bench.data.download import download_files
+from s2a_bench.data.table.types import RemoteFile
 from s2a_bench.errors import InputError
 
 DATA = random.Random(0).randbytes(200_000)
@@ -51,9 +51,9 @@ class Site:
     answers: dict[str, list[Answer]] = dataclasses.field(default_factory=dict, init=False)
     log: list[dict[str, Any]] = dataclasses.field(default_factory=list, init=False)
 
-    def remote(self, path: str = "f.zip", digest: str | None = None, *answers: Answer) -> Remote:
+    def remote(self, path: str = "f.zip", digest: str | None = None, *answers: Answer) -> RemoteFile:
         self.answers[f"/{path}"] = list(answers) or [Answer()]
-        return Remote(f"http://127.0.0.1:{self.port}/{path}", path, md5(DATA) if digest is None else digest)
+        return RemoteFile(f"http://127.0.0.1:{self.port}/{path}", path, md5(DATA) if digest is None else digest)
 
     @property
     def ranges(self) -> list[str | None]:
@@ -168,7 +168,7 @@ def left(folder: Path) -> list[str]:
 
 def failing(*args: Any) -> str:
     with pytest.raises(InputError) as caught:
-        fetch(*args)
+        download_files(*args)
     return str(caught.value)
 
 

@@ -1,7 +1,9 @@
-"""What peeking would have given: cells trained again as they were, but with the test set scored after every epoch.
+"""Measures the gain from choosing the epoch on the test set.
 
-Many published numbers are the best of such scores. Here they are taken to measure that mistake, and kept apart:
-``<output>/audit/<cell id>.json`` is no record, and nothing but this module reads it.
+Finished cells are trained again exactly as before, but the test set is scored after every epoch. With accuracies
+``a_1, ..., a_E``, the inflation is ``max_e(a_e) - a_E``: what reporting the best epoch instead of the last one would
+add. Many published numbers are such maxima. The scores are kept apart from results: ``<output>/audit/<cell id>.json``
+is not a record, and no other module reads it.
 """
 
 from __future__ import annotations
@@ -28,14 +30,14 @@ WARNING = "An audit, not a result: the test set was scored after every epoch."
 
 
 @dataclasses.dataclass(frozen=True)
-class Peek:
-    """One cell whose test set was looked at after every epoch.
+class EpochAudit:
+    """Test accuracies of one cell after every epoch.
 
     Attributes:
         cell_id: Of the record that was trained again.
         record_accuracy: What that record says: the test accuracy after the last epoch.
-        test: Accuracy on test in percent, epoch by epoch.
-        loss: Mean training loss, epoch by epoch.
+        test: Test accuracy in percent after each epoch.
+        loss: Mean training loss of each epoch.
         kind: Always ``KIND``.
         warning: Always ``WARNING``.
     """
@@ -54,26 +56,26 @@ class Peek:
 
     @property
     def inflation(self) -> float:
-        """Points by which the best epoch on test exceeds the last."""
+        """Points by which the best epoch exceeds the last: ``max(test) - test[-1]``."""
         return max(self.test) - self.test[-1]
 
     @property
     def best_epoch(self) -> int:
-        """The first of the best epochs, counted from 1."""
+        """The first epoch with the highest test accuracy, counted from 1."""
         return self.test.index(max(self.test)) + 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
-    """One method of one suite on one backbone: means over seeds, then over datasets.
+class AuditRow:
+    """One method of one suite on one backbone: means over seeds, then over datasets, in percent.
 
     Attributes:
         last: Accuracy after the last epoch.
         best: Accuracy of the best epoch on test.
         inflation: ``best - last``.
-        largest: Of a single cell.
-        datasets: How many.
-        cells: How many.
+        largest: Largest inflation of a single cell.
+        datasets: Number of datasets.
+        cells: Number of cells.
     """
 
     suite: str
@@ -87,7 +89,7 @@ class Line:
     cells: int
 
 
-def pick(
+def select_records(
     found: Iterable[Record],
     *,
     datasets: Sequence[str] = (),
@@ -95,10 +97,10 @@ def pick(
     methods: Sequence[str] = (),
     seeds: Sequence[int] = (),
 ) -> list[Record]:
-    """The finished test records that are asked for; empty filters take all.
+    """Selects finished records scored on test; empty filters select all.
 
     Raises:
-        InputError: There is none.
+        InputError: No record matches.
     """
     scored = [r for r in found if r.status == "done" and r.evaluated_on == "test" and not r.trial and r.epochs]
     wanted = {"dataset": datasets, "backbone": backbones, "method": methods, "seed": seeds}
@@ -115,8 +117,8 @@ def pick(
     return scored
 
 
-def cell_of(record: Record, data_dir: str | None, weights: str | None, device: str) -> CellConfig:
-    """The cell that a record came from.
+def recreate_cell(record: Record, data_dir: str | None, weights: str | None, device: str) -> CellConfig:
+    """Recreates the cell config of a record.
 
     Args:
         record: Of a finished cell.
@@ -125,7 +127,7 @@ def cell_of(record: Record, data_dir: str | None, weights: str | None, device: s
         device: torch device.
 
     Raises:
-        ValueError: It cannot be run again here, or what would run is another cell: other data, other weights.
+        InputError: It cannot be run here, or it would be another cell, with other data or weights.
     """
     what = f"Record {record.cell_id} ({record.method} on {record.dataset}, seed {record.seed}) cannot be trained again"
     try:
@@ -155,13 +157,15 @@ def cell_of(record: Record, data_dir: str | None, weights: str | None, device: s
     )
 
 
-def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None] | None = None) -> Peek:
-    """Trains a record's cell as ``run.run`` does, and scores the test set after every epoch.
+def score_every_epoch(
+    cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None] | None = None
+) -> EpochAudit:
+    """Trains the cell of a record as ``run.run`` does, and scores the test set after every epoch.
 
     Args:
-        cell: From ``cell_of``.
+        cell: From ``recreate_cell``.
         record: Its record.
-        on_epoch: Told the epoch, from 1, and the test accuracy after it.
+        on_epoch: Called with the epoch, from 1, and the test accuracy after it.
 
     Raises:
         Diverged: The loss became NaN or infinite, which it did not when the record was made.
@@ -178,7 +182,7 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
         if on_epoch is not None:
             on_epoch(len(test), test[-1])
     assert record.accuracy is not None
-    return Peek(
+    return EpochAudit(
         cell_id=record.cell_id,
         suite=record.suite,
         dataset=record.dataset,
@@ -191,41 +195,41 @@ def peek(cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None
     )
 
 
-def path(output: Path, cell_id: str) -> Path:
-    """Where the audit of a cell lies: never among the records."""
+def audit_path(output: Path, cell_id: str) -> Path:
+    """Path of a cell's audit, outside the folder of records."""
     return output / "audit" / f"{cell_id}.json"
 
 
-def write(found: Peek, output: Path) -> Path:
+def write_audit(found: EpochAudit, output: Path) -> Path:
     """Writes an audit atomically."""
-    place = path(output, found.cell_id)
+    place = audit_path(output, found.cell_id)
     write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 
-def read(output: Path, record: Record) -> Peek | None:
-    """The audit of a record, if there is a valid one."""
+def read_audit(output: Path, record: Record) -> EpochAudit | None:
+    """Reads the audit of a record; ``None`` if there is no valid one."""
     try:
-        values: dict[str, Any] = json.loads(path(output, record.cell_id).read_text(encoding="utf-8"))
-        found = Peek(**{**values, "test": tuple(values["test"]), "loss": tuple(values["loss"])})
+        values: dict[str, Any] = json.loads(audit_path(output, record.cell_id).read_text(encoding="utf-8"))
+        found = EpochAudit(**{**values, "test": tuple(values["test"]), "loss": tuple(values["loss"])})
     except (OSError, ValueError, TypeError, KeyError):
         return None
     whole = found.kind == KIND and found.cell_id == record.cell_id and len(found.test) == record.epochs
     return found if whole else None
 
 
-def lines(found: Iterable[Peek]) -> list[Line]:
-    """The audit's table: per suite, backbone and method, the largest inflation first."""
-    groups: dict[tuple[str, str, str], dict[str, list[Peek]]] = {}
+def summarise_audits(found: Iterable[EpochAudit]) -> list[AuditRow]:
+    """Rows of the audit's table, one per suite, backbone and method, the largest inflation first."""
+    groups: dict[tuple[str, str, str], dict[str, list[EpochAudit]]] = {}
     for each in found:
         groups.setdefault((each.suite, each.backbone, each.method), {}).setdefault(each.dataset, []).append(each)
-    rows = [_line(*key, tasks) for key, tasks in groups.items()]
+    rows = [_make_row(*key, tasks) for key, tasks in groups.items()]
     return sorted(rows, key=lambda row: (row.suite, row.backbone, -row.inflation, row.method))
 
 
-def _line(suite: str, backbone: str, method: str, tasks: Mapping[str, Sequence[Peek]]) -> Line:
+def _make_row(suite: str, backbone: str, method: str, tasks: Mapping[str, Sequence[EpochAudit]]) -> AuditRow:
     last = statistics.fmean(statistics.fmean(p.test[-1] for p in seeds) for seeds in tasks.values())
     best = statistics.fmean(statistics.fmean(max(p.test) for p in seeds) for seeds in tasks.values())
     every = [p for seeds in tasks.values() for p in seeds]
     largest = max(p.inflation for p in every)
-    return Line(suite, backbone, method, last, best, best - last, largest, len(tasks), len(every))
+    return AuditRow(suite, backbone, method, last, best, best - last, largest, len(tasks), len(every))

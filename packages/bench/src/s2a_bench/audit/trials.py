@@ -1,8 +1,9 @@
-"""What choosing a search's trial by the test set would have given: every trial's config, trained as a final cell.
+"""Measures the gain from choosing a search's config on the test set.
 
-A search chooses on val. Here each config that it tried trains on train and val together and is scored on test, to
-measure what the best of these scores exceeds the chosen one's by. ``<output>/audit/trial-<cell id>.json`` is no record,
-and nothing but this module reads it.
+A search chooses its config on val. Here each of the configs that it tried is trained as a final cell, on train and val
+together, and scored on test. With these accuracies ``a_c`` and the chosen config ``c*``, the inflation is
+``max_c(a_c) - a_c*``. The scores are kept apart from results: ``<output>/audit/trial-<cell id>.json`` is not a record,
+and no other module reads it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.audit import epochs as audit
+from s2a_bench.audit import epochs
 from s2a_bench.cells import record as records
 from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
@@ -28,12 +29,12 @@ WARNING = "An audit, not a result: the test set was scored for every config that
 
 
 @dataclasses.dataclass(frozen=True)
-class Tried:
-    """One trial's config as a final cell.
+class TriedConfig:
+    """The config of one trial as a final cell.
 
     Attributes:
-        cell_id: Of that final cell, which no record need have.
-        trial_id: Of the trial.
+        cell_id: Id of the final cell, of which there may be no record.
+        trial_id: Id of the trial.
         cell: The final cell.
     """
 
@@ -43,7 +44,7 @@ class Tried:
 
 
 @dataclasses.dataclass(frozen=True)
-class Score:
+class TestScore:
     """The test accuracy of a config, after the last epoch.
 
     Attributes:
@@ -60,12 +61,12 @@ class Score:
 
 
 @dataclasses.dataclass(frozen=True)
-class Searched:
+class SearchAudit:
     """A final record and what every config of its search scores on test.
 
     Attributes:
         record: The one that the search led to.
-        accuracies: On test, of all configs that came to an end, the chosen one's among them.
+        accuracies: On test, of all configs that finished, the chosen one included.
     """
 
     record: Record
@@ -78,8 +79,8 @@ class Searched:
         return max(self.accuracies) - self.record.accuracy
 
 
-def finals(chosen: Iterable[Record]) -> list[Record]:
-    """The records that a search led to, of each search the one with the lowest seed: others would only cost more."""
+def select_searched(chosen: Iterable[Record]) -> list[Record]:
+    """Selects records whose config a search chose; of each search only that with the lowest seed, to save time."""
     found: dict[tuple[str, ...], Record] = {}
     for record in sorted(chosen, key=lambda record: record.seed):
         if record.search is not None:
@@ -87,19 +88,19 @@ def finals(chosen: Iterable[Record]) -> list[Record]:
     return list(found.values())
 
 
-def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
-    """The final cells of all configs that a record's search tried, each once; those whose loss was infinite are none.
+def list_tried_configs(record: Record, base: CellConfig, output: Path) -> list[TriedConfig]:
+    """Final cells of all configs that a record's search tried, each once; trials that failed are left out.
 
     Args:
-        record: From ``finals``.
-        base: Its own cell, from ``audit.cell_of``.
+        record: From ``select_searched``.
+        base: Its own cell, from ``epochs.recreate_cell``.
         output: Where the trials' records lie.
 
     Raises:
-        ValueError: A trial's record is not there, or its config cannot be run here.
+        InputError: The record of a trial is missing, or its config cannot be run here.
     """
     assert record.search is not None
-    found: dict[str, Tried] = {}
+    found: dict[str, TriedConfig] = {}
     for trial_id in record.search["trial_ids"]:
         try:
             trial = records.read(records.record_path(output, trial_id))
@@ -116,62 +117,62 @@ def tried(record: Record, base: CellConfig, output: Path) -> list[Tried]:
             train=from_dict(TrainConfig, trial.train_config, "train."),
         )
         cell_id = run.identify(cell)
-        found.setdefault(cell_id, Tried(cell_id, trial_id, cell))
+        found.setdefault(cell_id, TriedConfig(cell_id, trial_id, cell))
     return list(found.values())
 
 
-def known(one: Tried, output: Path) -> Score | None:
-    """The score of a config that a finished record or an earlier audit has."""
+def find_known_score(one: TriedConfig, output: Path) -> TestScore | None:
+    """The score of a config from a finished record or an earlier audit; ``None``: it has to be trained."""
     try:
         record = records.read(records.record_path(output, one.cell_id))
         if record.status == "done":
-            return Score(one.cell_id, record.accuracy)
+            return TestScore(one.cell_id, record.accuracy)
     except (OSError, ValueError):
         pass
     try:
-        values: dict[str, Any] = json.loads(path(output, one.cell_id).read_text(encoding="utf-8"))
-        found = Score(**values)
+        values: dict[str, Any] = json.loads(score_path(output, one.cell_id).read_text(encoding="utf-8"))
+        found = TestScore(**values)
     except (OSError, ValueError, TypeError):
         return None
     return found if found.kind == KIND and found.cell_id == one.cell_id else None
 
 
-def score(one: Tried) -> Score:
+def score_config(one: TriedConfig) -> TestScore:
     """Trains a config on train and val together and scores test, once.
 
     Raises:
-        RuntimeError: It came to no end, other than by a loss that is not finite.
+        RuntimeError: The cell failed for another reason than a loss that is not finite.
     """
     record = run.run(one.cell)
     kind = (record.error or {}).get("type")
     if record.status != "done" and kind != "Diverged":
         raise RuntimeError(f"Cell {one.cell_id} failed: {cause(record)}")
-    return Score(one.cell_id, record.accuracy)
+    return TestScore(one.cell_id, record.accuracy)
 
 
-def path(output: Path, cell_id: str) -> Path:
-    """Where a score lies: never among the records."""
+def score_path(output: Path, cell_id: str) -> Path:
+    """Path of a config's score, outside the folder of records."""
     return output / "audit" / f"trial-{cell_id}.json"
 
 
-def write(found: Score, output: Path) -> Path:
+def write_score(found: TestScore, output: Path) -> Path:
     """Writes a score atomically."""
-    place = path(output, found.cell_id)
+    place = score_path(output, found.cell_id)
     write_atomic(place, json.dumps(dataclasses.asdict(found), indent=1, allow_nan=False) + "\n")
     return place
 
 
-def lines(found: Iterable[Searched]) -> list[audit.Line]:
-    """Per suite, backbone and method, means over datasets: ``last`` is the chosen config, ``best`` the best on test."""
-    groups: dict[tuple[str, str, str], list[Searched]] = {}
+def summarise_searches(found: Iterable[SearchAudit]) -> list[epochs.AuditRow]:
+    """Rows per suite, backbone and method: ``last`` is the chosen config, ``best`` the best config on test."""
+    groups: dict[tuple[str, str, str], list[SearchAudit]] = {}
     for each in found:
         groups.setdefault((each.record.suite, each.record.backbone, each.record.method), []).append(each)
-    rows = [_line(*key, members) for key, members in groups.items()]
+    rows = [_make_row(*key, members) for key, members in groups.items()]
     return sorted(rows, key=lambda row: (row.suite, row.backbone, -row.inflation, row.method))
 
 
-def _line(suite: str, backbone: str, method: str, members: Sequence[Searched]) -> audit.Line:
-    tasks: dict[str, list[Searched]] = {}
+def _make_row(suite: str, backbone: str, method: str, members: Sequence[SearchAudit]) -> epochs.AuditRow:
+    tasks: dict[str, list[SearchAudit]] = {}
     for each in members:
         tasks.setdefault(each.record.dataset, []).append(each)
 
@@ -180,4 +181,4 @@ def _line(suite: str, backbone: str, method: str, members: Sequence[Searched]) -
 
     last, best = mean(lambda each: each.record.accuracy), mean(lambda each: max(each.accuracies))
     largest = max(each.inflation for each in members)
-    return audit.Line(suite, backbone, method, last, best, best - last, largest, len(tasks), len(members))
+    return epochs.AuditRow(suite, backbone, method, last, best, best - last, largest, len(tasks), len(members))

@@ -173,7 +173,7 @@ def cost_of(record: Record) -> Cost:
 
 def images(cell: CellConfig) -> tuple[int, int] | None:
     """Training and scored images of a cell by the table of datasets; ``None`` where it does not say."""
-    dataset = datasets.get(cell.data.suite, cell.data.dataset)
+    dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset)
     lists = dataset.lists
     names = (lists.both, lists.test) if cell.data.evaluate == "test" else (lists.train, lists.val)
     counts = [dataset.count(name) for name in names]

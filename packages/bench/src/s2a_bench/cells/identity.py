@@ -191,7 +191,7 @@ def data_opened_once() -> Iterator[None]:
 
 def _data_ids(config: DataConfig) -> tuple[str, str]:
     if _shared_ids is None:
-        return data.check(config)
+        return data.check_data(config)
     if config not in _shared_ids:
-        _shared_ids[config] = data.check(config)
+        _shared_ids[config] = data.check_data(config)
     return _shared_ids[config]

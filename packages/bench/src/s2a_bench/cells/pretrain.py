@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from s2a_bench.cells.backbones import build_mini
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES, MiniBackbone
 from s2a_bench.cells.pretrain_config import PretrainConfig
-from s2a_bench.data.images import decode, is_image, to_array
+from s2a_bench.data.images import decode_rgb, is_image, resize_image
 from s2a_bench.data.readers.tree import Tree
 
 
@@ -213,5 +213,5 @@ def load_class_folders(source: Path, split: str, size: int) -> tuple[Tensor, Ten
     index = {name: i for i, name in enumerate(classes)}
     images = torch.empty(len(found), 3, size, size, dtype=torch.uint8)
     for i, (label, name, data) in enumerate(found):
-        images[i] = torch.from_numpy(to_array(decode(data, f"{split}/{label}/{name}"), size).copy())
+        images[i] = torch.from_numpy(resize_image(decode_rgb(data, f"{split}/{label}/{name}"), size).copy())
     return images, torch.tensor([index[item[0]] for item in found]), classes

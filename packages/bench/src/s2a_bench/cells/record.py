@@ -120,7 +120,7 @@ def new_record(
     """
     facts = facts or {}
     sha, dirty = provenance.git_state(Path(__file__).parent)
-    dataset = lookup.get(cell.data.suite, cell.data.dataset)
+    dataset = lookup.get_dataset(cell.data.suite, cell.data.dataset)
     return Record(
         cell_id=cell_id,
         status="failed",

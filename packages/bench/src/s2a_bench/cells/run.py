@@ -117,7 +117,7 @@ def prepare(opened: OpenCell) -> PreparedCell:
                 f"Backbone {config.backbone.name} expects other images here ({found}) than where the cell was "
                 f"identified ({expected}); use the same version of timm."
             )
-    loaded = data.load(config.data, **dataclasses.asdict(expected), opened=opened.dataset)
+    loaded = data.load_data(config.data, **dataclasses.asdict(expected), opened=opened.dataset)
     adapted = adapted.to(config.device)
     first = loaded.train.batch(torch.arange(min(config.train.batch_size, len(loaded.train)))).to(config.device)
     return PreparedCell(cell, adapted, loaded, measure.memory(adapted, first, config.train))

@@ -17,8 +17,8 @@ from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
 from s2a_bench.errors import InputError, Mistakes, unknown
 
 if TYPE_CHECKING:
-    from s2a_bench.audit.epochs import Line, Peek
-    from s2a_bench.audit.trials import Tried
+    from s2a_bench.audit.epochs import AuditRow, EpochAudit
+    from s2a_bench.audit.trials import TriedConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,34 +116,34 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     check_device(wanted.device)
     output = output.absolute()
     have = [found for _, found in read_all(output) if isinstance(found, Record)]
-    chosen = epochs.pick(
+    chosen = epochs.select_records(
         have, datasets=wanted.datasets, backbones=wanted.backbones, methods=wanted.methods, seeds=wanted.seeds
     )
-    peeks = {record.cell_id: found for record in chosen if (found := epochs.read(output, record)) is not None}
+    peeks = {record.cell_id: found for record in chosen if (found := epochs.read_audit(output, record)) is not None}
     todo = [
-        (record, epochs.cell_of(record, wanted.data_dir, wanted.weights, wanted.device))
+        (record, epochs.recreate_cell(record, wanted.data_dir, wanted.weights, wanted.device))
         for record in chosen
         if record.cell_id not in peeks
     ]
     searches = [] if wanted.skip_trials else _searches(chosen, wanted, output)
     print_verbatim(console, f"Audit: {len(chosen)} records, {len(todo)} to train again. {epochs.WARNING}")
     for number, (record, cell) in enumerate(todo, start=1):
-        found = peeks[record.cell_id] = epochs.peek(cell, record)
-        epochs.write(found, output)
+        found = peeks[record.cell_id] = epochs.score_every_epoch(cell, record)
+        epochs.write_audit(found, output)
         print_verbatim(
             console,
             f"[{number}/{len(todo)}] {record.method} on {record.dataset}, {record.backbone}, seed {record.seed}: last "
             f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}",
         )
     found = [peeks[record.cell_id] for record in chosen]
-    console.print(_table(epochs.lines(found), "What the best epoch on test would have added", "last %"))
+    console.print(_table(epochs.summarise_audits(found), "What the best epoch on test would have added", "last %"))
     code = _compare(found, console)
     if searches:
         _trials(searches, output, console)
     return code
 
 
-_Search = tuple[Record, "list[Tried]"]
+_Search = tuple[Record, "list[TriedConfig]"]
 
 
 def _searches(chosen: Sequence[Record], wanted: Wanted, output: Path) -> list[_Search]:
@@ -153,9 +153,11 @@ def _searches(chosen: Sequence[Record], wanted: Wanted, output: Path) -> list[_S
     return [
         (
             record,
-            trials.tried(record, epochs.cell_of(record, wanted.data_dir, wanted.weights, wanted.device), output),
+            trials.list_tried_configs(
+                record, epochs.recreate_cell(record, wanted.data_dir, wanted.weights, wanted.device), output
+            ),
         )
-        for record in trials.finals(chosen)
+        for record in trials.select_searched(chosen)
     ]
 
 
@@ -164,21 +166,23 @@ def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None
     from s2a_bench.audit import trials
     from s2a_bench.sweeps import grid
 
-    todo = [(record, one) for record, tried in searches for one in tried if trials.known(one, output) is None]
+    todo = [
+        (record, one) for record, tried in searches for one in tried if trials.find_known_score(one, output) is None
+    ]
     print_verbatim(console, f"Searches: {len(searches)}, {len(todo)} configs to train. {trials.WARNING}")
     for number, (record, one) in enumerate(todo, start=1):
-        found = trials.score(one)
-        trials.write(found, output)
+        found = trials.score_config(one)
+        trials.write_score(found, output)
         shown = "the loss became infinite" if found.accuracy is None else f"{found.accuracy:.1f} % on test"
         print_verbatim(console, f"[{number}/{len(todo)}] {grid.label(_brief(one.cell, record))}: {shown}")
     measured = []
     for record, tried in searches:
-        scores = [trials.known(one, output) for one in tried]
+        scores = [trials.find_known_score(one, output) for one in tried]
         accuracies = [score.accuracy for score in scores if score is not None and score.accuracy is not None]
         if accuracies:
-            measured.append(trials.Searched(record, tuple(accuracies)))
+            measured.append(trials.SearchAudit(record, tuple(accuracies)))
     title = "What choosing the trial by the test set would have added (one seed of each search)"
-    console.print(_table(trials.lines(measured), title, "chosen %"))
+    console.print(_table(trials.summarise_searches(measured), title, "chosen %"))
 
 
 def _brief(cell: CellConfig, record: Record) -> CellConfig:
@@ -187,7 +191,7 @@ def _brief(cell: CellConfig, record: Record) -> CellConfig:
     return dataclasses.replace(cell, method=MethodConfig(cell.method.name, options))
 
 
-def _table(rows: Sequence[Line], title: str, first: str) -> Table:
+def _table(rows: Sequence[AuditRow], title: str, first: str) -> Table:
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for name in ("suite", "backbone", "method"):
         table.add_column(name, no_wrap=True)
@@ -199,7 +203,7 @@ def _table(rows: Sequence[Line], title: str, first: str) -> Table:
     return table
 
 
-def _compare(found: Sequence[Peek], console: Console) -> int:
+def _compare(found: Sequence[EpochAudit], console: Console) -> int:
     """Says which records were not met again: the same cell on the same machine gives the same number."""
     other = [each for each in found if each.test[-1] != each.record_accuracy]
     same = len(found) - len(other)

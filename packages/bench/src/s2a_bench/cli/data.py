@@ -21,7 +21,7 @@ from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes, unknown
 
 if TYPE_CHECKING:
-    from s2a_bench.data.loading import Row
+    from s2a_bench.data.listing import DatasetStatus
     from s2a_bench.data.verify import Progress
 
 _LIVE, _HEARTBEAT = 0.1, 30.0
@@ -134,9 +134,9 @@ class DataVerify:
 
 def print_list(found: Sequence[Dataset], root: Path | None, console: Console) -> int:
     """Prints every dataset and what of it is on disk; of those that are given, all that is known."""
-    from s2a_bench.data import loading
+    from s2a_bench.data import listing
 
-    rows = {row.name: row for row in loading.list_datasets(root)}
+    rows = {row.name: row for row in listing.list_datasets(root)}
     if found:
         for dataset in found:
             console.print(_card(dataset, rows[dataset.name]))
@@ -162,14 +162,14 @@ def print_list(found: Sequence[Dataset], root: Path | None, console: Console) ->
     return DONE
 
 
-def _state(row: Row) -> str:
+def _state(row: DatasetStatus) -> str:
     state = "here" if row.present else "missing"
     if row.present and not row.prepared and row.split_id is None:
         state = "here, no manifest"
     return state + ", synthetic" * row.synthetic + ", lossy" * row.lossy
 
 
-def _card(dataset: Dataset, row: Row) -> Table:
+def _card(dataset: Dataset, row: DatasetStatus) -> Table:
     """All that is known of a dataset."""
     card = Table(box=None, show_header=False, pad_edge=False, title=dataset.name, title_justify="left")
     card.add_column(no_wrap=True, style="dim")
@@ -185,7 +185,7 @@ def _card(dataset: Dataset, row: Row) -> Table:
         "source": dataset.source,
         "licence": dataset.licence,
         "get it": dataset.where,
-        "prepare": " or ".join(["--from"] * (dataset.recipe is not None) + ["--download"] * bool(dataset.remotes)),
+        "prepare": " or ".join(["--from"] * (dataset.preparation is not None) + ["--download"] * bool(dataset.remotes)),
         "state": _state(row),
         "folder": row.where if row.present and not dataset.embedded else "",
         "on disk": row.size,
@@ -213,14 +213,14 @@ def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: 
         0, or 1 if some of several could not be prepared; the others are.
 
     Raises:
-        InputError: See ``prepare.prepare``; for one dataset.
+        InputError: See ``prepare.prepare_dataset``; for one dataset.
     """
     from s2a_bench.data import prepare as door
 
     def work(dataset: Dataset) -> str:
         own = source / dataset.name
         with _steps(console) as say:
-            folder = door.prepare(dataset.name, own if own.is_dir() else source, root, say, split=split)
+            folder = door.prepare_dataset(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
     return _each(found, work, console)
@@ -246,9 +246,9 @@ def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, 
                 "it to --from."
             )
         with _steps(console) as say:
-            fetcher.fetch(dataset.remotes, folder, say)
+            fetcher.download_files(dataset.remotes, folder, say)
         with _steps(console) as say:
-            return f"{dataset.name} is ready: {door.prepare(dataset.name, folder, root, say, split=split)}"
+            return f"{dataset.name} is ready: {door.prepare_dataset(dataset.name, folder, root, say, split=split)}"
 
     return _each(found, work, console)
 
@@ -263,8 +263,8 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
         InputError: An embedded dataset, or as ``prepare``.
     """
     from s2a_bench.data import prepare as door
-    from s2a_bench.data.folder import reserved
     from s2a_bench.data.synthetic import plans
+    from s2a_bench.files import reserved
 
     def work(dataset: Dataset) -> str:
         try:
@@ -280,8 +280,10 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
                 place.mkdir()
                 with _steps(console) as say:
                     say("making up a source", 0, 0)
-                    plans.make(dataset, place, seed, full, say)
-                    folder = door.prepare(dataset.name, place, root, say, synthetic="full" if full else "miniature")
+                    plans.make_source(dataset, place, seed, full, say)
+                    folder = door.prepare_dataset(
+                        dataset.name, place, root, say, synthetic="full" if full else "miniature"
+                    )
             except OSError as error:
                 raise InputError(f"Cannot write to {root} ({error}); nothing was prepared.") from error
             finally:
@@ -318,7 +320,7 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
     wrong = False
     for dataset in found:
         with _steps(console) as say:
-            noticed = door.verify(dataset.name, root, say)
+            noticed = door.verify_dataset(dataset.name, root, say)
         problems = [problem for problem in noticed if not problem.note]
         notes = [problem for problem in noticed if problem.note]
         for title, each in (("", problems), ("note: ", notes)):
@@ -356,7 +358,7 @@ def _meant(name: str) -> list[Dataset]:
     if inside:
         return [datasets.DATASETS[each] for each in inside]
     try:
-        return [datasets.find(name)]
+        return [datasets.find_dataset(name)]
     except InputError:
         if "/" in name:
             raise

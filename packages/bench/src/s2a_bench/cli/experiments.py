@@ -92,7 +92,7 @@ def standing(name: str, request: Request, output: Path) -> Standing:
     from s2a_bench.sweeps.checks.request import check_data
 
     cells = grid.expand(dataclasses.replace(request, experiment=name))
-    planned = experiment.load(name)
+    planned = experiment.load_experiment(name)
     try:
         check_data(request)
         found = plan.identify(cells)
@@ -107,7 +107,7 @@ def print_experiments(request: Request, output: Path, console: Console) -> int:
     Raises:
         ValueError: Unknown names.
     """
-    rows = [standing(name, request, output) for name in experiment.names()]
+    rows = [standing(name, request, output) for name in experiment.list_experiments()]
     table = Table(
         title=f"The paper's experiments over {request.suite}, records of {output}",
         title_justify="left",

@@ -216,7 +216,7 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
     """Prints every row of the paper's Tables 1 and 2 with what is measured here next to it."""
     from s2a_bench.experiments import memory_tables as paper
 
-    rows = list(paper.paper_rows(batch_size))
+    rows = list(paper.measure_paper_rows(batch_size))
     if as_json:
         print(json.dumps(rows, indent=1), file=console.file)
     else:

@@ -257,7 +257,7 @@ class ConsoleListener(Listener):
 
     def ended(self, end: StageEnd) -> None:
         """Prints the table of the records, or of what the searches chose."""
-        from s2a_bench.reports.build import terminal_table
+        from s2a_bench.reports.terminal import terminal_table
 
         self._stack.close()
         if end.status == "KILLED":

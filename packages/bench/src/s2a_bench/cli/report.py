@@ -27,11 +27,12 @@ class Report:
             InputError: There are no records.
         """
         from s2a_bench.cells.record import Record, read_all
-        from s2a_bench.reports import build
+        from s2a_bench.reports.build import build
+        from s2a_bench.reports.terminal import terminal_table
 
         output = self.output.absolute()
-        paths = build.build(output)
+        paths = build(output)
         good = [found for _, found in read_all(output) if isinstance(found, Record)]
-        console.print(build.terminal_table(good, console.width))
+        console.print(terminal_table(good, console.width))
         print_verbatim(console, f"Report: {paths.html}")
         return DONE

@@ -1,7 +1,20 @@
-"""Decoded images of a list: from a cache on disk that all processes share, from memory, or decoded as they are read.
+"""Decoded images of a list: from a cache on disk, from memory, or decoded when they are read.
 
 Two forms, both uint8: *square* ``(3, size, size)``, resized directly; and *short*, whose short side is ``8/7 * size``
-with the aspect ratio kept, from which crops are cut (VPT's FGVC: 256 and 224).
+with the aspect ratio kept, from which crops are cut (as VPT does for FGVC: 256 and 224,
+https://github.com/KMnP/vpt).
+
+The cache is one file per list, size, interpolation and Pillow version, mapped into memory by every process that reads
+it. All integers are little-endian; ``n`` is the number of images::
+
+    <dataset>/.cache/<list>-<data_id>-<form><size>-<interpolation>-pillow<version>.u8
+
+    pixels     of image 0, 1, ..., n-1 one after the other: 3 * h_i * w_i bytes, (3, h_i, w_i) in row-major order
+    shapes     (n, 3) int64: byte offset, height and width of each image
+    count      int64: n
+
+The table of shapes stands at the end, since heights and widths are known only when all images are decoded. A file
+whose count, offsets and size do not agree is ignored and written again.
 """
 
 from __future__ import annotations
@@ -19,8 +32,8 @@ import numpy as np
 import PIL
 import torch
 
-from s2a_bench.data.folder import CACHE, Entry, Manifest, image_root, sha256
-from s2a_bench.data.images import INTERPOLATIONS, decode, read_bytes, to_array
+from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, sha256
+from s2a_bench.data.images import INTERPOLATIONS, decode_rgb, read_image_bytes, resize_image
 from s2a_bench.errors import InputError
 from s2a_bench.files import locked, replacing
 
@@ -30,20 +43,20 @@ CACHE_LIMIT = 64_000_000_000
 MEMORY_LIMIT = 1_000_000_000
 """Largest decoded list, in bytes, that a process keeps for itself where there is no cache."""
 
-Form = Literal["square", "short"]
+DecodedForm = Literal["square", "short"]
 
 
 class Pixels(Protocol):
-    """A list's images by index."""
+    """Reads images of a list by index."""
 
     def __call__(self, indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; a generator asks for random crops where crops are cut."""
+        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; with a generator, random crops where the form is short."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
-class Listed:
-    """Images of a list on disk, and how they are wanted.
+class ImageList:
+    """Images of a list on disk and the form they are decoded to.
 
     Attributes:
         folder: The dataset's folder.
@@ -51,17 +64,17 @@ class Listed:
         entries: The images.
         size: Side in pixels of what the model sees.
         interpolation: Key of ``images.INTERPOLATIONS``.
-        form: See the module.
+        form: Square or short, see the module.
     """
 
     folder: Path
     manifest: Manifest | None
-    entries: Sequence[Entry]
+    entries: Sequence[ListedImage]
     size: int
     interpolation: str
-    form: Form
+    form: DecodedForm
 
-    def image(self, index: int) -> np.ndarray:
+    def decode_one(self, index: int) -> np.ndarray:
         """One image, decoded now: ``(3, h, w)`` uint8.
 
         Raises:
@@ -69,12 +82,12 @@ class Listed:
         """
         path = self.entries[index].path
         file = image_root(self.folder, self.manifest) / path
-        data = read_bytes(file)
+        data = read_image_bytes(file)
         if self.manifest is not None and sha256(data) != self.manifest.files[path].sha256:
             raise InputError(f"Image {file} was changed after it was prepared; prepare the dataset again.")
-        image = decode(data, str(file))
+        image = decode_rgb(data, str(file))
         if self.form == "square":
-            return to_array(image, self.size, self.interpolation)
+            return resize_image(image, self.size, self.interpolation)
         width, height = image.size
         short = short_side(self.size)
         shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
@@ -82,12 +95,12 @@ class Listed:
             image = image.resize(shape, INTERPOLATIONS[self.interpolation])
         return np.asarray(image).transpose(2, 0, 1)
 
-    def decoded(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
-        """Images in the order asked for; decoding runs in threads, since Pillow lets go of Python's lock."""
+    def decode_many(self, indices: Sequence[int]) -> Iterator[np.ndarray]:
+        """Decodes images in the given order, in threads: Pillow releases the global interpreter lock."""
         if len(indices) < 2:
-            yield from map(self.image, indices)
+            yield from map(self.decode_one, indices)
         else:
-            yield from _threads().map(self.image, indices)
+            yield from _decoding_threads().map(self.decode_one, indices)
 
 
 def short_side(size: int) -> int:
@@ -95,60 +108,62 @@ def short_side(size: int) -> int:
     return round(size * 8 / 7)
 
 
-def open_pixels(listed: Listed, name: str | None, once: bool = False) -> Pixels:
-    """The quickest way to a list's images.
+def open_pixels(listed: ImageList, name: str | None, read_once: bool = False) -> Pixels:
+    """Opens a list's images: from the cache, else decoded into memory, else decoded on demand.
 
     Args:
         listed: The images.
-        name: Stands for the list and the data's content in the cache's file name; ``None``: do without a cache.
-        once: Each image is wanted once: without a cache, nothing is kept in memory.
+        name: Names list and data id in the cache's file name; ``None``: use no cache.
+        read_once: Each image is read once: without a cache, nothing is kept in memory.
 
     Raises:
-        InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+        InputError: An image is missing, damaged, or was changed after it was prepared.
     """
-    cached = None if name is None else _cached(listed, name)
+    cached = None if name is None else _open_or_write_cache(listed, name)
     if cached is not None:
-        return _served(listed, cached)
-    if not once and len(listed.entries) * _guess(listed) <= MEMORY_LIMIT:
-        images = list(listed.decoded(range(len(listed.entries))))
+        return _pixels_from_cache(listed, cached)
+    if not read_once and len(listed.entries) * _estimate_image_bytes(listed) <= MEMORY_LIMIT:
+        images = list(listed.decode_many(range(len(listed.entries))))
         if listed.form == "square":
             stacked = np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
             return lambda indices, generator: stacked[indices]
-        return lambda indices, generator: _crops([images[i] for i in indices], listed.size, generator)
-    return as_read(listed)
+        return lambda indices, generator: _cut_crops([images[i] for i in indices], listed.size, generator)
+    return decode_on_demand(listed)
 
 
-def as_read(listed: Listed) -> Pixels:
-    """Images that are decoded whenever they are asked for."""
+def decode_on_demand(listed: ImageList) -> Pixels:
+    """Decodes images each time they are requested."""
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-        images = list(listed.decoded(indices.tolist()))
+        images = list(listed.decode_many(indices.tolist()))
         if listed.form == "short":
-            return _crops(images, listed.size, generator)
+            return _cut_crops(images, listed.size, generator)
         return np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
 
     return pixels
 
 
-def _guess(listed: Listed) -> int:
-    """Bytes of one decoded image, about: photographs are 4:3."""
+def _estimate_image_bytes(listed: ImageList) -> int:
+    """Approximate bytes of one decoded image; photographs of the short form count as 4:3."""
     side = listed.size if listed.form == "square" else short_side(listed.size)
     return 3 * side * side if listed.form == "square" else 4 * side * side
 
 
 @functools.cache
-def _threads() -> ThreadPoolExecutor:
+def _decoding_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="decode")
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_threads.cache_clear)  # a fork has no threads
+    os.register_at_fork(after_in_child=_decoding_threads.cache_clear)  # a fork has no threads
 
 
-def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
-    """Crops of ``(3, h, w)`` images: random ones, half of them mirrored, or the centres.
+def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
+    """Cuts ``size`` x ``size`` crops out of ``(3, h, w)`` images: random and mirrored with probability 1/2, or central.
 
-    Three numbers are drawn for every image, so that one image's size does not change another's crop.
+    For three uniform numbers ``u`` in [0, 1) per image: ``top = floor(u_0 * (h - size + 1))``, ``left`` likewise with
+    ``u_1`` and ``w``, mirrored if ``u_2 < 0.5``. All three are drawn for every image, so that the size of one image
+    does not change the crops of the others.
     """
     out = np.empty((len(images), 3, size, size), np.uint8)
     draws = None if generator is None else torch.rand(len(images), 3, generator=generator).tolist()
@@ -157,7 +172,7 @@ def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator |
         if draws is None:
             top, left, mirrored = round(free[0] / 2), round(free[1] / 2), False
         else:
-            top, left = (min(int(draw * (room + 1)), room) for draw, room in zip(draws[i][:2], free, strict=True))
+            top, left = (min(int(draw * (free_i + 1)), free_i) for draw, free_i in zip(draws[i][:2], free, strict=True))
             mirrored = draws[i][2] < 0.5
         crop = image[:, top : top + size, left : left + size]
         out[i] = crop[:, :, ::-1] if mirrored else crop
@@ -166,10 +181,10 @@ def _crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator |
 
 # --- The cache -------------------------------------------------------------------------------------------------------
 
-_Shapes = np.ndarray  # (N, 3) int64: offset, height, width
+_Shapes = np.ndarray  # (N, 3) int64: byte offset, height, width
 
 
-def _served(listed: Listed, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
+def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
     data, shapes = cached
     if listed.form == "square":
         array = data.reshape(len(shapes), 3, listed.size, listed.size)
@@ -179,64 +194,69 @@ def _served(listed: Listed, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
         images = []
         for offset, height, width in shapes[indices].tolist():
             images.append(data[offset : offset + 3 * height * width].reshape(3, height, width))
-        return _crops(images, listed.size, generator)
+        return _cut_crops(images, listed.size, generator)
 
     return pixels
 
 
-def _cached(listed: Listed, name: str) -> tuple[np.ndarray, _Shapes] | None:
-    """The decoded list under ``.cache``, which is made if there is room for it; ``None`` where it cannot be.
+def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Shapes] | None:
+    """Opens the decoded list under ``.cache`` and writes it first if need be; ``None``: too large, or not writable.
 
-    Two processes do not decode twice: the second waits for the first. The file appears whole or not at all.
+    A process that finds another one writing waits for it and uses its file.
     """
     stem = f"{name}-{listed.form}{listed.size}-{listed.interpolation}-pillow{PIL.__version__}"
     path = listed.folder / CACHE / f"{stem}.u8"
     try:
-        found = _open(path, listed)
+        found = _open_cache(path, listed)
         if found is None and listed.entries:
             path.parent.mkdir(exist_ok=True)
             with locked(path.parent, wait=True):
-                found = _open(path, listed)  # by another process, meanwhile
+                # Another process may have written it while this one waited for the lock.
+                found = _open_cache(path, listed)
                 if found is None:
+                    # Left behind by a process that was killed while it wrote.
                     for stale in path.parent.glob(f".{path.name}.*.tmp"):
                         stale.unlink()
-                    expected = len(listed.entries) * _guess(listed)
+                    # At most half of the free disk.
+                    expected = len(listed.entries) * _estimate_image_bytes(listed)
                     if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
                         return None
                     with replacing(path) as file:
-                        _fill(file, listed)
-                    found = _open(path, listed)
+                        _write_cache(file, listed)
+                    found = _open_cache(path, listed)
     except OSError:
         return None
     return found
 
 
-def _open(path: Path, listed: Listed) -> tuple[np.ndarray, _Shapes] | None:
-    """The file's pixels and shapes: the shapes are at its end, after the pixels, with their count as the last word."""
+def _open_cache(path: Path, listed: ImageList) -> tuple[np.ndarray, _Shapes] | None:
+    """Maps a cache file into memory: its pixels as ``(bytes,)`` uint8 and its table of shapes; ``None``: not valid."""
     try:
-        words = path.stat().st_size
+        file_bytes = path.stat().st_size
         n = len(listed.entries)
-        tail = 8 * (3 * n + 1)
-        if words < tail or not n:
+        tail = 8 * (3 * n + 1)  # bytes of shapes and count
+        if file_bytes < tail or not n:
             return None
-        footer = np.fromfile(path, "<i8", offset=words - tail)
+        footer = np.fromfile(path, "<i8", offset=file_bytes - tail)
         shapes = footer[:-1].reshape(n, 3)
+        # Every image must begin where the one before it ends, and the last end where the table begins.
         sizes = 3 * shapes[:, 1] * shapes[:, 2]
         starts = np.concatenate([[0], np.cumsum(sizes)])
-        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != words - tail:
+        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != file_bytes - tail:
             return None
         if listed.form == "square" and (shapes[:, 1:] != listed.size).any():
             return None
-        return np.memmap(path, np.uint8, "r", shape=(words - tail,)), shapes
-    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is made again
+        return np.memmap(path, np.uint8, "r", shape=(file_bytes - tail,)), shapes
+    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is written again
         return None
 
 
-def _fill(file: BinaryIO, listed: Listed) -> None:
+def _write_cache(file: BinaryIO, listed: ImageList) -> None:
+    """Decodes a list into a cache file, 64 images at a time."""
     n, offset = len(listed.entries), 0
     shapes = np.empty((n, 3), "<i8")
-    for start in range(0, n, 64):  # written, not mapped: a full disk must be an error, not a signal
-        for i, image in enumerate(listed.decoded(range(start, min(start + 64, n))), start):
+    for start in range(0, n, 64):  # not a memory map: a full disk must raise OSError, not kill the process
+        for i, image in enumerate(listed.decode_many(range(start, min(start + 64, n))), start):
             shapes[i] = offset, image.shape[1], image.shape[2]
             file.write(np.ascontiguousarray(image).data)
             offset += image.size

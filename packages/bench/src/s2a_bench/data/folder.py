@@ -1,9 +1,9 @@
-"""The standard folder of a prepared dataset: four lists, images, a manifest, and the identity of its content.
+"""Reads the standard folder of a prepared dataset: four lists, images, a manifest, a content hash.
 
 <root>/<dataset>/train800.txt val200.txt train800val200.txt test.txt    lines "images/test/000000.jpg 17"
                  (suites other than vtab: train.txt val.txt trainval.txt test.txt)
 <root>/<dataset>/images/...
-<root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare``, absent in other tools' folders
+<root>/<dataset>/manifest.json    hashes, seed, split; written by ``prepare_dataset``, absent in other tools' folders
 <root>/<dataset>/.cache/          may be deleted at any time
 """
 
@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.data.images import LOSSY_SUFFIXES, read_bytes
+from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
@@ -29,7 +29,7 @@ MANIFEST_SCHEMA = 1
 
 
 @dataclasses.dataclass(frozen=True)
-class Entry:
+class ListedImage:
     """One line of a list: the image's path under the dataset's folder, its label, and the line's number from 1."""
 
     path: str
@@ -39,7 +39,7 @@ class Entry:
 
 @dataclasses.dataclass(frozen=True)
 class FileInfo:
-    """What the manifest knows about one image; ``source`` is its name there."""
+    """Hash, size and label of one image in the manifest; ``source`` is its name in the source."""
 
     sha256: str
     bytes: int
@@ -49,23 +49,23 @@ class FileInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Manifest:
-    """How a folder came about and what it must hold.
+    """Where a folder came from and what it must contain.
 
     Attributes:
         dataset: Its name.
         data_id: 16 hex digits over the hashes of all lists and images.
-        split_id: Who chose the lists, e.g. ``"s2a-seed0-v1"``.
-        seed: Of that choice.
+        split_id: Names the rule or files that chose the lists, e.g. ``"s2a-seed0-v1"``.
+        seed: Seed of that choice.
         source_id: 16 hex digits over names and content of every image of the source, however it was packed.
         source: File or folder name it came from, without its path.
-        lossy: Whether images were re-encoded with loss on the way.
+        lossy: Whether images were re-encoded with loss after publication.
         classes: Names in label order.
         counts: Images per list.
         lists: sha256 per list file.
-        files: Per image path.
+        files: Hash, size and label per image path.
         note: What a reader of results must know about the split.
-        code: Version of the code and of the recipe.
-        synthetic: Whether the source was made up by this package; its counts are then its own.
+        code: Version of this package and, as ``recipe``, of the rules for lists.
+        synthetic: Whether this package made the source; its counts then differ from the table's.
         home: Folder of the images where they are used in place; ``""``: the manifest's own.
     """
 
@@ -95,8 +95,8 @@ class Manifest:
 
 
 @dataclasses.dataclass(frozen=True)
-class Identity:
-    """What a record says about the data of a folder."""
+class DataIdentity:
+    """The fields of a record that identify the data of a folder."""
 
     data_id: str
     split_id: str
@@ -114,8 +114,8 @@ def sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
-    """16 hex digits that stand for a dataset's content.
+def compute_content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
+    """Hash of a dataset's content: the first 16 hex digits of the sha256 of its sorted hashes as JSON.
 
     Args:
         lists: sha256 per list file name.
@@ -124,14 +124,14 @@ def content_id(lists: Mapping[str, str], files: Mapping[str, str]) -> str:
     return sha256(json.dumps([sorted(lists.items()), sorted(files.items())]).encode())[:16]
 
 
-def locate(dataset: Dataset, root: Path | str | None) -> Path:
-    """The dataset's folder under a data root, by its name or an alias.
+def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
+    """Finds the dataset's folder under a data root, by its name or an alias.
 
     Raises:
         InputError: No root given, or nothing there.
     """
     how = f"get it from {dataset.where} and put its folder there (data/README.md shows the layout)"
-    if dataset.recipe is not None:
+    if dataset.preparation is not None:
         how = (
             f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`, with a download "
         )
@@ -146,8 +146,8 @@ def locate(dataset: Dataset, root: Path | str | None) -> Path:
     raise InputError(f"Dataset {dataset.name!r} was not found: no list of images in {looked}; {how}.")
 
 
-def parse_list(text: str, classes: int) -> Iterator[Entry | tuple[int, str]]:
-    """Entries of a list, and ``(line, what is wrong)`` for the lines that are none. Empty lines are passed over."""
+def parse_list(text: str, classes: int) -> Iterator[ListedImage | tuple[int, str]]:
+    """Yields the images of a list, and ``(line, message)`` for each malformed line. Empty lines are skipped."""
     for number, line in enumerate(text.splitlines(), start=1):
         if not line.strip():
             continue
@@ -161,7 +161,7 @@ def parse_list(text: str, classes: int) -> Iterator[Entry | tuple[int, str]]:
         elif int(label) >= classes:
             yield number, f"label {label} is out of range; there are {classes} classes, counted from 0"
         else:
-            yield Entry(path, int(label), number)
+            yield ListedImage(path, int(label), number)
 
 
 def read_list_bytes(folder: Path, name: str) -> bytes:
@@ -191,13 +191,13 @@ def decode_list(data: bytes, path: Path) -> str:
         raise InputError(f"List {path} is not text ({error.reason} at byte {error.start}).") from error
 
 
-def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[Entry]:
-    """A list's entries, strictly.
+def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[ListedImage]:
+    """Reads a list; the first fault in it is an error.
 
     Args:
         folder: The dataset's folder.
         name: One of ``dataset.lists``.
-        dataset: Tells classes and counts.
+        dataset: Gives the number of classes and images.
         manifest: What the list must hash to.
 
     Raises:
@@ -208,10 +208,10 @@ def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | No
     data = read_list_bytes(folder, name)
     if manifest is not None and sha256(data) != manifest.lists.get(path.name):
         raise InputError(f"List {path} was changed after it was prepared; prepare {dataset.name} again.")
-    entries: list[Entry] = []
+    entries: list[ListedImage] = []
     seen: set[str] = set()
     for item in parse_list(decode_list(data, path), dataset.classes):
-        if not isinstance(item, Entry):
+        if not isinstance(item, ListedImage):
             raise InputError(f"{path}:{item[0]}: {item[1]}.")
         if item.path in seen:
             raise InputError(f"{path}:{item.line}: {item.path} is listed twice.")
@@ -246,12 +246,14 @@ def read_manifest(folder: Path) -> Manifest | None:
         raise InputError(f"Manifest {path} cannot be used ({error!r}); prepare the dataset again.") from error
 
 
-def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Manifest | None) -> Identity:
-    """Identity of a folder, from its manifest or, without one, from its content.
+def identify_folder(
+    folder: Path, entries: Mapping[str, Sequence[ListedImage]], manifest: Manifest | None
+) -> DataIdentity:
+    """Identifies the data of a folder, by its manifest or, without one, by its content.
 
-    Without a manifest every listed file is read and hashed once; the result is kept under ``.cache`` for as long as
-    names, sizes and modification times stay the same. It covers the lists given and no others, and any JPEG counts
-    as lossy: the widespread tools that write this layout re-encode every image.
+    Without a manifest every listed file is read and hashed once; the result is cached under ``.cache`` for as long as
+    names, sizes and modification times stay the same. It covers only the given lists. Any JPEG counts as
+    lossy: the common tools that write this layout re-encode every image.
 
     Args:
         folder: The dataset's folder.
@@ -273,18 +275,18 @@ def identity(folder: Path, entries: Mapping[str, Sequence[Entry]], manifest: Man
         if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
             raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
     if manifest is not None:
-        return Identity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
+        return DataIdentity(manifest.data_id, manifest.split_id, manifest.lossy, manifest.synthetic)
     lists = {f"{name}.txt": sha256(read_list_bytes(folder, name)) for name in sorted(entries)}
     lossy = any(path.lower().endswith(LOSSY_SUFFIXES) for path in paths)
-    split_id = "lists-" + content_id(lists, {})
+    split_id = "lists-" + compute_content_id(lists, {})
     stamp = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()]
     key = sha256(json.dumps([sorted(lists.items()), stamp]).encode())
     cached = folder / CACHE / f"identity-{'-'.join(sorted(entries))}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
         known = json.loads(cached.read_text(encoding="utf-8"))
         if known["key"] == key:
-            return Identity(str(known["data_id"]), split_id, lossy)
-    data_id = content_id(lists, {path: sha256(read_bytes(folder / path)) for path in paths})
+            return DataIdentity(str(known["data_id"]), split_id, lossy)
+    data_id = compute_content_id(lists, {path: sha256(read_image_bytes(folder / path)) for path in paths})
     with contextlib.suppress(OSError):
         write_atomic(cached, json.dumps({"key": key, "data_id": data_id}))
-    return Identity(data_id, split_id, lossy)
+    return DataIdentity(data_id, split_id, lossy)

@@ -1,7 +1,7 @@
-"""One file from the web, resumed where it broke off and never joined from two versions.
+"""Downloads one file over HTTP, resuming with range requests (RFC 9110, section 14) and never mixing two versions.
 
 FILE.part         what has arrived so far
-FILE.part.json    what it is a part of: URL, the server's ETag or date, full size
+FILE.part.json    URL, the server's ETag or date, full size
 """
 
 from __future__ import annotations
@@ -28,32 +28,32 @@ _AGENT = "s2a-bench"
 _TIMEOUT = 30.0
 _PAUSES = (1.0, 4.0)
 """Seconds between tries; one try more than there are pauses, counted anew whenever the file has grown."""
-_STEP = 1 << 20
+_PROGRESS_STEP = 1 << 20
 _BLOCK = 1 << 18
-FULL = (errno.ENOSPC, errno.EDQUOT)
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _UNREACHABLE = (errno.ECONNREFUSED, errno.ENETUNREACH, errno.EHOSTUNREACH)
 
 
-class Failure(Exception):
-    """A file could not be had.
+class DownloadFailure(Exception):
+    """A file could not be downloaded.
 
     Attributes:
-        again: Another try may help.
-        silent: No connection came about, so the host's other files need not be tried.
+        retryable: Another try may help.
+        unreachable: No connection came about, so the host's other files need not be tried.
         status: Of the answer; 0 without one.
         total: Full size that the answer states; 0: none.
     """
 
     def __init__(
-        self, reason: str, *, again: bool = False, silent: bool = False, status: int = 0, total: int = 0
+        self, reason: str, *, retryable: bool = False, unreachable: bool = False, status: int = 0, total: int = 0
     ) -> None:
         super().__init__(reason)
-        self.again, self.silent, self.status, self.total = again, silent, status, total
+        self.retryable, self.unreachable, self.status, self.total = retryable, unreachable, status, total
 
 
 @dataclasses.dataclass(frozen=True)
-class _Note:
-    """What a part is a part of: ``validator`` goes into If-Range (``""``: none), ``total`` is 0 where not known."""
+class _PartialNote:
+    """Where a partial file comes from: ``validator`` goes into If-Range (``""``: none), ``total`` is 0 if unknown."""
 
     url: str
     validator: str
@@ -61,13 +61,13 @@ class _Note:
 
 
 @contextlib.contextmanager
-def disk(folder: Path) -> Iterator[None]:
+def explain_disk_errors(folder: Path) -> Iterator[None]:
     """Turns errors of the file system into ``InputError``. Those of the network must not pass through here."""
     try:
         yield
     except OSError as error:
-        cause = reason(error)
-        if error.errno in FULL:
+        cause = describe_error(error)
+        if error.errno in DISK_FULL:
             raise InputError(
                 f"No space is left for the download in {folder} ({cause}); make room and run again, it goes on where "
                 "it stopped."
@@ -75,61 +75,61 @@ def disk(folder: Path) -> Iterator[None]:
         raise InputError(f"Folder {folder} cannot be used for the download ({cause}); give another folder.") from error
 
 
-def reason(error: object) -> str:
-    """What an error says, on one line and not for long."""
+def describe_error(error: object) -> str:
+    """The message of an error on one short line."""
     text = getattr(error, "strerror", None) or " ".join(str(error).split())[:200]
     return text or type(error).__name__
 
 
-def download(url: str, part: Path, checked: bool, say: Callable[[int, int], None]) -> None:
-    """Completes ``part``, in as few requests and tries as it takes.
+def download_file(url: str, part: Path, checked: bool, progress: Callable[[int, int], None]) -> None:
+    """Downloads what is missing of ``part``, with a few retries.
 
     Args:
         url: ``http://`` or ``https://``.
         part: In a folder that exists. Stays, with its note, when something goes wrong.
-        checked: Whether the caller compares a digest: only then is a part resumed whose server gives it no mark.
-        say: Told bytes done and in all (0: not known), in steps of 1 MiB.
+        checked: Whether the caller compares a digest: only then is a part resumed without an ETag or date.
+        progress: Called with bytes done and in all (0: not known), in steps of 1 MiB.
 
     Raises:
-        Failure: The server cannot be reached, refuses, or breaks off again and again.
+        DownloadFailure: The server cannot be reached, refuses, or breaks off again and again.
         InputError: The disk is full or cannot be written.
     """
-    reached, tries = _size(part), 0
+    reached, tries = _file_size(part), 0
     while True:
         try:
-            return _attempt(url, part, checked, say)
-        except Failure as failure:
-            size = _size(part)
+            return _request_once(url, part, checked, progress)
+        except DownloadFailure as failure:
+            size = _file_size(part)
             tries = 1 if size > reached else tries + 1
             reached = max(reached, size)
-            if not failure.again or tries > len(_PAUSES):
+            if not failure.retryable or tries > len(_PAUSES):
                 raise
             time.sleep(_PAUSES[tries - 1])
 
 
-def discard(part: Path) -> None:
+def remove_partial(part: Path) -> None:
     """Removes a part and its note."""
     part.unlink(missing_ok=True)
-    _note_file(part).unlink(missing_ok=True)
+    _note_path(part).unlink(missing_ok=True)
 
 
-def full_size(part: Path) -> int:
+def expected_size(part: Path) -> int:
     """Size that a part will have when it is complete; 0: not known."""
     note = _read_note(part)
     return note.total if note is not None else 0
 
 
-def stated_size(url: str) -> int:
+def size_on_server(url: str) -> int:
     """A file's size as its server states it; 0: not known."""
-    with contextlib.suppress(Failure), _open(url, {}, "HEAD") as response:
+    with contextlib.suppress(DownloadFailure), _open_url(url, {}, "HEAD") as response:
         stated = response.headers.get("Content-Length", "")
         return int(stated) if response.status == 200 and stated.isdigit() else 0
     return 0
 
 
-def _attempt(url: str, part: Path, checked: bool, say: Callable[[int, int], None]) -> None:
+def _request_once(url: str, part: Path, checked: bool, progress: Callable[[int, int], None]) -> None:
     """One request: for the whole file, or for what is missing of it."""
-    note, start = _read_note(part), _size(part)
+    note, start = _read_note(part), _file_size(part)
     # Without the server's mark or a digest nobody would notice if two versions of a file were joined.
     if note is None or note.url != url or not (note.validator or checked) or start > (note.total or start):
         note, start = None, 0
@@ -141,66 +141,68 @@ def _attempt(url: str, part: Path, checked: bool, say: Callable[[int, int], None
         if note.validator:
             headers["If-Range"] = note.validator
     try:
-        with _open(url, headers) as response:
+        with _open_url(url, headers) as response:
             if response.status == 206 and note is not None and start:
-                goal = _continued(response, note, start, checked)
+                goal = _check_continuation(response, note, start, checked)
             elif response.status == 200:
                 start, goal = 0, response.length or 0
-                with disk(part.parent):
+                with explain_disk_errors(part.parent):
                     part.write_bytes(b"")
-                    note = _Note(url, _validator(response.headers), goal)
-                    _note_file(part).write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")
+                    note = _PartialNote(url, _validator(response.headers), goal)
+                    _note_path(part).write_text(json.dumps(dataclasses.asdict(note)), encoding="utf-8")
             else:
-                raise Failure(f"the server answers {response.status} {response.reason}")
+                raise DownloadFailure(f"the server answers {response.status} {response.reason}")
             _check_space(part.parent, goal - start)
-            with disk(part.parent), part.open("ab") as file:
-                _copy(response, file, start, goal, say)
-    except Failure as failure:
+            with explain_disk_errors(part.parent), part.open("ab") as file:
+                _copy_response(response, file, start, goal, progress)
+    except DownloadFailure as failure:
         if failure.status == 416 and start and failure.total == start:
             return
         if failure.status in (206, 416) and start:
-            with disk(part.parent):
-                discard(part)
-            raise Failure(str(failure), again=True) from failure
+            with explain_disk_errors(part.parent):
+                remove_partial(part)
+            raise DownloadFailure(str(failure), retryable=True) from failure
         raise
 
 
-def _continued(response: http.client.HTTPResponse, note: _Note, start: int, checked: bool) -> int:
+def _check_continuation(response: http.client.HTTPResponse, note: _PartialNote, start: int, checked: bool) -> int:
     """Full size of the file that a 206 goes on with at ``start``."""
     match = re.fullmatch(r"bytes (\d+)-(\d+)/(\d+|\*)", response.headers.get("Content-Range", "").strip())
     if match is None or int(match[1]) != start:
-        raise Failure("the server sends another part than the one that was asked for", status=206)
+        raise DownloadFailure("the server sends another part than the one that was asked for", status=206)
     total = 0 if match[3] == "*" else int(match[3])
     mark = _validator(response.headers)
     # A 206 must carry the ETag if the 200 did (RFC 9110, 15.3.7); a date may be left out.
     due = bool(mark) or (note.validator.startswith('"') and not checked)
     if (note.total and total and total != note.total) or (note.validator and due and mark != note.validator):
-        raise Failure("the file changes on its server while it is downloaded", status=206)
+        raise DownloadFailure("the file changes on its server while it is downloaded", status=206)
     return total or note.total or int(match[2]) + 1
 
 
-def _copy(
-    response: http.client.HTTPResponse, file: IO[bytes], start: int, goal: int, say: Callable[[int, int], None]
+def _copy_response(
+    response: http.client.HTTPResponse, file: IO[bytes], start: int, goal: int, progress: Callable[[int, int], None]
 ) -> None:
     done = told = start
-    say(done, goal)
+    progress(done, goal)
     while not goal or done < goal:
         try:
             block = response.read1(_BLOCK)  # Not read(): that would lose what came before a connection breaks.
         except (OSError, http.client.HTTPException) as error:
-            raise Failure(f"the connection broke off after {done:,} bytes ({reason(error)})", again=True) from error
+            raise DownloadFailure(
+                f"the connection broke off after {done:,} bytes ({describe_error(error)})", retryable=True
+            ) from error
         if not block:
             break
         file.write(block)
         done += len(block)
-        if done - told >= _STEP and done != goal:
-            say(done, goal)
+        if done - told >= _PROGRESS_STEP and done != goal:
+            progress(done, goal)
             told = done
     if done < goal:
-        raise Failure(f"the connection broke off after {done:,} of {goal:,} bytes", again=True)
+        raise DownloadFailure(f"the connection broke off after {done:,} of {goal:,} bytes", retryable=True)
     if goal and done > goal:
-        raise Failure(f"the server sends more than the {goal:,} bytes it stated", status=206)
-    say(done, goal)
+        raise DownloadFailure(f"the server sends more than the {goal:,} bytes it stated", status=206)
+    progress(done, goal)
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
@@ -231,16 +233,16 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open(url: str, headers: Mapping[str, str], method: str = "GET") -> http.client.HTTPResponse:
+def _open_url(url: str, headers: Mapping[str, str], method: str = "GET") -> http.client.HTTPResponse:
     request = urllib.request.Request(url, headers={"User-Agent": _AGENT, **headers}, method=method)
     try:
         return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", "").strip())
-        raise Failure(
-            f"the server answers {error.code} {reason(error.reason)}",
-            again=error.code in (408, 429) or error.code >= 500,
+        raise DownloadFailure(
+            f"the server answers {error.code} {describe_error(error.reason)}",
+            retryable=error.code in (408, 429) or error.code >= 500,
             status=error.code,
             total=int(total[1]) if total else 0,
         ) from error
@@ -248,32 +250,32 @@ def _open(url: str, headers: Mapping[str, str], method: str = "GET") -> http.cli
         cause = error.reason if isinstance(error, urllib.error.URLError) else error
         # A certificate that does not verify is a ValueError, too.
         hopeless = isinstance(cause, (socket.gaierror, http.client.InvalidURL, ValueError))
-        raise Failure(
-            f"{urllib.parse.urlsplit(url).netloc} cannot be reached ({reason(cause)})",
-            again=not hopeless and getattr(cause, "errno", None) not in _UNREACHABLE,
-            silent=isinstance(error, urllib.error.URLError),
+        raise DownloadFailure(
+            f"{urllib.parse.urlsplit(url).netloc} cannot be reached ({describe_error(cause)})",
+            retryable=not hopeless and getattr(cause, "errno", None) not in _UNREACHABLE,
+            unreachable=isinstance(error, urllib.error.URLError),
         ) from error
 
 
 def _validator(headers: http.client.HTTPMessage) -> str:
-    """What stands for this version of a file in If-Range, where a weak ETag is not allowed (RFC 9110, 13.1.5)."""
+    """Identifies this version of a file in If-Range, where a weak ETag is not allowed (RFC 9110, 13.1.5)."""
     etag = headers.get("ETag", "").strip()
     return etag if etag.startswith('"') else headers.get("Last-Modified", "").strip()
 
 
-def _note_file(part: Path) -> Path:
+def _note_path(part: Path) -> Path:
     return part.with_name(f"{part.name}.json")
 
 
-def _read_note(part: Path) -> _Note | None:
+def _read_note(part: Path) -> _PartialNote | None:
     try:
-        values = json.loads(_note_file(part).read_text(encoding="utf-8"))
-        return _Note(str(values["url"]), str(values["validator"]), int(values["total"]))
+        values = json.loads(_note_path(part).read_text(encoding="utf-8"))
+        return _PartialNote(str(values["url"]), str(values["validator"]), int(values["total"]))
     except (OSError, ValueError, TypeError, KeyError):
         return None
 
 
-def _size(path: Path) -> int:
+def _file_size(path: Path) -> int:
     try:
         return path.stat().st_size
     except OSError:
@@ -281,7 +283,7 @@ def _size(path: Path) -> int:
 
 
 def _check_space(folder: Path, needed: int) -> None:
-    with disk(folder):
+    with explain_disk_errors(folder):
         usage = shutil.disk_usage(folder)
     if usage.total and usage.free < needed:  # Some network file systems state nothing but zeros.
         raise InputError(

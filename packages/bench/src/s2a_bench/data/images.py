@@ -1,4 +1,4 @@
-"""Reads folders and archives of images into arrays; the one place that decodes."""
+"""Decodes, checks and resizes image files. No other module decodes images."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ INTERPOLATIONS = {
     "lanczos": Image.Resampling.LANCZOS,
 }
 
-HUGE = 89_478_485
-"""Pixels from which on an image is refused: Pillow's own limit against decompression bombs."""
+MAX_PIXELS = 89_478_485
+"""Largest number of pixels accepted: Pillow's own limit against decompression bombs."""
 
 _IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
@@ -34,7 +34,7 @@ def is_image(name: str) -> bool:
     return not hidden and name.lower().endswith(IMAGE_SUFFIXES)
 
 
-def read_bytes(path: Path) -> bytes:
+def read_image_bytes(path: Path) -> bytes:
     """The content of an image file.
 
     Raises:
@@ -46,21 +46,21 @@ def read_bytes(path: Path) -> bytes:
         raise InputError(f"Image {path} cannot be read ({error.strerror or error}).") from error
 
 
-def decode(data: bytes, name: str) -> Image.Image:
+def decode_rgb(data: bytes, name: str) -> Image.Image:
     """A fully decoded RGB image; greyscale, CMYK and palette images are converted.
 
     Args:
         data: The image file's content.
-        name: What to call it in an error.
+        name: Its name in error messages.
 
     Raises:
-        InputError: As ``remarks``.
+        InputError: As ``describe_conversions``.
     """
-    with _opened(data, name) as image:
+    with _open_decoded(data, name) as image:
         return image.convert("RGB")
 
 
-_REMARKS = {
+_CONVERSIONS = {
     "L": "is grey",
     "LA": "is grey with an alpha channel, which is dropped",
     "1": "is black and white",
@@ -70,23 +70,23 @@ _REMARKS = {
     "YCbCr": "is YCbCr",
     "RGBA": "has an alpha channel, which is dropped",
 }
-_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
+_DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def remarks(data: bytes, name: str) -> list[str]:
-    """What is unusual about an image that decodes: it will be converted to 8-bit RGB.
+def describe_conversions(data: bytes, name: str) -> list[str]:
+    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation not applied.
 
     Args:
         data: The image file's content.
-        name: What to call it in an error.
+        name: Its name in error messages.
 
     Raises:
         InputError: Empty, damaged, not an image, or one whose conversion to 8-bit RGB is not defined.
     """
     found = []
-    with _opened(data, name) as image:
+    with _open_decoded(data, name) as image:
         if image.mode != "RGB":
-            found.append(f"{_REMARKS.get(image.mode, f'is of mode {image.mode}')} and is converted to RGB")
+            found.append(f"{_CONVERSIONS.get(image.mode, f'is of mode {image.mode}')} and is converted to RGB")
         if getattr(image, "n_frames", 1) > 1:
             found.append(f"has {getattr(image, 'n_frames', 1)} frames, of which the first is used")
         if image.getexif().get(0x0112, 1) != 1:
@@ -95,15 +95,15 @@ def remarks(data: bytes, name: str) -> list[str]:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
-    """An image, decoded in full in its own mode."""
+def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
+    """Opens and fully decodes an image, in its own mode."""
     if not data:
         raise InputError(f"Image {name} is empty (0 bytes); get the file again.")
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or HUGE):
+            if image.width * image.height > (Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            if image.mode in _DEEP:
+            if image.mode in _DEEP_MODES:
                 raise InputError(
                     f"Image {name} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits first."
                 )
@@ -117,10 +117,11 @@ def _opened(data: bytes, name: str) -> Iterator[Image.Image]:
         raise InputError(f"Image {name} cannot be decoded ({error}); it is damaged or not an image.") from error
 
 
-def reencoded(samples: Sequence[bytes]) -> bool:
-    """Whether JPEGs look as if one tool had written them all at Pillow's default quality.
+def looks_reencoded(samples: Sequence[bytes]) -> bool:
+    """Whether all JPEGs have the quantisation tables of Pillow's default quality, i.e. were probably re-encoded.
 
-    The common scripts that write VTAB-1k folders do that; originals come from many cameras and tools.
+    The common scripts that write VTAB-1k folders use that default; originals come from many cameras and tools, whose
+    tables differ.
 
     Args:
         samples: A few dozen image files.
@@ -140,7 +141,7 @@ def reencoded(samples: Sequence[bytes]) -> bool:
     return bool(tables) and all(t and usual and all(usual.get(k) == v for k, v in t.items()) for t in tables)
 
 
-def to_array(image: Image.Image, size: int, interpolation: str = "bicubic") -> np.ndarray:
+def resize_image(image: Image.Image, size: int, interpolation: str = "bicubic") -> np.ndarray:
     """``(3, size, size)`` uint8, resized directly (no crop, the aspect ratio is not kept) where the size differs.
 
     Args:
@@ -159,5 +160,5 @@ def resize_arrays(arrays: np.ndarray, size: int, interpolation: str = "bicubic")
         return arrays
     out = np.empty((len(arrays), 3, size, size), dtype=np.uint8)
     for i, array in enumerate(arrays):
-        out[i] = to_array(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, interpolation)
+        out[i] = resize_image(Image.fromarray(np.ascontiguousarray(array.transpose(1, 2, 0))), size, interpolation)
     return out

@@ -1,8 +1,8 @@
-"""Images and labels of one cell, as the backbone wants them.
+"""Loads the images and labels of one cell, in the backbone's size and normalisation.
 
 ``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
 neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
-crop, no augmentation); elsewhere training takes random crops and mirrors (``datasets.SUITES``). All are normalised with
+crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``). All are normalised with
 the backbone's own mean and standard deviation.
 """
 
@@ -18,12 +18,20 @@ import torch
 from torch import Tensor
 
 from s2a_bench.config import DataConfig
-from s2a_bench.data.decoded import Listed, Pixels, open_pixels, short_side
-from s2a_bench.data.folder import Entry, Identity, Manifest, identity, locate, read_list, read_manifest
+from s2a_bench.data.decoded import ImageList, Pixels, open_pixels, short_side
+from s2a_bench.data.folder import (
+    DataIdentity,
+    ListedImage,
+    Manifest,
+    find_dataset_folder,
+    identify_folder,
+    read_list,
+    read_manifest,
+)
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
 from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.data.table.types import Counts, Dataset
+from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
 
 _EVALUATE = ("test", "val")
@@ -37,7 +45,7 @@ class Images:
     """
 
     def __init__(self, labels: Tensor, pixels: Pixels, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Wraps a source of pixels.
+        """Combines labels with a source of pixels.
 
         Args:
             labels: ``(N,)`` int64.
@@ -58,11 +66,11 @@ class Images:
 
         Args:
             indices: Which images.
-            generator: For training: random crops and mirrors are drawn from it where the suite asks for them;
-                elsewhere nothing is drawn. ``None``: the view that is scored.
+            generator: For training: draws random crops and mirrors where the suite's view is ``"crop"``. ``None``: the
+                deterministic view used for scoring.
 
         Raises:
-            InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
+            InputError: An image is missing, damaged, or was changed after it was prepared.
         """
         pixels = torch.from_numpy(np.ascontiguousarray(self._pixels(indices.cpu().numpy(), generator)))
         return pixels.float().div_(255).sub_(self._mean).div_(self._std)
@@ -70,17 +78,17 @@ class Images:
 
 @dataclasses.dataclass(frozen=True)
 class TaskData:
-    """What a cell trains on and is scored on.
+    """Training and scored images of one cell.
 
     Attributes:
         dataset: Its row in the table.
         classes: Size of the head.
-        data_id: Stands for the dataset's content.
-        split_id: Stands for who chose its lists.
+        data_id: Hash of the lists and images.
+        split_id: Names the rule or files that chose the lists.
         train: Training images.
-        scored: Images that are scored once.
+        scored: Images that the trained model is scored on.
         lossy: Whether images were re-encoded with loss after their makers published them.
-        synthetic: Whether this package rendered them.
+        synthetic: Whether this package made the images.
         data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
     """
 
@@ -96,88 +104,51 @@ class TaskData:
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
-    """One dataset as ``data list`` shows it.
-
-    Attributes:
-        name: Dataset.
-        suite: Its suite.
-        group: Its group.
-        classes: Number of classes.
-        counts: Images per list by the table.
-        present: Whether it can be loaded from the given root.
-        prepared: Whether its folder has a manifest.
-        data_id: Of a prepared folder.
-        split_id: Of a prepared folder or embedded task.
-        where: Its folder, or how to get it.
-        synthetic: Whether its images were made up.
-        lossy: Whether its images were re-encoded with loss.
-        size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
-        note: What its manifest says a reader of results must know.
-    """
-
-    name: str
-    suite: str
-    group: str
-    classes: int
-    counts: Counts
-    present: bool
-    prepared: bool
-    data_id: str | None
-    split_id: str | None
-    where: str
-    synthetic: bool = False
-    lossy: bool = False
-    size: str = ""
-    note: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
 class OpenDataset:
-    """A dataset that is there and well-formed; no image has been decoded.
+    """A dataset that exists and whose lists are valid; no image has been decoded.
 
     Attributes:
         dataset: Its row in the table.
-        identity: Of its content and its lists.
-        folder: Where it lies; ``None`` for embedded tasks.
-        manifest: Of the folder, if it has one.
-        lists: The two lists that are used, by name, in a folder.
+        identity: Hashes of its content and lists.
+        folder: Its folder; ``None`` for embedded tasks.
+        manifest: Manifest of the folder, if it has one.
+        lists: The two lists that are used, by name; empty for embedded tasks.
     """
 
     dataset: Dataset
-    identity: Identity
+    identity: DataIdentity
     folder: Path | None = None
     manifest: Manifest | None = None
-    lists: Mapping[str, list[Entry]] = dataclasses.field(default_factory=dict)
+    lists: Mapping[str, list[ListedImage]] = dataclasses.field(default_factory=dict)
 
     @property
     def data_id(self) -> str:
-        """Stands for the dataset's content."""
+        """Hash of the lists and images."""
         return self.identity.data_id
 
     @property
     def split_id(self) -> str:
-        """Stands for who chose its lists."""
+        """Names the rule or files that chose the lists."""
         return self.identity.split_id
 
 
 def open_dataset(config: DataConfig) -> OpenDataset:
-    """Opens a dataset and checks it, without decoding an image.
+    """Opens a dataset and checks that its lists are valid, without decoding an image.
 
     Embedded tasks are rendered for it, once per process; a folder without manifest is hashed, once until it changes.
 
     Raises:
         InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
     """
-    dataset = _dataset(config)
+    dataset = _check_config(config)
     if dataset.embedded:
-        ids = Identity(mini_tasks.data_id(dataset.name), _mini_split_id(dataset), lossy=False)
+        ids = DataIdentity(mini_tasks.task_data_id(dataset.name), mini_tasks.SPLIT_ID, lossy=False)
         return OpenDataset(dataset, ids)
-    folder, manifest, lists, ids = _open(config, dataset)
+    folder, manifest, lists, ids = _open_folder(config, dataset)
     return OpenDataset(dataset, ids, folder, manifest, lists)
 
 
-def load(
+def load_data(
     config: DataConfig,
     *,
     size: int,
@@ -186,7 +157,7 @@ def load(
     interpolation: str = "bicubic",
     opened: OpenDataset | None = None,
 ) -> TaskData:
-    """Images and labels of one cell.
+    """Loads the images and labels of one cell.
 
     Args:
         config: Which images.
@@ -194,7 +165,7 @@ def load(
         mean: Of the backbone, three numbers for pixels in [0, 1].
         std: Of the backbone.
         interpolation: Key of ``images.INTERPOLATIONS``; images of the right size are not touched.
-        opened: What ``open_dataset`` gave for ``config``; ``None``: it is opened here.
+        opened: What ``open_dataset`` returned for ``config``; ``None``: it is opened here.
 
     Raises:
         InputError: Unknown names, bad numbers, missing data, or data that is not what was prepared.
@@ -208,18 +179,18 @@ def load(
         view["resize"] = f"short side {short_side(size)}, centre crop"
         view["augment"] = "random crop and mirror"
     limits = (config.limit_train, config.limit_test)
-    names = _used(config, dataset)
+    names = _names_of_used_lists(config, dataset)
     if opened.folder is None:
         train, scored = (
-            _from_arrays(*mini_tasks.arrays(dataset.name)[name], limit, view)
+            _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
             for name, limit in zip(names, limits, strict=True)
         )
-        train = _in_memory(train, view)
+        train = _resize_in_memory(train, view)
     else:
-        folder, manifest = opened.folder, opened.manifest
+        folder, manifest, lists = opened.folder, opened.manifest, opened.lists
         train, scored = (
-            _from_files(folder, manifest, opened.lists[name], limit, f"{name}-{ids.data_id}", view, crop, once)
-            for name, limit, once in zip(names, limits, (False, True), strict=True)
+            _images_from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once)
+            for name, limit, read_once in zip(names, limits, (False, True), strict=True)
         )
     return TaskData(
         dataset=dataset,
@@ -234,55 +205,14 @@ def load(
     )
 
 
-def check(config: DataConfig) -> tuple[str, str]:
+def check_data(config: DataConfig) -> tuple[str, str]:
     """The ``data_id`` and ``split_id`` of a dataset, which is checked as ``open_dataset`` does."""
     opened = open_dataset(config)
     return opened.data_id, opened.split_id
 
 
-def list_datasets(root: Path | None) -> list[Row]:
-    """Every dataset of the table, and what of it lies under ``root``.
-
-    A folder counts as present with its lists and a readable manifest, if any; ``verify`` is the full check.
-    """
-    rows = []
-    for dataset in datasets.DATASETS.values():
-        present, manifest, where = dataset.embedded, None, dataset.where
-        if not dataset.embedded and root is not None:
-            try:
-                folder = locate(dataset, root)
-                manifest = read_manifest(folder)
-                present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
-                where = str(folder)
-            except InputError:
-                present = False
-        rows.append(
-            Row(
-                name=dataset.name,
-                suite=dataset.suite,
-                group=dataset.group,
-                classes=dataset.classes,
-                counts=dataset.counts,
-                present=present,
-                prepared=manifest is not None,
-                data_id=manifest.data_id if manifest else None,
-                split_id=_mini_split_id(dataset) if dataset.embedded else manifest.split_id if manifest else None,
-                where=where,
-                synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
-                lossy=manifest is not None and manifest.lossy,
-                size=_disk_size(manifest) if manifest is not None else "",
-                note=manifest.note if manifest is not None else "",
-            )
-        )
-    return rows
-
-
-def _disk_size(manifest: Manifest) -> str:
-    return f"{len(manifest.files)} images, {sum(info.bytes for info in manifest.files.values()) / 1e6:.1f} MB"
-
-
-def _dataset(config: DataConfig) -> Dataset:
-    dataset = datasets.get(config.suite, config.dataset)
+def _check_config(config: DataConfig) -> Dataset:
+    dataset = datasets.get_dataset(config.suite, config.dataset)
     if config.evaluate not in _EVALUATE:
         raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
     for name in ("limit_train", "limit_test"):
@@ -304,34 +234,32 @@ def _check_view(
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
-def _mini_split_id(dataset: Dataset) -> str:
-    return f"embedded-seed{mini_tasks.SEED}"
-
-
-def _used(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
+def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
     """The list to train on and the list to score."""
     lists = dataset.lists
     return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
 
 
 def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
-    """``min(n, limit)`` evenly spaced indices below ``n``, the first of them 0."""
+    """``k = min(n, limit)`` evenly spaced indices: ``floor(i * n / k)`` for ``i`` from 0 to ``k - 1``."""
     k = n if limit is None else min(n, limit)
     return np.arange(k) * n // max(k, 1)
 
 
-def _open(config: DataConfig, dataset: Dataset) -> tuple[Path, Manifest | None, dict[str, list[Entry]], Identity]:
-    """The folder and the two lists that are used, checked against the table, the manifest and the disk."""
-    folder = locate(dataset, config.root)
+def _open_folder(
+    config: DataConfig, dataset: Dataset
+) -> tuple[Path, Manifest | None, dict[str, list[ListedImage]], DataIdentity]:
+    """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
+    folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
-    lists = {name: read_list(folder, name, dataset, manifest) for name in _used(config, dataset)}
+    lists = {name: read_list(folder, name, dataset, manifest) for name in _names_of_used_lists(config, dataset)}
     train, scored = lists.values()
     if both := {entry.path for entry in train} & {entry.path for entry in scored}:
         raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
-    return folder, manifest, lists, identity(folder, lists, manifest)
+    return folder, manifest, lists, identify_folder(folder, lists, manifest)
 
 
-def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
+def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
     kept = _spaced_indices(len(labels), limit)
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -340,33 +268,33 @@ def _from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
-def _in_memory(images: Images, view: dict[str, Any]) -> Images:
-    """The same images, resized once."""
+def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
+    """Resizes all images now instead of batch by batch."""
     array = images._pixels(np.arange(len(images)), None)
     return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
 
 
-def _from_files(
+def _images_from_files(
     folder: Path,
     manifest: Manifest | None,
-    entries: list[Entry],
+    entries: list[ListedImage],
     limit: int | None,
     name: str,
     view: dict[str, Any],
     crop: bool,
-    once: bool,
+    read_once: bool,
 ) -> Images:
-    """Images of a list on disk, decoded when the first is asked for: a list that is scored stays shut until then.
+    """Images of a list on disk. No file is opened before the first batch is requested.
 
-    A whole list comes from the cache; a part of one is decoded on its own.
+    A whole list is served from the decoded cache; a limited one is decoded without it.
     """
     kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
-    listed = Listed(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
     opened: list[Pixels] = []
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         if not opened:
-            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, once))
+            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, read_once))
         return opened[0](indices, generator)
 
     labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)

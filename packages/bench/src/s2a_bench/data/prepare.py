@@ -1,49 +1,36 @@
-"""Brings a download into the standard folder, all or nothing."""
+"""Prepares a download: writes the standard folder of a dataset (see ``folder.py``), completely or not at all.
+
+A temporary folder beside the target is filled, verified, flushed to disk and renamed: a process that is killed leaves
+``.<name>.*.partial``, which the next one removes.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import importlib.metadata
-import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Literal
 
 from s2a_bench.data import splits
-from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, content_id, read_manifest, sha256
-from s2a_bench.data.readers import published_splits as split_files
-from s2a_bench.data.readers import registry
-from s2a_bench.data.readers.source import Item, Source
-from s2a_bench.data.readers.tree import Tree
+from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, compute_content_id, read_manifest, sha256
+from s2a_bench.data.open_source import (
+    OpenedSource,
+    Synthetic,
+    compute_source_id,
+    describe_accepted_sources,
+    open_source,
+    read_chosen,
+)
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.data.table.types import Dataset, Recipe
+from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.data.verify import Problem, Progress, verify_folder
 from s2a_bench.errors import InputError
 from s2a_bench.files import reserved, sync_folder, write_atomic
 
-Synthetic = Literal["", "miniature", "full"]
 
-
-@dataclasses.dataclass(frozen=True)
-class _Opened:
-    """A source with everything that was decided about it before a single image is read."""
-
-    place: Path
-    reader: str
-    source: Source
-    split: splits.Split
-    synthetic: Synthetic
-
-    @property
-    def chosen(self) -> dict[str, Item]:
-        return {item.name: item for items in self.split.lists.values() for item in items}
-
-
-def prepare(
+def prepare_dataset(
     name: str,
     source: Path,
     root: Path,
@@ -55,15 +42,15 @@ def prepare(
     """Makes ``<root>/<name>`` from a download.
 
     The folder is built beside its place, verified, flushed to disk and renamed: it is there whole or not at all.
-    Where it is there already, made from the same images and intact, nothing is done but to say so to ``progress``.
+    Where it is there already, made from the same images and intact, nothing is done but to tell ``progress``.
     A VTAB-1k folder of another tool, and an image folder as large as ImageNet, are used where they lie: the lists and
     the manifest are made, the images are not copied.
 
     Args:
-        name: Dataset with a recipe.
+        name: Dataset with a preparation.
         source: The archive, the folder it extracts to, or a folder that holds either.
         root: Data root; made if need be.
-        progress: Told what is being done.
+        progress: Called with each step.
         split: A published split: CoOp's ``split_zhou_*.json``, or a folder of VPT's ``train.json``, ``val.json`` and
             ``test.json``. One that lies in the source is found by itself.
         synthetic: The source was made up by this package: the folder, and every record, says so. The counts of a
@@ -73,15 +60,15 @@ def prepare(
         The dataset's folder.
 
     Raises:
-        InputError: Unknown dataset or no recipe for it, wrong, broken or incomplete source, a place that is taken or
-            not writable, or another process preparing the same dataset there.
+        InputError: Unknown or embedded dataset, wrong, broken or incomplete source, a folder that exists already or
+            is not writable, or another process preparing the same dataset there.
     """
-    dataset = datasets.find(name)
-    recipe = _recipe(dataset)
-    say = progress or _silent
+    dataset = datasets.find_dataset(name)
+    preparation = _preparation_of(dataset)
+    progress = progress or _ignore_progress
     root, source = Path(root), Path(source)
     if not source.exists():
-        raise InputError(f"Source {source} does not exist; give {_wanted(dataset, recipe)}.")
+        raise InputError(f"Source {source} does not exist; give {describe_accepted_sources(dataset, preparation)}.")
     try:
         root.mkdir(parents=True, exist_ok=True)
         with reserved(root / dataset.name) as held:
@@ -90,13 +77,13 @@ def prepare(
             for stale in root.glob(f".{dataset.name}.*.partial"):
                 shutil.rmtree(stale)
             target = root / dataset.name
-            with _opened(dataset, recipe, source, split, synthetic, say) as opened:
+            with open_source(dataset, preparation, source, split, synthetic, progress) as opened:
                 if opened.source.base is not None and target.exists() and opened.source.base.samefile(target):
-                    return _adopt(dataset, opened, target, say)
+                    return _adopt_folder(dataset, opened, target, progress)
                 if target.is_symlink() or (target.exists() and not _is_empty(target)):
-                    _check_existing(dataset, opened, target, say)
+                    _check_existing(dataset, opened, target, progress)
                     return target
-                return _build(dataset, recipe, opened, target, say)
+                return _build_folder(dataset, preparation, opened, target, progress)
     except OSError as error:
         raise InputError(f"Cannot write {dataset.name} to {root} ({error}); nothing was prepared.") from error
 
@@ -105,201 +92,96 @@ def _is_empty(folder: Path) -> bool:
     return folder.is_dir() and not any(folder.iterdir())
 
 
-def _silent(what: str, done: int, total: int) -> None:
+def _ignore_progress(what: str, done: int, total: int) -> None:
     pass
 
 
-def _recipe(dataset: Dataset) -> Recipe:
-    if dataset.recipe is None:
+def _preparation_of(dataset: Dataset) -> Preparation:
+    if dataset.preparation is None:
         raise InputError(f"Dataset {dataset.name!r} is embedded in the package; there is nothing to prepare.")
-    return dataset.recipe
+    return dataset.preparation
 
 
-def _wanted(dataset: Dataset, recipe: Recipe) -> str:
-    """What may be given as a source, in words."""
-    forms = [*recipe.archives]
-    if recipe.folder:
-        forms.append(f"{recipe.folder}/")
-    own = f"{' or '.join(forms)}, or the folder that holds it" if forms else "the folder that holds the download"
-    also = ", a VTAB-1k folder" if dataset.suite == "vtab" else ""
-    return f"{own}{also}, a tensorflow_datasets or a Hugging Face hub directory (from {dataset.where})"
-
-
-@contextlib.contextmanager
-def _opened(
-    dataset: Dataset, recipe: Recipe, place: Path, split: Path | None, synthetic: Synthetic, say: Progress
-) -> Iterator[_Opened]:
-    say("looking into the source", 0, 0)
-    with Tree(place, recipe.archives) as tree:
-        reader = registry.recognise(tree, dataset)
-        if reader is None:
-            raise InputError(f"{place} holds nothing that is known of {dataset.name}; give {_wanted(dataset, recipe)}.")
-        source = reader.open(tree, dataset)
-        _check_source(dataset, place, source)
-        source = _with_split(dataset, recipe, tree, source, split)
-        chosen = splits.choose(dataset, recipe, source)
-        if synthetic != "miniature":
-            _check_counts(dataset, place, chosen)
-        yield _Opened(place, reader.name, source, chosen, synthetic)
-
-
-def _check_source(dataset: Dataset, place: Path, source: Source) -> None:
-    """What every reader promises: held to it here, so that a broken source cannot pass one of them."""
-    if len(source.classes) != dataset.classes:
-        raise InputError(
-            f"{place} has {len(source.classes)} classes but {dataset.name} has {dataset.classes}; it is another set."
-        )
-    if not source.items:
-        raise InputError(f"{place} holds no images of {dataset.name}; give the complete download.")
-    seen: set[str] = set()
-    for item in source.items:
-        if item.name in seen:
-            raise InputError(f"{place} holds {item.name} twice; download it again.")
-        seen.add(item.name)
-        if not 0 <= item.label < dataset.classes:
-            raise InputError(
-                f"{place}: {item.name} has label {item.label}; there are {dataset.classes} classes, counted from 0."
-            )
-
-
-def _with_split(dataset: Dataset, recipe: Recipe, tree: Tree, source: Source, given: Path | None) -> Source:
-    """The source with the lists and labels of a published split, if one was given or lies in it."""
-    kind = recipe.splits
-    if given is None:
-        found = split_files.find_split(tree) if kind else None
-        if found is None:
-            return source
-        given = found
-    elif not kind:
-        raise InputError(f"{dataset.name} takes no split file: its lists follow from its source alone.")
-    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source)
-    items = tuple(dataclasses.replace(item, label=labels[item.name]) for item in source.items if item.name in labels)
-    renamed: dict[str, str] = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
-    return dataclasses.replace(
-        source,
-        items=items,
-        classes=classes,
-        lists={renamed[name]: names for name, names in lists.items()},
-        split_id=split_id,
-        note=f"The lists of {given.name}. {source.note}".strip(),
-    )
-
-
-def _check_counts(dataset: Dataset, place: Path, split: splits.Split) -> None:
-    for name, items in split.lists.items():
-        expected = dataset.count(name)
-        if expected is not None and len(items) != expected:
-            raise InputError(
-                f"{place} gives {len(items)} images for {name}.txt but {dataset.name} has {expected}; "
-                "some images are missing or added, so download it again."
-            )
-
-
-def _source_id(opened: _Opened, hashes: dict[str, str]) -> str:
-    """16 hex digits over what the source lists and the content of the chosen images, however they were packed."""
-    index = sorted((item.name.lower(), item.label, item.part) for item in opened.source.items)
-    return content_id(
-        {"index": sha256(json.dumps(index).encode())}, {name.lower(): digest for name, digest in hashes.items()}
-    )
-
-
-def _read(opened: _Opened, say: Progress, what: str) -> Iterator[tuple[Item, bytes]]:
-    """Every chosen image, once.
-
-    Raises:
-        InputError: One did not come.
-    """
-    chosen = opened.chosen
-    left = set(chosen)
-    for name, data in opened.source.read(frozenset(chosen)):
-        if name in left:
-            left.remove(name)
-            yield chosen[name], data
-            say(what, len(chosen) - len(left), len(chosen))
-    if left:
-        raise InputError(
-            f"{opened.place} does not give {min(left)} ({len(left)} images are missing); download it again."
-        )
-
-
-def _check_existing(dataset: Dataset, opened: _Opened, target: Path, say: Progress) -> None:
+def _check_existing(dataset: Dataset, opened: OpenedSource, target: Path, progress: Progress) -> None:
     manifest = read_manifest(target)
     if manifest is None:
         raise InputError(f"{target} exists and was not made by this command; move it away or give another data folder.")
-    if problems := _wrong(verify_folder(dataset, target, say)):
+    if problems := _without_notes(verify_folder(dataset, target, progress)):
         raise InputError(
             f"{target} exists but is damaged (problems: {len(problems)}, the first: {problems[0]}); "
             "delete it and prepare again."
         )
-    hashes = {item.name: sha256(data) for item, data in _read(opened, say, "comparing with the source")}
-    source_id = _source_id(opened, hashes)
+    hashes = {item.name: sha256(data) for item, data in read_chosen(opened, progress, "comparing with the source")}
+    source_id = compute_source_id(opened, hashes)
     if source_id != manifest.source_id or opened.split.split_id != manifest.split_id:
         raise InputError(
             f"{target} was prepared from other images ({manifest.source}, source id {manifest.source_id}, split "
             f"{manifest.split_id}) than {opened.place} holds (source id {source_id}, split {opened.split.split_id}); "
             "delete it or give another data folder."
         )
-    say("already prepared and intact; nothing to do", 1, 1)
+    progress("already prepared and intact; nothing to do", 1, 1)
 
 
-def _wrong(problems: Sequence[Problem]) -> list[Problem]:
+def _without_notes(problems: Sequence[Problem]) -> list[Problem]:
     return [problem for problem in problems if not problem.note]
 
 
-def _adopt(dataset: Dataset, opened: _Opened, folder: Path, say: Progress) -> Path:
-    """Gives a folder of another tool, at its place under the data root, a manifest; nothing else in it changes."""
+def _adopt_folder(dataset: Dataset, opened: OpenedSource, folder: Path, progress: Progress) -> Path:
+    """Adds a manifest to a folder of another tool that lies at its place under the data root already."""
     if read_manifest(folder) is not None:
-        if problems := _wrong(verify_folder(dataset, folder, say)):
-            raise InputError(f"{folder} is damaged (problems: {len(problems)}, the first: {problems[0]}); mend it.")
-        say("already prepared and intact; nothing to do", 1, 1)
+        if problems := _without_notes(verify_folder(dataset, folder, progress)):
+            raise InputError(f"{folder} is damaged (problems: {len(problems)}, the first: {problems[0]}); repair it.")
+        progress("already prepared and intact; nothing to do", 1, 1)
         return folder
     lists = {f"{name}.txt": (folder / f"{name}.txt").read_bytes() for name in dataset.lists}
     files = {
         item.name: FileInfo(sha256(data), len(data), item.name, item.label)
-        for item, data in _read(opened, say, "hashing the images")
+        for item, data in read_chosen(opened, progress, "hashing the images")
     }
-    manifest = _manifest(dataset, opened, lists, files, "")
+    manifest = _make_manifest(dataset, opened, lists, files, "")
     write_atomic(folder / MANIFEST, manifest.to_json())
-    if problems := _wrong(verify_folder(dataset, folder, say)):
+    if problems := _without_notes(verify_folder(dataset, folder, progress)):
         (folder / MANIFEST).unlink()
         raise InputError(f"{folder} cannot be used: {problems[0]} (problems in all: {len(problems)}).")
-    say("used in place", 1, 1)
+    progress("used in place", 1, 1)
     return folder
 
 
-def _build(dataset: Dataset, recipe: Recipe, opened: _Opened, target: Path, say: Progress) -> Path:
+def _build_folder(
+    dataset: Dataset, preparation: Preparation, opened: OpenedSource, target: Path, progress: Progress
+) -> Path:
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{dataset.name}.", suffix=".partial"))
-    in_place = opened.source.base is not None and (recipe.in_place or opened.reader == "noah")
+    in_place = opened.source.base is not None and (preparation.in_place or opened.reader == "noah")
     try:
         if in_place:
-            paths, files = _hash(opened, say)
+            paths, files = _hash_images(opened, progress)
         else:
-            paths, files = _put_down(dataset, opened, temporary, say)
+            paths, files = _write_images(dataset, opened, temporary, progress)
         lists: dict[str, bytes] = {}
         for name, items in opened.split.lists.items():
             lists[f"{name}.txt"] = "".join(f"{paths[item.name]} {item.label}\n" for item in items).encode()
             (temporary / f"{name}.txt").write_bytes(lists[f"{name}.txt"])
         home = str(opened.source.base.resolve()) if in_place and opened.source.base is not None else ""
-        manifest = _manifest(dataset, opened, lists, files, home)
+        manifest = _make_manifest(dataset, opened, lists, files, home)
         (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        if problems := _wrong(verify_folder(dataset, temporary, say)):
+        if problems := _without_notes(verify_folder(dataset, temporary, progress)):
             raise InputError(f"{opened.place} cannot be used: {problems[0].what} (problems in all: {len(problems)}).")
-        say("writing to disk", 0, 1)
+        progress("writing to disk", 0, 1)
         temporary.chmod(0o755)
         os.sync()  # one flush for thousands of files, before the name appears
         temporary.rename(target)
         sync_folder(target.parent)
-        say("used in place" if in_place else "prepared", 1, 1)
+        progress("used in place" if in_place else "prepared", 1, 1)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return target
 
 
-def _put_down(
-    dataset: Dataset, opened: _Opened, folder: Path, say: Progress
+def _write_images(
+    dataset: Dataset, opened: OpenedSource, folder: Path, progress: Progress
 ) -> tuple[dict[str, str], dict[str, FileInfo]]:
-    """Every chosen image as a file, named by its place in the first list that has it and by nothing of the source's.
+    """Writes every chosen image to ``images/<list>/<position>``, for the first list that contains it.
 
     Returns:
         Path per name of an item, and what the manifest says per path.
@@ -313,7 +195,7 @@ def _put_down(
             paths.setdefault(item.name, f"images/{name}/{i:06d}{suffix}")
     both = folder / "images" / names.both
     files: dict[str, FileInfo] = {}
-    for item, data in _read(opened, say, "reading the source"):
+    for item, data in read_chosen(opened, progress, "reading the source"):
         path = paths[item.name]
         (folder / path).write_bytes(data)
         files[path] = FileInfo(sha256(data), len(data), item.name, item.label)
@@ -322,17 +204,17 @@ def _put_down(
     return paths, files
 
 
-def _hash(opened: _Opened, say: Progress) -> tuple[dict[str, str], dict[str, FileInfo]]:
-    """The same for images that stay where they are."""
+def _hash_images(opened: OpenedSource, progress: Progress) -> tuple[dict[str, str], dict[str, FileInfo]]:
+    """Hashes images that are used in place; returns the same as ``_write_images``."""
     files = {
         item.name: FileInfo(sha256(data), len(data), item.name, item.label)
-        for item, data in _read(opened, say, "hashing the images")
+        for item, data in read_chosen(opened, progress, "hashing the images")
     }
     return {name: name for name in files}, files
 
 
-def _manifest(
-    dataset: Dataset, opened: _Opened, lists: dict[str, bytes], files: dict[str, FileInfo], home: str
+def _make_manifest(
+    dataset: Dataset, opened: OpenedSource, lists: dict[str, bytes], files: dict[str, FileInfo], home: str
 ) -> Manifest:
     hashes = {name: sha256(data) for name, data in lists.items()}
     note = opened.split.note
@@ -341,10 +223,10 @@ def _manifest(
     lossy_suffixes = any(path.lower().endswith((".jpg", ".jpeg", ".webp")) for path in files)
     return Manifest(
         dataset=dataset.name,
-        data_id=content_id(hashes, {path: info.sha256 for path, info in files.items()}),
+        data_id=compute_content_id(hashes, {path: info.sha256 for path, info in files.items()}),
         split_id=opened.split.split_id,
-        seed=dataset.recipe.seed if dataset.recipe else 0,
-        source_id=_source_id(opened, {info.source: info.sha256 for info in files.values()}),
+        seed=dataset.preparation.seed if dataset.preparation else 0,
+        source_id=compute_source_id(opened, {info.source: info.sha256 for info in files.values()}),
         source=opened.place.name,
         lossy=opened.source.lossy or (dataset.encoding == "lossless" and lossy_suffixes),
         classes=opened.source.classes,
@@ -352,13 +234,13 @@ def _manifest(
         lists=hashes,
         files=files,
         note=note,
-        code={"recipe": f"{opened.reader}/{splits.RECIPE_VERSION}", "s2a_bench": _version()},
+        code={"recipe": f"{opened.reader}/{splits.RULES_VERSION}", "s2a_bench": _package_version()},
         synthetic=bool(opened.synthetic),
         home=home,
     )
 
 
-def _version() -> str:
+def _package_version() -> str:
     try:
         return importlib.metadata.version("s2a-bench")
     except importlib.metadata.PackageNotFoundError:

@@ -1,6 +1,11 @@
-"""Which image of a source is in which list: the rules of the table, made concrete. Pure: names in, lists out.
+"""Divides the images of a source into lists, by the rule that the table of datasets gives.
 
-Every order here depends on names alone: the same on every machine, with every library version, from every packing.
+A list depends on the names, labels and parts of the images alone: it is the same on every machine, with every library
+version, and however the source is packed. Where a rule needs a random order, images are sorted by
+
+    ``sha256("s2a <purpose> <seed> <folder in lower case>/<file>")``
+
+in hexadecimal, so that adding or removing an image leaves the order of the others unchanged.
 """
 
 from __future__ import annotations
@@ -9,15 +14,15 @@ import dataclasses
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
-from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.readers.tfds_order import stored_order
-from s2a_bench.data.table.types import Dataset, Fractions, Official, Pool, Recipe, Slices
+from s2a_bench.data.table.types import Dataset, FractionRule, OfficialRule, PoolRule, Preparation, SliceRule
 from s2a_bench.errors import InputError
 
-RECIPE_VERSION = 1
-"""Raise it when the same source would give other lists."""
+RULES_VERSION = 1
+"""Part of split ids. Raise it when the same source would give other lists."""
 
-_SALTS = {"": "train", "train": "train", "val": "validation", "test": "test"}
+_TFDS_SPLITS = {"": "train", "train": "train", "val": "validation", "test": "test"}
 
 _HASHED = (
     "VTAB-1k takes slices of tensorflow_datasets' stored order, which cannot be rebuilt from this source alone. The "
@@ -42,55 +47,56 @@ class Split:
     """The lists of a dataset.
 
     Attributes:
-        lists: Items per list, in the order of the list's lines.
-        split_id: Stands for who chose them.
+        lists: Images per list, in the order of the list's lines.
+        split_id: Names the rule or files that chose them.
         note: What a reader of results must know about them.
     """
 
-    lists: Mapping[str, tuple[Item, ...]]
+    lists: Mapping[str, tuple[SourceImage, ...]]
     split_id: str
     note: str
 
 
-def choose(dataset: Dataset, recipe: Recipe, source: Source) -> Split:
+def split_source(dataset: Dataset, preparation: Preparation, source: Source) -> Split:
     """Divides a source into the dataset's four lists.
 
     Args:
-        dataset: Tells the lists' names and what they must count, for errors.
-        recipe: Its rule and seed.
-        source: What is divided.
+        dataset: Gives the names of the lists.
+        preparation: Gives the rule and the seed.
+        source: The images to divide.
 
     Raises:
         InputError: Too few images for the rule.
     """
     if source.lists is not None:
-        return _given(dataset, source)
-    match recipe.rule:
-        case Slices() as rule:
-            train, val, test, split_id, note = _slices(dataset, recipe, rule, source)
-        case Pool() as rule:
-            train, val, test = _pool(recipe, rule, source)
-            split_id, note = _ours(recipe), _HASHED
-        case Official() as rule:
-            train, val, test, held = _official(dataset, recipe, rule, source)
-            split_id = f"official+{_ours(recipe)}" if held else "official"
+        return _use_given_lists(dataset, source)
+    match preparation.rule:
+        case SliceRule() as rule:
+            train, val, test, split_id, note = _split_by_slices(dataset, preparation, rule, source)
+        case PoolRule() as rule:
+            train, val, test = _split_by_pool(preparation, rule, source)
+            split_id, note = _own_split_id(preparation), _HASHED
+        case OfficialRule() as rule:
+            train, val, test, held = _split_by_parts(dataset, preparation, rule, source)
+            split_id = f"official+{_own_split_id(preparation)}" if held else "official"
             note = f"{_OFFICIAL} {_HELD_OUT.format(share=rule.val)}" if held else _OFFICIAL
-        case Fractions() as rule:
-            train, val, test = _fractions(recipe, rule, source)
-            split_id, note = _ours(recipe), _DRAWN.format(train=rule.train, val=rule.val)
+        case FractionRule() as rule:
+            train, val, test = _split_by_fractions(preparation, rule, source)
+            split_id, note = _own_split_id(preparation), _DRAWN.format(train=rule.train, val=rule.val)
     parts = (train, val, [*train, *val], test)
     lists = {name: tuple(items) for name, items in zip(dataset.lists, parts, strict=True)}
     return Split(lists, split_id, f"{note} {source.note}".strip())
 
 
-def _ours(recipe: Recipe) -> str:
-    return f"s2a-seed{recipe.seed}-v{RECIPE_VERSION}"
+def _own_split_id(preparation: Preparation) -> str:
+    """Id of lists that were drawn here: ``s2a-seed0-v1``."""
+    return f"s2a-seed{preparation.seed}-v{RULES_VERSION}"
 
 
-def _given(dataset: Dataset, source: Source) -> Split:
-    """Lists that came with the source; a missing ``both`` is the two others together."""
+def _use_given_lists(dataset: Dataset, source: Source) -> Split:
+    """Uses the lists that came with the source; a missing ``both`` is train and val together."""
     assert source.lists is not None
-    items = {item.name: item for item in source.items}
+    items = {item.name: item for item in source.images}
     lists = {name: tuple(items[n] for n in names) for name, names in source.lists.items()}
     names = dataset.lists
     if names.both not in lists and names.train in lists and names.val in lists:
@@ -101,40 +107,62 @@ def _given(dataset: Dataset, source: Source) -> Split:
     return Split({name: lists[name] for name in names}, source.split_id, source.note)
 
 
-def _drawn(recipe: Recipe, purpose: str) -> Callable[[Item], str]:
-    """A key to sort by: the hash of seed and name, with the folder's case left out."""
+def _hash_order(preparation: Preparation, purpose: str) -> Callable[[SourceImage], str]:
+    """A sort key for a random order: the hash of purpose, seed and name, see the module."""
 
-    def draw(item: Item) -> str:
+    def draw(item: SourceImage) -> str:
         folder, slash, file = item.name.rpartition("/")
-        return hashlib.sha256(f"s2a {purpose} {recipe.seed} {folder.lower()}{slash}{file}".encode()).hexdigest()
+        return hashlib.sha256(f"s2a {purpose} {preparation.seed} {folder.lower()}{slash}{file}".encode()).hexdigest()
 
     return draw
 
 
-def _slices(
-    dataset: Dataset, recipe: Recipe, rule: Slices, source: Source
-) -> tuple[Sequence[Item], Sequence[Item], Sequence[Item], str, str]:
-    by_part: dict[str, list[Item]] = {}
-    for item in source.items:
+def _split_by_slices(
+    dataset: Dataset, preparation: Preparation, rule: SliceRule, source: Source
+) -> tuple[Sequence[SourceImage], Sequence[SourceImage], Sequence[SourceImage], str, str]:
+    """VTAB-1k's rule: slices of the stored order of tensorflow_datasets (``SliceRule``).
+
+    With ``n_val`` images in the part that val is taken from, and ``n_test`` in that of test::
+
+        train = train_part[0 : train]
+        val   = val_part[s : s + val],  s = floor(val_from * n_val)
+        test  = test_part[round(test_from * n_test) : n_test]
+
+    The stored order is that of the source where it is an export of tensorflow_datasets, is rebuilt from the keys of
+    the images where these are known (``tfds_order.stored_order``), and is replaced by a random order otherwise. The
+    split id says which.
+
+    Source: https://github.com/google-research/task_adaptation/tree/master/task_adaptation/data
+
+    Returns:
+        Train, val, test, the split id and its note.
+    """
+    # 1. The images of each part; a source without parts has one part, train.
+    by_part: dict[str, list[SourceImage]] = {}
+    for item in source.images:
         by_part.setdefault(item.part, []).append(item)
     if set(by_part) == {""}:
         by_part = {"train": by_part[""]}
+    # 2. Put each part into stored order, or the nearest thing that this source allows.
     split_id, note = "vtab-1k", _STORED
     if not source.ordered:
-        if all(item.key is not None for item in source.items):
-            split_id, note = f"vtab-1k-rebuilt-v{RECIPE_VERSION}", _REBUILT
+        if all(item.key is not None for item in source.images):
+            split_id, note = f"vtab-1k-rebuilt-v{RULES_VERSION}", _REBUILT
             for each, items in by_part.items():
-                order = stored_order([item.key for item in items if item.key is not None], _salt(source, each))
+                order = stored_order(
+                    [item.key for item in items if item.key is not None], _tfds_split_name(source, each)
+                )
                 by_part[each] = [items[i] for i in order]
         else:
-            split_id, note = _ours(recipe), _HASHED
-            by_part = {each: sorted(items, key=_drawn(recipe, "order")) for each, items in by_part.items()}
+            split_id, note = _own_split_id(preparation), _HASHED
+            by_part = {each: sorted(items, key=_hash_order(preparation, "order")) for each, items in by_part.items()}
 
-    def part(name: str) -> list[Item]:
+    def part(name: str) -> list[SourceImage]:
         if name not in by_part:
             raise InputError(f"The source of {dataset.name} has no {name} images; give the complete download.")
         return by_part[name]
 
+    # 3. Cut the slices. Train and val may come from one part, where they must not overlap.
     train_part, val_part, test_part = part(rule.train_part), part(rule.val_part), part(rule.test_part)
     start = int(rule.val_from * len(val_part))
     train, val = train_part[: rule.train], val_part[start : start + rule.val]
@@ -148,44 +176,62 @@ def _slices(
     return train, val, test, split_id, note
 
 
-def _salt(source: Source, part: str) -> str:
-    return source.salts.get(part, _SALTS[part])
+def _tfds_split_name(source: Source, part: str) -> str:
+    return source.salts.get(part, _TFDS_SPLITS[part])
 
 
-def _by_class(source: Source, items: Sequence[Item]) -> list[list[Item]]:
-    found: list[list[Item]] = [[] for _ in source.classes]
+def _group_by_class(source: Source, items: Sequence[SourceImage]) -> list[list[SourceImage]]:
+    """Images per label, in their given order."""
+    found: list[list[SourceImage]] = [[] for _ in source.classes]
     for item in items:
         found[item.label].append(item)
     return found
 
 
-def _pool(recipe: Recipe, rule: Pool, source: Source) -> tuple[list[Item], list[Item], list[Item]]:
-    pool: list[Item] = []
-    rest: list[Item] = []
-    for name, items in zip(source.classes, _by_class(source, source.items), strict=True):
+def _split_by_pool(
+    preparation: Preparation, rule: PoolRule, source: Source
+) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage]]:
+    """VTAB-1k's rule for Caltech101 (``PoolRule``): stratified pool, slices of it, everything else is test.
+
+    Of each class the first ``per_class`` images in random order form the pool. The pool is shuffled as a whole and
+    sliced into train and val, so that single classes may be absent from them; the rest is shuffled into test.
+    """
+    pool: list[SourceImage] = []
+    rest: list[SourceImage] = []
+    for name, items in zip(source.classes, _group_by_class(source, source.images), strict=True):
         if len(items) < rule.per_class:
             state = f"has {len(items)} images" if items else "is missing"
             raise InputError(f"Class {name!r} {state} in the source; at least {rule.per_class} are needed.")
-        items.sort(key=_drawn(recipe, "class"))
+        # Which images of the class are in the pool.
+        items.sort(key=_hash_order(preparation, "class"))
         pool += items[: rule.per_class]
         rest += items[rule.per_class :]
-    pool.sort(key=_drawn(recipe, "pool"))
-    rest.sort(key=_drawn(recipe, "test"))
+    # Mix the classes before slicing.
+    pool.sort(key=_hash_order(preparation, "pool"))
+    rest.sort(key=_hash_order(preparation, "test"))
     return pool[slice(*rule.train)], pool[slice(*rule.val)], rest
 
 
-def _official(
-    dataset: Dataset, recipe: Recipe, rule: Official, source: Source
-) -> tuple[list[Item], list[Item], list[Item], bool]:
-    parts = {name: [item for item in source.items if item.part == name] for name in ("train", "val", "test")}
+def _split_by_parts(
+    dataset: Dataset, preparation: Preparation, rule: OfficialRule, source: Source
+) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage], bool]:
+    """The source's own train, val and test (``OfficialRule``).
+
+    Without a val part, a stratified one is held out: of each class with ``n`` training images the first
+    ``round(val * n)`` in random order. Both lists keep the source's order.
+
+    Returns:
+        Train, val, test, and whether val was held out.
+    """
+    parts = {name: [item for item in source.images if item.part == name] for name in ("train", "val", "test")}
     for name in ("train", "test"):
         if not parts[name]:
             raise InputError(f"The source of {dataset.name} has no {name} images; give the complete download.")
     if parts["val"]:
         return parts["train"], parts["val"], parts["test"], False
     held: set[str] = set()
-    for items in _by_class(source, parts["train"]):
-        items.sort(key=_drawn(recipe, "val"))
+    for items in _group_by_class(source, parts["train"]):
+        items.sort(key=_hash_order(preparation, "val"))
         held.update(item.name for item in items[: round(rule.val * len(items))])
     train = [item for item in parts["train"] if item.name not in held]
     val = [item for item in parts["train"] if item.name in held]
@@ -194,12 +240,21 @@ def _official(
     return train, val, parts["test"], True
 
 
-def _fractions(recipe: Recipe, rule: Fractions, source: Source) -> tuple[list[Item], list[Item], list[Item]]:
-    train: list[Item] = []
-    val: list[Item] = []
-    test: list[Item] = []
-    for name, items in zip(source.classes, _by_class(source, source.items), strict=True):
-        items.sort(key=_drawn(recipe, "class"))
+def _split_by_fractions(
+    preparation: Preparation, rule: FractionRule, source: Source
+) -> tuple[list[SourceImage], list[SourceImage], list[SourceImage]]:
+    """CoOp's rule for sources without parts (``FractionRule``), stratified.
+
+    Of each class with ``n`` images, in random order, the first ``round(train * n)`` are train, the next
+    ``round(val * n)`` are val and the others test.
+
+    Source: https://github.com/KaiyangZhou/CoOp/blob/main/datasets/dtd.py (``read_and_split_data``)
+    """
+    train: list[SourceImage] = []
+    val: list[SourceImage] = []
+    test: list[SourceImage] = []
+    for name, items in zip(source.classes, _group_by_class(source, source.images), strict=True):
+        items.sort(key=_hash_order(preparation, "class"))
         first, second = round(len(items) * rule.train), round(len(items) * rule.val)
         if not (first and second and len(items) > first + second):
             raise InputError(f"Class {name!r} has {len(items)} images in the source, too few to be divided in three.")

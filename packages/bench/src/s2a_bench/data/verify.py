@@ -11,37 +11,37 @@ from pathlib import Path
 
 from s2a_bench.data.folder import (
     MANIFEST,
-    Entry,
+    ListedImage,
     Manifest,
-    content_id,
+    compute_content_id,
     decode_list,
+    find_dataset_folder,
     image_root,
-    locate,
     parse_list,
     read_list_bytes,
     read_manifest,
     sha256,
 )
-from s2a_bench.data.images import is_image, remarks
+from s2a_bench.data.images import describe_conversions, is_image
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 Progress = Callable[[str, int, int], None]
-"""Called with what is being done, how many are done and of how many (0: not known)."""
+"""Progress callback: the step, how many are done, and how many in all (0: not known)."""
 
-_Looked = tuple[str | None, list[tuple[str, bool]]]
+_Inspected = tuple[str | None, list[tuple[str, bool]]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """Something wrong with a folder, or worth knowing about it.
+    """An error or a note about a file of a dataset's folder.
 
     Attributes:
         file: File under the dataset's folder, usually a list.
         line: Its line, from 1; ``None`` for the file as a whole.
         what: The sentence.
-        note: Nothing is wrong, but a reader should know: a grey image, say, that becomes RGB.
+        note: Not an error, but worth knowing, e.g. that a grey image is converted to RGB.
     """
 
     file: str
@@ -55,34 +55,34 @@ class Problem:
         return f"{where}: {self.what}"
 
 
-def verify(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
-    """Everything that is wrong with a dataset's folder, or worth knowing; nothing is dropped silently.
+def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
+    """Lists all errors and notes about a dataset's folder.
 
-    Without a manifest (a folder made by another tool) hashes cannot be compared; the rest is checked all the same.
+    Without a manifest (a folder made by another tool) hashes cannot be compared; everything else is checked.
 
     Args:
         name: Dataset.
         root: Data root.
-        progress: Told about every image.
+        progress: Called after every image.
 
     Raises:
         InputError: Unknown or embedded dataset, or no folder.
     """
-    dataset = datasets.find(name)
+    dataset = datasets.find_dataset(name)
     if dataset.embedded:
         raise InputError(f"Dataset {dataset.name!r} is embedded in the package; there is nothing to verify on disk.")
-    return verify_folder(dataset, locate(dataset, root), progress)
+    return verify_folder(dataset, find_dataset_folder(dataset, root), progress)
 
 
 def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = None) -> list[Problem]:
-    """The same as ``verify`` for a folder anywhere."""
+    """As ``verify_dataset``, for a folder at any path."""
     problems: list[Problem] = []
     manifest: Manifest | None = None
     try:
         manifest = read_manifest(folder)
     except InputError as error:
         problems.append(Problem(MANIFEST, None, str(error)))
-    lists: dict[str, list[Entry]] = {}
+    lists: dict[str, list[ListedImage]] = {}
     list_hashes: dict[str, str] = {}
     for name in dataset.lists:
         lists[name] = _check_list(folder, name, dataset, manifest, problems, list_hashes)
@@ -100,9 +100,9 @@ def _check_list(
     manifest: Manifest | None,
     problems: list[Problem],
     list_hashes: dict[str, str],
-) -> list[Entry]:
+) -> list[ListedImage]:
     file = f"{name}.txt"
-    entries: dict[str, Entry] = {}
+    entries: dict[str, ListedImage] = {}
     try:
         data = read_list_bytes(folder, name)
         text = decode_list(data, folder / file)
@@ -113,7 +113,7 @@ def _check_list(
     if manifest is not None and list_hashes[file] != manifest.lists.get(file):
         problems.append(Problem(file, None, "the list is not the one that was prepared (its hash differs)"))
     for item in parse_list(text, dataset.classes):
-        if not isinstance(item, Entry):
+        if not isinstance(item, ListedImage):
             problems.append(Problem(file, item[0], item[1]))
         elif item.path in entries:
             problems.append(
@@ -129,18 +129,18 @@ def _check_list(
 
 def _check_images(
     root: Path,
-    lists: dict[str, list[Entry]],
+    lists: dict[str, list[ListedImage]],
     manifest: Manifest | None,
     problems: list[Problem],
     progress: Progress | None,
 ) -> dict[str, str]:
-    """The sha256 of every image that could be read; opens each once, whatever lists name it."""
+    """Checks every listed image once; returns the sha256 of those that could be read."""
     hashes: dict[str, str] = {}
     first = {entry.path: (name, entry) for name, entries in reversed(lists.items()) for entry in reversed(entries)}
     labels: dict[str, int] = {}
     order = list(dict.fromkeys(entry.path for entries in lists.values() for entry in entries))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        looked = _ahead(threads, lambda path: _look(root, path, manifest), order)
+        looked = _map_bounded(threads, lambda path: _inspect_image(root, path, manifest), order)
         for done, (path, (digest, found)) in enumerate(zip(order, looked, strict=True), start=1):
             if progress is not None:
                 progress("verifying images", done, len(order))
@@ -159,9 +159,11 @@ def _check_images(
     return hashes
 
 
-def _ahead(threads: ThreadPoolExecutor, work: Callable[[str], _Looked], items: list[str]) -> Iterator[_Looked]:
-    """``map`` over a pool with a bounded number of results waiting: a million images must not pile up."""
-    waiting: deque[Future[_Looked]] = deque()
+def _map_bounded(
+    threads: ThreadPoolExecutor, work: Callable[[str], _Inspected], items: list[str]
+) -> Iterator[_Inspected]:
+    """Maps ``work`` over items in threads, in order, with at most 64 submitted at a time to bound memory."""
+    waiting: deque[Future[_Inspected]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
         if len(waiting) >= 64:
@@ -170,8 +172,8 @@ def _ahead(threads: ThreadPoolExecutor, work: Callable[[str], _Looked], items: l
         yield waiting.popleft().result()
 
 
-def _look(root: Path, path: str, manifest: Manifest | None) -> _Looked:
-    """Reads, hashes and decodes one image: its sha256, if it can be read, and ``(sentence, is a note)`` about it."""
+def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspected:
+    """Reads, hashes and decodes one image: its sha256, ``None`` if unreadable, and ``(message, is_note)`` pairs."""
     known = manifest.files.get(path) if manifest is not None else None
     origin = f" (made from {known.source})" if known is not None else ""
     try:
@@ -185,25 +187,25 @@ def _look(root: Path, path: str, manifest: Manifest | None) -> _Looked:
     elif known is not None and digest != known.sha256:
         found.append((f"{path}{origin} was changed (its hash differs)", False))
     try:
-        found += [(f"{path}{origin} {remark}", True) for remark in remarks(data, f"{path}{origin}")]
+        found += [(f"{path}{origin} {remark}", True) for remark in describe_conversions(data, f"{path}{origin}")]
     except InputError as error:
         found.append((str(error), False))
     return digest, found
 
 
 def _check_splits(
-    dataset: Dataset, lists: dict[str, list[Entry]], hashes: dict[str, str], problems: list[Problem]
+    dataset: Dataset, lists: dict[str, list[ListedImage]], hashes: dict[str, str], problems: list[Problem]
 ) -> None:
-    """The final list is train and val together, and no image is in two of train, val and test, by path or content.
+    """Checks that the final list is train plus val, and that train, val and test share no image by path or content.
 
-    Two files of the same content are a note: some published datasets are like that, and their users must know it.
+    Two files of the same content are only a note: some published datasets have duplicates.
     """
 
-    def content(entry: Entry) -> str:
+    def content(entry: ListedImage) -> str:
         return hashes.get(entry.path, entry.path)
 
     train, val, both, test = dataset.lists
-    home: dict[str, tuple[str, Entry]] = {}
+    home: dict[str, tuple[str, ListedImage]] = {}
     for name in (train, val, test):
         for entry in lists[name]:
             other, first = home.setdefault(content(entry), (name, entry))
@@ -232,17 +234,17 @@ def _check_manifest(
         problems.append(Problem(MANIFEST, None, f"it describes {manifest.dataset!r}, not {dataset.name!r}"))
     if len(manifest.classes) != dataset.classes:
         problems.append(Problem(MANIFEST, None, f"{len(manifest.classes)} classes, expected {dataset.classes}"))
-    stated = content_id(manifest.lists, {path: info.sha256 for path, info in manifest.files.items()})
+    stated = compute_content_id(manifest.lists, {path: info.sha256 for path, info in manifest.files.items()})
     if stated != manifest.data_id:
         problems.append(Problem(MANIFEST, None, f"data_id is {manifest.data_id} but its own hashes give {stated}"))
-    elif not any(not p.note for p in problems) and content_id(list_hashes, hashes) != manifest.data_id:
+    elif not any(not p.note for p in problems) and compute_content_id(list_hashes, hashes) != manifest.data_id:
         problems.append(Problem(MANIFEST, None, f"data_id {manifest.data_id} is not that of the files"))
     told = {problem.what.partition(" ")[0] for problem in problems}
     for path in sorted(set(manifest.files) - set(hashes)):
         if path not in told:
             problems.append(Problem(MANIFEST, None, f"{path} is in the manifest but in no list"))
     if manifest.home:
-        return  # Somebody else's folder may hold whatever it likes.
+        return  # The images are used in place: other files in that folder do not matter.
     on_disk = {path.relative_to(folder).as_posix() for path in (folder / "images").rglob("*") if path.is_file()}
     for path in sorted(on_disk - set(manifest.files)):
         if is_image(path):

@@ -1,4 +1,4 @@
-"""The paper's printed figures, and our figures for the same rows.
+"""Measures the memory of every row of the paper's Tables 1 and 2.
 
 Source: Structure-Activation Synergy, arXiv:2503.08154, Tables 1 and 2. Memory is the paper's *theoretical* figure, MB
 of 1e6 bytes, fp32, batch 32, 224 x 224. All percentages belong to a 100-class head.
@@ -45,7 +45,7 @@ class PaperRow:
 
 _EXACT = {"activations": "exact"}
 
-ROWS: tuple[PaperRow, ...] = (
+PAPER_ROWS: tuple[PaperRow, ...] = (
     PaperRow(1, "Full", _VIT, "full", {}, 100, 4099),
     PaperRow(1, "Linear", _VIT, "linear", {}, 0.09, 344),
     PaperRow(1, "LoRA", _VIT, "lora", {}, 2.15, 2242),
@@ -74,7 +74,7 @@ ROWS: tuple[PaperRow, ...] = (
 )
 
 
-def paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
+def measure_paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """Every row of Tables 1 and 2 whose method is registered, measured here, next to the printed figures.
 
     What autograd holds is either constant or proportional to the batch, so it is measured at two small batches and
@@ -86,12 +86,12 @@ def paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """
     known = set(s2a.list_methods())
     cache: dict[tuple[str, str, tuple[tuple[str, Any], ...]], dict[str, Any]] = {}
-    for row in ROWS:
+    for row in PAPER_ROWS:
         if row.method not in known:
             continue
         key = (row.backbone, row.method, tuple(sorted(row.options.items())))
         if key not in cache:
-            cache[key] = _measure(row, batch_size)
+            cache[key] = _measure_row(row, batch_size)
         yield {
             "table": row.table,
             "row": row.row,
@@ -101,7 +101,7 @@ def paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
         }
 
 
-def _measure(row: PaperRow, batch_size: int) -> dict[str, Any]:
+def _measure_row(row: PaperRow, batch_size: int) -> dict[str, Any]:
     model, expected = create(BackboneConfig(row.backbone, random_weights=True))
     adapted = s2a.attach(model, s2a.method_config(row.method, **row.options), 100, image_size=expected.size)
     small, large = 1, 2

@@ -1,6 +1,6 @@
-"""The paper's experiments, as requests: which methods on which backbones, and what the paper found.
+"""The paper's experiments: which methods on which backbones, and the printed results.
 
-Each is a small file ``experiments/NAME.toml``; a file of the same form anywhere else is an experiment too.
+Each is a file ``experiments/NAME.toml``; a file of the same format may also be given by path.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ COLUMNS = (
     "vtab_structured",
     "fgvc",
 )
-"""What the paper prints: trainable percent, millions trainable, theoretical MB, and mean accuracies in percent."""
+"""Columns of printed numbers: trainable percent, millions trainable, theoretical MB, and mean accuracies in percent."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Row:
+class ExperimentRow:
     """One row of a table or point of a figure.
 
     Attributes:
@@ -59,10 +59,10 @@ class Experiment:
         name: Of its file, e.g. ``"table1"``.
         title: In words.
         source: Where the expected numbers are printed.
-        question: What it answers.
+        question: The question it answers.
         families: Keys of ``FAMILIES``.
         rows: In printed order.
-        note: What a reader must know.
+        note: Remark for readers of the report.
     """
 
     name: str
@@ -70,7 +70,7 @@ class Experiment:
     source: str
     question: str
     families: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[ExperimentRow, ...]
     note: str = ""
 
     def backbones(self, suite: str) -> tuple[str, ...]:
@@ -82,30 +82,32 @@ class Experiment:
         return tuple(row.method for row in self.rows if row.mini or suite != "mini")
 
 
-def names() -> tuple[str, ...]:
+def list_experiments() -> tuple[str, ...]:
     """The packaged experiments."""
-    return tuple(sorted(Path(entry.name).stem for entry in _folder().iterdir() if entry.name.endswith(".toml")))
+    return tuple(sorted(Path(entry.name).stem for entry in _package_folder().iterdir() if entry.name.endswith(".toml")))
 
 
 @functools.lru_cache(maxsize=32)
-def load(name: str) -> Experiment:
+def load_experiment(name: str) -> Experiment:
     """An experiment by name, or by the path of a ``.toml`` file.
 
     Raises:
-        InputError: There is none of that name, or its file is not of the form.
+        InputError: There is no such experiment, or its file is not valid.
     """
-    if name in names():
-        return parse(name, (_folder() / f"{name}.toml").read_text(encoding="utf-8"))
+    if name in list_experiments():
+        return parse_experiment(name, (_package_folder() / f"{name}.toml").read_text(encoding="utf-8"))
     if not name.endswith(".toml"):
-        raise unknown("experiment", name, names())
+        raise unknown("experiment", name, list_experiments())
     path = Path(name)
     try:
-        return parse(path.stem, path.read_text(encoding="utf-8"))
+        return parse_experiment(path.stem, path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"Experiment file {path} cannot be read ({error}); known are {', '.join(names())}.") from error
+        raise InputError(
+            f"Experiment file {path} cannot be read ({error}); known are {', '.join(list_experiments())}."
+        ) from error
 
 
-def parse(name: str, text: str) -> Experiment:
+def parse_experiment(name: str, text: str) -> Experiment:
     """An experiment from the text of its file.
 
     Raises:
@@ -115,30 +117,30 @@ def parse(name: str, text: str) -> Experiment:
         values = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"Experiment {name} is not TOML ({error}).") from error
-    rows = _take(values, "rows", list, name)
-    families = _take(values, "families", list, name)
+    rows = _pop_value(values, "rows", list, name)
+    families = _pop_value(values, "families", list, name)
     for family in families:
         if family not in FAMILIES:
             raise unknown(f"family of experiment {name}", str(family), FAMILIES)
-    texts = {key: _take(values, key, str, name) for key in ("title", "source", "question")}
-    note = _take(values, "note", str, name, "")
-    _no_more(values, name)
+    texts = {key: _pop_value(values, key, str, name) for key in ("title", "source", "question")}
+    note = _pop_value(values, "note", str, name, "")
+    _refuse_unknown_keys(values, name)
     if not rows or not families:
         raise InputError(f"Experiment {name} has no {'families' if rows else 'rows'}; give at least one.")
-    found = tuple(_row(row, f"{name}, row {i}") for i, row in enumerate(rows, start=1))
+    found = tuple(_parse_row(row, f"{name}, row {i}") for i, row in enumerate(rows, start=1))
     return Experiment(name, families=tuple(families), rows=found, note=note, **texts)
 
 
-def _row(values: Any, where: str) -> Row:
+def _parse_row(values: Any, where: str) -> ExperimentRow:
     if not isinstance(values, dict):
         raise InputError(f"Experiment {where}: write a table with name and method.")
-    row = Row(
-        _take(values, "name", str, where),
-        _take(values, "method", str, where),
-        _take(values, "expected", dict, where, {}),
-        _take(values, "mini", bool, where, True),
+    row = ExperimentRow(
+        _pop_value(values, "name", str, where),
+        _pop_value(values, "method", str, where),
+        _pop_value(values, "expected", dict, where, {}),
+        _pop_value(values, "mini", bool, where, True),
     )
-    _no_more(values, where)
+    _refuse_unknown_keys(values, where)
     for family, printed in row.expected.items():
         if family not in FAMILIES:
             raise unknown(f"family of experiment {where}", family, FAMILIES)
@@ -146,7 +148,7 @@ def _row(values: Any, where: str) -> Row:
             if column not in COLUMNS:
                 raise unknown(f"column of experiment {where}", column, COLUMNS)
             if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"Experiment {where}: expected.{family}.{column}={value!r} is no number.")
+                raise InputError(f"Experiment {where}: expected.{family}.{column}={value!r} must be a number.")
         if not isinstance(printed, dict):
             raise InputError(f"Experiment {where}: expected.{family} must be a table of {', '.join(COLUMNS)}.")
     return row
@@ -155,7 +157,7 @@ def _row(values: Any, where: str) -> Row:
 _REQUIRED = object()
 
 
-def _take(values: dict[str, Any], key: str, kind: type, where: str, default: Any = _REQUIRED) -> Any:
+def _pop_value(values: dict[str, Any], key: str, kind: type, where: str, default: Any = _REQUIRED) -> Any:
     value = values.pop(key, default)
     if value is _REQUIRED:
         raise InputError(f"Experiment {where} has no {key}; it is needed.")
@@ -164,11 +166,11 @@ def _take(values: dict[str, Any], key: str, kind: type, where: str, default: Any
     return value
 
 
-def _no_more(values: dict[str, Any], where: str) -> None:
+def _refuse_unknown_keys(values: dict[str, Any], where: str) -> None:
     if values:
         known = "title, source, question, families, rows, note; in a row name, method, expected, mini"
-        raise InputError(f"Experiment {where}: {min(values)!r} is no key of it; known are {known}.")
+        raise InputError(f"Experiment {where}: {min(values)!r} is not a known key; the keys are {known}.")
 
 
-def _folder() -> Any:
+def _package_folder() -> Any:
     return files("s2a_bench") / "experiments"

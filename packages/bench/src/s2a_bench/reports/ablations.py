@@ -1,26 +1,26 @@
-"""The paper's Figure 5 for a section: accuracy over the sizes of S2A's prompt and branch, where they were swept."""
+"""The paper's Figure 5 for a section: accuracy over the rank of S2A's prompt and the reduction of its side branch."""
 
 from __future__ import annotations
 
 import collections
 import dataclasses
 
-from s2a_bench.reports.sections import Row, Section, key_of
+from s2a_bench.reports.sections import MethodRow, Section, canonical_text
 from s2a_bench.reports.statistics import Stat
 from s2a_bench.reports.svg.curves import Curve
 
 RANK, REDUCTION = "lrp_rank", "lsb_reduction"
 DEFAULTS = {RANK: 30, REDUCTION: 8}
-"""The paper's (section 4.1); a curve holds the other size there if it can."""
+"""The paper's values (section 4.1); a curve over one size holds the other one there if possible."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Slice:
-    """One size varies.
+class SizeSlice:
+    """Records in which one size varies and the other is fixed.
 
     Attributes:
-        key: Which.
-        held: The other one and its value.
+        key: The size that varies.
+        held: The other size and its value.
         curves: Per group of tasks, or the mean where there is one group.
     """
 
@@ -29,12 +29,12 @@ class Slice:
     curves: tuple[Curve, ...]
 
 
-def grid(section: Section) -> dict[tuple[float, float], Row]:
-    """``(rank, reduction)`` to its row, of the S2A rows that share all other options: those of which there are most.
+def size_grid(section: Section) -> dict[tuple[float, float], MethodRow]:
+    """``(rank, reduction)`` to row, for the largest set of S2A rows that share all other options.
 
-    A size of 0 switches its part off; it is no point of a curve.
+    Rows with a size of 0, which switches that part off, are left out.
     """
-    found: dict[str, dict[tuple[float, float], Row]] = collections.defaultdict(dict)
+    found: dict[str, dict[tuple[float, float], MethodRow]] = collections.defaultdict(dict)
     for row in section.rows:
         records = [r for label, r in section.records if label == row.label and r.status == "done"]
         if row.method != "s2a" or row.averages is None or not records:
@@ -42,14 +42,16 @@ def grid(section: Section) -> dict[tuple[float, float], Row]:
         config = records[0].method_config
         point = tuple(config.get(key, DEFAULTS[key]) for key in (RANK, REDUCTION))
         if all(isinstance(size, int) and size > 0 for size in point):
-            rest = key_of({k: v for k, v in config.items() if k not in DEFAULTS} | {"": records[0].train_config})
+            rest = canonical_text(
+                {k: v for k, v in config.items() if k not in DEFAULTS} | {"": records[0].train_config}
+            )
             found[rest].setdefault((float(point[0]), float(point[1])), row)
     return max(found.values(), key=len, default={})
 
 
-def slices(section: Section) -> list[Slice]:
-    """A slice for each size that takes three values or more while the other one stays."""
-    points = grid(section)
+def find_slices(section: Section) -> list[SizeSlice]:
+    """A slice for each size with at least three values at one value of the other size."""
+    points = size_grid(section)
     found = []
     for axis, key in enumerate((RANK, REDUCTION)):
         other = (RANK, REDUCTION)[1 - axis]
@@ -58,11 +60,11 @@ def slices(section: Section) -> list[Slice]:
         value = max(held, key=lambda v: (held[v] >= 3 and v == usual, held[v], -v), default=usual)
         line = sorted((point[axis], row) for point, row in points.items() if point[1 - axis] == value)
         if len({x for x, _ in line}) >= 3:
-            found.append(Slice(key, (other, value), _curves(line, section)))
+            found.append(SizeSlice(key, (other, value), _make_curves(line, section)))
     return found
 
 
-def _curves(line: list[tuple[float, Row]], section: Section) -> tuple[Curve, ...]:
+def _make_curves(line: list[tuple[float, MethodRow]], section: Section) -> tuple[Curve, ...]:
     def points(pick: str | None) -> tuple[tuple[float, float, float | None], ...]:
         found: list[tuple[float, Stat]] = []
         for x, row in line:
@@ -75,8 +77,8 @@ def _curves(line: list[tuple[float, Row]], section: Section) -> tuple[Curve, ...
     return tuple(Curve(group, points(group)) for group in section.groups)
 
 
-def moved(part: Slice) -> str:
-    """How far each curve goes from the fewest parameters to the most: the paper's words on Figure 5, as numbers."""
+def describe_change(part: SizeSlice) -> str:
+    """Change of each curve from the fewest parameters to the most, as a sentence."""
     # A larger reduction is a smaller branch.
     first, last = (0, -1) if part.key == RANK else (-1, 0)
     steps = ", ".join(f"{c.name} {c.points[last][1] - c.points[first][1]:+.1f}" for c in part.curves)

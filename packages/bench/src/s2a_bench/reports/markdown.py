@@ -6,17 +6,17 @@ import re
 from collections.abc import Iterable, Sequence
 
 from s2a_bench.failures import cause
-from s2a_bench.reports import paper_text as report_words
+from s2a_bench.reports import notes, paper_text, tables
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.paper import Comparison
-from s2a_bench.reports.paper_text import Beside, PairTable
+from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture
 from s2a_bench.reports.sections import Section
-from s2a_bench.reports.text import Summary
+from s2a_bench.reports.summary import Summary
 
 
-def page(
-    summary: Summary, pictures: Sequence[Sequence[Picture]], beside: Beside, printed: Sequence[Picture] = ()
+def render_page(
+    summary: Summary, pictures: Sequence[Sequence[Picture]], beside: PaperComparisons, printed: Sequence[Picture] = ()
 ) -> str:
     """The whole file.
 
@@ -26,106 +26,109 @@ def page(
         beside: The paper's tables.
         printed: The paper's own figures.
     """
-    blocks = ["# S2A Bench report", text(summary.headline)]
+    blocks = ["# S2A Bench report", escape(summary.headline)]
     if summary.broken:
-        blocks += ["## Files that are not records", _list(map(text, summary.broken))]
+        blocks += ["## Files that are not records", _make_list(map(escape, summary.broken))]
     for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
-        blocks += _section(section, drawn, pairs)
-    blocks += _paper(beside, printed)
-    blocks += ["## How to read this", _list(f"**{name}**: {text(words)}" for name, words in report_text.READING)]
+        blocks += _render_section(section, drawn, pairs)
+    blocks += _render_paper(beside, printed)
+    blocks += ["## How to read this", _make_list(f"**{name}**: {escape(words)}" for name, words in report_text.READING)]
     rows = [[what, value, str(count)] for what, value, count in summary.provenance]
-    blocks += ["## What ran where", _table(["what", "which", "cells"], [[text(v) for v in row] for row in rows])]
+    blocks += ["## What ran where", _make_table(["what", "which", "cells"], [[escape(v) for v in row] for row in rows])]
     return "\n\n".join(blocks) + "\n"
 
 
-def text(value: str) -> str:
+def escape(value: str) -> str:
     """``value`` as one line that Markdown shows literally."""
     return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
 
 
-def _section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None) -> list[str]:
+def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None) -> list[str]:
     blocks = [
-        f"## {text(report_text.title(section))}",
-        text(report_text.setting_shown(section.setting).capitalize()) + ".",
+        f"## {escape(report_text.section_title(section))}",
+        escape(report_text.describe_setting(section.setting).capitalize()) + ".",
     ]
-    columns = report_text.summary_columns(section)
+    columns = tables.summary_columns(section)
     rows = [
-        [text(row.label), *(_value(section, column.key, row.label, column.text(row)) for column in columns)]
+        [escape(row.label), *(_value_cell(section, column.key, row.label, column.text(row)) for column in columns)]
         for row in section.rows
     ]
-    blocks.append(_table(["method", *(text(column.title) for column in columns)], rows))
-    blocks += [f"![{text(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures]
-    if front := report_text.front_shown(section):
-        blocks.append(text(front))
-    blocks += ["### What to know before comparing", _list(map(text, report_text.notes(section)))]
+    blocks.append(_make_table(["method", *(escape(column.title) for column in columns)], rows))
+    blocks += [f"![{escape(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures]
+    if front := report_text.describe_front(section):
+        blocks.append(escape(front))
+    blocks += ["### What to know before comparing", _make_list(map(escape, notes.list_notes(section)))]
     lines = [
-        [text(heading), *(_value(section, key, row.label, cell(row)) for row in section.rows)]
-        for heading, key, cell, _ in report_text.task_lines(section)
+        [escape(heading), *(_value_cell(section, key, row.label, cell(row)) for row in section.rows)]
+        for heading, key, cell, _ in tables.task_lines(section)
     ]
-    if report_text.has_task_table(section):
-        blocks += ["### Accuracy per task", _table(["task", *(text(row.label) for row in section.rows)], lines)]
+    if tables.has_task_table(section):
+        blocks += ["### Accuracy per task", _make_table(["task", *(escape(row.label) for row in section.rows)], lines)]
     if pairs:
-        blocks += ["### Differences, paired", *_pairs(pairs)]
-    if found := report_text.remarks(section):
-        blocks.append(_list(f"**{text(where)}**: {text(why)}" for where, why in found))
+        blocks += ["### Differences, paired", *_render_pairs(pairs)]
+    if found := report_text.list_cell_remarks(section):
+        blocks.append(_make_list(f"**{escape(where)}**: {escape(why)}" for where, why in found))
     if section.failed:
         failures = (
-            f"**{text(f'{label} on {record.dataset}, seed {record.seed}')}**: {text(cause(record))} "
+            f"**{escape(f'{label} on {record.dataset}, seed {record.seed}')}**: {escape(cause(record))} "
             f"([record](records/{record.cell_id}.json))"
             for label, record in section.failed
         )
-        blocks += [f"### Failed cells ({len(section.failed)})", _list(failures)]
-    if missing := report_text.missing_shown(section):
-        blocks += ["### Not run", _list(map(text, missing))]
+        blocks += [f"### Failed cells ({len(section.failed)})", _make_list(failures)]
+    if missing := report_text.list_missing(section):
+        blocks += ["### Not run", _make_list(map(escape, missing))]
     return blocks
 
 
-def _pairs(table: PairTable) -> list[str]:
+def _render_pairs(table: PairTable) -> list[str]:
     rows = []
     for label, values in zip(table.rows, table.values, strict=True):
-        shown = [text(report_words.difference_shown(value)) for value in values]
-        marked = [f"**{s}**" if value and value.real else s for s, value in zip(shown, values, strict=True)]
-        rows.append([text(label), *marked])
-    words = text(" ".join([report_words.PAIRED, table.note]).strip())
-    return [words, _table(["row minus column", *map(text, table.columns)], rows)]
+        shown = [escape(paper_text.format_difference(value)) for value in values]
+        marked = [f"**{s}**" if value and value.significant else s for s, value in zip(shown, values, strict=True)]
+        rows.append([escape(label), *marked])
+    words = escape(" ".join([paper_text.PAIRS_NOTE, table.note]).strip())
+    return [words, _make_table(["row minus column", *map(escape, table.columns)], rows)]
 
 
-def _paper(beside: Beside, printed: Sequence[Picture]) -> list[str]:
+def _render_paper(beside: PaperComparisons, printed: Sequence[Picture]) -> list[str]:
     blocks = ["## The paper's numbers and ours"]
     if beside.tables:
-        blocks.append(text(report_words.TAGS))
+        blocks.append(escape(paper_text.TAGS_NOTE))
     for comparison in beside.tables:
-        blocks += [f"### {text(report_words.heading(comparison))}", *_beside(comparison)]
+        blocks += [f"### {escape(paper_text.comparison_heading(comparison))}", *_render_comparison(comparison)]
     if printed:
-        blocks += [f"### {text(report_words.FIGURE_1)}"]
-        blocks += [f"![{text(picture.caption)}](figures/{picture.name}.svg)" for picture in printed]
+        blocks += [f"### {escape(paper_text.FIGURE_1)}"]
+        blocks += [f"![{escape(picture.caption)}](figures/{picture.name}.svg)" for picture in printed]
     if beside.absent:
-        blocks += ["### Not run", _list(map(text, beside.absent))]
+        blocks += ["### Not run", _make_list(map(escape, beside.absent))]
     return blocks
 
 
-def _beside(comparison: Comparison) -> list[str]:
-    marks = report_words.letters(comparison)
+def _render_comparison(comparison: Comparison) -> list[str]:
+    marks = paper_text.assign_letters(comparison)
     rows = []
     for line in comparison.lines:
         cells = []
         for value, decimals in zip(line.values, comparison.decimals, strict=True):
-            ours, paper = report_words.ours(value, decimals), report_words.printed(value, decimals)
-            cells.append(text(f"{ours} (paper {paper}) {report_words.tag(value, marks)}"))
-        rows.append([text(f"{line.name}: {line.method}"), *cells])
-    blocks = [text(report_words.counted(comparison)), _table(["row", *map(text, comparison.columns)], rows)]
-    blocks += [text(comparison.experiment.note)] if comparison.experiment.note else []
-    return blocks + ([_list(f"**{mark}**: {text(why)}" for why, mark in marks.items())] if marks else [])
+            ours, paper = paper_text.format_ours(value, decimals), paper_text.format_printed(value, decimals)
+            cells.append(escape(f"{ours} (paper {paper}) {paper_text.format_tag(value, marks)}"))
+        rows.append([escape(f"{line.name}: {line.method}"), *cells])
+    blocks = [
+        escape(paper_text.describe_counts(comparison)),
+        _make_table(["row", *map(escape, comparison.columns)], rows),
+    ]
+    blocks += [escape(comparison.experiment.note)] if comparison.experiment.note else []
+    return blocks + ([_make_list(f"**{mark}**: {escape(why)}" for why, mark in marks.items())] if marks else [])
 
 
-def _value(section: Section, key: str | None, label: str, value: str) -> str:
-    return f"**{text(value)}**" if key is not None and section.best.get(key) == label else text(value)
+def _value_cell(section: Section, key: str | None, label: str, value: str) -> str:
+    return f"**{escape(value)}**" if key is not None and section.best.get(key) == label else escape(value)
 
 
-def _list(items: Iterable[str]) -> str:
+def _make_list(items: Iterable[str]) -> str:
     return "\n".join(f"- {item}" for item in items)
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def _make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     rule = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(row)} |" for row in [head, rule, *rows])

@@ -1,4 +1,4 @@
-"""Two methods compared cell by cell: the same dataset, the same seed, then the difference."""
+"""Paired comparison of two methods: differences over cells of the same dataset and seed, with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ import numpy as np
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 
-RESAMPLES, SEED, LEVEL = 2000, 0, 0.95
-FEWEST = 6
-"""Fewer pairs never call a difference real: with five, even a sign test finds all of one sign by chance at 6 %."""
+RESAMPLES, SEED, CONFIDENCE = 2000, 0, 0.95
+MIN_PAIRS = 6
+"""With fewer pairs no difference is significant: five have the same sign by chance with probability 2 / 2**5 = 6 %."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Difference:
     """The mean difference of two methods, in points of accuracy.
 
     Attributes:
-        mean: Every task weighs the same, however many seeds it has.
+        mean: Mean over tasks of the mean over seeds: every task weighs the same.
         low: Lower end of the bootstrap interval; ``None`` with a single pair.
         high: Upper end.
         tasks: How many tasks have pairs.
@@ -35,23 +35,23 @@ class Difference:
     pairs: int
 
     def __neg__(self) -> Difference:
-        """The same comparison the other way round."""
+        """The comparison with both methods exchanged."""
         if self.low is None or self.high is None:
             return dataclasses.replace(self, mean=-self.mean)
         return dataclasses.replace(self, mean=-self.mean, low=-self.high, high=-self.low)
 
     @property
-    def real(self) -> bool:
-        """Whether it is outside the noise: ``FEWEST`` pairs, and an interval with a width that leaves out 0."""
-        if self.low is None or self.high is None or self.pairs < FEWEST or self.high - self.low < 1e-9:
+    def significant(self) -> bool:
+        """Whether there are ``MIN_PAIRS`` pairs and the interval, of more than zero width, excludes 0."""
+        if self.low is None or self.high is None or self.pairs < MIN_PAIRS or self.high - self.low < 1e-9:
             return False
         return self.low > 0 or self.high < 0
 
 
-def differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[float]]:
-    """``a`` minus ``b`` by dataset, for the seeds that both have on the same data; failed cells make no pair.
+def pair_differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[float]]:
+    """``a`` minus ``b`` by dataset, over the seeds that both have on the same data; failed cells are left out.
 
-    A seed that comes twice on a dataset (two recipes in one row) makes none either: which of them to take is not known.
+    So is a seed that a row has twice on a dataset (with two recipes), since it is not clear which one to compare.
     """
 
     def by_key(records: Sequence[Record]) -> dict[tuple[str, int], list[Record]]:
@@ -72,11 +72,14 @@ def differences(a: Sequence[Record], b: Sequence[Record]) -> dict[str, list[floa
     return found
 
 
-def difference(by_task: dict[str, list[float]]) -> Difference | None:
-    """Mean and interval of paired differences; ``None`` without any.
+def bootstrap_difference(by_task: dict[str, list[float]]) -> Difference | None:
+    """Mean and bootstrap interval of paired differences; ``None`` without any.
 
-    The interval is the percentile bootstrap of ``RESAMPLES`` draws with a fixed seed: tasks are drawn with replacement
-    and, within each drawn task, its seeds. A single task is drawn always; then only its seeds vary.
+    With differences ``d_ts`` of task ``t`` and seed ``s``, the statistic is ``D = mean_t(mean_s(d_ts))``. The interval
+    is that of the two-level percentile bootstrap (Efron and Tibshirani, "An Introduction to the Bootstrap", 1993,
+    chapter 13): ``RESAMPLES`` times, draw as many tasks as there are, with replacement, and within each drawn task as
+    many of its seeds as it has, with replacement; the interval holds the middle ``CONFIDENCE`` of the values of ``D``.
+    The generator has a fixed seed, so that the same records give the same interval.
 
     Args:
         by_task: Differences by dataset, none of them empty.
@@ -89,17 +92,21 @@ def difference(by_task: dict[str, list[float]]) -> Difference | None:
     if pairs < 2:
         return Difference(mean, None, None, len(tasks), pairs)
     generator = np.random.default_rng(SEED)
+    # 1. Tasks: (resamples, tasks) indices, and the number of seeds of each drawn task, (resamples, tasks, 1).
     drawn = generator.integers(len(tasks), size=(RESAMPLES, len(tasks)))
     size = counts[drawn][..., None]
+    # 2. Seeds: indices into all differences one after the other. Every task gets as many as the largest one has; those
+    # beyond its own number are masked out.
     starts = np.concatenate(([0], np.cumsum(counts)[:-1]))[drawn][..., None]
     places = starts + (generator.random((*drawn.shape, int(counts.max()))) * size).astype(int)
     used = np.arange(int(counts.max())) < size
     values = np.where(used, np.concatenate(tasks)[np.minimum(places, pairs - 1)], 0.0)
+    # 3. Mean over seeds, then over tasks, per resample.
     means = (values.sum(-1) / size[..., 0]).mean(-1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
     return Difference(mean, float(low), float(high), len(tasks), pairs)
 
 
-def between(a: Sequence[Record], b: Sequence[Record]) -> Difference | None:
-    """The difference of two rows' records; ``None`` where they share no cell."""
-    return difference(differences(a, b))
+def compare_rows(a: Sequence[Record], b: Sequence[Record]) -> Difference | None:
+    """Difference of the records of two rows; ``None`` where they share no cell."""
+    return bootstrap_difference(pair_differences(a, b))

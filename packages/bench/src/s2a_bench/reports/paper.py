@@ -1,4 +1,4 @@
-"""The paper's tables with our numbers beside them: every cell says whether it may be compared, and why not.
+"""Compares the paper's tables with our records; each cell says whether it is comparable and, if not, why.
 
 Only records are read. The printed numbers are those of the experiments' files.
 """
@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from s2a_bench.cells import recipes
 from s2a_bench.cells.record import Record
 from s2a_bench.data.table import lookup as datasets
-from s2a_bench.experiments import spec as experiment
+from s2a_bench.experiments import spec
 from s2a_bench.experiments.spec import FAMILIES, Experiment
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.sections import Row, Section, key_of
+from s2a_bench.reports.sections import MethodRow, Section, canonical_text
 from s2a_bench.reports.statistics import Stat
 
 POINTS, RELATIVE = 1.0, 0.03
@@ -35,13 +35,13 @@ UNPRINTED = "not printed"
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
-    """One cell.
+class ComparedValue:
+    """One printed number and ours.
 
     Attributes:
-        state: One of the constants above.
+        state: ``REPRODUCED``, ``DIFFERS``, ``NOT_RUN``, ``NOT_COMPARABLE`` or ``UNPRINTED``.
         ours: Our number; ``None`` if it was not run.
-        paper: The printed one, or what follows from printed ones; ``None`` if there is none.
+        paper: The printed number, or the mean of printed ones; ``None`` if there is none.
         reasons: Why it is not comparable.
     """
 
@@ -52,12 +52,12 @@ class Value:
 
 
 @dataclasses.dataclass(frozen=True)
-class Line:
+class ComparedRow:
     """One printed row: its name, the label of its method here, and its cells."""
 
     name: str
     method: str
-    values: tuple[Value, ...]
+    values: tuple[ComparedValue, ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,7 +67,7 @@ class Comparison:
     Attributes:
         experiment: Which.
         backbone: Ours.
-        beside: The paper's backbone whose numbers stand beside.
+        beside: The paper's backbone that it is compared with.
         columns: Headings.
         decimals: Of each column.
         lines: In printed order.
@@ -78,7 +78,7 @@ class Comparison:
     beside: str
     columns: tuple[str, ...]
     decimals: tuple[int, ...]
-    lines: tuple[Line, ...]
+    lines: tuple[ComparedRow, ...]
 
     @property
     def counts(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ def family_of(backbone: str) -> str | None:
     return None
 
 
-def comparisons(sections: Sequence[Section]) -> tuple[list[Comparison], list[Experiment]]:
+def compare_with_paper(sections: Sequence[Section]) -> tuple[list[Comparison], list[Experiment]]:
     """Every table of which two rows were run on a backbone, and the tables of which that is true nowhere.
 
     VTAB-1k and FGVC of one backbone share a table. Where a suite was run in several settings, the newest that was
@@ -114,30 +114,32 @@ def comparisons(sections: Sequence[Section]) -> tuple[list[Comparison], list[Exp
             if current is None or (current.setting["evaluated_on"] != "test" == section.setting["evaluated_on"]):
                 held[section.suite] = section
     found, absent = [], []
-    for name in experiment.names():
-        planned = experiment.load(name)
+    for name in spec.list_experiments():
+        planned = spec.load_experiment(name)
         if not name.startswith("table"):
             continue
-        several = [c for (backbone, _), held in homes.items() if (c := _compare(planned, backbone, held)) is not None]
+        several = [
+            c for (backbone, _), held in homes.items() if (c := _compare_table(planned, backbone, held)) is not None
+        ]
         found += several
         if not several:
             absent.append(planned)
     return found, absent
 
 
-def rows_of(section: Section, label: str) -> list[tuple[Row, list[Record]]]:
+def find_rows(section: Section, label: str) -> list[tuple[MethodRow, list[Record]]]:
     """The rows of a section that are the method of a label with exactly its options, and their finished records."""
-    name, options = _options(label)
+    name, options = _parse_options(label)
     found = []
     for row in section.rows:
         records = [r for each, r in section.records if each == row.label and r.status == "done"]
-        if row.method == name and records and all(_is(r, options) for r in records):
+        if row.method == name and records and all(_has_options(r, options) for r in records):
             found.append((row, records))
     return found
 
 
 @functools.lru_cache(maxsize=256)
-def _options(label: str) -> tuple[str, dict[str, object]]:
+def _parse_options(label: str) -> tuple[str, dict[str, object]]:
     from s2a import method_config
 
     from s2a_bench.sweeps.grid import parse_method
@@ -146,89 +148,102 @@ def _options(label: str) -> tuple[str, dict[str, object]]:
     return method.name, dataclasses.asdict(method_config(method.name, **method.options))
 
 
-def _is(record: Record, options: Mapping[str, object]) -> bool:
+def _has_options(record: Record, options: Mapping[str, object]) -> bool:
     # What a search chose is part of the protocol, not of the method.
     chosen = (getattr(record, "search", None) or {}).get("chosen", {})
     own = recipes.completed(record.method, record.method_config)
-    return all(key_of(own[key]) == key_of(value) for key, value in options.items() if f"method.{key}" not in chosen)
+    return all(
+        canonical_text(own[key]) == canonical_text(value)
+        for key, value in options.items()
+        if f"method.{key}" not in chosen
+    )
 
 
-def _compare(planned: Experiment, backbone: str, held: Mapping[str, Section]) -> Comparison | None:
+def _compare_table(planned: Experiment, backbone: str, held: Mapping[str, Section]) -> Comparison | None:
     family = family_of(backbone)
     if family not in planned.families:
         return None
     printed = [row for row in planned.rows if family in row.expected]
-    keys = [k for k in experiment.COLUMNS if any(k in row.expected[family] for row in printed)]
+    keys = [k for k in spec.COLUMNS if any(k in row.expected[family] for row in printed)]
     whole = WEIGHTS.keys() <= set(keys)
     titles = [SIZES.get(k) or GROUPS.get(k) or k.upper() for k in keys] + (list(MEANS.values()) if whole else [])
     decimals = [0 if k == "memory_mb" else 2 for k in keys] + ([2, 2] if whole else [])
     lines, run = [], 0
     for row in printed:
-        ours = {suite: best for suite, section in held.items() if (best := _fullest(rows_of(section, row.method)))}
+        ours = {
+            suite: best for suite, section in held.items() if (best := _most_complete(find_rows(section, row.method)))
+        }
         run += bool(ours)
         expected = row.expected[family]
-        values = [_value(key, expected.get(key), held, ours, family) for key in keys]
+        values = [_compare_value(key, expected.get(key), held, ours, family) for key in keys]
         if whole:
-            values += [_value(mean, printed_mean(expected, mean), held, ours, family) for mean in MEANS]
-        lines.append(Line(row.name, row.method, tuple(values)))
+            values += [_compare_value(mean, mean_of_printed(expected, mean), held, ours, family) for mean in MEANS]
+        lines.append(ComparedRow(row.name, row.method, tuple(values)))
     if run < min(2, len(printed)):
         return None
     beside = FAMILIES[family][1].partition(".")[0]
     return Comparison(planned, backbone, beside, tuple(titles), tuple(decimals), tuple(lines))
 
 
-def _fullest(found: Sequence[tuple[Row, list[Record]]]) -> tuple[Row, list[Record]] | None:
+def _most_complete(found: Sequence[tuple[MethodRow, list[Record]]]) -> tuple[MethodRow, list[Record]] | None:
     return max(found, key=lambda each: sum(c.counted for c in each[0].cells.values()), default=None)
 
 
-def printed_mean(expected: Mapping[str, float], mean: str) -> float | None:
-    """The mean of 19 tasks or of 3 groups that printed group means amount to."""
+def mean_of_printed(expected: Mapping[str, float], mean: str) -> float | None:
+    """The mean of 19 tasks or of 3 groups, from printed group means.
+
+    With the mean ``m_g`` and the number ``n_g`` of tasks of each group: ``sum(n_g * m_g) / 19``, or ``sum(m_g) / 3``.
+    """
     if not expected.keys() >= WEIGHTS.keys():
         return None
     weights = WEIGHTS if mean == "tasks" else dict.fromkeys(WEIGHTS, 1)
     return sum(expected[key] * weight for key, weight in weights.items()) / sum(weights.values())
 
 
-def _value(
+def _compare_value(
     key: str,
     paper: float | None,
     held: Mapping[str, Section],
-    ours: Mapping[str, tuple[Row, list[Record]]],
+    ours: Mapping[str, tuple[MethodRow, list[Record]]],
     family: str,
-) -> Value:
+) -> ComparedValue:
     if key in SIZES:
-        return _size(key, paper, next(iter(ours.values()), None), family)
+        return _compare_size(key, paper, next(iter(ours.values()), None), family)
     suite = "fgvc" if key == "fgvc" else "vtab" if "vtab" in held else "mini"
     if suite not in ours:
-        return Value(NOT_RUN, paper=paper)
+        return ComparedValue(NOT_RUN, paper=paper)
     row, records = ours[suite]
-    stat, reasons, records = _accuracy(key, row, records, suite)
+    stat, reasons, records = _mean_accuracy(key, row, records, suite)
     if stat is None:
-        return Value(NOT_RUN, paper=paper)
-    reasons += unlike(records, suite, family)
+        return ComparedValue(NOT_RUN, paper=paper)
+    reasons += list_deviations(records, suite, family)
     if paper is None:
-        return Value(UNPRINTED, stat)
+        return ComparedValue(UNPRINTED, stat)
     if reasons:
-        return Value(NOT_COMPARABLE, stat, paper, tuple(reasons))
-    return Value(REPRODUCED if abs(stat.mean - paper) <= max(POINTS, _half(stat)) else DIFFERS, stat, paper)
+        return ComparedValue(NOT_COMPARABLE, stat, paper, tuple(reasons))
+    return ComparedValue(
+        REPRODUCED if abs(stat.mean - paper) <= max(POINTS, _half_interval(stat)) else DIFFERS, stat, paper
+    )
 
 
-def _size(key: str, paper: float | None, ours: tuple[Row, list[Record]] | None, family: str) -> Value:
+def _compare_size(
+    key: str, paper: float | None, ours: tuple[MethodRow, list[Record]] | None, family: str
+) -> ComparedValue:
     numbers = {"params_percent": "params_percent", "params_m": "params_trainable", "memory_mb": "theoretical_mb"}
     number = ours[0].numbers[numbers[key]] if ours else None
     if ours is None or number is None:
-        return Value(NOT_RUN, paper=paper)
+        return ComparedValue(NOT_RUN, paper=paper)
     stat = Stat(number / 1e6 if key == "params_m" else number, None, 1)
     if paper is None:
-        return Value(UNPRINTED, stat)
+        return ComparedValue(UNPRINTED, stat)
     records, reasons = ours[1], []
     if any(r.backbone in FAMILIES[family][:1] for r in records):
         reasons.append(f"a mini backbone, not {FAMILIES[family][1].partition('.')[0]}")
     if any(r.data_config.get("size") not in (None, SIDE) for r in records):
-        reasons.append(f"image size {_listed(r.data_config.get('size') for r in records)}, not {SIDE}")
+        reasons.append(f"image size {_join_values(r.data_config.get('size') for r in records)}, not {SIDE}")
     if key == "memory_mb":
         if any(r.train_config.get("batch_size") != BATCH for r in records):
-            reasons.append(f"batch size {_listed(r.train_config.get('batch_size') for r in records)}, not {BATCH}")
+            reasons.append(f"batch size {_join_values(r.train_config.get('batch_size') for r in records)}, not {BATCH}")
         if any(r.train_config.get("precision", "fp32") != "fp32" for r in records):
             reasons.append("memory of another precision than fp32")
         if any(r.train_config.get("checkpointing") for r in records):
@@ -237,17 +252,19 @@ def _size(key: str, paper: float | None, ours: tuple[Row, list[Record]] | None, 
     close = abs(stat.mean - paper) <= max(RELATIVE * paper, 0.005 if key != "memory_mb" else 0.5)
     heads = {r.classes for r in records}
     if not close and not reasons and key != "memory_mb" and heads != {CLASSES}:
-        reasons.append(f"heads of {_listed(heads)} classes; the paper's counts fit a head of {CLASSES}")
+        reasons.append(f"heads of {_join_values(heads)} classes; the paper's counts fit a head of {CLASSES}")
     if reasons:
-        return Value(NOT_COMPARABLE, stat, paper, tuple(reasons))
-    return Value(REPRODUCED if close else DIFFERS, stat, paper)
+        return ComparedValue(NOT_COMPARABLE, stat, paper, tuple(reasons))
+    return ComparedValue(REPRODUCED if close else DIFFERS, stat, paper)
 
 
-def _accuracy(key: str, row: Row, records: list[Record], suite: str) -> tuple[Stat | None, list[str], list[Record]]:
+def _mean_accuracy(
+    key: str, row: MethodRow, records: list[Record], suite: str
+) -> tuple[Stat | None, list[str], list[Record]]:
     """Mean over the tasks that a printed number is about; what is missing from it; its records."""
     table = datasets.get_suite(suite)
     members = table.defaults if suite == "fgvc" else table.datasets
-    wanted = [n for n in members if key not in GROUPS or datasets.get(suite, n).group == GROUPS[key]]
+    wanted = [n for n in members if key not in GROUPS or datasets.get_dataset(suite, n).group == GROUPS[key]]
     by_task = {n: stat for n in wanted if n in row.cells and row.cells[n].counted and (stat := row.cells[n].stat)}
     if not by_task:
         return None, [], []
@@ -255,14 +272,14 @@ def _accuracy(key: str, row: Row, records: list[Record], suite: str) -> tuple[St
     if key == "groups":
         groups: dict[str, list[Stat]] = {}
         for name, stat in by_task.items():
-            groups.setdefault(datasets.get(suite, name).group, []).append(stat)
-        parts = [stats.propagate(each) for each in groups.values()]
+            groups.setdefault(datasets.get_dataset(suite, name).group, []).append(stat)
+        parts = [stats.average_means(each) for each in groups.values()]
     lacking = [] if len(by_task) == len(wanted) else [f"only {len(by_task)} of {len(wanted)} tasks ({table.name})"]
-    return stats.propagate(parts), lacking, [r for r in records if r.dataset in by_task]
+    return stats.average_means(parts), lacking, [r for r in records if r.dataset in by_task]
 
 
-def unlike(records: Sequence[Record], suite: str, family: str) -> list[str]:
-    """What keeps accuracies from being compared with the paper's, in words; nothing for a faithful run."""
+def list_deviations(records: Sequence[Record], suite: str, family: str) -> list[str]:
+    """Differences from the paper's protocol that make accuracies not comparable, in words; empty for a faithful run."""
     full = FAMILIES[family][1]
     found = []
     if suite == "mini":
@@ -271,7 +288,7 @@ def unlike(records: Sequence[Record], suite: str, family: str) -> list[str]:
     if backbones & {FAMILIES[family][0]}:
         found.append(f"a mini backbone, not {full.partition('.')[0]}")
     elif backbones != {full}:
-        found.append(f"checkpoint {_listed(backbones)}, not the one from ImageNet-21k ({full})")
+        found.append(f"checkpoint {_join_values(backbones)}, not the one from ImageNet-21k ({full})")
     if any(r.random_weights for r in records):
         found.append("random weights")
     if any(r.evaluated_on != "test" for r in records):
@@ -283,27 +300,27 @@ def unlike(records: Sequence[Record], suite: str, family: str) -> list[str]:
     if any(r.lossy for r in records):
         found.append("images stored lossily")
     if any(r.epochs != EPOCHS for r in records):
-        found.append(f"{_listed(r.epochs for r in records)} epochs, not {EPOCHS}")
+        found.append(f"{_join_values(r.epochs for r in records)} epochs, not {EPOCHS}")
     if any(r.train_config.get("batch_size") != BATCH for r in records):
-        found.append(f"batch size {_listed(r.train_config.get('batch_size') for r in records)}, not {BATCH}")
+        found.append(f"batch size {_join_values(r.train_config.get('batch_size') for r in records)}, not {BATCH}")
     if suite != "mini":
         if own := {r.split_id for r in records if r.split_id.startswith("s2a-")}:
-            found.append(f"a split of our own ({_listed(own)}) for some tasks")
+            found.append(f"a split of our own ({_join_values(own)}) for some tasks")
         if any(r.data_config.get("size") not in (None, SIDE) for r in records):
-            found.append(f"image size {_listed(r.data_config.get('size') for r in records)}, not {SIDE}")
+            found.append(f"image size {_join_values(r.data_config.get('size') for r in records)}, not {SIDE}")
     return found
 
 
-def _half(stat: Stat) -> float:
-    """Half of the 95 % interval of a mean; 0 where seeds do not tell."""
-    if stat.error is None or not stat.freedom:
+def _half_interval(stat: Stat) -> float:
+    """Half of the 95 % interval of a mean, ``t(0.975, f) * standard_error``; 0 where that is unknown."""
+    if stat.standard_error is None or not stat.degrees_of_freedom:
         return 0.0
     from scipy.special import stdtrit
 
-    return float(stdtrit(stat.freedom, 0.975)) * stat.error
+    return float(stdtrit(stat.degrees_of_freedom, 0.975)) * stat.standard_error
 
 
-def _listed(values: Iterable[object]) -> str:
+def _join_values(values: Iterable[object]) -> str:
     values = list(values)
     numbers = sorted({value for value in values if isinstance(value, int)})
     return ", ".join(map(str, [*numbers, *sorted({str(v) for v in values if not isinstance(v, int)})]))

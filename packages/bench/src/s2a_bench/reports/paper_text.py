@@ -1,4 +1,4 @@
-"""Words and numbers of the paper's tables beside ours, and of paired differences: the same in HTML and Markdown."""
+"""Text of the comparison with the paper and of paired differences, for HTML and Markdown."""
 
 from __future__ import annotations
 
@@ -7,70 +7,70 @@ import itertools
 import string
 from collections.abc import Sequence
 
-from s2a_bench.reports import pairs
-from s2a_bench.reports import paper as report_compare
+from s2a_bench.reports import pairs, paper
 from s2a_bench.reports.pairs import Difference
-from s2a_bench.reports.paper import Comparison, Value
+from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.sections import Section
-from s2a_bench.reports.text import MANY_ROWS, fixed
+from s2a_bench.reports.tables import MANY_ROWS
+from s2a_bench.reports.text import format_number
 
 FIGURE_1 = "Figure 1 with the paper's numbers (Table 1, ViT-B/16)"
 
-TAGS = (
-    f"reproduced: an accuracy within {report_compare.POINTS:g} point of the printed one or inside its own 95 % "
-    f"interval between seeds, a size within {100 * report_compare.RELATIVE:g} %. differs: comparable, but outside. "
+TAGS_NOTE = (
+    f"reproduced: an accuracy within {paper.POINTS:g} point of the printed one or inside its own 95 % "
+    f"interval between seeds, a size within {100 * paper.RELATIVE:g} %. differs: comparable, but outside. "
     "not comparable: the letters below the table say why; such a number is neither for nor against the paper. "
     "The paper's memory is theoretical and stands beside our theoretical figure, never beside a measured one. "
     "Means over tasks and groups follow from the printed group means."
 )
 
-PAIRED = (
+PAIRS_NOTE = (
     f"Row minus column, in points of accuracy, over the cells that both have (same dataset, same seed, same images). "
-    f"In brackets the bootstrap {100 * pairs.LEVEL:g} % interval ({pairs.RESAMPLES:,} draws with a fixed seed, of "
-    f"tasks and the seeds within them). Bold: the interval leaves out 0 and there are {pairs.FEWEST} pairs or more; "
+    f"In brackets the bootstrap {100 * pairs.CONFIDENCE:g} % interval ({pairs.RESAMPLES:,} draws with a fixed seed, of "
+    f"tasks and the seeds within them). Bold: the interval leaves out 0 and there are {pairs.MIN_PAIRS} pairs or more; "
     "everything else is inside the noise. Intervals are for one comparison each, not corrected for how many there are."
 )
 
 
-def heading(comparison: Comparison) -> str:
+def comparison_heading(comparison: Comparison) -> str:
     """Table, title and backbone."""
     name = comparison.experiment.name.replace("table", "Table ")
     return f"{name}: {comparison.experiment.title} · {comparison.backbone} beside the paper's {comparison.beside}"
 
 
-def counted(comparison: Comparison) -> str:
+def describe_counts(comparison: Comparison) -> str:
     """``3 reproduced, 1 differs, ...`` of all cells."""
     words = ", ".join(f"{count} {state}" for state, count in comparison.counts.items() if count)
     return f"{words}. Source: {comparison.experiment.source}."
 
 
-def letters(comparison: Comparison) -> dict[str, str]:
+def assign_letters(comparison: Comparison) -> dict[str, str]:
     """Reason to the letter that stands for it."""
     names = [*string.ascii_lowercase, *(a + b for a in string.ascii_lowercase for b in string.ascii_lowercase)]
     return dict(zip(comparison.reasons, names, strict=False))
 
 
-def tag(value: Value, marks: dict[str, str]) -> str:
+def format_tag(value: ComparedValue, marks: dict[str, str]) -> str:
     """The state of a cell, with the letters of its reasons."""
     return " ".join([value.state, ", ".join(sorted(marks[reason] for reason in value.reasons))]).strip()
 
 
-def ours(value: Value, decimals: int) -> str:
+def format_ours(value: ComparedValue, decimals: int) -> str:
     """Our number, with its spread between seeds."""
     if value.ours is None:
         return "—"
     spread = f" ± {value.ours.std:.{decimals}f}" if value.ours.std is not None else ""
-    return fixed(value.ours.mean, decimals) + spread
+    return format_number(value.ours.mean, decimals) + spread
 
 
-def printed(value: Value, decimals: int) -> str:
+def format_printed(value: ComparedValue, decimals: int) -> str:
     """The paper's number."""
-    return fixed(value.paper, decimals)
+    return format_number(value.paper, decimals)
 
 
 @dataclasses.dataclass(frozen=True)
-class Beside:
-    """What stands beside the sections: the paper's tables, and paired differences.
+class PaperComparisons:
+    """Comparisons with the paper's tables, and paired differences between rows.
 
     Attributes:
         tables: Those of which something was run.
@@ -83,15 +83,15 @@ class Beside:
     pairs: tuple[PairTable | None, ...]
 
 
-def beside(sections: Sequence[Section]) -> Beside:
-    """Every table of the paper, with what the sections hold of it."""
-    found, absent = report_compare.comparisons(sections)
+def compare_sections(sections: Sequence[Section]) -> PaperComparisons:
+    """Compares all tables of the paper, and all rows of each section, with the records."""
+    found, absent = paper.compare_with_paper(sections)
     words = (
         f"{each.name.replace('table', 'Table ')}, {each.title}: fewer than two of its rows were run on a backbone of "
         f"the paper's families; s2a-bench sweep --experiment {each.name} runs them."
         for each in absent
     )
-    return Beside(tuple(found), tuple(words), tuple(pair_table(section) for section in sections))
+    return PaperComparisons(tuple(found), tuple(words), tuple(make_pair_table(section) for section in sections))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +104,7 @@ class PairTable:
     note: str = ""
 
 
-def pair_table(section: Section) -> PairTable | None:
+def make_pair_table(section: Section) -> PairTable | None:
     """Every row against every other, or of a long table every row against the one with the highest mean."""
     by_label = {row.label: [r for label, r in section.records if label == row.label] for row in section.rows}
     labels = [label for label, records in by_label.items() if any(r.status == "done" for r in records)]
@@ -121,14 +121,14 @@ def pair_table(section: Section) -> PairTable | None:
     known: dict[tuple[str, str], Difference | None] = {}
     for a, b in itertools.product(labels, columns):
         turned = known.get((b, a))
-        known[a, b] = None if a == b else -turned if turned else pairs.between(by_label[a], by_label[b])
+        known[a, b] = None if a == b else -turned if turned else pairs.compare_rows(by_label[a], by_label[b])
     values = tuple(tuple(known[a, b] for b in columns) for a in labels)
     if not any(value for line in values for value in line):
         return None
     return PairTable(tuple(labels), tuple(columns), values, note)
 
 
-def difference_shown(value: Difference | None) -> str:
+def format_difference(value: Difference | None) -> str:
     """``+1.2 [-0.3, 2.7]``; a dash where there is nothing to compare."""
     if value is None:
         return "—"

@@ -1,4 +1,4 @@
-"""Means, spreads and what may be compared with what. Plain numbers in, plain numbers out."""
+"""Averages of accuracies with their spread, tests of differences, and checks that records may be averaged."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 from s2a_bench.cells.record import Record
 
 NOISE_LEVEL = 0.05
-"""Two-sided level of the test behind ``clearly_above``."""
+"""Two-sided level of the test of ``is_clearly_above``."""
 
 
 class NotComparable(ValueError):
@@ -26,27 +26,37 @@ class Stat:
 
     Attributes:
         mean: The mean.
-        std: Spread from seed to seed (ddof=1), propagated through averages; ``None`` where a single seed hides it.
-        n: Seeds behind it; the fewest of all parts for an average.
-        error: Standard error of ``mean``.
-        freedom: Degrees of freedom of ``error``.
+        std: Standard deviation between seeds (ddof=1), propagated through averages; ``None`` with a single seed.
+        n: Number of seeds; of an average, the smallest number of its parts.
+        standard_error: Standard error of ``mean``; ``None`` with a single seed.
+        degrees_of_freedom: Of ``standard_error``.
     """
 
     mean: float
     std: float | None
     n: int
-    error: float | None = None
-    freedom: float | None = None
+    standard_error: float | None = None
+    degrees_of_freedom: float | None = None
+
+    @property
+    def uncertainty(self) -> tuple[float, float] | None:
+        """``(standard_error, degrees_of_freedom)``; ``None`` where they are unknown."""
+        if self.standard_error is None or self.degrees_of_freedom is None:
+            return None
+        return self.standard_error, self.degrees_of_freedom
 
 
-def over_seeds(values: Sequence[float]) -> Stat:
+def mean_over_seeds(values: Sequence[float]) -> Stat:
     """Mean and standard deviation (ddof=1) of one task's seeds.
+
+    With ``n`` seeds of standard deviation ``s``, the standard error is ``s / sqrt(n)`` with ``n - 1`` degrees of
+    freedom.
 
     Raises:
         ValueError: No values.
     """
     if not values:
-        raise ValueError("over_seeds needs at least one value.")
+        raise ValueError("mean_over_seeds needs at least one value.")
     n = len(values)
     if n == 1:
         return Stat(float(values[0]), None, 1)
@@ -54,38 +64,42 @@ def over_seeds(values: Sequence[float]) -> Stat:
     return Stat(statistics.fmean(values), std, n, std / math.sqrt(n), n - 1.0)
 
 
-def propagate(parts: Iterable[Stat]) -> Stat:
-    """Mean of independent means; the spread is ``sqrt(sum of variances) / count``.
+def average_means(parts: Iterable[Stat]) -> Stat:
+    """Mean of ``k`` independent means ``m_i`` with standard deviations ``s_i`` and standard errors ``e_i``.
 
-    Degrees of freedom follow Welch and Satterthwaite.
+    ``mean = sum(m_i) / k``, ``std = sqrt(sum(s_i^2)) / k``, ``standard_error = sqrt(sum(e_i^2)) / k``, with the
+    degrees of freedom of Welch and Satterthwaite. Spread and error are ``None`` where those of one part are.
 
     Raises:
         ValueError: No parts.
     """
     parts = list(parts)
     if not parts:
-        raise ValueError("propagate needs at least one mean.")
+        raise ValueError("average_means needs at least one mean.")
     count = len(parts)
     mean = math.fsum(part.mean for part in parts) / count
     fewest = min(part.n for part in parts)
     stds = [part.std for part in parts if part.std is not None]
-    errors = [(part.error, part.freedom) for part in parts if part.error is not None and part.freedom is not None]
+    errors = [part.uncertainty for part in parts if part.uncertainty is not None]
+    # One part with a single seed leaves the spread of the whole unknown.
     if len(stds) < count or len(errors) < count:
         return Stat(mean, None, fewest)
     std = math.sqrt(math.fsum(s**2 for s in stds)) / count
-    error, freedom = _satterthwaite(errors)
+    error, freedom = _add_errors(errors)
     return Stat(mean, std, fewest, error / count, freedom)
 
 
-def clearly_above(a: Stat, b: Stat, level: float = NOISE_LEVEL) -> bool:
+def is_clearly_above(a: Stat, b: Stat, level: float = NOISE_LEVEL) -> bool:
     """Whether ``a.mean`` exceeds ``b.mean`` by more than the noise between seeds (Welch's t-test, two-sided).
 
-    Never true where a spread is unknown (one seed) or where neither side has any: seeds that agree to the last digit
-    say nothing about the noise.
+    ``a.mean - b.mean > t(1 - level / 2, f) * sqrt(e_a^2 + e_b^2)`` with ``f`` from Welch and Satterthwaite
+    (https://en.wikipedia.org/wiki/Welch%27s_t-test). Never true where a standard error is unknown (one seed) or both
+    are 0: seeds that agree to the last digit say nothing about the noise.
     """
-    if a.mean <= b.mean or a.error is None or b.error is None or a.freedom is None or b.freedom is None:
+    errors = [stat.uncertainty for stat in (a, b) if stat.uncertainty is not None]
+    if a.mean <= b.mean or len(errors) < 2:
         return False
-    error, freedom = _satterthwaite([(a.error, a.freedom), (b.error, b.freedom)])
+    error, freedom = _add_errors(errors)
     if error == 0:
         return False
     from scipy.special import stdtrit
@@ -93,8 +107,15 @@ def clearly_above(a: Stat, b: Stat, level: float = NOISE_LEVEL) -> bool:
     return a.mean - b.mean > float(stdtrit(freedom, 1 - level / 2)) * error
 
 
-def _satterthwaite(errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    """Standard error of a sum and its effective degrees of freedom, from ``(error, freedom)`` of each term."""
+def _add_errors(errors: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """Standard error of a sum of independent terms, and its effective degrees of freedom.
+
+    For terms with standard errors ``e_i`` and degrees of freedom ``f_i``: ``e = sqrt(sum(e_i^2))`` and, after Welch and
+    Satterthwaite, ``f = (sum(e_i^2))^2 / sum(e_i^4 / f_i)``.
+
+    Args:
+        errors: ``(e_i, f_i)`` of each term.
+    """
     # Scaled by the largest, so that the fourth powers of tiny errors do not vanish.
     scale = max(error for error, _ in errors)
     if scale == 0:
@@ -104,7 +125,7 @@ def _satterthwaite(errors: Sequence[tuple[float, float]]) -> tuple[float, float]
     return scale * math.sqrt(total), total**2 / math.fsum(v**2 / f for v, f in variances)
 
 
-def setting(record: Record) -> dict[str, Any]:
+def table_setting(record: Record) -> dict[str, Any]:
     """What all records of one table must share, by name."""
     return {
         "protocol": record.protocol,
@@ -115,7 +136,7 @@ def setting(record: Record) -> dict[str, Any]:
         "limit_train": record.limit_train,
         "limit_test": record.limit_test,
         "image_size": record.data_config.get("size"),
-        "preprocessing": _view(record.data_config),
+        "preprocessing": _describe_view(record.data_config),
     }
 
 
@@ -130,17 +151,17 @@ def data_identity(record: Record) -> dict[str, Any]:
     }
 
 
-def method_config(record: Record) -> dict[str, Any]:
+def comparable_method_config(record: Record) -> dict[str, Any]:
     """A method's options as rows compare them: without those that a search chose, which may differ between datasets."""
-    return _given("method", record.method_config, record)
+    return _without_searched("method", record.method_config, record)
 
 
-def train_config(record: Record) -> dict[str, Any]:
+def comparable_train_config(record: Record) -> dict[str, Any]:
     """A recipe as rows compare them, as ``method_config``."""
-    return _given("train", record.train_config, record)
+    return _without_searched("train", record.train_config, record)
 
 
-def searched(record: Record) -> str | None:
+def describe_search(record: Record) -> str | None:
     """How large a search chose the config: ``grid of 12``, ``random 5, asha``; ``None`` without one."""
     if record.search is None:
         return None
@@ -148,23 +169,32 @@ def searched(record: Record) -> str | None:
     return size if record.search.get("scheduler", "none") == "none" else f"{size}, {record.search['scheduler']}"
 
 
-def _given(scope: str, config: Mapping[str, Any], record: Record) -> dict[str, Any]:
+def _without_searched(scope: str, config: Mapping[str, Any], record: Record) -> dict[str, Any]:
     chosen = record.search["chosen"] if record.search else {}
     return {key: value for key, value in config.items() if f"{scope}.{key}" not in chosen}
 
 
-def task_mean(records: Sequence[Record]) -> Stat:
+def average_seeds(records: Sequence[Record]) -> Stat:
     """Accuracy over the seeds of one method on one dataset.
 
     Raises:
         NotComparable: Anything but the seed differs between two of them, one has no accuracy, or a seed comes twice.
     """
-    _same(records, lambda r: {"suite": r.suite, "dataset": r.dataset, **_who(r), **setting(r), **data_identity(r)})
-    _same(records, lambda r: {"train_config": r.train_config, "method_config": r.method_config})
+    _check_same(
+        records,
+        lambda r: {
+            "suite": r.suite,
+            "dataset": r.dataset,
+            **_method_identity(r),
+            **table_setting(r),
+            **data_identity(r),
+        },
+    )
+    _check_same(records, lambda r: {"train_config": r.train_config, "method_config": r.method_config})
     for a, b in itertools.pairwise(sorted(records, key=lambda r: r.seed)):
         if a.seed == b.seed:
             raise NotComparable(f"Records {a.cell_id} and {b.cell_id} are the same cell: both have seed {a.seed}.")
-    return over_seeds([_accuracy(record) for record in records])
+    return mean_over_seeds([_accuracy(record) for record in records])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,30 +214,32 @@ class Averages:
     mean_of_groups: Stat
 
 
-def averages(records: Sequence[Record]) -> Averages:
+def average_tasks(records: Sequence[Record]) -> Averages:
     """Both averages that the literature prints, from all records of one method on one backbone.
 
     Raises:
         NotComparable: Records differ in method, backbone, checkpoint, epochs, scored split, limits or protocol, or,
             within a dataset, in their data, split or recipe.
     """
-    _same(records, lambda r: {"suite": r.suite, **_who(r), **setting(r)})
+    _check_same(records, lambda r: {"suite": r.suite, **_method_identity(r), **table_setting(r)})
     by_task: dict[str, list[Record]] = {}
     members: dict[str, list[str]] = {}
     for record in sorted(records, key=lambda r: (r.group, r.dataset, r.seed)):
         by_task.setdefault(record.dataset, []).append(record)
         if record.dataset not in members.setdefault(record.group, []):
             members[record.group].append(record.dataset)
-    tasks = {name: task_mean(rows) for name, rows in by_task.items()}
-    groups = {group: propagate(tasks[name] for name in names) for group, names in members.items()}
-    return Averages(tasks, groups, propagate(tasks.values()), propagate(groups.values()))
+    tasks = {name: average_seeds(rows) for name, rows in by_task.items()}
+    groups = {group: average_means(tasks[name] for name in names) for group, names in members.items()}
+    return Averages(tasks, groups, average_means(tasks.values()), average_means(groups.values()))
 
 
-def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the ``(cost, value)`` points that no other point beats, by rising cost.
+def pareto_front(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the Pareto-optimal ``(cost, value)`` points, by rising cost.
 
-    A point is beaten by one that costs no more and is worth no less, and is better in one of the two.
+    A point is dominated by another with ``cost' <= cost`` and ``value' >= value``, one of the two strictly.
     """
+    # By rising cost, and by falling value where costs are equal, a point is on the front if it exceeds every value so
+    # far. Copies of the last point of the front are on it as well.
     front: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: (points[i][0], -points[i][1])):
         if not front or points[index][1] > points[front[-1]][1] or points[index] == points[front[-1]]:
@@ -215,15 +247,15 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
     return front
 
 
-def _view(config: Mapping[str, Any]) -> str:
-    """How images reach the model, as text: lists of a file and tuples of a fresh record are the same."""
+def _describe_view(config: Mapping[str, Any]) -> str:
+    """The preprocessing as text; tuples of a fresh record and lists of one read from a file give the same."""
     view = {key: config[key] for key in ("mean", "std", "interpolation", "resize") if key in config}
     return json.dumps(view, sort_keys=True) if view else ""
 
 
-def _who(record: Record) -> dict[str, Any]:
-    who = {"backbone": record.backbone, "method": record.method, "method_config": method_config(record)}
-    return {**who, "search": searched(record)}
+def _method_identity(record: Record) -> dict[str, Any]:
+    who = {"backbone": record.backbone, "method": record.method, "method_config": comparable_method_config(record)}
+    return {**who, "search": describe_search(record)}
 
 
 def _accuracy(record: Record) -> float:
@@ -232,7 +264,7 @@ def _accuracy(record: Record) -> float:
     return record.accuracy
 
 
-def _same(records: Sequence[Record], fields: Callable[[Record], Mapping[str, Any]]) -> None:
+def _check_same(records: Sequence[Record], fields: Callable[[Record], Mapping[str, Any]]) -> None:
     if not records:
         raise NotComparable("There are no records to average.")
     first, wanted = records[0], fields(records[0])

@@ -40,8 +40,8 @@ def expand(request: Request) -> list[CellConfig]:
     """
     suite = datasets.get_suite(request.suite)
     mistakes = Mistakes()
-    names = mistakes.each(lambda name: datasets.get(suite.name, name).name, request.datasets or suite.defaults)
-    planned = experiment.load(request.experiment) if request.experiment is not None else None
+    names = mistakes.each(lambda name: datasets.get_dataset(suite.name, name).name, request.datasets or suite.defaults)
+    planned = experiment.load_experiment(request.experiment) if request.experiment is not None else None
     labels = request.methods or (planned.methods(suite.name) if planned else method_cards.default_methods())
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
     backbones = request.backbones or usual

@@ -1,4 +1,4 @@
-"""A listener that logs a sweep to MLflow: every record as it comes, and at the end those that are missing."""
+"""A sweep listener that logs every record to MLflow when its cell finishes, and completes the store at the end."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from s2a_bench.tracking.store import Store
 
 
 class Tracker(Listener):
-    """Logs records to MLflow on a thread of its own. What goes wrong stops nothing: all is made good at the end.
+    """Logs records to MLflow on its own thread. Errors do not stop the sweep; ``ended`` logs what is missing.
 
-    A stamp under the output folder says which records a store holds, so that a sweep with nothing to do does not have
-    to open it.
+    A file ``.tracked.json`` in the output folder stores a hash of the records that a store holds, so that a sweep with
+    nothing to do need not open it.
 
     Attributes:
-        uri: The store's, absolute; known when a stage was planned.
-        missing: Why nothing is tracked, where MLflow is not installed and nobody asked for a store of his own.
+        uri: Absolute URI of the store; known when a stage was planned.
+        missing: Why nothing is tracked, if MLflow is not installed and no URI was given; else ``""``.
     """
 
     def __init__(self, suite: str, uri: str | None, output: Path, message: Callable[[str, Level], None]) -> None:
@@ -111,7 +111,7 @@ class Tracker(Listener):
         self._store = None
 
     def _log(self, record: Record) -> None:
-        if not self._broken:  # once a server has gone, waiting for it after every cell helps nobody
+        if not self._broken:  # do not wait again for a server that did not answer
             try:
                 runs.log_cell(self._sweep.result(), record)
             except TrackingError:
@@ -133,10 +133,10 @@ class Tracker(Listener):
         scheme, _, path = self.uri.partition(":///")
         if scheme == "sqlite" and not Path(path).is_file():
             return False
-        return self._read_stamps().get(self._key()) == _digest(found)
+        return self._read_stamps().get(self._key()) == _hash_records(found)
 
     def _stamp(self, found: Sequence[Record]) -> None:
-        stamps = {**self._read_stamps(), self._key(): _digest(found)}
+        stamps = {**self._read_stamps(), self._key(): _hash_records(found)}
         with contextlib.suppress(OSError):  # without a stamp the next sweep opens the store and sees for itself
             write_atomic(self._stamps, json.dumps(stamps, indent=1))
 
@@ -150,6 +150,6 @@ class Tracker(Listener):
         return f"{self.uri} {runs.sweep_id(self._plan.cells)}"
 
 
-def _digest(found: Sequence[Record]) -> str:
+def _hash_records(found: Sequence[Record]) -> str:
     texts = sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found)
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]

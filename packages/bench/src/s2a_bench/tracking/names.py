@@ -1,4 +1,4 @@
-"""How a record is called in MLflow: parameters, tags and metrics carry the names of its fields."""
+"""Maps the fields of a record to MLflow's parameters, tags and metrics, under the same names."""
 
 from __future__ import annotations
 
@@ -37,29 +37,29 @@ _METRICS += ("scoring_seconds", "wall_seconds")
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
 
 
-def params(record: Record) -> dict[str, str]:
+def run_params(record: Record) -> dict[str, str]:
     """A record's parameters; nested configs as ``method.lrp_rank``, ``train.lr``, ``data.size``."""
     values: dict[str, Any] = {name: getattr(record, name) for name in _PARAMS}
     for field, prefix in _NESTED.items():
-        values |= dict(_flat(getattr(record, field), f"{prefix}."))
-    return {_key(name): _text(value)[:_LONGEST_PARAM] for name, value in values.items()}
+        values |= dict(_flatten(getattr(record, field), f"{prefix}."))
+    return {_key(name): _format_value(value)[:_LONGEST_PARAM] for name, value in values.items()}
 
 
-def tags(record: Record) -> dict[str, str]:
-    """A record's tags: what one filters by, hardware, versions, and the error of a failed cell."""
+def run_tags(record: Record) -> dict[str, str]:
+    """A record's tags: fields to filter by, hardware, versions, and the error of a failed cell."""
     values: dict[str, Any] = {name: getattr(record, name) for name in _TAGS}
-    values |= dict(_flat(record.hardware, "hardware.")) | dict(_flat(record.versions, "versions."))
+    values |= dict(_flatten(record.hardware, "hardware.")) | dict(_flatten(record.versions, "versions."))
     values["search"] = record.search["mode"] if record.search else None
     if record.search:
-        values |= dict(_flat({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
+        values |= dict(_flatten({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
     if record.error:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
     # Two names of MLflow's own, which its pages show as the run's source.
     values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
-    return {_key(name): _text(value)[:_LONGEST_TAG] for name, value in values.items()}
+    return {_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}
 
 
-def metrics(record: Record) -> list[tuple[str, float, int]]:
+def run_metrics(record: Record) -> list[tuple[str, float, int]]:
     """A record's numbers as ``(name, value, step)``; curves have the epoch as step.
 
     A curve with the name of a final number is called ``epoch_...``: MLflow shows the last value of a name.
@@ -74,17 +74,17 @@ def metrics(record: Record) -> list[tuple[str, float, int]]:
 
 
 def run_name(record: Record) -> str:
-    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what tells a run from others, defaults left out."""
-    options = ",".join(f"{key}={_text(value)}" for key, value in _set(record).items())
+    """``s2a:lrp_rank=5 digits seed 0 mini_vit train.lr=0.1``: what distinguishes a run; no defaults."""
+    options = ",".join(f"{key}={_format_value(value)}" for key, value in _changed_options(record).items())
     method = f"{record.method}:{options}" if options else record.method
     words = [method, record.dataset, f"seed {record.seed}", record.backbone]
     words += recipes.spoken(recipes.changes(record.suite, record.method, record.train_config))
     return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
 
 
-def _set(record: Record) -> dict[str, Any]:
+def _changed_options(record: Record) -> dict[str, Any]:
     """The options of a record's method that are not the defaults; all of a method that is not installed here."""
-    import s2a  # torch with it, which this door needs for nothing else
+    import s2a  # here, since it imports torch, which nothing else in this package needs
 
     try:
         usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))
@@ -93,13 +93,13 @@ def _set(record: Record) -> dict[str, Any]:
     return {key: value for key, value in record.method_config.items() if key not in usual or value != usual[key]}
 
 
-def record_sha(record: Record) -> str:
+def hash_record(record: Record) -> str:
     """16 hex digits of a record's whole content."""
     text = json.dumps(vars(record), sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def describe(records: Sequence[Record]) -> str:
+def describe_sweep(records: Sequence[Record]) -> str:
     """What a sweep compared, in Markdown."""
     if not records:
         return "A sweep without records."
@@ -126,10 +126,10 @@ def describe(records: Sequence[Record]) -> str:
     return "\n".join([*lines, "", "The records under the output folder are the source; this is a view of them."])
 
 
-def _flat(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
     for key, value in values.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -139,7 +139,7 @@ def _key(name: str) -> str:
     return re.sub(r"[^\w\-. /]", "_", name)[:_LONGEST_KEY]
 
 
-def _text(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, list | tuple):
-        return ", ".join(map(_text, value))
+        return ", ".join(map(_format_value, value))
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True, default=str)

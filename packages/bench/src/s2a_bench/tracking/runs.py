@@ -1,7 +1,7 @@
-"""MLflow as a view of the records: one experiment per suite, a parent run per sweep, a child run per cell.
+"""Writes records to MLflow: one experiment per suite, a parent run per sweep, a child run per cell.
 
-Nothing here is the only copy of anything: ``rebuild`` makes it all again from the records. MLflow itself is imported
-when a store is opened.
+The records stay the source: ``rebuild`` writes the whole store again from them. MLflow is imported when a store is
+opened.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from s2a_bench.cells.outputs import recorded_adapter
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.tracking import names
-from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, quiet
+from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, silence_mlflow
 
 if TYPE_CHECKING:
     from mlflow.entities import Run
@@ -50,19 +50,19 @@ class TrackingError(RuntimeError):
 
 @dataclasses.dataclass
 class CellRun:
-    """What the store holds of a cell.
+    """The run of a cell in the store.
 
     Attributes:
         run_id: Of its run.
-        sha: Of the record it stands for.
+        sha: Hash of the record that it shows.
         parent: Run of the sweep it belongs to.
-        whole: Whether its logging was completed.
+        complete: Whether its logging was completed.
     """
 
     run_id: str
     sha: str
     parent: str
-    whole: bool
+    complete: bool
 
 
 @dataclasses.dataclass
@@ -96,9 +96,9 @@ def start_sweep(store: Store, suite: str, cells: Iterable[str]) -> Sweep:
         TrackingError: MLflow failed.
     """
     own, client = sweep_id(cells), store.client
-    with _failures(f"start the run of sweep {own}"):
-        experiment = _experiment(store, suite)
-        known = _known(store, experiment)
+    with _explain_failures(f"start the run of sweep {own}"):
+        experiment = _get_experiment(store, suite)
+        known = _find_cell_runs(store, experiment)
         wanted = f"tags.kind = 'sweep' and tags.sweep_id = '{own}'"
         found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
         if found:
@@ -121,17 +121,17 @@ def log_cell(sweep: Sweep, record: Record) -> str:
     Raises:
         TrackingError: MLflow failed.
     """
-    client, sha = sweep.store.client, names.record_sha(record)
-    with _failures(f"log cell {record.cell_id}"):
+    client, sha = sweep.store.client, names.hash_record(record)
+    with _explain_failures(f"log cell {record.cell_id}"):
         kept: CellRun | None = None
         for run in list(sweep.cells.get(record.cell_id, [])):
-            if kept or not run.whole or run.sha != sha:
+            if kept or not run.complete or run.sha != sha:
                 client.delete_run(run.run_id)
                 sweep.cells[record.cell_id].remove(run)
             else:
                 kept = run
         if kept is None:
-            return _write(sweep, record, sha)
+            return _create_cell_run(sweep, record, sha)
         if kept.parent != sweep.run_id:
             # An earlier sweep made this cell and this one has it too: it moves over.
             client.set_tag(kept.run_id, PARENT, sweep.run_id)
@@ -149,7 +149,7 @@ def finish_sweep(
         sweep: Of ``start_sweep``.
         records: All records of the sweep.
         files: To attach; those that do not exist are left out.
-        status: ``FINISHED``, ``FAILED`` or ``KILLED``; ``None`` tells from the records.
+        status: ``FINISHED``, ``FAILED`` or ``KILLED``; ``None``: decided by the records.
 
     Raises:
         TrackingError: MLflow failed.
@@ -161,9 +161,9 @@ def finish_sweep(
     stopped = sum(record.status == "stopped" for record in records)
     counts = {"cells_done": len(records) - failed - stopped, "cells_failed": failed}
     counts |= {"cells_stopped": stopped} if stopped else {}
-    with _failures(f"close the run of sweep {sweep.sweep_id}"):
+    with _explain_failures(f"close the run of sweep {sweep.sweep_id}"):
         points = [Metric(name, float(value), now, 0) for name, value in counts.items()]
-        client.log_batch(sweep.run_id, points, tags=[RunTag("mlflow.note.content", names.describe(records))])
+        client.log_batch(sweep.run_id, points, tags=[RunTag("mlflow.note.content", names.describe_sweep(records))])
         for path in files:
             if path.is_file():
                 client.log_artifact(sweep.run_id, str(path))
@@ -189,9 +189,9 @@ def rebuild(output: Path, uri: str | None = None) -> int:
     logged = 0
     for suite in sorted({record.suite for record in found}):
         own = [record for record in found if record.suite == suite]
-        with _failures(f"read experiment {suite!r}"):
-            known = _known(store, _experiment(store, suite))
-        stale = [record for record in own if not _stands(known.get(record.cell_id, []), record)]
+        with _explain_failures(f"read experiment {suite!r}"):
+            known = _find_cell_runs(store, _get_experiment(store, suite))
+        stale = [record for record in own if not _is_logged(known.get(record.cell_id, []), record)]
         if stale:
             sweep = start_sweep(store, suite, [record.cell_id for record in own])
             for record in stale:
@@ -205,11 +205,11 @@ def rebuild(output: Path, uri: str | None = None) -> int:
 def _close_open_sweeps(store: Store, suite: str, own: Sequence[Record]) -> None:
     """Closes the parent runs of these records that a server which went away has left running."""
     by_id = {record.cell_id: record for record in own}
-    with _failures(f"read experiment {suite!r}"):
-        experiment = _experiment(store, suite)
+    with _explain_failures(f"read experiment {suite!r}"):
+        experiment = _get_experiment(store, suite)
         running = "tags.kind = 'sweep' and attributes.status = 'RUNNING'"
         unfinished = store.client.search_runs([experiment], running, max_results=_PAGE)
-        known = _known(store, experiment) if unfinished else {}
+        known = _find_cell_runs(store, experiment) if unfinished else {}
     for run in unfinished:
         children = [by_id[cell] for cell, runs in known.items() if cell in by_id and runs[0].parent == run.info.run_id]
         if children:
@@ -217,8 +217,8 @@ def _close_open_sweeps(store: Store, suite: str, own: Sequence[Record]) -> None:
             finish_sweep(sweep, children, [store.output / "report.html", store.output / "report.md"])
 
 
-def _experiment(store: Store, suite: str) -> str:
-    """The suite's experiment, made or brought back where needed."""
+def _get_experiment(store: Store, suite: str) -> str:
+    """Id of the suite's experiment, which is created, or restored if it was deleted."""
     from mlflow.exceptions import MlflowException
 
     client = store.client
@@ -239,7 +239,7 @@ def _experiment(store: Store, suite: str) -> str:
     return found.experiment_id
 
 
-def _known(store: Store, experiment: str) -> dict[str, list[CellRun]]:
+def _find_cell_runs(store: Store, experiment: str) -> dict[str, list[CellRun]]:
     cells: dict[str, list[CellRun]] = {}
     token: str | None = None
     while True:
@@ -257,27 +257,27 @@ def _cell_run(run: Run) -> CellRun:
     return CellRun(run.info.run_id, tags.get("record_sha", ""), tags.get(PARENT, ""), whole)
 
 
-def _stands(runs: Sequence[CellRun], record: Record) -> bool:
-    return len(runs) == 1 and runs[0].whole and runs[0].sha == names.record_sha(record)
+def _is_logged(runs: Sequence[CellRun], record: Record) -> bool:
+    return len(runs) == 1 and runs[0].complete and runs[0].sha == names.hash_record(record)
 
 
-def _write(sweep: Sweep, record: Record, sha: str) -> str:
+def _create_cell_run(sweep: Sweep, record: Record, sha: str) -> str:
     from mlflow.entities import Metric, Param
 
     client = sweep.store.client
     start, length = _milliseconds(record.started_at), round(1000 * (record.seconds or 0))
-    tags = {**names.tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
+    tags = {**names.run_tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
     tags |= {PARENT: sweep.run_id, "mlflow.runName": names.run_name(record)}
     run_id = client.create_run(sweep.experiment_id, start_time=start, tags=tags).info.run_id
-    # Not whole until it is closed: whatever happens in between, the next attempt replaces it.
-    own = CellRun(run_id, sha, sweep.run_id, whole=False)
+    # Complete only when it is closed: after an interruption the next attempt replaces it.
+    own = CellRun(run_id, sha, sweep.run_id, complete=False)
     sweep.cells.setdefault(record.cell_id, []).append(own)
 
-    numbers = names.metrics(record)
+    numbers = names.run_metrics(record)
     last = max((step for _, _, step in numbers), default=0) or 1
     # A point of a curve gets its share of the run's time, a final number its end.
     points = [Metric(key, v, start + (length * step // last if step else length), step) for key, v, step in numbers]
-    values = [Param(key, value) for key, value in names.params(record).items()]
+    values = [Param(key, value) for key, value in names.run_params(record).items()]
     while points or values:
         # MLflow takes 1,000 items at a time, of them 100 parameters.
         client.log_batch(run_id, points[:900], values[:100])
@@ -288,7 +288,7 @@ def _write(sweep: Sweep, record: Record, sha: str) -> str:
     if (adapter := recorded_adapter(record, sweep.store.output)) is not None:
         client.log_artifact(run_id, str(adapter), "adapter")
     client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED", start + length)
-    own.whole = True
+    own.complete = True
     return run_id
 
 
@@ -300,9 +300,11 @@ def _milliseconds(moment: str) -> int:
 
 
 @contextlib.contextmanager
-def _failures(what: str) -> Iterator[None]:
+def _explain_failures(what: str) -> Iterator[None]:
     try:
-        with quiet(logging.CRITICAL):  # it prints the traceback of an error that we say in one sentence
+        with silence_mlflow(
+            logging.CRITICAL
+        ):  # it prints the traceback of an error that is raised here as one sentence
             yield
     except Exception as error:
         raise TrackingError(f"MLflow could not {what} ({type(error).__name__}: {first_line(error)}).") from error

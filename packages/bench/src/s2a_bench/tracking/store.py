@@ -1,4 +1,4 @@
-"""Opening an MLflow store: what can be wrong with it is found here, within seconds, before anything runs."""
+"""Opens an MLflow store. All its errors are found here, within seconds, before any cell runs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 PROBE_SECONDS = 3
-"""Patience for each answer of a server while the store is opened."""
+"""Timeout for each answer of a server while the store is opened."""
 
 # Switches that MLflow has only as environment variables; a user's own values stay.
 _SWITCHES = {
@@ -50,7 +50,7 @@ class Store:
         uri: Absolute; ``mlflow ui --backend-store-uri`` takes it.
         artifacts: Where new experiments put their files; ``None`` leaves it to the server.
         client: MLflow's client of that store.
-        output: The output folder that it is a view of.
+        output: The output folder whose records it shows.
     """
 
     uri: str
@@ -72,12 +72,14 @@ def check_uri(uri: str | None, output: Path) -> str:
     if scheme == "sqlite":
         return _check_sqlite(uri)
     if scheme in ("", "file"):
-        raise InputError(f"The tracking URI {_shown(uri)!r} is a folder, which MLflow no longer writes to; {_USAGE}.")
+        raise InputError(
+            f"The tracking URI {_hide_password(uri)!r} is a folder, which MLflow no longer writes to; {_USAGE}."
+        )
     if scheme not in _PORTS and scheme != "databricks":
-        raise InputError(f"The tracking URI {_shown(uri)!r} has the unknown scheme {scheme!r}; {_USAGE}.")
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} has the unknown scheme {scheme!r}; {_USAGE}.")
     # Behind a proxy only the client knows the way; it is tried in ``open_store``.
     if scheme in _PORTS and scheme not in urllib.request.getproxies():
-        _probe(uri, _PORTS[scheme])
+        _check_server(uri, _PORTS[scheme])
     return uri
 
 
@@ -101,7 +103,7 @@ def open_store(uri: str | None, output: Path) -> Store:
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
     artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
     try:
-        with quiet(), _impatient():
+        with silence_mlflow(), _use_short_timeouts():
             from mlflow import MlflowClient
 
             if uri.startswith("sqlite"):
@@ -110,7 +112,7 @@ def open_store(uri: str | None, output: Path) -> Store:
             client.search_experiments(max_results=1)
     except Exception as error:
         raise InputError(
-            f"The tracking store {_shown(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
+            f"The tracking store {_hide_password(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
         ) from error
     return Store(uri, artifacts, client, output.absolute())
 
@@ -121,7 +123,7 @@ def first_line(error: BaseException) -> str:
     return lines[0].rstrip(".")[:300]
 
 
-def _shown(uri: str) -> str:
+def _hide_password(uri: str) -> str:
     """Without the password that a database's URI may carry."""
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
@@ -134,7 +136,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
     head, slashes, tail = uri.partition(":///")
     path = _sqlite_path(uri)
     if not slashes or path.name in ("", ":memory:"):
-        raise InputError(f"The tracking URI {_shown(uri)!r} names no file; {_USAGE}.")
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} names no file; {_USAGE}.")
     query = tail.partition("?")[1] + tail.partition("?")[2]
     path = path.absolute()
     try:
@@ -142,38 +144,39 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             path.parent.mkdir(parents=True, exist_ok=True)
         if not path.parent.is_dir():
             raise InputError(
-                f"The tracking URI {_shown(uri)!r} lies in the folder {path.parent}, which does not exist; make it."
+                f"The tracking URI {_hide_password(uri)!r} lies in folder {path.parent}, which does not exist; make it."
             )
         if path.exists():
             with path.open("r+b") as file:
                 if file.read(16) not in (b"", b"SQLite format 3\0"):
-                    raise InputError(
-                        f"The tracking URI {_shown(uri)!r} names a file that is no SQLite database; {_USAGE}."
-                    )
+                    raise InputError(f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}.")
         elif not os.access(path.parent, os.W_OK):
-            raise InputError(f"The tracking URI {_shown(uri)!r} lies in a folder that is not writable; {_USAGE}.")
+            raise InputError(
+                f"The tracking URI {_hide_password(uri)!r} lies in a folder that is not writable; {_USAGE}."
+            )
     except OSError as error:
-        raise InputError(f"The tracking URI {_shown(uri)!r} cannot be used ({error}); {_USAGE}.") from error
+        raise InputError(f"The tracking URI {_hide_password(uri)!r} cannot be used ({error}); {_USAGE}.") from error
     return f"{head}:///{path}{query}"
 
 
-def _probe(uri: str, port: int) -> None:
-    """Connects once, so that a wrong address costs seconds whatever the client's own patience is."""
+def _check_server(uri: str, port: int) -> None:
+    """Connects once, so that a wrong address is found within seconds."""
     try:
         parts = urllib.parse.urlsplit(uri)
         host, port = parts.hostname or "", parts.port or port
         socket.create_connection((host, port), timeout=PROBE_SECONDS).close()
     except (OSError, ValueError) as error:
         raise InputError(
-            f"No tracking server answers at {_shown(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
+            f"No tracking server answers at {_hide_password(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
         ) from error
 
 
 def _create_database(path: Path, artifacts: str) -> None:
-    """A new MLflow database, whole or not at all.
+    """Creates an MLflow database, completely or not at all.
 
-    MLflow migrates a fresh one through all its versions, with a flush to disk at each step, and a kill in between
-    leaves a file that it refuses afterwards. So it grows beside its place, unflushed, and is moved there when done.
+    MLflow migrates a new database through all its versions with a flush to disk at each step, and refuses one whose
+    migration was interrupted. So it is created in a temporary folder beside its place, without flushes, and moved there
+    when it is complete.
     """
     if path.exists() and path.stat().st_size:
         return
@@ -197,8 +200,8 @@ def _create_database(path: Path, artifacts: str) -> None:
 
 
 @contextlib.contextmanager
-def quiet(level: int = logging.WARNING) -> Iterator[None]:
-    """Without what MLflow has to say below a level, the progress of a migration say, on the user's terminal."""
+def silence_mlflow(level: int = logging.WARNING) -> Iterator[None]:
+    """Hides MLflow's log messages below a level, such as the progress of a migration."""
     loggers = [logging.getLogger(name) for name in ("mlflow", "mlflow.store.db.utils", "alembic")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -211,8 +214,8 @@ def quiet(level: int = logging.WARNING) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """MLflow's HTTP patience at its shortest, unless the user has set his own."""
+def _use_short_timeouts() -> Iterator[None]:
+    """Sets MLflow's shortest HTTP timeouts, unless the user has set others."""
     short = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": str(PROBE_SECONDS)}
     ours = {name: value for name, value in short.items() if os.environ.get(name) == _SWITCHES[name]}
     os.environ.update(ours)

@@ -1,8 +1,8 @@
 """Renders small images with numpy: anti-aliased sprites, smooth backgrounds and textures.
 
-Only uniform numbers are drawn, single-precision arithmetic is elementwise (no BLAS, no reductions, whose order may
-vary), and transcendental functions are evaluated in double precision: what remains of a difference between platforms
-is far below one grey level.
+The same seeds must give the same images on every platform: only uniform numbers are drawn, single-precision
+arithmetic is elementwise (no BLAS and no reductions, whose order may vary), and transcendental functions are
+evaluated in double precision, so that remaining differences are far below one grey level.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ REACH = 1.25
 """No shape of radius 1 goes farther than this from its centre, its soft edge included."""
 
 
-def uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> np.ndarray:
+def draw_uniform(rng: np.random.Generator, low: float, high: float, *shape: int) -> np.ndarray:
     """Uniform numbers in [low, high)."""
     return low + (high - low) * rng.random(shape)
 
 
-def integers(rng: np.random.Generator, n: int, *shape: int) -> np.ndarray:
+def draw_integers(rng: np.random.Generator, n: int, *shape: int) -> np.ndarray:
     """Uniform whole numbers in 0..n-1."""
     return (n * rng.random(shape)).astype(np.int64)
 
 
-def order(rng: np.random.Generator, n: int) -> np.ndarray:
+def draw_permutation(rng: np.random.Generator, n: int) -> np.ndarray:
     """A permutation of 0..n-1."""
     return np.argsort(rng.random(n), kind="stable")
 
 
-def pool(samples: np.ndarray) -> np.ndarray:
+def average_subsamples(samples: np.ndarray) -> np.ndarray:
     """Mean over the samples of each pixel, in a fixed order of summation."""
     total = sum(samples[..., i::_SUB, j::_SUB] for i in range(_SUB) for j in range(_SUB))
     return np.asarray(total / np.float32(_SUB * _SUB))
@@ -68,7 +68,7 @@ class Sprites:
     kind: np.ndarray
     free: np.ndarray
 
-    def take(self, which: np.ndarray) -> Sprites:
+    def select(self, which: np.ndarray) -> Sprites:
         """The sprites selected by an index or mask."""
         return Sprites(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
 
@@ -119,14 +119,15 @@ def _key(u: np.ndarray, v: np.ndarray, free: np.ndarray) -> np.ndarray:
 POINTERS: tuple[Distance, ...] = (_dart, _key)
 """Shapes without rotational symmetry."""
 SHAPES: tuple[Distance, ...] = (_disc, _square, _bar, _triangle, _cross, _ring)
-"""Shapes whose centre is where they are."""
+"""Shapes whose centre is well defined, for locations and counts."""
 
 
-def _coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _compute_coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fraction of each pixel that a sprite covers, ``(M, window, window)``, and the window's corners x, y ``(M,)``."""
     left, top = (
         (np.floor(centre).astype(np.int64) - window // 2).clip(0, SIZE - window) for centre in (sprites.x, sprites.y)
     )
+    # Coordinates of the subsamples relative to the centre, in units of the radius, rotated by the angle.
     offsets = (np.arange(window * _SUB) + 0.5) / _SUB
     x, y = (
         ((corner[:, None] + offsets - centre[:, None]) / sprites.radius[:, None]).astype(np.float32)
@@ -135,12 +136,13 @@ def _coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[np.ndarra
     cos, sin = (f(sprites.angle).astype(np.float32)[:, None, None] for f in (np.cos, np.sin))
     u = x[:, None, :] * cos + y[:, :, None] * sin
     v = y[:, :, None] * cos - x[:, None, :] * sin
+    # Soft edge: coverage falls from 1 to 0 over one subsample around distance 0.
     distance = shape(u, v, sprites.free.astype(np.float32)[:, None, None])
     samples = distance * (sprites.radius * _SUB).astype(np.float32)[:, None, None]
-    return pool(np.clip(np.float32(0.5) - samples, 0, 1)), left, top
+    return average_subsamples(np.clip(np.float32(0.5) - samples, 0, 1)), left, top
 
 
-def paint(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shapes: tuple[Distance, ...]) -> None:
+def paint_sprites(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shapes: tuple[Distance, ...]) -> None:
     """Paints sprites onto images, in place; at most one sprite per image and call.
 
     Args:
@@ -155,7 +157,7 @@ def paint(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shapes: tupl
     for kind, shape in enumerate(shapes):
         chosen = np.flatnonzero(sprites.kind == kind)
         for part in np.array_split(chosen, len(chosen) // 128 + 1):
-            cover, left, top = _coverage(sprites.take(part), shape, window)
+            cover, left, top = _compute_coverage(sprites.select(part), shape, window)
             inside = np.arange(window)
             where = (
                 sprites.image[part][:, None, None, None],
@@ -171,8 +173,11 @@ def paint(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shapes: tupl
 # --- Backgrounds and colours -----------------------------------------------------------------------------------------
 
 
-def smooth(lattice: np.ndarray, samples: int) -> np.ndarray:
-    """A ``(..., c + 1, c + 1)`` lattice of values interpolated smoothly at ``(..., samples, samples)`` points."""
+def interpolate_smoothly(lattice: np.ndarray, samples: int) -> np.ndarray:
+    """Interpolates a ``(..., c + 1, c + 1)`` lattice at ``(..., samples, samples)`` points.
+
+    Between lattice values along each axis with the smoothstep weight ``w(t) = t^2 (3 - 2 t)``, t in [0, 1).
+    """
     cells = lattice.shape[-1] - 1
     position = (np.arange(samples) + 0.5) * cells / samples
     low = np.floor(position).astype(np.int64)
@@ -182,7 +187,7 @@ def smooth(lattice: np.ndarray, samples: int) -> np.ndarray:
     return rows[..., low] + (rows[..., low + 1] - rows[..., low]) * t
 
 
-def far_colour(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
+def draw_distant_colours(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
     """``(N, 3)`` random colours away from ``base``: the farthest of eight draws."""
     draws = rng.random((len(base), 8, 3))
     red, green, blue = np.moveaxis((draws - base[:, None]) ** 2, 2, 0)
@@ -190,26 +195,26 @@ def far_colour(rng: np.random.Generator, base: np.ndarray) -> np.ndarray:
     return draws[np.arange(len(base)), distance.argmax(axis=1)]
 
 
-def opaque(colour: np.ndarray) -> np.ndarray:
+def add_opacity(colour: np.ndarray) -> np.ndarray:
     """``(M, 4)`` from ``(M, 3)`` colours."""
     return np.concatenate([colour, np.ones((len(colour), 1))], axis=1)
 
 
-def background(rng: np.random.Generator, n: int, clutter: int) -> tuple[np.ndarray, np.ndarray]:
+def render_backgrounds(rng: np.random.Generator, n: int, clutter: int) -> tuple[np.ndarray, np.ndarray]:
     """Smoothly varying ``(N, 3, 32, 32)`` backgrounds with ``clutter`` faint discs each, and their base colours."""
-    base = uniform(rng, 0.15, 0.85, n, 3)
-    lattice = base[:, :, None, None] + uniform(rng, -0.2, 0.2, n, 3, 5, 5)
-    canvas = smooth(lattice.astype(np.float32), SIZE)
+    base = draw_uniform(rng, 0.15, 0.85, n, 3)
+    lattice = base[:, :, None, None] + draw_uniform(rng, -0.2, 0.2, n, 3, 5, 5)
+    canvas = interpolate_smoothly(lattice.astype(np.float32), SIZE)
     for _ in range(clutter):
-        x, y = uniform(rng, 0, SIZE, n), uniform(rng, 0, SIZE, n)
+        x, y = draw_uniform(rng, 0, SIZE, n), draw_uniform(rng, 0, SIZE, n)
         zero = np.zeros(n)
-        discs = Sprites(np.arange(n), x, y, uniform(rng, 1, 4, n), zero, zero.astype(np.int64), zero)
-        colour = np.concatenate([rng.random((n, 3)), uniform(rng, 0.1, 0.3, n, 1)], axis=1)
-        paint(canvas, discs, colour, (_disc,))
+        discs = Sprites(np.arange(n), x, y, draw_uniform(rng, 1, 4, n), zero, zero.astype(np.int64), zero)
+        colour = np.concatenate([rng.random((n, 3)), draw_uniform(rng, 0.1, 0.3, n, 1)], axis=1)
+        paint_sprites(canvas, discs, colour, (_disc,))
     return canvas, base
 
 
-def finish(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
+def add_noise(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:
     """``canvas`` in [0, 1] with a little noise, as uint8."""
     noise = rng.random(canvas.shape, dtype=np.float32) - np.float32(0.5)
     canvas = np.clip(canvas + noise * np.float32(0.1), 0, 1)
@@ -248,7 +253,7 @@ def _dots(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
 
 def _rings(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     n = len(u)
-    x, y = (c - c.mean(axis=(1, 2), keepdims=True) - uniform(rng, -1.5, 1.5, n, 1, 1) for c in (u, v))
+    x, y = (c - c.mean(axis=(1, 2), keepdims=True) - draw_uniform(rng, -1.5, 1.5, n, 1, 1) for c in (u, v))
     return _wave(np.sqrt(x * x + y * y))
 
 
@@ -262,7 +267,7 @@ def _bricks(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarra
 def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     """Worley noise: how much nearer the nearest of the jittered grid points is than the second nearest."""
     n, table = len(u), 16
-    jitter = uniform(rng, 0.1, 0.9, 2, n, table, table)
+    jitter = draw_uniform(rng, 0.1, 0.9, 2, n, table, table)
     column, row = np.floor(u).astype(np.int64), np.floor(v).astype(np.int64)
     image = np.arange(n)[:, None, None]
     first, second = np.full(u.shape, np.inf), np.full(u.shape, np.inf)
@@ -278,15 +283,15 @@ def _cells(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray
 
 def _clouds(rng: np.random.Generator, u: np.ndarray, v: np.ndarray) -> np.ndarray:
     n, samples = len(u), u.shape[-1]
-    coarse, fine = (smooth(rng.random((n, cells + 1, cells + 1)), samples) for cells in (5, 11))
+    coarse, fine = (interpolate_smoothly(rng.random((n, cells + 1, cells + 1)), samples) for cells in (5, 11))
     return np.clip(0.5 + 1.6 * (coarse - 0.5) + 0.9 * (fine - 0.5), 0, 1)
 
 
 PATTERNS: tuple[Pattern, ...] = (_stripes, _zigzag, _checks, _dots, _rings, _bricks, _cells, _clouds)
-"""The classes of ``textures`` in label order."""
+"""The classes of task ``textures`` in label order."""
 
 
-def textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+def render_textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     """``(N, 3, 32, 32)`` float32 textures in [0, 1] in two colours each.
 
     Direction, period (5 to 11 pixels), phase, colours, contrast and a gradient of light are random.
@@ -296,8 +301,8 @@ def textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
         labels: ``(N,)`` indices into ``PATTERNS``.
     """
     n = len(labels)
-    angle, period = uniform(rng, 0, 2 * np.pi, n), uniform(rng, 5, 11, n)
-    phase = uniform(rng, 0, 16, 2, n)
+    angle, period = draw_uniform(rng, 0, 2 * np.pi, n), draw_uniform(rng, 5, 11, n)
+    phase = draw_uniform(rng, 0, 16, 2, n)
     axis = (np.arange(SIZE * _SUB) + 0.5) / _SUB - SIZE / 2
     cos, sin = ((f(angle) / period)[:, None, None] for f in (np.cos, np.sin))
     u = axis[None, None, :] * cos + axis[None, :, None] * sin + phase[0][:, None, None]
@@ -305,11 +310,11 @@ def textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
     mix = np.empty((n, SIZE, SIZE))
     for label, pattern in enumerate(PATTERNS):
         chosen = np.flatnonzero(labels == label)
-        mix[chosen] = pool(pattern(rng, u[chosen], v[chosen]))
+        mix[chosen] = average_subsamples(pattern(rng, u[chosen], v[chosen]))
     first = rng.random((n, 3))
-    second = first + (far_colour(rng, first) - first) * uniform(rng, 0.3, 1, n, 1)
+    second = first + (draw_distant_colours(rng, first) - first) * draw_uniform(rng, 0.3, 1, n, 1)
     swap = rng.random(n) < 0.5
     mix[swap] = 1 - mix[swap]
-    light = 1 + 0.5 * (smooth(rng.random((n, 1, 2, 2)), SIZE) - 0.5)
+    light = 1 + 0.5 * (interpolate_smoothly(rng.random((n, 1, 2, 2)), SIZE) - 0.5)
     canvas = first[:, :, None, None] + (second - first)[:, :, None, None] * mix[:, None]
     return (canvas * light).astype(np.float32)

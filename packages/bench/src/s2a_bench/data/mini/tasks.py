@@ -1,7 +1,7 @@
 """The embedded tasks of suite ``mini``: 32 x 32 RGB, 800 train, 200 val, and a test set.
 
-``digits`` is real handwriting; the others are rendered by ``mini_render`` from fixed seeds, so that the data are the
-same for every cell. The streams of the splits are independent.
+``digits`` is real handwriting; the others are rendered by ``render.py`` from fixed seeds, so that every cell sees the
+same images. Each split has its own random generator.
 """
 
 from __future__ import annotations
@@ -22,63 +22,71 @@ from s2a_bench.data.mini.render import (
     SHAPES,
     SIZE,
     Sprites,
-    background,
-    far_colour,
-    finish,
-    integers,
-    opaque,
-    order,
-    paint,
-    textures,
-    uniform,
+    add_noise,
+    add_opacity,
+    draw_distant_colours,
+    draw_integers,
+    draw_permutation,
+    draw_uniform,
+    paint_sprites,
+    render_backgrounds,
+    render_textures,
 )
 from s2a_bench.errors import unknown
 
 SPLITS = {"train800": 800, "val200": 200, "test": 2000}
 """Images of a rendered task."""
 
-Split = tuple[np.ndarray, np.ndarray]
+LabelledArrays = tuple[np.ndarray, np.ndarray]
 """``(N, 3, 32, 32)`` uint8 images and ``(N,)`` int64 labels, both read-only."""
 
 Render = Callable[[np.random.Generator, np.ndarray], np.ndarray]
 
 SEED = 20101
+SPLIT_ID = f"embedded-seed{SEED}"
+"""Identity of the lists of every embedded task."""
 
 
-def _binned(rng: np.random.Generator, labels: np.ndarray, bins: int) -> np.ndarray:
-    """A position in [0, 1) within each label's bin, off its borders, so that the label is not a matter of noise."""
-    return (labels + uniform(rng, 0.2, 0.8, len(labels))) / bins
+def _draw_positions_in_bins(rng: np.random.Generator, labels: np.ndarray, bins: int) -> np.ndarray:
+    """Positions in [0, 1): each in the middle 60 % of its label's bin, so that noise does not decide the label."""
+    return (labels + draw_uniform(rng, 0.2, 0.8, len(labels))) / bins
 
 
 def orientation_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
     """A pointer per image whose direction falls into one of 16 bins of a full turn."""
     n = len(labels)
-    angle = 2 * np.pi * _binned(rng, labels, 16)
-    radius = uniform(rng, 8, 12, n)
+    angle = 2 * np.pi * _draw_positions_in_bins(rng, labels, 16)
+    radius = draw_uniform(rng, 8, 12, n)
     x, y = (radius + (SIZE - 2 * radius) * rng.random(n) for _ in range(2))
-    return Sprites(np.arange(n), x, y, radius, angle, integers(rng, len(POINTERS), n), rng.random(n))
+    return Sprites(np.arange(n), x, y, radius, angle, draw_integers(rng, len(POINTERS), n), rng.random(n))
 
 
-def _orientation(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = background(rng, len(labels), clutter=2)
-    paint(canvas, orientation_scene(rng, labels), opaque(far_colour(rng, base)), POINTERS)
-    return finish(rng, canvas)
+def _render_orientation(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = render_backgrounds(rng, len(labels), clutter=2)
+    paint_sprites(canvas, orientation_scene(rng, labels), add_opacity(draw_distant_colours(rng, base)), POINTERS)
+    return add_noise(rng, canvas)
 
 
 def location_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
     """A shape per image whose centre's x falls into one of 16 bins between pixels 4 and 28."""
     n = len(labels)
-    x = 4 + 24 * _binned(rng, labels, 16)
-    y, radius = uniform(rng, 4, 28, n), uniform(rng, 2.5, 4.5, n)
+    x = 4 + 24 * _draw_positions_in_bins(rng, labels, 16)
+    y, radius = draw_uniform(rng, 4, 28, n), draw_uniform(rng, 2.5, 4.5, n)
     return Sprites(
-        np.arange(n), x, y, radius, uniform(rng, 0, 2 * np.pi, n), integers(rng, len(SHAPES), n), rng.random(n)
+        np.arange(n),
+        x,
+        y,
+        radius,
+        draw_uniform(rng, 0, 2 * np.pi, n),
+        draw_integers(rng, len(SHAPES), n),
+        rng.random(n),
     )
 
 
-def _location(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = background(rng, len(labels), clutter=5)
-    paint(canvas, location_scene(rng, labels), opaque(far_colour(rng, base)), SHAPES)
-    return finish(rng, canvas)
+def _render_location(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = render_backgrounds(rng, len(labels), clutter=5)
+    paint_sprites(canvas, location_scene(rng, labels), add_opacity(draw_distant_colours(rng, base)), SHAPES)
+    return add_noise(rng, canvas)
 
 
 def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25) -> list[Sprites]:
@@ -88,37 +96,44 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
         Eight ``Sprites``; the k-th holds the k-th shape of the images that have so many.
     """
     n, slots, tries = len(labels), 8, 160
-    scale = uniform(rng, 2.3, 3.0, n)
+    scale = draw_uniform(rng, 2.3, 3.0, n)
     x, y, radius = (np.zeros((n, slots)) for _ in range(3))
     rows = np.arange(n)
     scene = []
     for k in range(slots):
-        wanted = scale * uniform(rng, 0.8, 1.1, n)
+        # Draw many places for the k-th shape and measure the free radius around each.
+        wanted = scale * draw_uniform(rng, 0.8, 1.1, n)
         reach = wanted * REACH
         free = SIZE - 2 * reach[:, None]
         tx, ty = (reach[:, None] + free * rng.random((n, tries)) for _ in range(2))
         distance = np.sqrt((tx[:, :, None] - x[:, None, :k]) ** 2 + (ty[:, :, None] - y[:, None, :k]) ** 2)
-        room = (distance - radius[:, None, :k] * REACH - gap).min(axis=2, initial=np.inf)
-        fits = room >= reach[:, None]
-        best = np.where(fits.any(axis=1), fits.argmax(axis=1), room.argmax(axis=1))
+        space = (distance - radius[:, None, :k] * REACH - gap).min(axis=2, initial=np.inf)
+        # Take the first place where the shape fits, or the one with most space.
+        fits = space >= reach[:, None]
+        best = np.where(fits.any(axis=1), fits.argmax(axis=1), space.argmax(axis=1))
         x[:, k], y[:, k] = tx[rows, best], ty[rows, best]
-        radius[:, k] = np.minimum(wanted, room[rows, best] / REACH)  # a crowded place: a smaller shape
+        radius[:, k] = np.minimum(wanted, space[rows, best] / REACH)  # a smaller shape where there is less space
         sprites = Sprites(
-            rows, x[:, k], y[:, k], radius[:, k], uniform(rng, 0, 2 * np.pi, n), integers(rng, len(SHAPES), n),
+            rows,
+            x[:, k],
+            y[:, k],
+            radius[:, k],
+            draw_uniform(rng, 0, 2 * np.pi, n),
+            draw_integers(rng, len(SHAPES), n),
             rng.random(n),
-        )  # fmt: skip
-        scene.append(sprites.take(labels >= k))
+        )
+        scene.append(sprites.select(labels >= k))
     return scene
 
 
-def _count(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = background(rng, len(labels), clutter=0)
+def _render_count(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    canvas, base = render_backgrounds(rng, len(labels), clutter=0)
     for sprites in count_scene(rng, labels):
-        paint(canvas, sprites, opaque(far_colour(rng, base[sprites.image])), SHAPES)
-    return finish(rng, canvas)
+        paint_sprites(canvas, sprites, add_opacity(draw_distant_colours(rng, base[sprites.image])), SHAPES)
+    return add_noise(rng, canvas)
 
 
-def _handwritten() -> tuple[np.ndarray, np.ndarray]:
+def _read_handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
     """scikit-learn's digits: ``(1797, 8, 8)`` float64, whole numbers 0..16, and ``(1797,)`` int64.
 
     Read from its file where that is in its place: importing scikit-learn takes seconds in every process.
@@ -135,31 +150,34 @@ def _handwritten() -> tuple[np.ndarray, np.ndarray]:
     return data.images.astype(np.float64), data.target.astype(np.int64)
 
 
-def _digits() -> dict[str, Split]:
-    small, labels = _handwritten()
-    # Keys' cubic at phases of n/8: every weight is a dyadic fraction, so the sums are exact in any order.
+def _make_digits() -> dict[str, LabelledArrays]:
+    small, labels = _read_handwritten_digits()
+    # Enlarge 8 x 8 to 32 x 32 with Keys' cubic kernel (a = -1/2; IEEE Trans. ASSP 29(6), 1981):
+    #   w(t) = 1.5 |t|^3 - 2.5 |t|^2 + 1 for |t| <= 1, -0.5 |t|^3 + 2.5 |t|^2 - 4 |t| + 2 for |t| < 2.
+    # At phases of n/8 every weight is a dyadic fraction, so the sums are exact in any order.
     position = (np.arange(SIZE) + 0.5) / 4 - 0.5
     first = np.floor(position).astype(np.int64) - 1
     t = np.abs(position[:, None] - (first[:, None] + np.arange(4)))
     weight = np.where(t <= 1, 1.5 * t**3 - 2.5 * t**2 + 1, -0.5 * t**3 + 2.5 * t**2 - 4 * t + 2)
     taps = (first[:, None] + np.arange(4)).clip(0, 7)
+    # Rows first, then columns.
     rows = (small[:, taps] * weight[:, :, None]).sum(axis=2)
     full = (rows[:, :, taps] * weight).sum(axis=3)
     grey = np.rint(full.clip(0, 16) * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
-    parts = zip(SPLITS, np.split(order(_generator("digits", 0), len(images)), [800, 1000]), strict=True)
+    parts = zip(SPLITS, np.split(draw_permutation(_generator("digits", 0), len(images)), [800, 1000]), strict=True)
     return {name: (images[part], labels[part]) for name, part in parts}
 
 
-def _textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    return finish(rng, textures(rng, labels))
+def _render_textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
+    return add_noise(rng, render_textures(rng, labels))
 
 
 RENDERED: dict[str, tuple[int, Render]] = {
-    "textures": (len(PATTERNS), _textures),
-    "orientation": (16, _orientation),
-    "location": (16, _location),
-    "count": (8, _count),
+    "textures": (len(PATTERNS), _render_textures),
+    "orientation": (16, _render_orientation),
+    "location": (16, _render_location),
+    "count": (8, _render_count),
 }
 """Classes and renderer of every rendered task."""
 
@@ -171,7 +189,7 @@ def _generator(task: str, split: int) -> np.random.Generator:
 
 
 @functools.lru_cache(maxsize=len(TASKS))
-def arrays(task: str) -> Mapping[str, Split]:
+def load_task(task: str) -> Mapping[str, LabelledArrays]:
     """Images and labels of ``train800``, ``val200``, ``train800val200`` and ``test``, rendered once per process.
 
     Args:
@@ -182,14 +200,14 @@ def arrays(task: str) -> Mapping[str, Split]:
     """
     if task not in TASKS:
         raise unknown("embedded task", task, TASKS)
-    splits: dict[str, Split] = {}
+    splits: dict[str, LabelledArrays] = {}
     if task == "digits":
-        splits = _digits()
+        splits = _make_digits()
     else:
         classes, render = RENDERED[task]
         for i, (name, n) in enumerate(SPLITS.items()):
             rng = _generator(task, i)
-            labels = (np.arange(n) % classes)[order(rng, n)]
+            labels = (np.arange(n) % classes)[draw_permutation(rng, n)]
             splits[name] = (render(rng, labels), labels)
     train, val = splits["train800"], splits["val200"]
     splits["train800val200"] = (np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]]))
@@ -200,10 +218,10 @@ def arrays(task: str) -> Mapping[str, Split]:
 
 
 @functools.lru_cache(maxsize=len(TASKS))
-def data_id(task: str) -> str:
+def task_data_id(task: str) -> str:
     """16 hex digits of the hash over all images and labels of a task."""
     digest = hashlib.sha256(task.encode())
-    for name, (images, labels) in sorted(arrays(task).items()):
+    for name, (images, labels) in sorted(load_task(task).items()):
         digest.update(f"{name} {images.shape}".encode())
         digest.update(np.ascontiguousarray(images).tobytes())
         digest.update(labels.astype("<i8").tobytes())

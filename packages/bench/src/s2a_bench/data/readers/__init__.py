@@ -1,1 +1,1 @@
-"""Datasets as their owners publish them: readers of original archives and of exported folders, without their tools."""
+"""Readers of datasets in the formats that their makers publish and other tools export."""

@@ -1,4 +1,4 @@
-"""What readers of arrays share: names by position, checked labels, and pictures by name."""
+"""Shared by readers of arrays: names from positions, checks of labels, images by name."""
 
 from __future__ import annotations
 
@@ -7,34 +7,34 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from s2a_bench.data.readers.pixels import png
-from s2a_bench.data.readers.source import Item, Source
+from s2a_bench.data.readers.pixels import encode_png
+from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
-Rows = Callable[[str, np.ndarray], Iterator[tuple[int, np.ndarray]]]
+ReadRows = Callable[[str, np.ndarray], Iterator[tuple[int, np.ndarray]]]
 """From a part and sorted positions in it to ``(position, image)``, images being ``(H, W)`` or ``(H, W, 3)`` uint8."""
 
 _NAME = re.compile(r"(?:(train|val|test)/)?([0-9]{6,})\.png")
 _AGAIN = "download it again"
 
 
-def array_source(
+def make_array_source(
     dataset: Dataset,
     what: str,
     classes: Sequence[str],
     labels: Mapping[str, np.ndarray],
-    rows: Rows,
+    rows: ReadRows,
     key: Callable[[str, int], str | int] = lambda part, position: position,
 ) -> Source:
-    """A source of images that have a position in their part instead of a name.
+    """Makes a source of images that have a position in their part instead of a name.
 
     Args:
-        dataset: What is to be made of it.
-        what: What the source is called in errors.
+        dataset: The dataset it is opened for.
+        what: Name of the source in error messages.
         classes: Names in label order.
         labels: Part -> ``(N,)`` integers from 0, checked.
-        rows: Gives the images.
+        rows: Reads the images.
         key: tensorflow_datasets' key from part and position; its builders of these sets take the position alone, but
             for PatchCamelyon.
 
@@ -47,7 +47,7 @@ def array_source(
             f"{dataset.name}."
         )
     items = tuple(
-        Item(_name(part, i), label, part, key(part, i))
+        SourceImage(_image_name(part, i), label, part, key(part, i))
         for part, column in labels.items()
         for i, label in enumerate(column.tolist())
     )
@@ -55,43 +55,43 @@ def array_source(
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         wanted: dict[str, list[int]] = {part: [] for part in labels}
         for name in names:
-            part, position = _place(name)
+            part, position = _parse_image_name(name)
             if position >= len(labels.get(part, ())):
-                raise InputError(f"{what} holds no image {name}; its parts are {_sizes(labels)}.")
+                raise InputError(f"{what} holds no image {name}; its parts are {_describe_parts(labels)}.")
             wanted[part].append(position)
         for part, positions in wanted.items():
             if positions:
                 for position, image in rows(part, np.array(sorted(positions))):
-                    yield _name(part, position), png(image)
+                    yield _image_name(part, position), encode_png(image)
 
     return Source(items, tuple(classes), read)
 
 
-def _name(part: str, position: int) -> str:
+def _image_name(part: str, position: int) -> str:
     return f"{part}/{position:06d}.png" if part else f"{position:06d}.png"
 
 
-def _place(name: str) -> tuple[str, int]:
+def _parse_image_name(name: str) -> tuple[str, int]:
     found = _NAME.fullmatch(name)
     part, position = (found[1] or "", int(found[2])) if found else ("", 0)
-    if _name(part, position) != name:
+    if _image_name(part, position) != name:
         raise InputError(f"No image of the source is called {name!r}; names are like 'train/000017.png'.")
     return part, position
 
 
-def _sizes(labels: Mapping[str, np.ndarray]) -> str:
+def _describe_parts(labels: Mapping[str, np.ndarray]) -> str:
     return ", ".join(f"{part or 'the whole'} ({len(column)} images)" for part, column in labels.items())
 
 
-def whole_numbers(values: object, count: int | None, low: int, high: int, what: str) -> np.ndarray:
-    """Labels as ``(N,)`` int64, whatever their axes of length 1.
+def check_integers(values: object, count: int | None, low: int, high: int, what: str) -> np.ndarray:
+    """Checks labels and returns them as ``(N,)`` int64, without axes of length 1.
 
     Args:
         values: An array or a list.
         count: How many are expected: the number of images; ``None``: any number but none.
         low: Smallest allowed.
         high: Largest allowed.
-        what: What they are called in an error.
+        what: Their name in error messages.
 
     Raises:
         InputError: Not whole numbers, another count, or one out of range.
@@ -117,6 +117,6 @@ def whole_numbers(values: object, count: int | None, low: int, high: int, what: 
     return array.astype(np.int64)
 
 
-def blocks(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """Sorted positions, cut so that those of one block of ``size`` rows are together."""
+def split_into_blocks(positions: np.ndarray, size: int) -> Iterator[np.ndarray]:
+    """Splits sorted positions into groups that lie in the same block of ``size`` rows."""
     yield from np.split(positions, np.flatnonzero(np.diff(positions // size)) + 1)

@@ -1,4 +1,4 @@
-"""What readers of image folders share: where the class folders lie, their labels, and files by name."""
+"""Shared by readers of image folders: finding class folders, assigning labels, reading files by name."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import NamedTuple
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, is_image
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.table.types import Dataset, Recipe
+from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.errors import InputError
 
 UNREAD_SUFFIXES = (".tif", ".tiff", ".gif")
-"""Images that nothing here decodes; to skip them silently would be to lose them."""
+"""Image formats that are not decoded here. They are refused, since skipping them would silently lose images."""
 
 
-class Image(NamedTuple):
+class ClassImage(NamedTuple):
     """An image in a class folder.
 
     Attributes:
@@ -31,14 +31,14 @@ class Image(NamedTuple):
     file: str
 
 
-def recipe_of(dataset: Dataset) -> Recipe:
-    """The recipe of a dataset that has one."""
-    assert dataset.recipe is not None
-    return dataset.recipe
+def preparation_of(dataset: Dataset) -> Preparation:
+    """The preparation of a dataset that has one."""
+    assert dataset.preparation is not None
+    return dataset.preparation
 
 
-def above(tree: Tree, folder: str) -> tuple[str, ...]:
-    """The parts of ``folder`` that paths in the tree lack, as the tree is that folder itself or one of its parts."""
+def missing_parents(tree: Tree, folder: str) -> tuple[str, ...]:
+    """The leading parts of ``folder`` that paths in the tree lack, because the tree is that folder or lies in it."""
     if tree.folder is None:
         return ()
     own = PurePosixPath(folder).parts
@@ -49,20 +49,20 @@ def above(tree: Tree, folder: str) -> tuple[str, ...]:
     return ()
 
 
-def class_images(tree: Tree, folder: str) -> Iterator[Image]:
+def find_class_images(tree: Tree, folder: str) -> Iterator[ClassImage]:
     """Every image in ``<folder>/<class>/``; ``folder`` may have several parts, and lies at any depth.
 
     Raises:
         InputError: An image of a kind that is not read.
     """
     own = PurePosixPath(folder).parts
-    lacking = above(tree, folder)
+    lacking = missing_parents(tree, folder)
     for path in tree.names:
         parts = path.split("/")
         if len(parts) < 2 or (own and (*lacking, *parts)[-2 - len(own) : -2] != own):
             continue
         if is_image(path):
-            yield Image(path, path[: len(path) - len(parts[-1]) - len(parts[-2]) - 1], parts[-2], parts[-1])
+            yield ClassImage(path, path[: len(path) - len(parts[-1]) - len(parts[-2]) - 1], parts[-2], parts[-1])
         elif path.lower().endswith(UNREAD_SUFFIXES):
             raise InputError(
                 f"{tree.place} holds {path}, a kind of image that is not read here; "
@@ -109,7 +109,7 @@ def check_unique(place: Path, names: Iterable[str]) -> None:
         seen.add(lower)
 
 
-def class_labels(
+def assign_class_labels(
     dataset: Dataset, place: Path, what: str, folders: Iterable[str], names: Sequence[str] = ()
 ) -> tuple[tuple[str, ...], dict[str, int]]:
     """Labels of class folders.
@@ -136,7 +136,7 @@ def class_labels(
     labels = {name.lower(): i for i, name in enumerate(classes)}
     for lower, folder in found.items():
         if lower not in labels:
-            raise InputError(f"{place} has a folder {folder!r} that is no class of {what}; it is another set.")
+            raise InputError(f"{place} has a folder {folder!r} that is not a class of {what}; it is another set.")
     for name in classes:
         if name.lower() not in found:
             raise InputError(
@@ -150,12 +150,12 @@ def class_labels(
     return classes, {folder: labels[lower] for lower, folder in found.items()}
 
 
-def reading(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]:
-    """``Source.read`` for files of the tree.
+def make_reader(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]:
+    """Makes the function ``Source.read`` for files of the tree.
 
     Args:
         tree: Files.
-        paths: Name of an item -> path in the tree.
+        paths: Name of an image -> path in the tree.
     """
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
@@ -168,8 +168,8 @@ def reading(tree: Tree, paths: Mapping[str, str]) -> Callable[[frozenset[str]], 
     return read
 
 
-def base_of(tree: Tree, prefixes: Collection[str]) -> Path | None:
-    """The folder under which items are files; ``None``: there is no such single folder."""
+def common_folder(tree: Tree, prefixes: Collection[str]) -> Path | None:
+    """The folder under which the names of all images are files; ``None``: there is no single one."""
     return tree.folder / next(iter(prefixes)) if tree.folder is not None and len(prefixes) == 1 else None
 
 
@@ -178,8 +178,8 @@ def is_lossy(dataset: Dataset, names: Iterable[str]) -> bool:
     return dataset.encoding == "lossless" and any(name.lower().endswith(LOSSY_SUFFIXES) for name in names)
 
 
-def lines_of(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
-    """Number, from 1, and text of the lines of a file that are not empty.
+def read_lines(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
+    """Yields number, from 1, and text of the non-empty lines of a file.
 
     Raises:
         InputError: It cannot be read, is no text or has no such line.

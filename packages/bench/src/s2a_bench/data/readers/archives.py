@@ -1,4 +1,4 @@
-"""Archives as their members: listed once, then read one by one or in their own order."""
+"""Zip and tar archives behind one interface: members by path, read singly or as a stream in the archive's order."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SMALL = 32 << 20
 _IMAGE_LIKE = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npz", ".h5")
 
 
-class Pack(Protocol):
+class Archive(Protocol):
     """An archive.
 
     Attributes:
@@ -38,12 +38,12 @@ class Pack(Protocol):
         ...
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         ...
 
 
-def open_pack(path: Path) -> Pack:
-    """A zip or a tar, by its content.
+def open_archive(path: Path) -> Archive:
+    """Opens a zip or a tar, told apart by content.
 
     Raises:
         OSError: It cannot be read; other errors of ``zipfile`` and ``tarfile`` where it is broken.
@@ -52,14 +52,14 @@ def open_pack(path: Path) -> Pack:
 
 
 class _Zip:
-    """A zip, by its index."""
+    """A zip, read through its central directory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._archive = zipfile.ZipFile(path)
         self.members = {}
         for info in self._archive.infolist():
-            name = _plain(info.filename)
+            name = _strip_dot(info.filename)
             if name in self.members:
                 raise zipfile.BadZipFile(f"it holds {name} twice")
             if not info.is_dir():
@@ -82,21 +82,21 @@ class _Zip:
 
 
 class _Tar:
-    """Compressed tars have no index: one pass lists the members and keeps the small files that are no images."""
+    """A tar. It has no index: one pass lists the members and keeps small files other than images in memory."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.members = {}
         self._kept: dict[str, bytes] = {}
-        room = 8 * _SMALL
+        free = 8 * _SMALL
         with tarfile.open(path) as archive:
-            for member, name in _walk(archive):
+            for member, name in _iterate_files(archive):
                 if name in self.members:
                     raise tarfile.TarError(f"it holds {name} twice")
                 self.members[name] = None
-                if member.size <= min(_SMALL, room) and not name.lower().endswith(_IMAGE_LIKE):
+                if member.size <= min(_SMALL, free) and not name.lower().endswith(_IMAGE_LIKE):
                     self._kept[name] = archive.extractfile(member).read()  # type: ignore[union-attr]
-                    room -= member.size
+                    free -= member.size
 
     def read(self, name: str) -> bytes:
         if name in self._kept:
@@ -106,7 +106,7 @@ class _Tar:
     def stream(self, names: set[str]) -> Iterator[tuple[str, bytes]]:
         left = set(names)
         with tarfile.open(self.path) as archive:
-            for member, name in _walk(archive):
+            for member, name in _iterate_files(archive):
                 if name in left:
                     left.remove(name)
                     yield name, archive.extractfile(member).read()  # type: ignore[union-attr]
@@ -115,24 +115,25 @@ class _Tar:
 
     def copy(self, name: str, out: IO[bytes]) -> None:
         with tarfile.open(self.path) as archive:
-            for member, found in _walk(archive):
+            for member, found in _iterate_files(archive):
                 if found == name:
                     shutil.copyfileobj(archive.extractfile(member), out, 1 << 20)  # type: ignore[arg-type]
                     return
 
     def close(self) -> None:
-        """Nothing: every pass opens the file anew."""
+        """Does nothing: every pass opens and closes the file."""
 
 
-def _walk(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
+def _iterate_files(archive: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, str]]:
     for member in archive:
         if member.isfile():
-            yield member, _plain(member.name)
-    # A damaged header ends the loop like the end of the archive does: only the compression's checksum tells.
+            yield member, _strip_dot(member.name)
+    # A damaged header ends the loop just as the end of the archive does. Reading the rest lets the decompressor check
+    # its checksum, which reveals the damage.
     stream = archive.fileobj
     while stream is not None and stream.read(1 << 20):
         pass
 
 
-def _plain(name: str) -> str:
+def _strip_dot(name: str) -> str:
     return name[2:] if name.startswith("./") else name

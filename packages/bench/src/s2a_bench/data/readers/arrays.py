@@ -1,4 +1,4 @@
-"""Readers of datasets published as arrays: CIFAR's pickles, SVHN's MATLAB files, PatchCamelyon's HDF5 files."""
+"""Readers of CIFAR (pickles), SVHN (MATLAB files) and PatchCamelyon (HDF5 files)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from s2a_bench.data.readers import arrays_big
-from s2a_bench.data.readers._arrays import array_source, blocks, whole_numbers
+from s2a_bench.data.readers._arrays import check_integers, make_array_source, split_into_blocks
 from s2a_bench.data.readers.source import Reader, Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Cifar:
+class _CifarLayout:
     title: str
     classes: int
     meta: str
@@ -35,7 +35,7 @@ class _Cifar:
     labels: str
 
 
-_CIFAR10 = _Cifar(
+_CIFAR10 = _CifarLayout(
     "CIFAR-10",
     10,
     "batches.meta",
@@ -43,7 +43,7 @@ _CIFAR10 = _Cifar(
     "label_names",
     "labels",
 )
-_CIFAR100 = _Cifar(
+_CIFAR100 = _CifarLayout(
     "CIFAR-100", 100, "meta", {"train": ("train",), "test": ("test",)}, "fine_label_names", "fine_labels"
 )
 _COARSE = dataclasses.replace(
@@ -60,17 +60,18 @@ def recognises_cifar(tree: Tree, dataset: Dataset) -> bool:
 def open_cifar(tree: Tree, dataset: Dataset) -> Source:
     """CIFAR-10 or CIFAR-100 from the pickles of ``cifar-10-python.tar.gz`` or ``cifar-100-python.tar.gz``.
 
-    https://www.cs.toronto.edu/~kriz/cifar.html: each file is a dictionary of ``data``, ``(N, 3072)`` uint8 of three
-    planes of 32 x 32, and lists of labels. The batches of CIFAR-10 follow each other: ``train/010000.png`` is the first
-    image of ``data_batch_2``. ``recipe.target`` is ``"fine"`` (or empty), or ``"coarse"``: CIFAR-100's 20 superclasses.
+    Each file (https://www.cs.toronto.edu/~kriz/cifar.html) is a dictionary of ``data``, ``(N, 3072)`` uint8 with the
+    red, green and blue planes of 32 x 32 pixels in row-major order one after the other, and lists of labels. The
+    batches of CIFAR-10 follow each other: ``train/010000.png`` is the first image of ``data_batch_2``.
+    ``preparation.target`` is ``"fine"`` (or empty), or ``"coarse"``: the 20 superclasses of CIFAR-100.
 
     Raises:
         InputError: Missing, damaged or dangerous files, or labels that do not fit.
     """
-    target = dataset.recipe.target if dataset.recipe else ""
+    target = dataset.preparation.target if dataset.preparation else ""
     if target not in ("", "fine", "coarse"):
         raise unknown("target", target, ("fine", "coarse"))
-    # A folder may hold both sets.
+    # A folder may hold both sets; the number of classes decides then.
     ten = tree.has("data_batch_1") or tree.has("test_batch")
     hundred = sum(map(tree.has, ("train", "test", "meta"))) >= 2
     form = _CIFAR10 if ten and (dataset.classes == 10 or not hundred) else _CIFAR100
@@ -80,7 +81,7 @@ def open_cifar(tree: Tree, dataset: Dataset) -> Source:
         form = _COARSE
     meta = tree.find(form.meta)
     folder = meta[: len(meta) - len(form.meta)]
-    names = _unpickled(tree, meta).get(form.names)
+    names = _load_pickle(tree, meta).get(form.names)
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{meta} in {tree.place} has no list {form.names!r} of class names; download it again.")
     if len(names) != form.classes:
@@ -91,7 +92,7 @@ def open_cifar(tree: Tree, dataset: Dataset) -> Source:
     for part, files in form.files.items():
         columns = []
         for file in files:
-            columns.append(_batch(tree, folder + file, form)[1])
+            columns.append(_read_batch(tree, folder + file, form)[1])
             lengths[file] = len(columns[-1])
         labels[part] = np.concatenate(columns)
 
@@ -100,59 +101,61 @@ def open_cifar(tree: Tree, dataset: Dataset) -> Source:
         for file in form.files[part]:
             mine = wanted[(wanted >= start) & (wanted < start + lengths[file])]
             if len(mine):
-                data, _ = _batch(tree, folder + file, form)
+                data, _ = _read_batch(tree, folder + file, form)
                 for position in mine.tolist():
                     yield position, data[position - start].reshape(3, 32, 32).transpose(1, 2, 0)
             start += lengths[file]
 
-    return array_source(dataset, f"{tree.place} ({form.title})", names, labels, rows)
+    return make_array_source(dataset, f"{tree.place} ({form.title})", names, labels, rows)
 
 
-def _batch(tree: Tree, path: str, form: _Cifar) -> tuple[np.ndarray, np.ndarray]:
+def _read_batch(tree: Tree, path: str, form: _CifarLayout) -> tuple[np.ndarray, np.ndarray]:
     """``(N, 3072)`` uint8 images and ``(N,)`` labels."""
     what = f"{path} in {tree.place}"
-    batch = _unpickled(tree, path)
+    batch = _load_pickle(tree, path)
     for key in ("data", form.labels):
         if key not in batch:
-            raise InputError(f"{what} has no {key!r}, so it is no batch of {form.title}; download it again.")
+            raise InputError(f"{what} has no {key!r}, so it is not a batch of {form.title}; download it again.")
     data = batch["data"]
     if not (isinstance(data, np.ndarray) and data.dtype == np.uint8 and data.ndim == 2 and data.shape[1] == 3072):
         found = f"{data.dtype} {data.shape}" if isinstance(data, np.ndarray) else type(data).__name__
         raise InputError(f"{what} holds images as {found}, not uint8 (N, 3072); download it again.")
-    return data, whole_numbers(batch[form.labels], len(data), 0, form.classes - 1, f"Labels of {what}")
+    return data, check_integers(batch[form.labels], len(data), 0, form.classes - 1, f"Labels of {what}")
 
 
-def _unpickled(tree: Tree, path: str) -> dict[str, Any]:
+def _load_pickle(tree: Tree, path: str) -> dict[str, Any]:
     content = tree.read(path)
     try:
         found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
         if not isinstance(found, dict):
             raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dictionary")
         return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
-    except Exception as error:  # a damaged pickle fails in any way whatever, when numpy is among what it builds
+    except Exception as error:  # a damaged pickle of arrays may raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{path} in {tree.place} is not a CIFAR pickle ({reason}); download it again.") from error
 
 
-def _dtype(text: object, align: object = False, copy: object = False) -> np.dtype:
+def _make_dtype(text: object, align: object = False, copy: object = False) -> np.dtype:
     if text not in ("u1", "i4", "i8"):
         raise pickle.UnpicklingError(f"it holds an array of {text!r}")
-    return np.dtype(str(text), align=bool(align), copy=True)  # the pickle sets its state: never that of numpy's own
+    return np.dtype(
+        str(text), align=bool(align), copy=True
+    )  # a copy: the pickle sets its state, which must not change NumPy's own
 
 
-def _encode(text: str, encoding: str) -> bytes:
+def _encode_latin1(text: str, encoding: str) -> bytes:
     if encoding != "latin1":
         raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
     return text.encode("latin1")
 
 
-def _allowed() -> dict[tuple[str, str], Any]:
-    """The few names that pickles of arrays ask for, from Python 2 to now."""
+def _allowed_names() -> dict[tuple[str, str], Any]:
+    """The global names that pickles of arrays refer to, from Python 2 and NumPy 1 to now."""
     array = np.zeros(1, np.uint8)
     names: dict[tuple[str, str], Any] = {
         ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _dtype,
-        ("_codecs", "encode"): _encode,
+        ("numpy", "dtype"): _make_dtype,
+        ("_codecs", "encode"): _encode_latin1,
     }
     for core in ("numpy.core", "numpy._core"):
         names[f"{core}.multiarray", "_reconstruct"] = array.__reduce_ex__(2)[0]
@@ -161,10 +164,13 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds numbers, text, lists, dictionaries and arrays of numbers; anything else could run code."""
+    """An unpickler restricted to numbers, text, lists, dictionaries and NumPy arrays, so that no code can run.
+
+    See https://docs.python.org/3/library/pickle.html#restricting-globals.
+    """
 
     def find_class(self, module: str, name: str) -> Any:
-        allowed = _allowed()
+        allowed = _allowed_names()
         if (module, name) not in allowed:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused, for it could run any code")
         return allowed[module, name]
@@ -193,26 +199,26 @@ def open_svhn(tree: Tree, dataset: Dataset) -> Source:
     for part, file in _SVHN.items():
         name = tree.find(file)
         what = f"{name} in {tree.place}"
-        shapes = {key: (shape, kind) for key, shape, kind in _mat(tree, name, None)}
+        shapes = {key: (shape, kind) for key, shape, kind in _load_mat(tree, name, None)}
         shape, kind = shapes.get("X", ((), "nothing"))
         if len(shape) != 4 or shape[:3] != (32, 32, 3) or kind != "uint8":
             raise InputError(f"{what} holds X as {kind} {shape}, not uint8 (32, 32, 3, N); download it again.")
         if "y" not in shapes:
             raise InputError(f"{what} has no labels y; download it again.")
-        found = whole_numbers(_mat(tree, name, "y"), shape[3], 1, 10, f"Labels of {what}")
+        found = check_integers(_load_mat(tree, name, "y"), shape[3], 1, 10, f"Labels of {what}")
         labels[part] = found % 10
 
     def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        images = _mat(tree, tree.find(_SVHN[part]), "X")
+        images = _load_mat(tree, tree.find(_SVHN[part]), "X")
         for position in wanted.tolist():
             yield position, images[..., position]
 
-    return array_source(dataset, f"{tree.place} (SVHN)", [str(digit) for digit in range(10)], labels, rows)
+    return make_array_source(dataset, f"{tree.place} (SVHN)", [str(digit) for digit in range(10)], labels, rows)
 
 
-def _mat(tree: Tree, name: str, variable: str | None) -> Any:
-    """A variable of a MATLAB file; without one, names, shapes and types of all."""
-    path = str(tree.local(name))
+def _load_mat(tree: Tree, name: str, variable: str | None) -> Any:
+    """A variable of a MATLAB file; with ``None``, name, shape and type of every variable."""
+    path = str(tree.path_on_disk(name))
     try:
         import scipy.io
     except ImportError as error:
@@ -221,7 +227,7 @@ def _mat(tree: Tree, name: str, variable: str | None) -> Any:
         if variable is None:
             return scipy.io.whosmat(path)
         return scipy.io.loadmat(path, variable_names=[variable])[variable]
-    except Exception as error:  # scipy's parser fails in any way whatever on a damaged file
+    except Exception as error:  # scipy's parser may raise any exception on a damaged file
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{name} in {tree.place} is not a MATLAB file ({reason}); download it again.") from error
 
@@ -250,27 +256,27 @@ def open_pcam(tree: Tree, dataset: Dataset) -> Source:
     labels: dict[str, np.ndarray] = {}
     for part, word in _PCAM.items():
         names = {half: tree.find(_PCAM_FILE.format(word, half)) for half in "xy"}
-        with _hdf(tree, names["x"], "x") as images:
+        with _open_hdf5(tree, names["x"], "x") as images:
             shape, kind = images.shape, images.dtype
         if len(shape) != 4 or shape[1:] != (96, 96, 3) or kind != np.uint8:
             raise InputError(
                 f"{names['x']} in {tree.place} holds {kind} {shape}, not uint8 (N, 96, 96, 3); download it again."
             )
-        with _hdf(tree, names["y"], "y") as values:
+        with _open_hdf5(tree, names["y"], "y") as values:
             found = np.asarray(values[()])
-        labels[part] = whole_numbers(found, shape[0], 0, 1, f"Labels of {names['y']} in {tree.place}")
+        labels[part] = check_integers(found, shape[0], 0, 1, f"Labels of {names['y']} in {tree.place}")
 
     def rows(part: str, wanted: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        with _hdf(tree, tree.find(_PCAM_FILE.format(_PCAM[part], "x")), "x") as images:
-            # What is compressed together is unpacked together, once.
+        with _open_hdf5(tree, tree.find(_PCAM_FILE.format(_PCAM[part], "x")), "x") as images:
+            # Read whole HDF5 chunks, at most 1,024 images at a time: each chunk is decompressed once.
             step = images.chunks[0] if images.chunks else 64
-            for block in blocks(wanted, min(max(step, 64 // step * step), 1024)):
+            for block in split_into_blocks(wanted, min(max(step, 64 // step * step), 1024)):
                 first = int(block[0])
                 array = images[first : int(block[-1]) + 1]
                 for position in block.tolist():
                     yield position, array[position - first]
 
-    return array_source(dataset, f"{tree.place} (PatchCamelyon)", _PCAM_CLASSES, labels, rows, _pcam_key)
+    return make_array_source(dataset, f"{tree.place} (PatchCamelyon)", _PCAM_CLASSES, labels, rows, _pcam_key)
 
 
 def _pcam_key(part: str, position: int) -> str:
@@ -278,9 +284,9 @@ def _pcam_key(part: str, position: int) -> str:
 
 
 @contextmanager
-def _hdf(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
-    """A dataset of an HDF5 file; what goes wrong while it is open is said to be the file's fault."""
-    path: Path = tree.local(name)
+def _open_hdf5(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
+    """Opens an array of an HDF5 file; errors while it is open are reported as errors of that file."""
+    path: Path = tree.path_on_disk(name)
     try:
         import h5py
     except ImportError as error:

@@ -8,22 +8,22 @@ from pathlib import PurePosixPath
 from s2a_bench.data.images import is_image
 from s2a_bench.data.readers._folders import (
     UNREAD_SUFFIXES,
-    Image,
-    above,
-    base_of,
+    ClassImage,
+    assign_class_labels,
     check_depth,
     check_unique,
-    class_images,
-    class_labels,
+    common_folder,
+    find_class_images,
     is_lossy,
-    lines_of,
-    reading,
-    recipe_of,
+    make_reader,
+    missing_parents,
+    preparation_of,
+    read_lines,
 )
 from s2a_bench.data.readers.folders_listed import LISTED_READERS
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import ARCHIVE_SUFFIXES, Tree
-from s2a_bench.data.table.types import Dataset, Recipe
+from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.errors import InputError
 
 # --- <folder>/<class>/<image> ----------------------------------------------------------------------------------------
@@ -33,60 +33,64 @@ _KEYS = {"2750": "{}_{}", "NWPU-RESISC45": "{}_{}", "101_ObjectCategories": "{}/
 release 4.2.0 on (before, it was a path of the machine), and ``caltech.py``."""
 
 
-def _folders(recipe: Recipe) -> list[str]:
+def _folder_names(preparation: Preparation) -> list[str]:
     """Names of the folder that holds the class folders: the original's, then those that re-packed archives have."""
-    stems = [name[: -len(s)] for name in recipe.archives for s in ARCHIVE_SUFFIXES if name.lower().endswith(s)]
-    return list(dict.fromkeys((recipe.folder, *(stem for stem in stems if "*" not in stem))))
+    stems = [name[: -len(s)] for name in preparation.archives for s in ARCHIVE_SUFFIXES if name.lower().endswith(s)]
+    return list(dict.fromkeys((preparation.folder, *(stem for stem in stems if "*" not in stem))))
 
 
 def recognises_class_folders(tree: Tree, dataset: Dataset) -> bool:
-    """Whether the tree is, or has, the recipe's folder; where it names none, whether images lie in folders."""
-    recipe = recipe_of(dataset)
-    if not recipe.folder:
+    """Whether the tree is, or has, the preparation's folder; where it names none, whether images lie in folders."""
+    preparation = preparation_of(dataset)
+    if not preparation.folder:
         return any("/" in path and is_image(path) for path in tree.names)
-    if above(tree, recipe.folder) or tree.under(recipe.folder):
+    if missing_parents(tree, preparation.folder) or tree.files_under(preparation.folder):
         return True
     # Other names count only with images in class folders: a VTAB-1k folder may be called "caltech-101" as well.
-    return any(True for folder in _folders(recipe) for _ in class_images(tree, folder))
+    return any(True for folder in _folder_names(preparation) for _ in find_class_images(tree, folder))
 
 
 def open_class_folders(tree: Tree, dataset: Dataset) -> Source:
     """``<folder>/<class>/<image>``: Caltech101, EuroSAT, RESISC45.
 
-    Labels follow ``recipe.class_names``, or the sorted class folders where it names none; ``recipe.skip`` is left out.
-    Names are ``"<class>/<file>"`` as in the source, and there are no parts.
+    Labels follow ``preparation.class_names``, or the sorted class folders where it names none; folders in
+    ``preparation.skip`` are left out. Names are ``"<class>/<file>"`` as in the source, and there are no parts.
 
     Raises:
         InputError: Another set, a class without images, or an image that is there twice.
     """
-    recipe = recipe_of(dataset)
-    skip = {name.lower() for name in recipe.skip}
-    images: list[Image] = []
-    for folder in _folders(recipe) if recipe.folder else [""]:
-        images = [image for image in class_images(tree, folder) if image.folder.lower() not in skip]
+    preparation = preparation_of(dataset)
+    skip = {name.lower() for name in preparation.skip}
+    images: list[ClassImage] = []
+    for folder in _folder_names(preparation) if preparation.folder else [""]:
+        images = [image for image in find_class_images(tree, folder) if image.folder.lower() not in skip]
         if images:
             break
-    if not recipe.folder:
-        images = _one_holder(tree, dataset, images)
-    what = recipe.folder or dataset.name
+    if not preparation.folder:
+        images = _select_one_parent(tree, dataset, images)
+    what = preparation.folder or dataset.name
     if not images:
-        wanted = f"{recipe.folder}/<class>/" if recipe.folder else "<class>/"
+        wanted = f"{preparation.folder}/<class>/" if preparation.folder else "<class>/"
         raise InputError(f"{tree.place} holds no images in {wanted}; it is another archive or folder.")
     images.sort(key=lambda image: (image.folder, image.file))
     check_unique(tree.place, (f"{image.folder}/{image.file}" for image in images))
-    classes, labels = class_labels(dataset, tree.place, what, {i.folder for i in images}, recipe.class_names)
+    classes, labels = assign_class_labels(
+        dataset, tree.place, what, {i.folder for i in images}, preparation.class_names
+    )
     paths = {f"{image.folder}/{image.file}": image.path for image in images}
     prefixes = {image.prefix for image in images}
     check_depth(tree, prefixes, set(paths.values()), skip)
-    key = _KEYS.get(recipe.folder)
+    key = _KEYS.get(preparation.folder)
     items = tuple(
-        Item(name, labels[image.folder], "", key.format(image.folder, image.file) if key else None)
+        SourceImage(name, labels[image.folder], "", key.format(image.folder, image.file) if key else None)
         for name, image in zip(paths, images, strict=True)
     )
-    return Source(items, classes, reading(tree, paths), base=base_of(tree, prefixes), lossy=is_lossy(dataset, paths))
+    return Source(
+        items, classes, make_reader(tree, paths), base=common_folder(tree, prefixes), lossy=is_lossy(dataset, paths)
+    )
 
 
-def _one_holder(tree: Tree, dataset: Dataset, images: list[Image]) -> list[Image]:
+def _select_one_parent(tree: Tree, dataset: Dataset, images: list[ClassImage]) -> list[ClassImage]:
     """The images of the one folder that holds the class folders, where its name is not known."""
     found: dict[str, set[str]] = {}
     for image in images:
@@ -107,29 +111,29 @@ _IMAGENET_PARTS = {"train": "train", "val": "test"}
 """The 50,000 validation images are what everybody scores; those of the test set have no public labels."""
 
 
-def _parts(recipe: Recipe) -> dict[str, str]:
-    return _IMAGENET_PARTS if recipe.target == "imagenet" else _PARTS
+def _part_names(preparation: Preparation) -> dict[str, str]:
+    return _IMAGENET_PARTS if preparation.target == "imagenet" else _PARTS
 
 
 def recognises_image_folder(tree: Tree, dataset: Dataset) -> bool:
     """Whether some image lies in ``<part>/<class>/``."""
-    parts = _parts(recipe_of(dataset))
+    parts = _part_names(preparation_of(dataset))
     return any(path.rsplit("/", 3)[-3:-2] in ([part] for part in parts) and is_image(path) for path in tree.names)
 
 
 def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
     """``<part>/<class>/<image>`` with parts ``train``, ``val`` and ``test``, as torchvision's ``ImageFolder`` reads it.
 
-    Labels follow ``recipe.class_names``, or the sorted class folders. With the target ``"imagenet"``, ``val`` is the
-    part ``"test"``, and a folder ``test`` is left out. Names are ``"<part>/<class>/<file>"`` as in the source.
+    Labels follow ``preparation.class_names``, or the sorted class folders. With the target ``"imagenet"``, ``val`` is
+    the part ``"test"``, and a folder ``test`` is left out. Names are ``"<part>/<class>/<file>"`` as in the source.
 
     Raises:
         InputError: No train or no test images, classes that differ between parts, images outside a class folder, or an
             image that is there twice.
     """
-    recipe = recipe_of(dataset)
-    parts = _parts(recipe)
-    found: dict[str, list[Image]] = {part: [] for part in parts}
+    preparation = preparation_of(dataset)
+    parts = _part_names(preparation)
+    found: dict[str, list[ClassImage]] = {part: [] for part in parts}
     loose: list[str] = []
     for path in tree.names:
         pieces = path.rsplit("/", 3)
@@ -139,7 +143,7 @@ def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
             continue
         if len(pieces) >= 3 and pieces[-3] in parts:
             prefix = path[: len(path) - sum(map(len, pieces[-3:])) - 2]
-            found[pieces[-3]].append(Image(path, prefix, pieces[-2], pieces[-1]))
+            found[pieces[-3]].append(ClassImage(path, prefix, pieces[-2], pieces[-1]))
         elif len(pieces) >= 2 and pieces[-2] in parts:
             loose.append(path)
     if loose:
@@ -157,23 +161,27 @@ def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
             "give one of them."
         )
     (prefix,) = prefixes
-    classes, labels = class_labels(
-        dataset, tree.place, dataset.name, {image.folder for image in found["train"]}, recipe.class_names
+    classes, labels = assign_class_labels(
+        dataset, tree.place, dataset.name, {image.folder for image in found["train"]}, preparation.class_names
     )
-    items: list[Item] = []
+    items: list[SourceImage] = []
     paths: dict[str, str] = {}
     for part, images in found.items():
         for folder in sorted({image.folder for image in images} ^ labels.keys()) if images else ():
-            state = "is no class of train/" if folder not in labels else "has no images"
+            state = "is not a class of train/" if folder not in labels else "has no images"
             raise InputError(f"{tree.place}: class folder {folder!r} of {part}/ {state}; give the complete set.")
         for image in images:
             name = image.path[len(prefix) :]
-            items.append(Item(name, labels[image.folder], parts[part]))
+            items.append(SourceImage(name, labels[image.folder], parts[part]))
             paths[name] = image.path
     check_unique(tree.place, paths)
     check_depth(tree, [f"{prefix}{part}/" for part in parts], set(paths.values()))
     return Source(
-        tuple(items), classes, reading(tree, paths), base=base_of(tree, prefixes), lossy=is_lossy(dataset, paths)
+        tuple(items),
+        classes,
+        make_reader(tree, paths),
+        base=common_folder(tree, prefixes),
+        lossy=is_lossy(dataset, paths),
     )
 
 
@@ -185,15 +193,15 @@ _UCF101_GROUPS, _UCF101_TEST_GROUPS = 25, 7
 _VIDEO = re.compile(r"v_([A-Za-z0-9]+)_g([0-9]+)_c([0-9]+)")
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     """``Jump_Rope`` (a folder) and ``JumpRope`` (UCF101's own lists) alike."""
     return name.replace("_", "").lower()
 
 
 def recognises_ucf101(tree: Tree, dataset: Dataset) -> bool:
     """Whether the tree is, or has, the folder of middle frames."""
-    folder = recipe_of(dataset).folder or UCF101_FOLDER
-    return bool(above(tree, folder) or tree.under(folder))
+    folder = preparation_of(dataset).folder or UCF101_FOLDER
+    return bool(missing_parents(tree, folder) or tree.files_under(folder))
 
 
 def open_ucf101(tree: Tree, dataset: Dataset) -> Source:
@@ -206,26 +214,30 @@ def open_ucf101(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: Another set, file names of another kind, or lists that do not fit the images.
     """
-    folder = recipe_of(dataset).folder or UCF101_FOLDER
-    images = list(class_images(tree, folder))
+    folder = preparation_of(dataset).folder or UCF101_FOLDER
+    images = list(find_class_images(tree, folder))
     if not images:
         raise InputError(f"{tree.place} holds no images in {folder}/<Class_Name>/; it is another archive or folder.")
     check_unique(tree.place, (f"{image.folder}/{image.file}" for image in images))
-    folders = sorted({image.folder for image in images}, key=_plain)
+    folders = sorted({image.folder for image in images}, key=_normalise_name)
     listed: dict[str, str] | None = None
     if any(tree.has(name) for name in _UCF101_LISTS):
-        order, listed = _ucf101_lists(tree)
-        found = {_plain(name): name for name in folders}
+        order, listed = _read_ucf101_lists(tree)
+        found = {_normalise_name(name): name for name in folders}
         # A class without a folder keeps its own name, which class_labels then misses.
-        folders = [found.get(_plain(name), name) for name in order]
-    classes, labels = class_labels(dataset, tree.place, folder, {image.folder for image in images}, folders)
-    items: list[Item] = []
+        folders = [found.get(_normalise_name(name), name) for name in order]
+    classes, labels = assign_class_labels(dataset, tree.place, folder, {image.folder for image in images}, folders)
+    items: list[SourceImage] = []
     paths: dict[str, str] = {}
     for image in images:
         name = f"{image.folder}/{image.file}"
         video = PurePosixPath(image.file).stem
         match = _VIDEO.fullmatch(video)
-        if match is None or _plain(match[1]) != _plain(image.folder) or not 1 <= int(match[2]) <= _UCF101_GROUPS:
+        if (
+            match is None
+            or _normalise_name(match[1]) != _normalise_name(image.folder)
+            or not 1 <= int(match[2]) <= _UCF101_GROUPS
+        ):
             raise InputError(
                 f"{tree.place}: {name} is not called v_{image.folder.replace('_', '')}_gXX_cYY with XX from 01 to "
                 f"{_UCF101_GROUPS}; it is another set."
@@ -235,8 +247,8 @@ def open_ucf101(tree: Tree, dataset: Dataset) -> Source:
         else:
             part = listed.pop(video.lower(), "")
             if not part:
-                raise InputError(f"{tree.place}: {name} is in neither {' nor '.join(_UCF101_LISTS[1:])}; mend them.")
-        items.append(Item(name, labels[image.folder], part))
+                raise InputError(f"{tree.place}: {name} is in neither {' nor '.join(_UCF101_LISTS[1:])}; correct them.")
+        items.append(SourceImage(name, labels[image.folder], part))
         paths[name] = image.path
     if listed:
         raise InputError(
@@ -245,27 +257,27 @@ def open_ucf101(tree: Tree, dataset: Dataset) -> Source:
         )
     prefixes = {image.prefix for image in images}
     check_depth(tree, prefixes, set(paths.values()))
-    return Source(tuple(items), classes, reading(tree, paths), base=base_of(tree, prefixes))
+    return Source(tuple(items), classes, make_reader(tree, paths), base=common_folder(tree, prefixes))
 
 
-def _ucf101_lists(tree: Tree) -> tuple[list[str], dict[str, str]]:
+def _read_ucf101_lists(tree: Tree) -> tuple[list[str], dict[str, str]]:
     """Class names in label order, and part per video in lower case."""
     index, *lists = (tree.find(name) for name in _UCF101_LISTS)
     order: list[str] = []
-    for number, line in lines_of(tree, index):
+    for number, line in read_lines(tree, index):
         position, _, name = line.partition(" ")
         if position != str(len(order) + 1) or not name:
             raise InputError(f"{tree.place}, {index}:{number}: expected '{len(order) + 1} <class>', not {line!r}.")
         order.append(name.strip())
-    numbers = {_plain(name): i for i, name in enumerate(order, 1)}
+    numbers = {_normalise_name(name): i for i, name in enumerate(order, 1)}
     if len(numbers) != len(order):
         raise InputError(f"{tree.place}, {index} names a class twice; download it again.")
     parts: dict[str, str] = {}
     for path, part in zip(lists, ("train", "test"), strict=True):
-        for number, line in lines_of(tree, path):
+        for number, line in read_lines(tree, path):
             video, _, label = line.partition(" ")
             folder, _, file = video.rpartition("/")
-            if _plain(folder) not in numbers or label not in ("", str(numbers[_plain(folder)])):
+            if _normalise_name(folder) not in numbers or label not in ("", str(numbers[_normalise_name(folder)])):
                 raise InputError(f"{tree.place}, {path}:{number}: {line!r} does not fit the classes of {index}.")
             stem = PurePosixPath(file).stem.lower()
             if stem in parts:

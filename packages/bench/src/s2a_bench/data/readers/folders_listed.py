@@ -7,16 +7,16 @@ from pathlib import PurePosixPath
 
 from s2a_bench.data.images import is_image
 from s2a_bench.data.readers._folders import (
-    above,
-    base_of,
     check_unique,
-    class_images,
+    common_folder,
+    find_class_images,
     is_lossy,
-    lines_of,
-    reading,
-    recipe_of,
+    make_reader,
+    missing_parents,
+    preparation_of,
+    read_lines,
 )
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
@@ -29,7 +29,7 @@ _SUN397_SIZES = {"train": 76_128, "val": 10_875, "test": 21_750}
 _SUN397_DAMAGED = "c/church/outdoor/sun_bhenjvsvrtumjuri.jpg"
 """Decoders disagree about it; it is in none of tensorflow_datasets' lists (its ``sun397_dataset_builder.py``)."""
 
-_SUN397_BAD = "t/track/outdoor/sun_aophkoiosslinihb.jpg"
+_SUN397_UNSTABLE = "t/track/outdoor/sun_aophkoiosslinihb.jpg"
 """Likewise, but in the list of training images, behind those that VTAB-1k takes."""
 
 _SUN397_DRAWN = (
@@ -41,7 +41,7 @@ _SUN397_DRAWN = (
 
 def recognises_sun397(tree: Tree, dataset: Dataset) -> bool:
     """Whether the tree is, or has, a folder ``SUN397``."""
-    return bool(above(tree, SUN397_FOLDER) or tree.under(SUN397_FOLDER))
+    return bool(missing_parents(tree, SUN397_FOLDER) or tree.files_under(SUN397_FOLDER))
 
 
 def open_sun397(tree: Tree, dataset: Dataset) -> Source:
@@ -54,12 +54,12 @@ def open_sun397(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: Another set, an image outside the classes of ``ClassName.txt``, or lists that do not fit.
     """
-    paths, prefixes = _sun397_images(tree)
+    paths, prefixes = _find_sun397_images(tree)
     if not paths:
         raise InputError(f"{tree.place} holds no images in {SUN397_FOLDER}/<letter>/<class>/; it is another set.")
     check_unique(tree.place, paths)
     folders = {name.rpartition("/")[0] for name in paths}
-    known = _sun397_classes(tree, folders)
+    known = _read_sun397_classes(tree, folders)
     if len(known) != dataset.classes:
         raise InputError(
             f"{tree.place} has {len(known)} classes in {SUN397_FOLDER} but {dataset.name} has {dataset.classes}; "
@@ -68,25 +68,25 @@ def open_sun397(tree: Tree, dataset: Dataset) -> Source:
     labels = {folder: label for label, folder in enumerate(known)}
     paths.pop(_SUN397_DAMAGED, None)
     if any(tree.has(name) for name in SUN397_LISTS.values()):
-        parts, note = _sun397_listed(tree, paths), ""
-        # A key that is no list's would make a drawn order look like tensorflow_datasets' own.
-        items = tuple(Item(n, labels[n.rpartition("/")[0]], parts[n], f"/{n}") for n in paths)
+        parts, note = _read_sun397_parts(tree, paths), ""
+        # Only with these lists are the parts those of tensorflow_datasets, so that its keys give its order.
+        items = tuple(SourceImage(n, labels[n.rpartition("/")[0]], parts[n], f"/{n}") for n in paths)
     else:
-        parts, note = _sun397_drawn(paths, recipe_of(dataset).seed), _SUN397_DRAWN
-        items = tuple(Item(n, labels[n.rpartition("/")[0]], parts[n]) for n in paths)
+        parts, note = _draw_sun397_parts(paths, preparation_of(dataset).seed), _SUN397_DRAWN
+        items = tuple(SourceImage(n, labels[n.rpartition("/")[0]], parts[n]) for n in paths)
     return Source(
         items,
         tuple(folder.partition("/")[2] for folder in known),
-        reading(tree, paths),
-        base=base_of(tree, prefixes),
+        make_reader(tree, paths),
+        base=common_folder(tree, prefixes),
         lossy=is_lossy(dataset, paths),
         note=note,
     )
 
 
-def _sun397_images(tree: Tree) -> tuple[dict[str, str], set[str]]:
-    """Path per name, and what precedes names in paths."""
-    lacking = above(tree, SUN397_FOLDER)
+def _find_sun397_images(tree: Tree) -> tuple[dict[str, str], set[str]]:
+    """Path per name, and the prefixes of names in paths."""
+    lacking = missing_parents(tree, SUN397_FOLDER)
     paths: dict[str, str] = {}
     prefixes: set[str] = set()
     for path in tree.names:
@@ -106,16 +106,18 @@ def _sun397_images(tree: Tree) -> tuple[dict[str, str], set[str]]:
     return dict(sorted(paths.items())), prefixes
 
 
-def _sun397_classes(tree: Tree, folders: set[str]) -> list[str]:
+def _read_sun397_classes(tree: Tree, folders: set[str]) -> list[str]:
     """Classes as paths without the leading ``/``, in label order."""
     if not tree.has("ClassName.txt"):
         return sorted(folders)
     path = tree.find("ClassName.txt")
-    listed = [line.removeprefix("/") for _, line in lines_of(tree, path)]
+    listed = [line.removeprefix("/") for _, line in read_lines(tree, path)]
     if len(set(listed)) != len(listed):
         raise InputError(f"{path} in {tree.place} names a class twice; download it again.")
     if unknown := folders - set(listed):
-        raise InputError(f"{tree.place} has a folder {min(unknown)!r} that is no class of {path}; it is another set.")
+        raise InputError(
+            f"{tree.place} has a folder {min(unknown)!r} that is not a class of {path}; it is another set."
+        )
     if missing := set(listed) - folders:
         raise InputError(
             f"{tree.place} holds no images of class {min(missing)!r} of {path}: it is missing; "
@@ -124,11 +126,11 @@ def _sun397_classes(tree: Tree, folders: set[str]) -> list[str]:
     return sorted(listed)
 
 
-def _sun397_listed(tree: Tree, paths: dict[str, str]) -> dict[str, str]:
+def _read_sun397_parts(tree: Tree, paths: dict[str, str]) -> dict[str, str]:
     parts: dict[str, str] = {}
     for part, file in SUN397_LISTS.items():
         path = tree.find(file)
-        for number, line in lines_of(tree, path):
+        for number, line in read_lines(tree, path):
             name = line.removeprefix("/")
             if name in parts:
                 raise InputError(f"{tree.place}, {path}:{number}: {line} is listed twice.")
@@ -143,12 +145,12 @@ def _sun397_listed(tree: Tree, paths: dict[str, str]) -> dict[str, str]:
     return parts
 
 
-def _sun397_drawn(paths: dict[str, str], seed: int) -> dict[str, str]:
+def _draw_sun397_parts(paths: dict[str, str], seed: int) -> dict[str, str]:
     """Parts in tensorflow_datasets' proportions: train and val rounded down, the rest test."""
 
     def draw(name: str) -> tuple[bool, str]:
         # The image that decoders disagree about must not be scored: it is in train, as in tensorflow_datasets.
-        return name != _SUN397_BAD, hashlib.sha256(f"part {seed} {name}".encode()).hexdigest()
+        return name != _SUN397_UNSTABLE, hashlib.sha256(f"part {seed} {name}".encode()).hexdigest()
 
     order = sorted(paths, key=draw)
     whole = sum(_SUN397_SIZES.values())
@@ -160,16 +162,16 @@ def _sun397_drawn(paths: dict[str, str], seed: int) -> dict[str, str]:
 # --- DomainNet -------------------------------------------------------------------------------------------------------
 
 
-def _domain(dataset: Dataset) -> str:
-    target = recipe_of(dataset).target
+def _domain_of(dataset: Dataset) -> str:
+    target = preparation_of(dataset).target
     assert target, f"{dataset.name} names no domain"
     return target
 
 
 def recognises_domainnet(tree: Tree, dataset: Dataset) -> bool:
     """Whether the tree has one of the domain's lists, or its images."""
-    domain = _domain(dataset)
-    return any(tree.has(f"{domain}_{part}.txt") for part in ("train", "test")) or tree.under(domain) != []
+    domain = _domain_of(dataset)
+    return any(tree.has(f"{domain}_{part}.txt") for part in ("train", "test")) or tree.files_under(domain) != []
 
 
 def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
@@ -182,9 +184,9 @@ def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
         InputError: A list is missing or malformed, names an image that is not there or one twice, or labels and class
             folders do not match.
     """
-    domain = _domain(dataset)
+    domain = _domain_of(dataset)
     files = {part: tree.find(f"{domain}_{part}.txt") for part in ("train", "test")}
-    found = list(class_images(tree, domain))
+    found = list(find_class_images(tree, domain))
     prefixes = {image.prefix.removesuffix(f"{domain}/") for image in found}
     if len(prefixes) != 1:
         state = "holds no images" if not found else f"holds images at {len(prefixes)} places"
@@ -194,11 +196,11 @@ def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
     (prefix,) = prefixes
     present = {image.path for image in found}
     paths: dict[str, str] = {}
-    items: list[Item] = []
+    items: list[SourceImage] = []
     names: dict[int, str] = {}
     labels: dict[str, int] = {}
     for part, file in files.items():
-        for number, line in lines_of(tree, file):
+        for number, line in read_lines(tree, file):
             where = f"{tree.place}, {file}:{number}"
             name, _, text = line.rpartition(" ")
             name, pieces = name.strip(), PurePosixPath(name.strip()).parts
@@ -217,7 +219,7 @@ def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
             if prefix + name not in present:
                 raise InputError(f"{where}: there is no image {name}; download {domain}.zip of the same version.")
             paths[name] = prefix + name
-            items.append(Item(name, label, part))
+            items.append(SourceImage(name, label, part))
     check_unique(tree.place, paths)
     if absent := set(range(dataset.classes)) - names.keys():
         raise InputError(
@@ -229,8 +231,8 @@ def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
     return Source(
         tuple(items),
         tuple(names[label] for label in range(dataset.classes)),
-        reading(tree, paths),
-        base=base_of(tree, prefixes),
+        make_reader(tree, paths),
+        base=common_folder(tree, prefixes),
         lossy=is_lossy(dataset, paths),
         note=note,
     )

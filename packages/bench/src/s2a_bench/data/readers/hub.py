@@ -1,4 +1,4 @@
-"""Reader of image datasets as the Hugging Face hub keeps them: Parquet files with the images in a column."""
+"""Reader of datasets from the Hugging Face hub: Parquet files with the images in a column."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
-from s2a_bench.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, reencoded
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, looks_reencoded
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
@@ -35,7 +35,7 @@ _STARTS = ((b"\x89PNG", ".png"), (b"\xff\xd8", ".jpg"), (b"BM", ".bmp"), (b"RIFF
 
 
 @dataclasses.dataclass(frozen=True)
-class _File:
+class _ParquetFile:
     path: str
     place: str  # the folder of the data set's configuration
     split: str
@@ -43,17 +43,17 @@ class _File:
     total: int | None
 
 
-def _files(tree: Tree) -> list[_File]:
+def _find_parquet_files(tree: Tree) -> list[_ParquetFile]:
     """Parquet files whose name, or whose folder's, is a split's."""
     found = []
     for path in tree.names:
         file = PurePosixPath(path)
         if match := _SHARD.fullmatch(file.name):
-            one = _File(path, str(file.parent), match["split"], int(match["number"]), int(match["total"]))
+            one = _ParquetFile(path, str(file.parent), match["split"], int(match["number"]), int(match["total"]))
         elif match := _NUMBERED.fullmatch(file.name):
-            one = _File(path, str(file.parent.parent), file.parent.name, int(match["number"]), None)
+            one = _ParquetFile(path, str(file.parent.parent), file.parent.name, int(match["number"]), None)
         elif match := _WHOLE.fullmatch(file.name):
-            one = _File(path, str(file.parent), match["split"], 0, 1)
+            one = _ParquetFile(path, str(file.parent), match["split"], 0, 1)
         else:
             continue
         found.append(one)
@@ -62,32 +62,32 @@ def _files(tree: Tree) -> list[_File]:
 
 def recognises(tree: Tree, dataset: Dataset) -> bool:
     """Whether there is a Parquet file of a split."""
-    return any(file.split in _PARTS for file in _files(tree))
+    return any(file.split in _PARTS for file in _find_parquet_files(tree))
 
 
 def open_hub(tree: Tree, dataset: Dataset) -> Source:
     """A dataset of the hub, as its repository, its cache or ``huggingface-cli download`` lays it out.
 
-    Files are ``train-00000-of-00002[-hash].parquet``, ``train/0000.parquet`` or ``train.parquet``, in one folder,
-    whatever lies above it. The image column is a struct with ``bytes``, called image or img or the only one; the
-    label column is ``<target>``, ``<target>_label``, label, fine_label or labels (``recipe.target``). Row 17 of the
-    split "train" is ``train/000017.png``, or .jpg, as the image's own path or its content tells.
+    Files are ``train-00000-of-00002[-hash].parquet``, ``train/0000.parquet`` or ``train.parquet``, in one folder
+    at any depth. The image column is a struct with ``bytes``, called image or img or the only one; the
+    label column is ``<target>``, ``<target>_label``, label, fine_label or labels (``preparation.target``). Row 17 of
+    the split "train" is ``train/000017.png``, or .jpg, depending on the image's own path or its content.
 
     Raises:
         InputError: pyarrow is missing, several datasets, a missing or damaged file, no such columns, or labels that
             do not fit.
     """
-    splits, unused = _splits(tree)
-    tables: dict[str, list[_Table]] = {}
+    splits, unused = _group_by_split(tree)
+    tables: dict[str, list[_ParquetTable]] = {}
     for split, files in splits.items():
-        tables.setdefault(_PARTS[split], []).extend(_Table(tree, dataset, file.path) for file in files)
+        tables.setdefault(_PARTS[split], []).extend(_ParquetTable(tree, dataset, file.path) for file in files)
     every = [table for found in tables.values() for table in found]
     names = every[0].names
     for table in every:
         if table.names != names:
             raise InputError(f"{table.what} names other classes than {every[0].what}; download the dataset again.")
-    order, classes = _classes(dataset, names, every[0].what)
-    items = {part: _items(dataset, part, found, order) for part, found in tables.items()}
+    order, classes = _match_classes(dataset, names, every[0].what)
+    items = {part: _list_images(dataset, part, found, order) for part, found in tables.items()}
     if names is None and (highest := max(i.label for found in items.values() for i in found)) + 1 != dataset.classes:
         raise InputError(
             f"{tree.place} has labels up to {highest} but {dataset.name} has {dataset.classes} classes; give a copy of "
@@ -111,14 +111,14 @@ def open_hub(tree: Tree, dataset: Dataset) -> Source:
                     yield items[part][start + row].name, data
 
     everything = tuple(itertools.chain.from_iterable(items.values()))
-    lossy, note = _probe(dataset, every[0], everything)
+    lossy, note = _check_reencoding(dataset, every[0], everything)
     skipped = f"Split {' and '.join(unused)} of the source is not used." if unused else ""
     return Source(everything, classes, read, lossy=lossy, note=f"{note} {skipped}".strip())
 
 
-def _splits(tree: Tree) -> tuple[dict[str, list[_File]], list[str]]:
+def _group_by_split(tree: Tree) -> tuple[dict[str, list[_ParquetFile]], list[str]]:
     """Split -> its files in order, and the names of splits that are no part of ours."""
-    files = _files(tree)
+    files = _find_parquet_files(tree)
     used = [file for file in files if file.split in _PARTS]
     places = sorted({file.place for file in used})
     if len(places) > 1:
@@ -126,7 +126,7 @@ def _splits(tree: Tree) -> tuple[dict[str, list[_File]], list[str]]:
             f"{tree.place} holds Parquet files of {len(places)} datasets, configurations or revisions "
             f"({', '.join(places[:5])}); give the folder of one."
         )
-    splits: dict[str, list[_File]] = {}
+    splits: dict[str, list[_ParquetFile]] = {}
     for file in used:
         splits.setdefault(file.split, []).append(file)
     for split, found in splits.items():
@@ -149,11 +149,11 @@ def _splits(tree: Tree) -> tuple[dict[str, list[_File]], list[str]]:
 # --- Tables ----------------------------------------------------------------------------------------------------------
 
 
-class _Table:
+class _ParquetTable:
     """One Parquet file: its labels, and its images by row.
 
     Attributes:
-        what: What it is called in an error.
+        what: Its name in error messages.
         rows: Number of images.
         names: Names of the classes by label, if the file has them.
         labels: One for each row.
@@ -162,8 +162,8 @@ class _Table:
     def __init__(self, tree: Tree, dataset: Dataset, path: str) -> None:
         """Reads the labels."""
         self.what = f"{path} in {tree.place}"
-        self._local = tree.local(path)
-        with self._opened() as file:
+        self._local = tree.path_on_disk(path)
+        with self._open() as file:
             schema = file.schema_arrow
             self._image, self._binary = _image_column(schema, self.what)
             label = _label_column(schema, dataset, self.what)
@@ -171,10 +171,12 @@ class _Table:
             self.rows = int(file.metadata.num_rows)
             if not self.rows:
                 raise InputError(f"{self.what} is empty; download it again.")
-            self.labels: list[int] = _whole(file.read(columns=[label]).column(0), f"Column {label!r} of {self.what}")
+            self.labels: list[int] = _check_integers(
+                file.read(columns=[label]).column(0), f"Column {label!r} of {self.what}"
+            )
             if len(self.labels) != self.rows:
                 raise InputError(
-                    f"{self.what} tells of {self.rows} rows but has {len(self.labels)} labels; download it again."
+                    f"{self.what} states {self.rows} rows but has {len(self.labels)} labels; download it again."
                 )
             self._paths = not self._binary and any(
                 field.name == "path" and str(field.type) in ("string", "large_string")
@@ -182,8 +184,8 @@ class _Table:
             )
 
     @contextmanager
-    def _opened(self) -> Iterator[pq.ParquetFile]:
-        """The file; what goes wrong with it, in words."""
+    def _open(self) -> Iterator[pq.ParquetFile]:
+        """Opens the file; errors while it is open become one sentence."""
         try:
             import pyarrow as pa
             import pyarrow.parquet as pq
@@ -202,26 +204,26 @@ class _Table:
         """Each image's suffix, by the path beside it or else by its content."""
         suffixes = [""] * self.rows
         if self._paths:
-            with self._opened() as file:
+            with self._open() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
-            suffixes = [_suffix(path) for path in column.field("path").to_pylist()]
+            suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
             if len(suffixes) != self.rows:
                 raise InputError(
-                    f"{self.what} tells of {self.rows} rows but has {len(suffixes)} paths; download it again."
+                    f"{self.what} states {self.rows} rows but has {len(suffixes)} paths; download it again."
                 )
         if not all(suffixes):
-            # Nothing tells but the content; all of it must be read.
-            found = [_suffix_of(data) for _, data in self.images(list(range(self.rows)))]
+            # Only the content shows the format, so all images are read.
+            found = [_suffix_from_content(data) for _, data in self.images(list(range(self.rows)))]
             suffixes = [known or seen for known, seen in zip(suffixes, found, strict=True)]
         return suffixes
 
     def images(self, rows: list[int]) -> Iterator[tuple[int, bytes]]:
-        """``(row, image file)`` of some rows, sorted; row groups without any are passed over."""
+        """Yields ``(row, image file)`` of the given rows, sorted; row groups without any of them are skipped."""
         column = self._image if self._binary else f"{self._image}.bytes"
         left = iter(rows)
         row = next(left, None)
         start = 0
-        with self._opened() as file:
+        with self._open() as file:
             for group in range(file.num_row_groups):
                 count = file.metadata.row_group(group).num_rows
                 if row is None:
@@ -269,7 +271,7 @@ def _image_column(schema: pa.Schema, what: str) -> tuple[str, bool]:
 
 
 def _label_column(schema: pa.Schema, dataset: Dataset, what: str) -> str:
-    target = dataset.recipe.target if dataset.recipe else ""
+    target = dataset.preparation.target if dataset.preparation else ""
     known = (target, f"{target}_label", *_LABEL_COLUMNS) if target else _LABEL_COLUMNS
     for name in known:
         if name in schema.names:
@@ -280,7 +282,7 @@ def _label_column(schema: pa.Schema, dataset: Dataset, what: str) -> str:
     )
 
 
-def _whole(column: Any, what: str) -> list[int]:
+def _check_integers(column: Any, what: str) -> list[int]:
     import pyarrow as pa
 
     if not pa.types.is_integer(column.type):
@@ -291,7 +293,7 @@ def _whole(column: Any, what: str) -> list[int]:
 
 
 def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | None:
-    """What the library ``datasets`` wrote down about a ``ClassLabel``."""
+    """Class names from the metadata that the library ``datasets`` writes for a ``ClassLabel``."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
         return None
@@ -303,25 +305,25 @@ def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | 
     return tuple(map(str, names)) if names else None
 
 
-def _suffix(path: str | None) -> str:
+def _image_suffix(path: str | None) -> str:
     suffix = PurePosixPath(path or "").suffix.lower()
     return suffix if suffix in IMAGE_SUFFIXES else ""
 
 
-def _suffix_of(data: bytes) -> str:
+def _suffix_from_content(data: bytes) -> str:
     return next((suffix for start, suffix in _STARTS if data.startswith(start)), ".jpg")
 
 
 # --- Labels ----------------------------------------------------------------------------------------------------------
 
 
-def _plain(name: str) -> str:
+def _normalise_name(name: str) -> str:
     return re.sub(r"[^0-9a-z]+", "_", name.casefold())
 
 
-def _classes(dataset: Dataset, names: tuple[str, ...] | None, what: str) -> tuple[list[int], tuple[str, ...]]:
+def _match_classes(dataset: Dataset, names: tuple[str, ...] | None, what: str) -> tuple[list[int], tuple[str, ...]]:
     """Our label for each of the source's, and the classes' names in our order."""
-    known = dataset.recipe.class_names if dataset.recipe else ()
+    known = dataset.preparation.class_names if dataset.preparation else ()
     if names is None:
         # Labels without names can only be ours if nobody has given ours an order of their own.
         if known:
@@ -336,18 +338,18 @@ def _classes(dataset: Dataset, names: tuple[str, ...] | None, what: str) -> tupl
         )
     if not known:
         return list(range(len(names))), names
-    places = {_plain(name): i for i, name in enumerate(known)}
-    strange = [name for name in names if _plain(name) not in places]
-    if strange or len(set(map(_plain, names))) < len(names):
+    places = {_normalise_name(name): i for i, name in enumerate(known)}
+    strange = [name for name in names if _normalise_name(name) not in places]
+    if strange or len(set(map(_normalise_name, names))) < len(names):
         raise InputError(
             f"{what} has classes that {dataset.name} has not, or one twice: {', '.join(strange[:5] or names[:5])}; "
             f"give a copy of {dataset.name} with its own classes."
         )
-    return [places[_plain(name)] for name in names], known
+    return [places[_normalise_name(name)] for name in names], known
 
 
-def _items(dataset: Dataset, part: str, tables: list[_Table], order: list[int]) -> list[Item]:
-    items: list[Item] = []
+def _list_images(dataset: Dataset, part: str, tables: list[_ParquetTable], order: list[int]) -> list[SourceImage]:
+    items: list[SourceImage] = []
     for table in tables:
         for row, (label, suffix) in enumerate(zip(table.labels, table.suffixes(), strict=True)):
             if not 0 <= label < len(order):
@@ -355,16 +357,16 @@ def _items(dataset: Dataset, part: str, tables: list[_Table], order: list[int]) 
                     f"Row {row} of {table.what} has label {label}, not 0 to {len(order) - 1}; give a copy of "
                     f"{dataset.name} with labels."
                 )
-            items.append(Item(f"{part}/{len(items):06d}{suffix}", order[label], part))
+            items.append(SourceImage(f"{part}/{len(items):06d}{suffix}", order[label], part))
     return items
 
 
-def _probe(dataset: Dataset, table: _Table, items: tuple[Item, ...]) -> tuple[bool, str]:
+def _check_reencoding(dataset: Dataset, table: _ParquetTable, items: tuple[SourceImage, ...]) -> tuple[bool, str]:
     """Whether images were encoded again with loss, and the sentence that says so."""
     jpegs = sum(item.name.endswith(LOSSY_SUFFIXES) for item in items)
     if jpegs and dataset.encoding == "lossless":
         return True, f"A copy from the Hugging Face hub; {dataset.name} is published without loss and is JPEG here."
-    if jpegs and reencoded([data for _, data in table.images(list(range(min(_PROBED, table.rows))))]):
+    if jpegs and looks_reencoded([data for _, data in table.images(list(range(min(_PROBED, table.rows))))]):
         return True, (
             "A copy from the Hugging Face hub; images looked at have the JPEG tables of Pillow's default quality, so "
             "they were most likely re-encoded."

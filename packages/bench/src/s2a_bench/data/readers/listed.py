@@ -7,15 +7,20 @@ from typing import Any
 
 import numpy as np
 
-from s2a_bench.data.readers._folders import check_unique, lines_of, reading, recipe_of
-from s2a_bench.data.readers.source import Item, Reader, Source
-from s2a_bench.data.readers.tree import Tree, below
+from s2a_bench.data.readers._folders import check_unique, make_reader, preparation_of, read_lines
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
+from s2a_bench.data.readers.tree import Tree, path_below
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 
-def _source(
-    tree: Tree, dataset: Dataset, items: list[Item], classes: Iterable[str], paths: Mapping[str, str], note: str = ""
+def _make_source(
+    tree: Tree,
+    dataset: Dataset,
+    items: list[SourceImage],
+    classes: Iterable[str],
+    paths: Mapping[str, str],
+    note: str = "",
 ) -> Source:
     check_unique(tree.place, [item.name for item in items])
     for item in items:
@@ -24,19 +29,19 @@ def _source(
     names = tuple(classes)
     if len(names) != dataset.classes:
         raise InputError(f"{tree.place} has {len(names)} classes but {dataset.name} has {dataset.classes}.")
-    return Source(tuple(items), names, reading(tree, {item.name: paths[item.name] for item in items}), note=note)
+    return Source(tuple(items), names, make_reader(tree, {item.name: paths[item.name] for item in items}), note=note)
 
 
-def _under(tree: Tree, folder: str) -> dict[str, str]:
+def _paths_below(tree: Tree, folder: str) -> dict[str, str]:
     """Path in the tree per path below a folder of that name."""
     found: dict[str, str] = {}
-    for path in tree.under(folder):
-        if found.setdefault(below(path, folder), path) != path:
-            raise InputError(f"{tree.place} holds {folder}/{below(path, folder)} twice; give one download.")
+    for path in tree.files_under(folder):
+        if found.setdefault(path_below(path, folder), path) != path:
+            raise InputError(f"{tree.place} holds {folder}/{path_below(path, folder)} twice; give one download.")
     return found
 
 
-def _mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
+def _load_mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
     """Variables of a MATLAB file.
 
     Raises:
@@ -46,10 +51,10 @@ def _mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
         import scipy.io
     except ImportError as error:
         raise InputError(f"{file} needs scipy, which is not installed: pip install scipy.") from error
-    path = tree.local(tree.find(file))
+    path = tree.path_on_disk(tree.find(file))
     try:
         values = scipy.io.loadmat(path)
-    except Exception as error:  # scipy's parser fails in any way whatever on a damaged file
+    except Exception as error:  # scipy's parser may raise any exception on a damaged file
         raise InputError(f"{file} in {tree.place} is damaged ({type(error).__name__}); download it again.") from error
     for name in names:
         if name not in values:
@@ -57,7 +62,7 @@ def _mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
     return [values[name] for name in names]
 
 
-def _whole(values: Any, what: str, low: int, high: int) -> list[int]:
+def _check_integers(values: Any, what: str, low: int, high: int) -> list[int]:
     """Flat whole numbers from ``low`` to ``high``."""
     flat = np.asarray(values).ravel()
     if flat.dtype.kind not in "iuf" or not np.all(np.isfinite(flat.astype(float))) or (flat != np.round(flat)).any():
@@ -67,7 +72,7 @@ def _whole(values: Any, what: str, low: int, high: int) -> list[int]:
     return [int(value) for value in flat]
 
 
-def _number(text: str, where: str, low: int, high: int) -> int:
+def _parse_number(text: str, where: str, low: int, high: int) -> int:
     if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
         raise InputError(f"{where}: {text!r} is not a whole number from {low} to {high}.")
     return int(text)
@@ -84,16 +89,16 @@ def open_dtd(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: A list is missing or names an image that is not there.
     """
-    fold = recipe_of(dataset).target or "1"
-    paths = _under(tree, "images")
+    fold = preparation_of(dataset).target or "1"
+    paths = _paths_below(tree, "images")
     items: list[tuple[str, str]] = []
     for part in ("train", "val", "test"):
         file = tree.find(f"labels/{part}{fold}.txt")
-        items += [(line.strip(), part) for _, line in lines_of(tree, file)]
+        items += [(line.strip(), part) for _, line in read_lines(tree, file)]
     classes = sorted({name.split("/")[0] for name, _ in items})
     labels = {name: i for i, name in enumerate(classes)}
-    found = [Item(name, labels[name.split("/")[0]], part, name) for name, part in items]
-    return _source(tree, dataset, found, classes, paths)
+    found = [SourceImage(name, labels[name.split("/")[0]], part, name) for name, part in items]
+    return _make_source(tree, dataset, found, classes, paths)
 
 
 # --- Flowers ---------------------------------------------------------------------------------------------------------
@@ -105,17 +110,17 @@ def open_flowers102(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: A file is missing or damaged, or an image is in two parts.
     """
-    (labels,) = _mat(tree, "imagelabels.mat", "labels")
-    parts = _mat(tree, "setid.mat", "trnid", "valid", "tstid")
-    numbers = _whole(labels, "imagelabels.mat", 1, dataset.classes)
-    paths = _under(tree, "jpg")
+    (labels,) = _load_mat(tree, "imagelabels.mat", "labels")
+    parts = _load_mat(tree, "setid.mat", "trnid", "valid", "tstid")
+    numbers = _check_integers(labels, "imagelabels.mat", 1, dataset.classes)
+    paths = _paths_below(tree, "jpg")
     items = []
     for part, ids in zip(("train", "val", "test"), parts, strict=True):
-        for i in _whole(ids, "setid.mat", 1, len(numbers)):
+        for i in _check_integers(ids, "setid.mat", 1, len(numbers)):
             name = f"image_{i:05d}.jpg"
-            items.append(Item(name, numbers[i - 1] - 1, part, name))
-    classes = recipe_of(dataset).class_names or tuple(str(i + 1) for i in range(dataset.classes))
-    return _source(tree, dataset, items, classes, paths)
+            items.append(SourceImage(name, numbers[i - 1] - 1, part, name))
+    classes = preparation_of(dataset).class_names or tuple(str(i + 1) for i in range(dataset.classes))
+    return _make_source(tree, dataset, items, classes, paths)
 
 
 # --- Pets ------------------------------------------------------------------------------------------------------------
@@ -127,23 +132,23 @@ def open_pets(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: A list is missing, a line is malformed, a class has two names, or an image is missing.
     """
-    paths = _under(tree, "images")
-    items: list[Item] = []
+    paths = _paths_below(tree, "images")
+    items: list[SourceImage] = []
     names: dict[int, str] = {}
     for file, part in (("trainval", "train"), ("test", "test")):
         path = tree.find(f"annotations/{file}.txt")
-        for number, line in lines_of(tree, path):
+        for number, line in read_lines(tree, path):
             if line.startswith("#"):
                 continue
             words = line.split()
             if len(words) != 4:
                 raise InputError(f"{tree.place}, {path}:{number}: {line!r} is not of the form 'Abyssinian_100 1 1 1'.")
-            label = _number(words[1], f"{tree.place}, {path}:{number}", 1, dataset.classes) - 1
+            label = _parse_number(words[1], f"{tree.place}, {path}:{number}", 1, dataset.classes) - 1
             title = words[0].rpartition("_")[0]
             if names.setdefault(label, title) != title:
                 raise InputError(f"{tree.place}, {path}:{number}: class {words[1]} is {names[label]} and {title}.")
-            items.append(Item(f"{words[0]}.jpg", label, part, f"{words[0]}.jpg"))
-    return _source(tree, dataset, items, [names[label] for label in sorted(names)], paths)
+            items.append(SourceImage(f"{words[0]}.jpg", label, part, f"{words[0]}.jpg"))
+    return _make_source(tree, dataset, items, [names[label] for label in sorted(names)], paths)
 
 
 # --- CUB -------------------------------------------------------------------------------------------------------------
@@ -159,10 +164,10 @@ def open_cub(tree: Tree, dataset: Dataset) -> Source:
     def table(name: str) -> dict[int, str]:
         path = tree.find(f"CUB_200_2011/{name}" if tree.has(f"CUB_200_2011/{name}") else name)
         found: dict[int, str] = {}
-        for number, line in lines_of(tree, path):
+        for number, line in read_lines(tree, path):
             key, _, value = line.strip().partition(" ")
             where = f"{tree.place}, {path}:{number}"
-            if found.setdefault(_number(key, where, 1, 10**7), value.strip()) != value.strip() or not value:
+            if found.setdefault(_parse_number(key, where, 1, 10**7), value.strip()) != value.strip() or not value:
                 raise InputError(f"{where}: {line!r} is not of the form '1 something', or comes twice.")
         return found
 
@@ -175,10 +180,10 @@ def open_cub(tree: Tree, dataset: Dataset) -> Source:
         raise InputError(f"{tree.place}: classes.txt does not count from 1 without a gap.")
     items = []
     for key, name in images.items():
-        label = _number(labels[key], f"{tree.place}, image_class_labels.txt, image {key}", 1, dataset.classes) - 1
-        part = ("test", "train")[_number(split[key], f"{tree.place}, train_test_split.txt, image {key}", 0, 1)]
-        items.append(Item(name, label, part))
-    return _source(tree, dataset, items, [titles[key] for key in sorted(titles)], _under(tree, "images"))
+        label = _parse_number(labels[key], f"{tree.place}, image_class_labels.txt, image {key}", 1, dataset.classes) - 1
+        part = ("test", "train")[_parse_number(split[key], f"{tree.place}, train_test_split.txt, image {key}", 0, 1)]
+        items.append(SourceImage(name, label, part))
+    return _make_source(tree, dataset, items, [titles[key] for key in sorted(titles)], _paths_below(tree, "images"))
 
 
 # --- Dogs ------------------------------------------------------------------------------------------------------------
@@ -190,11 +195,11 @@ def open_dogs(tree: Tree, dataset: Dataset) -> Source:
     Raises:
         InputError: A list is missing, damaged or of two lengths, a class has two folders, or an image is missing.
     """
-    items: list[Item] = []
+    items: list[SourceImage] = []
     names: dict[int, str] = {}
     for part in ("train", "test"):
-        files, labels = _mat(tree, f"{part}_list.mat", "file_list", "labels")
-        numbers = _whole(labels, f"{part}_list.mat", 1, dataset.classes)
+        files, labels = _load_mat(tree, f"{part}_list.mat", "file_list", "labels")
+        numbers = _check_integers(labels, f"{part}_list.mat", 1, dataset.classes)
         listed = [str(np.asarray(entry).ravel()[0]) for entry in np.asarray(files).ravel() if np.asarray(entry).size]
         if len(listed) != len(numbers):
             raise InputError(f"{part}_list.mat in {tree.place} has {len(listed)} files and {len(numbers)} labels.")
@@ -202,8 +207,8 @@ def open_dogs(tree: Tree, dataset: Dataset) -> Source:
             title = name.split("/")[0].partition("-")[2] or name.split("/")[0]
             if names.setdefault(number, title) != title:
                 raise InputError(f"{part}_list.mat in {tree.place}: class {number} is {names[number]} and {title}.")
-            items.append(Item(name, number - 1, part))
-    return _source(tree, dataset, items, [names[label] for label in sorted(names)], _under(tree, "Images"))
+            items.append(SourceImage(name, number - 1, part))
+    return _make_source(tree, dataset, items, [names[label] for label in sorted(names)], _paths_below(tree, "Images"))
 
 
 READERS = (

@@ -5,21 +5,21 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from s2a_bench.data.folder import Entry, content_id, parse_list, sha256
-from s2a_bench.data.images import LOSSY_SUFFIXES, reencoded
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.folder import ListedImage, compute_content_id, parse_list, sha256
+from s2a_bench.data.images import LOSSY_SUFFIXES, looks_reencoded
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import VTAB_LISTS, Dataset
 from s2a_bench.errors import InputError
 
 _PROBED = 32
-_MARK = f"{VTAB_LISTS.both}.txt"
+_MARKER_LIST = f"{VTAB_LISTS.both}.txt"
 
 
-def _home(tree: Tree, dataset: Dataset) -> str | None:
+def _find_lists_folder(tree: Tree, dataset: Dataset) -> str | None:
     """The folder in the tree (``""`` or ``"path/"``) whose lists are this dataset's; ``None``: there is none."""
     names = (dataset.name, *dataset.aliases)
-    folders = [name[: -len(_MARK)] for name in tree.names if PurePosixPath(name).name == _MARK]
+    folders = [name[: -len(_MARKER_LIST)] for name in tree.names if PurePosixPath(name).name == _MARKER_LIST]
     for folder in folders:
         if PurePosixPath(folder).name in names:
             return folder
@@ -30,35 +30,35 @@ def _home(tree: Tree, dataset: Dataset) -> str | None:
 
 def recognises(tree: Tree, dataset: Dataset) -> bool:
     """Whether the tree holds the four lists, at its top or in a folder of the dataset's name."""
-    return dataset.suite == "vtab" and _home(tree, dataset) is not None
+    return dataset.suite == "vtab" and _find_lists_folder(tree, dataset) is not None
 
 
 def open_noah(tree: Tree, dataset: Dataset) -> Source:
     """The folder's own lists and images.
 
     JPEGs of a dataset that is published without loss are lossy; where JPEG is the published form, a probe of the
-    images tells (``images.reencoded``).
+    images decides (``images.looks_reencoded``).
 
     Raises:
         InputError: A list is missing, malformed, or names an image that is not there.
     """
-    home = _home(tree, dataset)
+    home = _find_lists_folder(tree, dataset)
     assert home is not None
     present = set(tree.names)
     lists: dict[str, tuple[str, ...]] = {}
     hashes: dict[str, str] = {}
-    items: dict[str, Item] = {}
+    items: dict[str, SourceImage] = {}
     for name in dataset.lists:
         file = f"{name}.txt"
         text = tree.read_text(home + file)
         hashes[file] = sha256(tree.read(home + file))
         paths: list[str] = []
         for entry in parse_list(text, dataset.classes):
-            if not isinstance(entry, Entry):
+            if not isinstance(entry, ListedImage):
                 raise InputError(f"{tree.place}, {home}{file}:{entry[0]}: {entry[1]}.")
             if home + entry.path not in present:
                 raise InputError(f"{tree.place}, {home}{file}:{entry.line}: there is no image {entry.path}.")
-            known = items.setdefault(entry.path, Item(entry.path, entry.label, name))
+            known = items.setdefault(entry.path, SourceImage(entry.path, entry.label, name))
             if known.label != entry.label:
                 raise InputError(
                     f"{tree.place}, {home}{file}:{entry.line}: {entry.path} has label {entry.label} here "
@@ -71,20 +71,20 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
         for name, data in tree.read_many(home + n for n in names):
             yield name[len(home) :], data
 
-    lossy, note = _probe(dataset, sorted(items), read)
+    lossy, note = _check_reencoding(dataset, sorted(items), read)
     return Source(
-        items=tuple(items.values()),
+        images=tuple(items.values()),
         classes=tuple(f"class {i}" for i in range(dataset.classes)),  # such folders do not name them
         read=read,
         lists=lists,
-        split_id="lists-" + content_id(hashes, {}),
+        split_id="lists-" + compute_content_id(hashes, {}),
         base=None if tree.folder is None else tree.folder / home,
         lossy=lossy,
         note=note,
     )
 
 
-def _probe(
+def _check_reencoding(
     dataset: Dataset, names: list[str], read: Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]
 ) -> tuple[bool, str]:
     """Whether images were re-encoded with loss, and the sentence that says so."""
@@ -98,7 +98,7 @@ def _probe(
         )
     step = max(1, len(jpegs) // _PROBED)
     probed = [data for _, data in read(frozenset(jpegs[::step][:_PROBED]))]
-    if reencoded(probed):
+    if looks_reencoded(probed):
         return True, (
             f"A VTAB-1k folder made by another tool; all of {len(probed)} images looked at have the JPEG tables of "
             "Pillow's default quality, so they were most likely re-encoded."

@@ -17,7 +17,7 @@ _PARTS = ("train", "val", "test")
 
 
 def find_split(tree: Tree) -> Path | None:
-    """A split file that lies among the source's own files, put where it can be opened; ``None``: there is none.
+    """Finds a split file among the files of the source; ``None``: there is none.
 
     Raises:
         InputError: Several CoOp files: which one is meant must be said.
@@ -28,7 +28,7 @@ def find_split(tree: Tree) -> Path | None:
     if len(found) > 1:
         raise InputError(f"{tree.place} holds {len(found)} split files ({', '.join(found)}); name one with --split.")
     if found:
-        return tree.local(found[0])
+        return tree.path_on_disk(found[0])
     folder = tree.place if tree.place.is_dir() else tree.place.parent
     return folder if all((folder / f"{part}.json").is_file() for part in _PARTS) else None
 
@@ -36,24 +36,24 @@ def find_split(tree: Tree) -> Path | None:
 def read_split(
     place: Path, kind: str, dataset: Dataset, source: Source
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, int], tuple[str, ...], str]:
-    """Lists of a published split, matched with a source's images.
+    """Reads a published split and matches its paths with the images of a source.
 
     Args:
         place: CoOp's JSON file, or the folder of VPT's three.
         kind: ``"coop"`` or ``"vpt"``: which the dataset takes.
         dataset: Tells the number of classes.
-        source: Whose items the paths name, each by its longest unambiguous end.
+        source: Its images are matched by the longest unambiguous ending of their names.
 
     Returns:
-        Names of items per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a hash of
-        its content whatever its formatting.
+        Names of images per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a
+        hash of its content that does not depend on formatting.
 
     Raises:
         InputError: Not such a file, a path that names no image or several, an image listed twice, a label out of
             range, or another number of classes.
     """
-    entries = _coop(place) if kind == "coop" else _vpt(place)
-    find = _finder(source, place)
+    entries = _read_coop(place) if kind == "coop" else _read_vpt(place)
+    find = _make_finder(source, place)
     lists: dict[str, tuple[str, ...]] = {}
     labels: dict[str, int] = {}
     classes: dict[int, str] = {}
@@ -79,7 +79,7 @@ def read_split(
     return lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}"
 
 
-def _json(path: Path) -> Any:
+def _read_json(path: Path) -> Any:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found = dict(pairs)
         if len(found) != len(pairs):
@@ -95,11 +95,11 @@ def _json(path: Path) -> Any:
 _Entries = Mapping[str, list[tuple[str, Any, str]]]
 
 
-def _coop(place: Path) -> _Entries:
+def _read_coop(place: Path) -> _Entries:
     """``{"train": [[path, label, class name], ...], "val": ..., "test": ...}``."""
     if not place.is_file():
-        raise InputError(f"{place} is no file; give CoOp's split_zhou_*.json.")
-    values = _json(place)
+        raise InputError(f"{place} is not a file; give CoOp's split_zhou_*.json.")
+    values = _read_json(place)
     found: dict[str, list[tuple[str, Any, str]]] = {}
     for part in _PARTS:
         rows = values.get(part) if isinstance(values, dict) else None
@@ -112,13 +112,13 @@ def _coop(place: Path) -> _Entries:
     return found
 
 
-def _vpt(place: Path) -> _Entries:
+def _read_vpt(place: Path) -> _Entries:
     """Three files of ``{path: label}``."""
     if not place.is_dir():
-        raise InputError(f"{place} is no folder; give the one that holds VPT's train.json, val.json and test.json.")
+        raise InputError(f"{place} is not a folder; give the one that holds VPT's train.json, val.json and test.json.")
     found: dict[str, list[tuple[str, Any, str]]] = {}
     for part in _PARTS:
-        values = _json(place / f"{part}.json")
+        values = _read_json(place / f"{part}.json")
         if not isinstance(values, dict) or not values:
             raise InputError(
                 f"{place / part}.json is not of the form {{path: label}}; it is not one of VPT's split files."
@@ -127,10 +127,13 @@ def _vpt(place: Path) -> _Entries:
     return found
 
 
-def _finder(source: Source, place: Path) -> Any:
-    """From a path of the split to the one item it names: the longest end, part by part, that both have."""
+def _make_finder(source: Source, place: Path) -> Any:
+    """Makes a function from a path of the split to the image it names: the one that shares the longest ending with it.
+
+    Endings are compared part by part, so that paths with other leading folders match.
+    """
     ends: dict[str, list[str]] = {}
-    for item in source.items:
+    for item in source.images:
         parts = item.name.split("/")
         for i in range(len(parts)):
             ends.setdefault("/".join(parts[i:]), []).append(item.name)

@@ -1,4 +1,4 @@
-"""Reader of Kaggle's diabetic retinopathy photographs, which it brings into the form that VTAB-1k uses."""
+"""Reader of Kaggle's diabetic retinopathy photographs, which are preprocessed as VTAB-1k does."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from pathlib import PurePosixPath
 
 import numpy as np
 
-from s2a_bench.data.images import decode
-from s2a_bench.data.readers.pixels import png
-from s2a_bench.data.readers.source import Item, Reader, Source
+from s2a_bench.data.images import decode_rgb
+from s2a_bench.data.readers.pixels import encode_png
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 TRAIN_LABELS, TEST_LABELS = "trainLabels.csv", "retinopathy_solution.csv"
-MARK = "PROCESSED"
-"""A file of this name says that the images are in VTAB-1k's form already."""
+PROCESSED_MARKER = "PROCESSED"
+"""A file of this name marks images that are preprocessed already."""
 CLASSES = ("no DR", "mild", "moderate", "severe", "proliferative DR")
 _USAGE = {"Public": "val", "Private": "test"}
 
@@ -31,12 +31,14 @@ _NOTE = (
     "tensorflow_datasets' btgraham-300 does with OpenCV, but by this package's own code and stored as PNG: pixels are "
     "close to those, not equal."
 )
-_NOTE_MARKED = f"A file {MARK} says that the images were in VTAB-1k's form (btgraham-300) when they were given."
+_NOTE_MARKED = (
+    f"A file {PROCESSED_MARKER} says that the images were in VTAB-1k's form (btgraham-300) when they were given."
+)
 
 # --- Images ----------------------------------------------------------------------------------------------------------
 
 
-def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
+def apply_btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     """A photograph of a fundus as Ben Graham's winning solution of the competition prepares it.
 
     The steps and numbers are those of tensorflow_datasets' configuration ``btgraham-300``, which calls OpenCV. This is
@@ -45,7 +47,7 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
 
     1. Scale (bilinear, without smoothing) so that the fundus has the radius. Its diameter is the number of pixels
        in the middle row that are brighter than a tenth of the row's mean.
-    2. Four times the difference from a Gaussian blur of width ``radius / 30``, plus 128.
+    2. ``clip(4 * image - 4 * blur(image) + 128, 0, 255)`` with a Gaussian blur of sigma ``radius / 30``.
     3. Grey outside a circle of 0.9 radius around the middle, and cut to that circle's square.
 
     Args:
@@ -57,6 +59,7 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     """
     from scipy.ndimage import gaussian_filter
 
+    # 1. The scale, from half the number of bright pixels in the middle row.
     height, width = image.shape[:2]
     row = image[height // 2].sum(axis=1, dtype=np.int64)
     found = np.count_nonzero(row > row.mean() / 10) / 2
@@ -64,15 +67,17 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     tall, wide = max(1, round(height * scale)), max(1, round(width * scale))
     middle_y, middle_x = tall // 2, wide // 2
     keep = int(0.9 * radius)
-    margin = round(radius / 30 * 3)  # how far the blur sees
-    # Only what the circle and the blur see is made: a photograph with a tiny fundus would be huge.
+    margin = round(radius / 30 * 3)  # support of the blur: three sigma
+    # Scale only the circle and the margin of the blur: a photograph with a tiny fundus would become huge.
     top, bottom = max(middle_y - keep - margin, 0), min(middle_y + keep + margin, tall)
     left, right = max(middle_x - keep - margin, 0), min(middle_x + keep + margin, wide)
-    rows = _between(image, 0, *_neighbours(top, bottom, scale, height))
-    scaled = np.rint(_between(rows, 1, *_neighbours(left, right, scale, width)))
+    rows = _interpolate(image, 0, *_find_neighbours(top, bottom, scale, height))
+    scaled = np.rint(_interpolate(rows, 1, *_find_neighbours(left, right, scale, width)))
+    # 2. Contrast to the local average.
     sigma = radius / 30
     blurred = np.rint(gaussian_filter(scaled, (sigma, sigma, 0), mode="mirror", radius=(margin, margin, 0)))
     contrast = np.clip(4 * scaled - 4 * blurred + 128, 0, 255).astype(np.uint8)
+    # 3. Grey outside the circle, cut to its square.
     y, x = np.ogrid[top:bottom, left:right]
     contrast[(y - middle_y) ** 2 + (x - middle_x) ** 2 > keep**2] = 128
     return contrast[
@@ -81,20 +86,24 @@ def btgraham(image: np.ndarray, radius: int = RADIUS) -> np.ndarray:
     ]
 
 
-def _neighbours(start: int, stop: int, scale: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """For pixels of a scaled axis: the pixels before and after it in the original, and how far it is from the first."""
-    place = (np.arange(start, stop) + 0.5) / scale - 0.5  # pixels have their value at their middle
+def _find_neighbours(start: int, stop: int, scale: float, size: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Bilinear interpolation along one axis: index before, index after and weight of the latter per scaled pixel.
+
+    Pixel ``i`` of the scaled axis lies at ``(i + 0.5) / scale - 0.5`` of the original one.
+    """
+    place = (np.arange(start, stop) + 0.5) / scale - 0.5
     before = np.floor(place).astype(np.int64)
     return before.clip(0, size - 1), (before + 1).clip(0, size - 1), (place - before).astype(np.float32)
 
 
-def _between(pixels: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
+def _interpolate(pixels: np.ndarray, axis: int, before: np.ndarray, after: np.ndarray, share: np.ndarray) -> np.ndarray:
+    """``(1 - share) * before + share * after`` along an axis."""
     share = share[:, None, None] if axis == 0 else share[None, :, None]
     return pixels.take(before, axis) * (1 - share) + pixels.take(after, axis) * share
 
 
-def _processed(data: bytes, name: str) -> bytes:
-    return png(btgraham(np.asarray(decode(data, name))))
+def _process_file(data: bytes, name: str) -> bytes:
+    return encode_png(apply_btgraham(np.asarray(decode_rgb(data, name))))
 
 
 # --- Source ----------------------------------------------------------------------------------------------------------
@@ -111,7 +120,7 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
     ``trainLabels.csv`` has the columns image and level; ``retinopathy_solution.csv`` has Usage as well, which is
     Public for the part "val" and Private for "test", as in tensorflow_datasets.
 
-    Photographs go through ``btgraham`` and become PNG files. Where they did so before, with whatever tool, an
+    Photographs go through ``apply_btgraham`` and become PNG files. Where another tool has done so already, an
     empty file ``PROCESSED`` beside the tables says it: then they may be PNG or JPEG and are taken as they are.
 
     Raises:
@@ -122,13 +131,13 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
             f"Diabetic retinopathy has {len(CLASSES)} classes but {dataset.name} has {dataset.classes}; correct its "
             "entry in the table of datasets."
         )
-    marked = tree.has(MARK)
-    items: list[Item] = []
+    marked = tree.has(PROCESSED_MARKER)
+    items: list[SourceImage] = []
     files: dict[str, str] = {}  # path in the tree -> item's name
     for folder, table in (("train", TRAIN_LABELS), ("test", TEST_LABELS)):
-        images = _images(tree, folder, marked)
+        images = _find_images(tree, folder, marked)
         what = f"{table} in {tree.place}"
-        for line, (name, level, usage) in _rows(tree, table, folder == "test"):
+        for line, (name, level, usage) in _read_table(tree, table, folder == "test"):
             if level not in ("0", "1", "2", "3", "4"):
                 raise InputError(f"Line {line} of {what} has the level {level!r}, not 0 to 4; download it again.")
             if folder == "test" and usage not in _USAGE:
@@ -143,7 +152,7 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
                 )
             suffix = PurePosixPath(path).suffix if marked else ".png"
             files[path] = f"{folder}/{name}{suffix}"
-            items.append(Item(files[path], int(level), _USAGE[usage] if folder == "test" else "train", name))
+            items.append(SourceImage(files[path], int(level), _USAGE[usage] if folder == "test" else "train", name))
         if images:
             raise InputError(f"{what} has no line for {len(images)} images, such as {min(images)}; download it again.")
 
@@ -151,32 +160,32 @@ def open_retinopathy(tree: Tree, dataset: Dataset) -> Source:
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         found = ((files[path], data) for path, data in tree.read_many(paths[name] for name in names))
-        yield from found if marked else _all_processed(found)
+        yield from found if marked else _process_all(found)
 
     return Source(tuple(items), CLASSES, read, note=_NOTE_MARKED if marked else _NOTE)
 
 
-def _all_processed(found: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
-    """Images through ``btgraham``, some at a time on all processors: there are 43,000 of 10 megapixels."""
+def _process_all(found: Iterator[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+    """Applies ``apply_btgraham`` to images in threads, a few at a time: there are 43,000 of 10 megapixels."""
     workers = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers) as threads:
         while some := list(itertools.islice(found, 2 * workers)):
             names = [name for name, _ in some]
-            yield from zip(names, pool.map(_processed, (data for _, data in some), names), strict=True)
+            yield from zip(names, threads.map(_process_file, (data for _, data in some), names), strict=True)
 
 
-def _images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
+def _find_images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
     """Image's name without suffix -> its path, of the files in a folder of that name."""
     suffixes = (".jpeg", ".png") if marked else (".jpeg",)
     found: dict[str, str] = {}
-    for path in tree.under(folder):
+    for path in tree.files_under(folder):
         file = PurePosixPath(path)
         if file.parent.name != folder:
             continue
         if file.suffix == ".png" and not marked:
             raise InputError(
                 f"{path} in {tree.place} is a PNG file, but the competition's images are .jpeg; give those, or put an "
-                f"empty file {MARK} beside {TRAIN_LABELS} if they are in VTAB-1k's form already."
+                f"empty file {PROCESSED_MARKER} beside {TRAIN_LABELS} if they are in VTAB-1k's form already."
             )
         if file.suffix in suffixes:
             if file.stem in found:
@@ -189,7 +198,7 @@ def _images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
     return found
 
 
-def _rows(tree: Tree, table: str, usage: bool) -> Iterator[tuple[int, tuple[str, str, str]]]:
+def _read_table(tree: Tree, table: str, usage: bool) -> Iterator[tuple[int, tuple[str, str, str]]]:
     """Line number, and image, level and usage (``""`` where the table has none)."""
     text = tree.read_text(tree.find(table))
     columns: Sequence[str] = ("image", "level", "Usage") if usage else ("image", "level")

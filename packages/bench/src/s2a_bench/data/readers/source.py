@@ -1,4 +1,4 @@
-"""What a reader makes of a download: a list of images, and a way to their bytes."""
+"""Types of an opened download: its images with their labels, and a function that reads their content."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ if TYPE_CHECKING:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Item:
+class SourceImage:
     """One image of a source, without its content.
 
     Attributes:
         name: Unique in the source, the same however the source is packed, with an image's suffix:
             ``"beaver/image_0001.jpg"``, ``"train/000017.png"``.
         label: From 0.
-        part: The source's own partition: ``"train"``, ``"val"`` or ``"test"``; ``""`` where it has none.
-        key: tensorflow_datasets' key of the example, which decides its place in stored order; ``None``: not known.
+        part: The source's own part: ``"train"``, ``"val"`` or ``"test"``; ``""`` where it has none.
+        key: tensorflow_datasets' key of the example, which decides its position in stored order; ``None``: unknown.
     """
 
     name: str
@@ -32,23 +32,23 @@ class Item:
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A download, opened.
+    """An opened download.
 
     Attributes:
-        items: Every image, in the source's own order.
+        images: Every image, in the source's own order.
         classes: Names in label order.
-        read: From names of items to ``(name, image file)``, each once, in whatever order is quickest. Bytes are the
+        read: From names of images to ``(name, content of the image file)``, each once, in any order. The content is the
             source's own where it holds image files, and PNG where it holds arrays.
-        ordered: Whether the items of each part are in tensorflow_datasets' stored order already.
-        salts: What tensorflow_datasets calls a part, where that is not "train", "validation" and "test".
-        lists: Lists that come with the source, by file name without suffix, as names of items; they win over any rule.
-        split_id: Stands for those lists.
-        base: The folder under which every item's name is a file, where the source may be used in place.
+        ordered: Whether the images of each part are in tensorflow_datasets' stored order already.
+        salts: tensorflow_datasets' name of a part, where it is not "train", "validation" or "test".
+        lists: Lists that come with the source, by file name without suffix, as names of images; they replace any rule.
+        split_id: Identity of those lists.
+        base: The folder under which every image's name is a file, where the source may be used in place.
         lossy: Whether images were re-encoded with loss after their makers published them.
-        note: What a reader of results must know.
+        note: What users of results must know.
     """
 
-    items: tuple[Item, ...]
+    images: tuple[SourceImage, ...]
     classes: tuple[str, ...]
     read: Callable[[frozenset[str]], Iterator[tuple[str, bytes]]]
     ordered: bool = False
@@ -62,12 +62,12 @@ class Source:
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """One form in which datasets are downloaded.
+    """Reads one format of downloads.
 
     Attributes:
-        name: Key in ``sources.READERS``.
-        recognises: Whether a tree of files is of this form, from names alone.
-        open: Its images, for one dataset of the table.
+        name: Key in ``registry.load_readers()``.
+        recognises: Whether a tree of files has this format, judged by names alone.
+        open: Opens the images of one dataset of the table.
     """
 
     name: str

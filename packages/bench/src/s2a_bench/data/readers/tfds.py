@@ -12,11 +12,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import PurePosixPath
 from typing import Any
 
-from s2a_bench.data.readers.source import Item, Reader, Source
-from s2a_bench.data.readers.tfds_features import FORMS, Form
-from s2a_bench.data.readers.tfrecord import Value, parse_example, read_records, records
+from s2a_bench.data.readers.source import Reader, Source, SourceImage
+from s2a_bench.data.readers.tfds_features import TFDS_EXPORTS, TfdsExport
+from s2a_bench.data.readers.tfrecord import Value, iterate_records, parse_example, read_records
 from s2a_bench.data.readers.tree import Tree
-from s2a_bench.data.table.types import Dataset, Pool
+from s2a_bench.data.table.types import Dataset, PoolRule
 from s2a_bench.errors import InputError
 
 _INFO = "dataset_info.json"
@@ -24,12 +24,12 @@ _KINDS = ("tfrecord", "array_record")
 _NAME = re.compile(r"(train|val|test)/([0-9]{6,})\.[a-z]+")
 _BATCH = 64  # records of an array_record file in memory at a time
 _SUFFIXES = ((b"\x89PNG", ".png"), (b"BM", ".bmp"), (b"RIFF", ".webp"))
-"""How an image file begins; all else is called .jpg, as Oxford-IIIT Pet itself calls its few GIF files."""
+"""First bytes of image formats; all others get .jpg, as Oxford-IIIT Pet names its few GIF files."""
 
 
 @dataclasses.dataclass
 class _Shard:
-    """A file of records, and where each record lies: bytes from the start, or its number in an ``array_record``."""
+    """A file of records and the byte offset of each, or its number in an ``array_record`` file."""
 
     file: str  # path in the tree
     what: str
@@ -39,11 +39,11 @@ class _Shard:
 
 def recognises(tree: Tree, dataset: Dataset) -> bool:
     """Whether a folder has a ``dataset_info.json`` beside files of the dataset's builder."""
-    form = FORMS.get(dataset.name)
-    return form is not None and bool(_folders(tree, form))
+    form = TFDS_EXPORTS.get(dataset.name)
+    return form is not None and bool(_find_export_folders(tree, form))
 
 
-def _folders(tree: Tree, form: Form) -> list[str]:
+def _find_export_folders(tree: Tree, form: TfdsExport) -> list[str]:
     """Folders of exports by that builder, as ``""`` or ``"path/"``."""
     records_of = re.compile(rf"(.*/)?{re.escape(form.builder)}-[a-z]+\.[a-z_]+-\d+-of-\d+")
     known = {found[1] or "" for found in map(records_of.fullmatch, tree.names) if found}
@@ -55,28 +55,28 @@ def _folders(tree: Tree, form: Form) -> list[str]:
 def open_tfds(tree: Tree, dataset: Dataset) -> Source:
     """An exported directory ``<builder>[/<config>]/<version>``, wherever it lies in the tree.
 
-    The order of the records is the stored order, which VTAB-1k's splits are made of: image 17 of the split "train" is
-    ``train/000017.png``. Images are the stored files. Records are read twice: all of them for labels and places,
-    and then, with checksums, those that are wanted.
+    The order of the records is the stored order, of which VTAB-1k's splits are slices: image 17 of the split "train" is
+    ``train/000017.png``. Records are read twice: first all of them, for labels and byte offsets, then, with
+    checksums, those whose images are requested.
 
     Raises:
         InputError: No table entry for the dataset, several exports or one of another configuration, a missing,
             damaged or incomplete file, or a record whose features do not give a label.
     """
-    form = FORMS.get(dataset.name)
+    form = TFDS_EXPORTS.get(dataset.name)
     if form is None:
         raise InputError(f"No export of tensorflow_datasets is known for {dataset.name}; give the original download.")
-    folder, info = _export(tree, form)
+    folder, info = _select_export(tree, form)
     kind = str(info.get("fileFormat", "tfrecord"))
     if kind not in _KINDS:
         raise InputError(
-            f"{folder}{_INFO} in {tree.place} tells of files of format {kind!r}, which cannot be read; export "
+            f"{folder}{_INFO} in {tree.place} states the file format {kind!r}, which cannot be read; export "
             f"{form.builder} with --file_format=tfrecord."
         )
-    classes = _classes(tree, dataset, form, folder)
-    items: dict[str, list[Item]] = {}
+    classes = _class_names(tree, dataset, form, folder)
+    items: dict[str, list[SourceImage]] = {}
     shards: dict[str, list[_Shard]] = {}
-    lengths = _lengths(tree, folder, info)
+    lengths = _shard_lengths(tree, folder, info)
     for split, part in form.parts.items():
         if split not in lengths:
             raise InputError(
@@ -88,7 +88,7 @@ def open_tfds(tree: Tree, dataset: Dataset) -> Source:
         for number, length in enumerate(lengths[split]):
             file = f"{folder}{form.builder}-{split}.{kind}-{number:05d}-of-{len(lengths[split]):05d}"
             shard = _Shard(file, f"{file} in {tree.place}", kind)
-            _list(tree, form, shard, length, part, len(classes), items[part])
+            _list_images(tree, form, shard, length, part, len(classes), items[part])
             shards[part].append(shard)
         if not items[part]:
             raise InputError(f"Split {split!r} of {folder}{_INFO} in {tree.place} is empty; export it again.")
@@ -108,8 +108,8 @@ def open_tfds(tree: Tree, dataset: Dataset) -> Source:
                 end = start + len(shard.places)
                 first, last = bisect_left(positions, start), bisect_left(positions, end)
                 numbers = [position - start for position in positions[first:last]]
-                for number, data in zip(numbers, _wanted(tree, shard, numbers), strict=True):
-                    yield items[part][start + number].name, _image(form, shard, number, data)
+                for number, data in zip(numbers, _read_selected(tree, shard, numbers), strict=True):
+                    yield items[part][start + number].name, _usable_image(form, shard, number, data)
                 start = end
 
     source = Source(
@@ -120,13 +120,13 @@ def open_tfds(tree: Tree, dataset: Dataset) -> Source:
         lossy=form.lossy,
         note=form.note,
     )
-    return _with_pool(dataset, source, items)
+    return _slice_export_pool(dataset, source, items)
 
 
-def _with_pool(dataset: Dataset, source: Source, items: dict[str, list[Item]]) -> Source:
+def _slice_export_pool(dataset: Dataset, source: Source, items: dict[str, list[SourceImage]]) -> Source:
     """Caltech101's pool was drawn by tensorflow_datasets and is its train split: the lists are slices of it."""
-    rule = dataset.recipe.rule if dataset.recipe else None
-    if not isinstance(rule, Pool):
+    rule = dataset.preparation.rule if dataset.preparation else None
+    if not isinstance(rule, PoolRule):
         return source
     names = {part: tuple(item.name for item in found) for part, found in items.items()}
     if len(names["train"]) < max(rule.train[1], rule.val[1]):
@@ -147,18 +147,18 @@ def _with_pool(dataset: Dataset, source: Source, items: dict[str, list[Item]]) -
 # --- Descriptions ----------------------------------------------------------------------------------------------------
 
 
-def _export(tree: Tree, form: Form) -> tuple[str, dict[str, Any]]:
+def _select_export(tree: Tree, form: TfdsExport) -> tuple[str, dict[str, Any]]:
     """The folder of the one export that fits, and its description."""
     fitting: list[tuple[str, dict[str, Any]]] = []
     others: list[str] = []
-    for folder in _folders(tree, form):
-        info = _json(tree, folder + _INFO)
+    for folder in _find_export_folders(tree, form):
+        info = _read_json(tree, folder + _INFO)
         if info.get("name") != form.builder:
             raise InputError(
                 f"{folder}{_INFO} in {tree.place} describes {info.get('name')!r}, but the files beside it are of "
                 f"{form.builder!r}; copy the export again."
             )
-        config = _config(tree, form, folder, info)
+        config = _config_of(tree, form, folder, info)
         if config == form.config or not config:
             fitting.append((folder, info))
         else:
@@ -173,8 +173,8 @@ def _export(tree: Tree, form: Form) -> tuple[str, dict[str, Any]]:
     return fitting[0]
 
 
-def _config(tree: Tree, form: Form, folder: str, info: dict[str, Any]) -> str:
-    """The export's configuration; ``""``: it has none, or neither the description nor the path tells."""
+def _config_of(tree: Tree, form: TfdsExport, folder: str, info: dict[str, Any]) -> str:
+    """The export's configuration; ``""``: it has none, or neither the description nor the path names it."""
     if not form.config:
         return ""
     if "configName" in info:
@@ -184,7 +184,7 @@ def _config(tree: Tree, form: Form, folder: str, info: dict[str, Any]) -> str:
     return parts[-2] if len(parts) > 2 and parts[-3] == form.builder else ""
 
 
-def _json(tree: Tree, path: str) -> dict[str, Any]:
+def _read_json(tree: Tree, path: str) -> dict[str, Any]:
     try:
         found = json.loads(tree.read_text(path))
     except (ValueError, RecursionError) as error:
@@ -196,7 +196,7 @@ def _json(tree: Tree, path: str) -> dict[str, Any]:
     return found
 
 
-def _lengths(tree: Tree, folder: str, info: dict[str, Any]) -> dict[str, list[int]]:
+def _shard_lengths(tree: Tree, folder: str, info: dict[str, Any]) -> dict[str, list[int]]:
     """Records per shard of each split."""
     try:
         return {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
@@ -207,9 +207,9 @@ def _lengths(tree: Tree, folder: str, info: dict[str, Any]) -> dict[str, list[in
         ) from error
 
 
-def _classes(tree: Tree, dataset: Dataset, form: Form, folder: str) -> tuple[str, ...]:
+def _class_names(tree: Tree, dataset: Dataset, form: TfdsExport, folder: str) -> tuple[str, ...]:
     """Names of the classes, from the export if it has them."""
-    known = dataset.recipe.class_names if dataset.recipe else ()
+    known = dataset.preparation.class_names if dataset.preparation else ()
     path = f"{folder}{form.named}.labels.txt"
     names = tuple(form.classes or known or map(str, range(dataset.classes)))
     if form.named and path in tree.names:
@@ -230,13 +230,15 @@ def _classes(tree: Tree, dataset: Dataset, form: Form, folder: str) -> tuple[str
 # --- Records ---------------------------------------------------------------------------------------------------------
 
 
-def _list(tree: Tree, form: Form, shard: _Shard, length: int, part: str, classes: int, items: list[Item]) -> None:
-    """Appends a shard's images to ``items``, and their places to the shard."""
+def _list_images(
+    tree: Tree, form: TfdsExport, shard: _Shard, length: int, part: str, classes: int, items: list[SourceImage]
+) -> None:
+    """Appends a shard's images to ``items`` and their offsets to the shard."""
     if shard.file not in tree.names:
-        raise InputError(f"{tree.place} has no {shard.file}, which its {_INFO} tells of; copy the whole export.")
+        raise InputError(f"{tree.place} has no {shard.file}, which its {_INFO} lists; copy the whole export.")
     wanted = frozenset((*form.needs, "image"))
-    for number, (place, data) in enumerate(_all(tree, shard)):
-        features = _parsed(shard, number, data, wanted)
+    for number, (place, data) in enumerate(_iterate_shard(tree, shard)):
+        features = _parse_record(shard, number, data, wanted)
         try:
             label = form.label(features)
         except ValueError as error:
@@ -245,34 +247,34 @@ def _list(tree: Tree, form: Form, shard: _Shard, length: int, part: str, classes
             raise InputError(
                 f"Record {number} of {shard.what} has label {label}, not 0 to {classes - 1}; export it again."
             )
-        image = _stored(shard, number, features)
+        image = _stored_image(shard, number, features)
         suffix = next((suffix for start, suffix in _SUFFIXES if image.startswith(start)), ".jpg")
-        items.append(Item(f"{part}/{len(items):06d}{suffix}", label, part))
+        items.append(SourceImage(f"{part}/{len(items):06d}{suffix}", label, part))
         shard.places.append(place)
     if len(shard.places) != length:
         raise InputError(
-            f"{shard.what} holds {len(shard.places)} records, but {_INFO} tells of {length}; copy the export again."
+            f"{shard.what} holds {len(shard.places)} records, but {_INFO} states {length}; copy the export again."
         )
 
 
-def _parsed(shard: _Shard, number: int, data: bytes, wanted: frozenset[str]) -> dict[str, Value]:
+def _parse_record(shard: _Shard, number: int, data: bytes, wanted: frozenset[str]) -> dict[str, Value]:
     try:
         return parse_example(data, wanted)
     except ValueError as error:
         raise InputError(
-            f"Record {number} of {shard.what} is no tf.train.Example ({error}); export it again."
+            f"Record {number} of {shard.what} is not a tf.train.Example ({error}); export it again."
         ) from error
 
 
-def _stored(shard: _Shard, number: int, features: dict[str, Value]) -> bytes:
+def _stored_image(shard: _Shard, number: int, features: dict[str, Value]) -> bytes:
     image = features.get("image")
     if not image or len(image) != 1 or not isinstance(image[0], bytes) or not image[0]:
         raise InputError(f"Record {number} of {shard.what} has no image; export it again.")
     return image[0]
 
 
-def _image(form: Form, shard: _Shard, number: int, data: bytes) -> bytes:
-    image = _stored(shard, number, _parsed(shard, number, data, frozenset(("image",))))
+def _usable_image(form: TfdsExport, shard: _Shard, number: int, data: bytes) -> bytes:
+    image = _stored_image(shard, number, _parse_record(shard, number, data, frozenset(("image",))))
     if form.fix is None:
         return image
     try:
@@ -281,30 +283,30 @@ def _image(form: Form, shard: _Shard, number: int, data: bytes) -> bytes:
         raise InputError(f"Record {number} of {shard.what}: its image cannot be used ({error}).") from error
 
 
-def _all(tree: Tree, shard: _Shard) -> Iterator[tuple[int, bytes]]:
-    """``(place, data)`` of every record of a shard."""
+def _iterate_shard(tree: Tree, shard: _Shard) -> Iterator[tuple[int, bytes]]:
+    """Yields ``(offset or number, data)`` of every record of a shard."""
     if shard.kind == "tfrecord":
-        yield from records(tree.local(shard.file), shard.what)
+        yield from iterate_records(tree.path_on_disk(shard.file), shard.what)
         return
-    reader = _array_record(tree, shard)
+    reader = _open_array_record(tree, shard)
     for start in range(0, count := reader.num_records(), _BATCH):
         stop = min(count, start + _BATCH)
-        yield from zip(range(start, stop), _explained(shard, reader, range(start, stop)), strict=True)
+        yield from zip(range(start, stop), _read_array_records(shard, reader, range(start, stop)), strict=True)
 
 
-def _wanted(tree: Tree, shard: _Shard, numbers: Sequence[int]) -> Iterator[bytes]:
+def _read_selected(tree: Tree, shard: _Shard, numbers: Sequence[int]) -> Iterator[bytes]:
     """The data of some records of a shard, in order."""
     if not numbers:
         return
     if shard.kind == "tfrecord":
-        yield from read_records(tree.local(shard.file), [shard.places[n] for n in numbers], numbers, shard.what)
+        yield from read_records(tree.path_on_disk(shard.file), [shard.places[n] for n in numbers], numbers, shard.what)
         return
-    reader = _array_record(tree, shard)
+    reader = _open_array_record(tree, shard)
     for start in range(0, len(numbers), _BATCH):
-        yield from _explained(shard, reader, numbers[start : start + _BATCH])
+        yield from _read_array_records(shard, reader, numbers[start : start + _BATCH])
 
 
-def _array_record(tree: Tree, shard: _Shard) -> Any:
+def _open_array_record(tree: Tree, shard: _Shard) -> Any:
     try:
         from array_record.python.array_record_module import ArrayRecordReader  # type: ignore[import-not-found]
     except ImportError as error:
@@ -313,19 +315,19 @@ def _array_record(tree: Tree, shard: _Shard) -> Any:
             "export it with --file_format=tfrecord."
         ) from error
     try:
-        return ArrayRecordReader(str(tree.local(shard.file)))
+        return ArrayRecordReader(str(tree.path_on_disk(shard.file)))
     except (RuntimeError, ValueError) as error:
-        raise InputError(f"{shard.what} cannot be read ({_line(error)}); copy the export again.") from error
+        raise InputError(f"{shard.what} cannot be read ({_first_line(error)}); copy the export again.") from error
 
 
-def _explained(shard: _Shard, reader: Any, numbers: Sequence[int]) -> list[bytes]:
+def _read_array_records(shard: _Shard, reader: Any, numbers: Sequence[int]) -> list[bytes]:
     try:
         return reader.read(list(numbers))
     except (RuntimeError, ValueError, IndexError) as error:
-        raise InputError(f"{shard.what} cannot be read ({_line(error)}); copy the export again.") from error
+        raise InputError(f"{shard.what} cannot be read ({_first_line(error)}); copy the export again.") from error
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
 
 

@@ -1,6 +1,6 @@
-"""In which order tensorflow_datasets stores the examples of a split, without tensorflow_datasets.
+"""Rebuilds the order in which tensorflow_datasets stores the examples of a split, without tensorflow_datasets.
 
-VTAB-1k's splits are positions in that order (``train[:800]``), so whoever knows the keys of the examples can cut the
+VTAB-1k's splits are positions in that order (``train[:800]``), so the keys of the examples suffice to cut the
 same splits from the original archives. Two facts suffice; both are the same in releases 3.2.1, 4.0.1, 4.4.0, 4.9.2
 and 4.9.10, which were read and compared (files under ``tensorflow_datasets/core/``):
 
@@ -9,7 +9,8 @@ and 4.9.10, which were read and compared (files under ``tensorflow_datasets/core
 * ``shuffle.py`` and ``writer.py`` (``tfrecords_writer.py`` in the older ones) sort by that hash, read as a big-endian
   number. Buckets on disk and shards are consecutive ranges of the hash, so neither changes the order.
 
-The order in which a builder yields its examples is of no account, therefore, only the keys are.
+So the stored order is: sort the examples by ``MD5(salt + key)``. The order in which a builder yields them does not
+matter.
 
 A position here is a position in the files. ``tf.data`` takes turns between shards, 16 examples each, when it reads
 several at once: a slice read with TensorFlow holds the same examples, but not always in stored order.
@@ -41,7 +42,7 @@ def stored_order(keys: Sequence[Key], salt: str) -> list[int]:
         InputError: Two keys are the same. tensorflow_datasets refuses such a split as well.
     """
     salted = hashlib.md5(salt.replace("\\", "/").encode(), usedforsecurity=False)
-    hashes = [_hash(salted, key) for key in keys]
+    hashes = [_hash_key(salted, key) for key in keys]
     order = sorted(range(len(keys)), key=hashes.__getitem__)
     for first, second in itertools.pairwise(order):
         if hashes[first] == hashes[second]:
@@ -52,13 +53,13 @@ def stored_order(keys: Sequence[Key], salt: str) -> list[int]:
     return order
 
 
-def _hash(salted: hashlib._Hash, key: Key) -> bytes:
+def _hash_key(salted: hashlib._Hash, key: Key) -> bytes:
     digest = salted.copy()
-    digest.update(_bytes(key))
+    digest.update(_key_bytes(key))
     return digest.digest()  # bytes of one length compare like the big-endian numbers that they spell
 
 
-def _bytes(key: Key) -> bytes:
+def _key_bytes(key: Key) -> bytes:
     if isinstance(key, bytes):
         return key
     # A key is often a path, which must hash alike on Windows; bytes are taken as they are.

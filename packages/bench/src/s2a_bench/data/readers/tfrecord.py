@@ -1,132 +1,55 @@
 """TFRecord files of ``tf.train.Example`` messages, read and written without TensorFlow.
 
-The framing is that of ``tensorflow/core/lib/io/record_writer.h``: the length (uint64, little-endian), its masked
-CRC-32C, the data, and the data's masked CRC-32C. The message is that of ``tensorflow/core/example/feature.proto``, in
-the wire format of https://protobuf.dev/programming-guides/encoding.
+A file is a sequence of records (https://www.tensorflow.org/tutorials/load_data/tfrecord#tfrecords_format_details)::
+
+    length       uint64, little-endian
+    length_crc   uint32, masked CRC-32C of the 8 bytes of length
+    data         length bytes
+    data_crc     uint32, masked CRC-32C of data
+
+with ``mask(c) = ((c >> 15) | (c << 17)) + 0xa282ead8`` modulo 2**32. The data is one ``tf.train.Example`` message
+(https://github.com/tensorflow/tensorflow/blob/master/tensorflow/core/example/feature.proto)::
+
+    Example   { 1: Features }
+    Features  { 1: repeated map entry { 1: name, 2: Feature } }
+    Feature   one of { 1: BytesList, 2: FloatList, 3: Int64List }, each with its values as field 1
+
+in the wire format of https://protobuf.dev/programming-guides/encoding: a field is a varint tag
+``field_number << 3 | wire_type`` and its value. A varint holds 7 bits per byte, the lowest first, and bit 7 is set on
+all bytes but the last. Wire types: 0 varint, 1 eight bytes, 2 a varint length and that many bytes, 5 four bytes.
 """
 
 from __future__ import annotations
 
-import functools
-import importlib
 import struct
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import numpy as np
-
+from s2a_bench.data.readers.crc32c import crc32c
 from s2a_bench.errors import InputError
 
 Value = list[bytes] | list[float] | list[int]
-"""A feature of an example: its list, whose type the message tells."""
+"""The list of values of one feature; the message says which of the three types it has."""
 
 _LENGTH = struct.Struct("<Q")
 _CRC = struct.Struct("<I")
 
-# --- Checksums -------------------------------------------------------------------------------------------------------
-
-_POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
-_BLOCK = 64
-_LONG = 4096  # from about here on, numpy beats the plain loop
+# --- Records ---------------------------------------------------------------------------------------------------------
 
 
-def _table() -> list[int]:
-    table = list(range(256))
-    for _ in range(8):
-        table = [crc >> 1 ^ (_POLYNOMIAL if crc & 1 else 0) for crc in table]
-    return table
-
-
-_TABLE = _table()
-
-
-def crc32c(data: bytes) -> int:
-    """CRC-32C of some bytes, by ``google_crc32c`` or ``crc32c`` where one is installed."""
-    quick = _library()
-    if quick is not None:
-        return quick(data)
-    if len(data) < _LONG:
-        return _plain(data, 0xFFFFFFFF) ^ 0xFFFFFFFF
-    head = len(data) % _BLOCK
-    first = _plain(data[:head], 0xFFFFFFFF)
-    return _blocks(np.frombuffer(data, np.uint8, offset=head).reshape(-1, _BLOCK), first) ^ 0xFFFFFFFF
-
-
-def _plain(data: bytes, crc: int) -> int:
-    table = _TABLE
-    for byte in data:
-        crc = table[(crc ^ byte) & 0xFF] ^ crc >> 8
-    return crc
-
-
-def _blocks(blocks: np.ndarray, crc: int) -> int:
-    """The register after ``(N, _BLOCK)`` bytes: all blocks at once, each from zero, and then neighbours in pairs.
-
-    It works because the register is linear in its start and in the data: it is the one of the data from zero, xor the
-    start, moved on by as many zero bytes.
-    """
-    table = np.array(_TABLE, np.uint32)
-    register = np.zeros(len(blocks), np.uint32)
-    register[0] = crc  # only the first one has a past
-    for column in blocks.T:
-        register = table[(register ^ column) & 0xFF] ^ register >> 8
-    level = 0
-    while len(register) > 1:
-        if len(register) % 2:  # a register of zero before the first one changes nothing
-            register = np.concatenate([np.zeros(1, np.uint32), register])
-        register = _moved(register[::2], level) ^ register[1::2]
-        level += 1
-    return int(register[0])
-
-
-def _moved(register: np.ndarray, level: int) -> np.ndarray:
-    """Registers after ``_BLOCK * 2**level`` zero bytes."""
-    tables = _zeros(level)
-    return (
-        tables[0][register & 0xFF]
-        ^ tables[1][register >> 8 & 0xFF]
-        ^ tables[2][register >> 16 & 0xFF]
-        ^ tables[3][register >> 24]
-    )
-
-
-@functools.cache
-def _zeros(level: int) -> np.ndarray:
-    """``(4, 256)`` uint32: where ``_BLOCK * 2**level`` zero bytes take each byte of a register."""
-    register = np.arange(256, dtype=np.uint32) << np.array([[0], [8], [16], [24]], np.uint32)
-    if level:
-        return _moved(_moved(register, level - 1), level - 1)
-    table = np.array(_TABLE, np.uint32)
-    for _ in range(_BLOCK):
-        register = table[register & 0xFF] ^ register >> 8
-    return register
-
-
-@functools.cache
-def _library() -> Callable[[bytes], int] | None:
-    for module, name in (("google_crc32c", "value"), ("crc32c", "crc32c")):
-        try:
-            return getattr(importlib.import_module(module), name)
-        except (ImportError, AttributeError):
-            continue
-    return None
-
-
-def _masked(data: bytes) -> int:
+def _mask_crc(data: bytes) -> int:
+    """Masked CRC-32C of ``data``: rotated right by 15 bits, plus a constant."""
     crc = crc32c(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
-# --- Records ---------------------------------------------------------------------------------------------------------
-
-
-def records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
-    """``(position in the file, data)`` of each record. Checksums of lengths are checked, those of data are not.
+def iterate_records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
+    """Yields ``(byte offset, data)`` of each record. Checksums of lengths are checked, those of data are not.
 
     Args:
         path: The file.
-        what: What to call it in an error.
+        what: Its name in error messages.
 
     Raises:
         InputError: A broken or cut record, or the file cannot be read.
@@ -136,7 +59,7 @@ def records(path: Path, what: str) -> Iterator[tuple[int, bytes]]:
         with path.open("rb", buffering=1 << 20) as file:
             number = position = 0
             while position < size:
-                data = _next(file, size - position, f"record {number} of {what}")
+                data = _read_framed(file, size - position, f"record {number} of {what}")
                 file.seek(_CRC.size, 1)
                 yield position, data
                 position += _LENGTH.size + _CRC.size + len(data) + _CRC.size
@@ -150,9 +73,9 @@ def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], w
 
     Args:
         path: The file.
-        positions: What ``records`` told.
-        numbers: What number each has in the file, for errors.
-        what: What to call the file in an error.
+        positions: Byte offsets from ``iterate_records``.
+        numbers: Number of each record in the file, for error messages.
+        what: Name of the file in error messages.
 
     Raises:
         InputError: A broken or cut record, or the file cannot be read.
@@ -162,20 +85,21 @@ def read_records(path: Path, positions: Sequence[int], numbers: Sequence[int], w
         with path.open("rb") as file:
             for position, number in zip(positions, numbers, strict=True):
                 file.seek(position)
-                data = _next(file, size - position, f"record {number} of {what}")
-                if file.read(_CRC.size) != _CRC.pack(_masked(data)):
+                data = _read_framed(file, size - position, f"record {number} of {what}")
+                if file.read(_CRC.size) != _CRC.pack(_mask_crc(data)):
                     raise InputError(f"The data of record {number} of {what} fail their checksum; export it again.")
                 yield data
     except OSError as error:
         raise InputError(f"{what} cannot be read ({error.strerror or error}); check the file.") from error
 
 
-def _next(file: IO[bytes], left: int, what: str) -> bytes:
+def _read_framed(file: IO[bytes], left: int, what: str) -> bytes:
+    """Reads length and data of the record at the file's position, of which ``left`` bytes remain in the file."""
     head = file.read(_LENGTH.size + _CRC.size)
     if len(head) < _LENGTH.size + _CRC.size:
         raise InputError(f"The file ends within {what}; copy or export it again.")
     length = _LENGTH.unpack_from(head)[0]
-    if _CRC.unpack_from(head, _LENGTH.size)[0] != _masked(head[: _LENGTH.size]):
+    if _CRC.unpack_from(head, _LENGTH.size)[0] != _mask_crc(head[: _LENGTH.size]):
         raise InputError(f"The length of {what} fails its checksum; the file is damaged or no TFRecord file.")
     if length > left - _LENGTH.size - 2 * _CRC.size:
         raise InputError(f"The file ends within {what}; copy or export it again.")
@@ -185,12 +109,12 @@ def _next(file: IO[bytes], left: int, what: str) -> bytes:
 def write_record(out: IO[bytes], data: bytes) -> None:
     """Appends one record."""
     length = _LENGTH.pack(len(data))
-    out.write(length + _CRC.pack(_masked(length)) + data + _CRC.pack(_masked(data)))
+    out.write(length + _CRC.pack(_mask_crc(length)) + data + _CRC.pack(_mask_crc(data)))
 
 
 # --- Examples --------------------------------------------------------------------------------------------------------
 
-_VARINT, _EIGHT, _COUNTED, _FOUR = 0, 1, 2, 5
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5
 _BYTES, _FLOATS, _INTS = 1, 2, 3
 
 
@@ -199,38 +123,39 @@ def parse_example(data: bytes, wanted: Collection[str] | None = None) -> dict[st
 
     Args:
         data: A record.
-        wanted: Names of features; the others are passed over. ``None``: all.
+        wanted: Names of features to parse; others are skipped. ``None``: all.
 
     Raises:
         ValueError: It is not such a message.
     """
     found: dict[str, Value] = {}
-    for features in _inner(data, 0, len(data), 1):
-        for entry in _inner(data, *features, 1):
+    # Example.features, then each entry of its map: name and Feature.
+    for features in _submessages(data, 0, len(data), 1):
+        for entry in _submessages(data, *features, 1):
             name, value = "", None
-            for number, kind, start, end in _fields(data, *entry):
-                if number == 1 and kind == _COUNTED:
+            for number, kind, start, end in _iterate_fields(data, *entry):
+                if number == 1 and kind == _LENGTH_DELIMITED:
                     name = data[start:end].decode()
-                elif number == 2 and kind == _COUNTED:
+                elif number == 2 and kind == _LENGTH_DELIMITED:
                     value = (start, end)
             if wanted is None or name in wanted:
-                found[name] = _feature(data, *value) if value else []
+                found[name] = _parse_feature(data, *value) if value else []
     return found
 
 
-def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """``(field number, wire type, start of the value, its end)``; of a varint, its value instead of both."""
+def _iterate_fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+    """Yields ``(field number, wire type, start, end)`` of each field; for a varint its value as both start and end."""
     while start < end:
-        tag, start = _varint(data, start, end)
+        tag, start = _read_varint(data, start, end)
         kind = tag & 7
         if kind == _VARINT:
-            value, start = _varint(data, start, end)
+            value, start = _read_varint(data, start, end)
             yield tag >> 3, kind, value, value
             continue
-        if kind == _COUNTED:
-            size, start = _varint(data, start, end)
-        elif kind in (_FOUR, _EIGHT):
-            size = 4 if kind == _FOUR else 8
+        if kind == _LENGTH_DELIMITED:
+            size, start = _read_varint(data, start, end)
+        elif kind in (_FIXED32, _FIXED64):
+            size = 4 if kind == _FIXED32 else 8
         else:
             raise ValueError(f"wire type {kind}")
         if size > end - start:
@@ -239,7 +164,7 @@ def _fields(data: bytes, start: int, end: int) -> Iterator[tuple[int, int, int, 
         start += size
 
 
-def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
+def _read_varint(data: bytes, start: int, end: int) -> tuple[int, int]:
     value = 0
     for shift in range(0, 70, 7):
         if start >= end:
@@ -252,55 +177,56 @@ def _varint(data: bytes, start: int, end: int) -> tuple[int, int]:
     raise ValueError("a number of more than ten bytes")
 
 
-def _inner(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
-    for number, kind, first, last in _fields(data, start, end):
-        if number == wanted and kind == _COUNTED:
+def _submessages(data: bytes, start: int, end: int, wanted: int) -> Iterator[tuple[int, int]]:
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if number == wanted and kind == _LENGTH_DELIMITED:
             yield first, last
 
 
-def _feature(data: bytes, start: int, end: int) -> Value:
-    """The list in a ``Feature``, of whichever type."""
+def _parse_feature(data: bytes, start: int, end: int) -> Value:
+    """The values of a ``Feature``, whichever of the three lists it holds."""
     found: Value = []
-    for number, kind, first, last in _fields(data, start, end):
-        if kind != _COUNTED or number not in (_BYTES, _FLOATS, _INTS):
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if kind != _LENGTH_DELIMITED or number not in (_BYTES, _FLOATS, _INTS):
             continue
         if number == _BYTES:
-            found = [data[a:b] for a, b in _inner(data, first, last, 1)]
+            found = [data[a:b] for a, b in _submessages(data, first, last, 1)]
         elif number == _FLOATS:
-            found = _floats(data, first, last)
+            found = _parse_floats(data, first, last)
         else:
-            found = _ints(data, first, last)
+            found = _parse_ints(data, first, last)
     return found
 
 
-def _floats(data: bytes, start: int, end: int) -> list[float]:
+def _parse_floats(data: bytes, start: int, end: int) -> list[float]:
     found: list[float] = []
-    for number, kind, first, last in _fields(data, start, end):
-        if number == 1 and kind in (_FOUR, _COUNTED):  # one by one, or packed
+    for number, kind, first, last in _iterate_fields(data, start, end):
+        if number == 1 and kind in (_FIXED32, _LENGTH_DELIMITED):  # one by one, or packed
             if (last - first) % 4:
                 raise ValueError("floats of a broken size")
             found += struct.unpack_from(f"<{(last - first) // 4}f", data, first)
     return found
 
 
-def _ints(data: bytes, start: int, end: int) -> list[int]:
+def _parse_ints(data: bytes, start: int, end: int) -> list[int]:
     found: list[int] = []
-    for number, kind, first, last in _fields(data, start, end):
+    for number, kind, first, last in _iterate_fields(data, start, end):
         if number == 1 and kind == _VARINT:
-            found.append(_signed(first))
-        elif number == 1 and kind == _COUNTED:
+            found.append(_to_signed(first))
+        elif number == 1 and kind == _LENGTH_DELIMITED:
             while first < last:
-                value, first = _varint(data, first, last)
-                found.append(_signed(value))
+                value, first = _read_varint(data, first, last)
+                found.append(_to_signed(value))
     return found
 
 
-def _signed(value: int) -> int:
+def _to_signed(value: int) -> int:
+    """An int64 from its 64-bit two's complement, as varints store it."""
     return value - (1 << 64) if value >> 63 else value
 
 
-def example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
-    """A ``tf.train.Example``, numbers packed, names in order.
+def encode_example(features: Mapping[str, Value], floats: Collection[str] = ()) -> bytes:
+    """Encodes a ``tf.train.Example`` with sorted names and packed numbers.
 
     Args:
         features: Lists of bytes, of floats or of whole numbers, each of one type.
@@ -309,21 +235,25 @@ def example(features: Mapping[str, Value], floats: Collection[str] = ()) -> byte
     entries = []
     for name, values in sorted(features.items()):
         if name in floats or any(isinstance(v, float) for v in values):
-            number, content = _FLOATS, _counted(1, struct.pack(f"<{len(values)}f", *values)) if values else b""
+            number, content = _FLOATS, _encode_field(1, struct.pack(f"<{len(values)}f", *values)) if values else b""
         elif any(isinstance(v, bytes) for v in values):
-            number, content = _BYTES, b"".join(_counted(1, v) for v in values if isinstance(v, bytes))
+            number, content = _BYTES, b"".join(_encode_field(1, v) for v in values if isinstance(v, bytes))
         else:
-            packed = b"".join(_written(v & 0xFFFFFFFFFFFFFFFF) for v in values if isinstance(v, int))
-            number, content = _INTS, _counted(1, packed) if values else b""
-        entries.append(_counted(1, _counted(1, name.encode()) + _counted(2, _counted(number, content))))
-    return _counted(1, b"".join(entries))
+            packed = b"".join(_encode_varint(v & 0xFFFFFFFFFFFFFFFF) for v in values if isinstance(v, int))
+            number, content = _INTS, _encode_field(1, packed) if values else b""
+        entries.append(
+            _encode_field(1, _encode_field(1, name.encode()) + _encode_field(2, _encode_field(number, content)))
+        )
+    return _encode_field(1, b"".join(entries))
 
 
-def _counted(number: int, content: bytes) -> bytes:
-    return _written(number << 3 | _COUNTED) + _written(len(content)) + content
+def _encode_field(number: int, content: bytes) -> bytes:
+    """A length-delimited field: tag, length, content."""
+    return _encode_varint(number << 3 | _LENGTH_DELIMITED) + _encode_varint(len(content)) + content
 
 
-def _written(value: int) -> bytes:
+def _encode_varint(value: int) -> bytes:
+    """7 bits per byte, the lowest first; bit 7 is set on all bytes but the last."""
     out = bytearray()
     while value >= 0x80:
         out.append(value & 0x7F | 0x80)

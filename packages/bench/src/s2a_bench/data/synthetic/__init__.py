@@ -1,1 +1,1 @@
-"""Miniature sources of every dataset in their makers' own formats: structurally true, made from a seed, offline."""
+"""Generates a miniature source of every dataset in its makers' format: from a seed, offline, with made-up images."""

@@ -16,20 +16,20 @@ from typing import IO, Any
 import numpy as np
 
 from s2a_bench.data.readers.arrays_big import DSPRITES_FILE, NORB_BYTES, NORB_FILES, NORB_INTS
-from s2a_bench.data.synthetic.pictures import drawn, grey, picture
+from s2a_bench.data.synthetic.pictures import draw_grey_picture, draw_picture, report_picture
 from s2a_bench.data.table.types import Dataset
 
 Plan = Mapping[str, tuple[int, ...]]
 
 
-def _shuffled(plan: tuple[int, ...], seed: int, part: int) -> np.ndarray:
+def _shuffle_labels(plan: tuple[int, ...], seed: int, part: int) -> np.ndarray:
     """``(N,)`` labels of a part, as many of each class as planned, in no order."""
     labels = np.repeat(np.arange(len(plan)), plan)
     return np.random.default_rng((seed, part)).permutation(labels)
 
 
 @contextmanager
-def _gzip(path: Path) -> Iterator[IO[bytes]]:
+def _open_gzip(path: Path) -> Iterator[IO[bytes]]:
     """A gzip file to write that depends on its content alone: no name and no time."""
     with path.open("wb") as raw, gzip.GzipFile("", "wb", 1, raw, mtime=0) as out:
         yield out  # type: ignore[misc]
@@ -49,42 +49,42 @@ def make_cifar(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
     """
     ten = dataset.classes == 10
     folder = "cifar-10-batches-py" if ten else "cifar-100-python"
-    archives = dataset.recipe.archives if dataset.recipe else ()
+    archives = dataset.preparation.archives if dataset.preparation else ()
     path = place / (archives[0] if archives else f"cifar-{10 if ten else 100}-python.tar.gz")
-    with _gzip(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+    with _open_gzip(path) as out, tarfile.open(fileobj=out, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         start = 0
         for number, part in enumerate(("train", "test")):
-            labels = _shuffled(plan[part], seed, number)
+            labels = _shuffle_labels(plan[part], seed, number)
             files = [
                 "test_batch" if part == "test" else f"data_batch_{i}" for i in range(1, 6 if part == "train" else 2)
             ]
             files = files if ten else [part]
             for file, positions in zip(files, np.array_split(np.arange(len(labels)), len(files)), strict=True):
-                batch = _batch(dataset, labels[positions], start + positions, file, seed)
-                _add(archive, f"{folder}/{file}", _python2_pickle(batch))
+                batch = _make_batch(dataset, labels[positions], start + positions, file, seed)
+                _add_file(archive, f"{folder}/{file}", _python2_pickle(batch))
             start += len(labels)
         if ten:
             meta: dict[str, Any] = {
                 "num_cases_per_batch": -(-sum(plan["train"]) // 5),
-                "label_names": _names("class", 10),
+                "label_names": _numbered_names("class", 10),
                 "num_vis": 3072,
             }
         else:
             meta = {
-                "fine_label_names": _names("fine", len(plan["train"])),
-                "coarse_label_names": _names("coarse", 20),
+                "fine_label_names": _numbered_names("fine", len(plan["train"])),
+                "coarse_label_names": _numbered_names("coarse", 20),
             }
-        _add(archive, f"{folder}/{'batches.meta' if ten else 'meta'}", _python2_pickle(meta))
+        _add_file(archive, f"{folder}/{'batches.meta' if ten else 'meta'}", _python2_pickle(meta))
 
 
-def _names(word: str, count: int) -> list[str]:
+def _numbered_names(word: str, count: int) -> list[str]:
     return [f"{word}_{i:02d}" for i in range(count)]
 
 
-def _batch(dataset: Dataset, labels: np.ndarray, indices: np.ndarray, file: str, seed: int) -> dict[str, Any]:
+def _make_batch(dataset: Dataset, labels: np.ndarray, indices: np.ndarray, file: str, seed: int) -> dict[str, Any]:
     data = np.empty((len(labels), 3072), np.uint8)
     for row, label, index in zip(data, labels.tolist(), indices.tolist(), strict=True):
-        row[:] = picture(label, index, dataset.classes, (32, 32), seed).transpose(2, 0, 1).reshape(-1)
+        row[:] = draw_picture(label, index, dataset.classes, (32, 32), seed).transpose(2, 0, 1).reshape(-1)
     column = labels.tolist()
     batch: dict[str, Any] = {"data": data, "batch_label": f"batch of {file}"}
     if dataset.classes == 10:
@@ -95,7 +95,7 @@ def _batch(dataset: Dataset, labels: np.ndarray, indices: np.ndarray, file: str,
     return batch | {"filenames": [f"{label}_{index:06d}.png" for label, index in zip(column, indices, strict=True)]}
 
 
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:
+def _add_file(archive: tarfile.TarFile, name: str, content: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.mtime = 1234567890  # the same for all, and late enough for a zip to take it
     info.size = len(content)
@@ -108,11 +108,11 @@ def _python2_pickle(value: Any) -> bytes:
     Today's ``pickle`` writes neither, and these are what makes CIFAR's files hard to read.
     """
     out = [b"\x80\x02"]
-    _put(value, out)
+    _write_pickled(value, out)
     return b"".join([*out, b"."])
 
 
-def _put(value: Any, out: list[bytes]) -> None:
+def _write_pickled(value: Any, out: list[bytes]) -> None:
     match value:
         case None:
             out.append(b"N")
@@ -129,29 +129,29 @@ def _put(value: Any, out: list[bytes]) -> None:
         case list() | tuple():
             out.append(b"(" if isinstance(value, tuple) else b"](")
             for item in value:
-                _put(item, out)
+                _write_pickled(item, out)
             out.append(b"t" if isinstance(value, tuple) else b"e")
         case dict():
             out.append(b"}(")
             for key, item in value.items():
-                _put(key, out)
-                _put(item, out)
+                _write_pickled(key, out)
+                _write_pickled(item, out)
             out.append(b"u")
         case np.ndarray():
             assert value.dtype == np.uint8
             out.append(b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n")
-            _put((0,), out)
-            _put("b", out)
+            _write_pickled((0,), out)
+            _write_pickled("b", out)
             out.append(b"tR(")
-            _put(1, out)
-            _put(value.shape, out)
+            _write_pickled(1, out)
+            _write_pickled(value.shape, out)
             out.append(b"cnumpy\ndtype\n")
-            _put(("u1", 0, 1), out)
+            _write_pickled(("u1", 0, 1), out)
             out.append(b"R")
-            _put((3, "|", None, None, None, -1, -1, 0), out)
+            _write_pickled((3, "|", None, None, None, -1, -1, 0), out)
             out.append(b"b")
-            _put(False, out)
-            _put(value.tobytes(), out)
+            _write_pickled(False, out)
+            _write_pickled(value.tobytes(), out)
             out.append(b"tb")
         case _:
             raise TypeError(type(value).__name__)
@@ -173,10 +173,10 @@ def make_svhn(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
 
     start = 0
     for number, part in enumerate(("train", "test")):
-        labels = _shuffled(plan[part], seed, number)
+        labels = _shuffle_labels(plan[part], seed, number)
         images = np.empty((32, 32, 3, len(labels)), np.uint8, order="F")
         for i, label in enumerate(labels.tolist()):
-            images[..., i] = picture(label, start + i, dataset.classes, (32, 32), seed)
+            images[..., i] = draw_picture(label, start + i, dataset.classes, (32, 32), seed)
         start += len(labels)
         path = place / f"{part}_32x32.mat"
         column = np.where(labels == 0, 10, labels).astype(np.uint8)[:, None]
@@ -201,7 +201,7 @@ def make_pcam(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
 
     start = 0
     for number, (part, word) in enumerate({"train": "train", "val": "valid", "test": "test"}.items()):
-        labels = _shuffled(plan[part], seed, number)
+        labels = _shuffle_labels(plan[part], seed, number)
         for half in "xy":
             path = place / f"camelyonpatch_level_2_split_{word}_{half}.h5"
             with h5py.File(path, "w", libver="v110") as file:
@@ -212,11 +212,11 @@ def make_pcam(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
                     for first in range(0, len(labels), 256):
                         images[first : first + 256] = np.stack(
                             [
-                                picture(label, start + first + i, dataset.classes, (96, 96), seed)
+                                draw_picture(label, start + first + i, dataset.classes, (96, 96), seed)
                                 for i, label in enumerate(labels[first : first + 256].tolist())
                             ]
                         )
-            with path.open("rb") as plain, _gzip(path.with_name(f"{path.name}.gz")) as out:
+            with path.open("rb") as plain, _open_gzip(path.with_name(f"{path.name}.gz")) as out:
                 shutil.copyfileobj(plain, out, 1 << 20)
             path.unlink()
         start += len(labels)
@@ -236,7 +236,7 @@ def make_dsprites(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
         plan: Its sum is the number of images, 737,280 at most.
         seed: Of the choice of points.
     """
-    total = _total(plan, 737280)
+    total = _check_total(plan, 737280)
     k = np.arange(total)
     # 1,280 pairs of 32 positions and 40 angles: any 160 in a row hold every position 5 times, every angle 4 times.
     turn, pair = np.divmod(k, 1280)
@@ -245,12 +245,12 @@ def make_dsprites(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
     grid = np.sort(np.ravel_multi_index((np.zeros_like(k), shape, scale, angle, x, y), _SPRITES))
     latents = np.stack(np.unravel_index(grid, _SPRITES), axis=1).astype(np.int64)
     with zipfile.ZipFile(place / DSPRITES_FILE, "w") as archive:
-        with _member(archive, "imgs", (total, 64, 64), "|u1") as out:
-            for images in _sprites(grid, latents):
+        with _open_npy_member(archive, "imgs", (total, 64, 64), "|u1") as out:
+            for images in _draw_sprites(grid, latents):
                 out.write(images.tobytes())
-        with _member(archive, "latents_classes", latents.shape, "<i8") as out:
+        with _open_npy_member(archive, "latents_classes", latents.shape, "<i8") as out:
             out.write(latents.astype("<i8").tobytes())
-        with _member(archive, "latents_values", latents.shape, "<f8") as out:
+        with _open_npy_member(archive, "latents_values", latents.shape, "<f8") as out:
             values = latents / np.maximum(np.array(_SPRITES) - 1, 1) * [1, 2, 0.5, 2 * np.pi, 1, 1] + [
                 1,
                 1,
@@ -261,46 +261,46 @@ def make_dsprites(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
             ]
             out.write(values.astype("<f8").tobytes())
         # The original's is a pickle as well, which nobody needs to open.
-        with archive.open(_info("metadata"), "w") as out:
+        with archive.open(_zip_info("metadata"), "w") as out:
             metadata = np.array({"title": "synthetic", "latents_sizes": np.array(_SPRITES)}, dtype=object)
             np.lib.format.write_array(out, metadata, version=(1, 0), allow_pickle=True)
 
 
-def _total(plan: Plan, most: int) -> int:
+def _check_total(plan: Plan, most: int) -> int:
     total = sum(sum(counts) for counts in plan.values())
     if not 0 < total <= most:
         raise ValueError(f"The plan has {total} images; 1 to {most} are possible.")
     return total
 
 
-def _info(name: str) -> zipfile.ZipInfo:
+def _zip_info(name: str) -> zipfile.ZipInfo:
     info = zipfile.ZipInfo(f"{name}.npy")  # of 1980
     info.compress_type = zipfile.ZIP_DEFLATED
     return info
 
 
 @contextmanager
-def _member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: str) -> Iterator[IO[bytes]]:
-    with archive.open(_info(name), "w", force_zip64=True) as out:
+def _open_npy_member(archive: zipfile.ZipFile, name: str, shape: tuple[int, ...], kind: str) -> Iterator[IO[bytes]]:
+    with archive.open(_zip_info(name), "w", force_zip64=True) as out:
         np.lib.format.write_array_header_1_0(out, {"descr": kind, "fortran_order": False, "shape": shape})
         yield out
 
 
-def _sprites(grid: np.ndarray, latents: np.ndarray) -> Iterator[np.ndarray]:
+def _draw_sprites(grid: np.ndarray, latents: np.ndarray) -> Iterator[np.ndarray]:
     """``(n, 64, 64)`` uint8 of 0 and 1; a row at the bottom spells the point of the grid, so that no two agree."""
     for rows in np.split(np.arange(len(grid)), np.flatnonzero(np.diff(grid // 1024)) + 1):
         images = np.zeros((len(rows), 64, 64), np.uint8)
         _, shape, scale, angle, _, _ = latents[rows[0]].tolist()
-        sprite = _sprite(shape, 8 + scale, 2 * np.pi * angle / 40)
+        sprite = _draw_sprite(shape, 8 + scale, 2 * np.pi * angle / 40)
         for image, (x, y) in zip(images, latents[rows, 4:].tolist(), strict=True):
             image[y : y + 30, x : x + 30] = sprite
-            drawn()
+            report_picture()
         images[:, 63, :20] = grid[rows, None] >> np.arange(20) & 1
         yield images
 
 
-def _sprite(shape: int, radius: float, angle: float) -> np.ndarray:
-    """A square, an ellipse or a drop, as ``(30, 30)`` of 0 and 1, turned; a notch tells its direction."""
+def _draw_sprite(shape: int, radius: float, angle: float) -> np.ndarray:
+    """A square, an ellipse or a drop, as ``(30, 30)`` of 0 and 1, rotated by an angle; a notch shows its direction."""
     y, x = np.mgrid[-14.5:15, -14.5:15]
     u, v = x * np.cos(angle) + y * np.sin(angle), y * np.cos(angle) - x * np.sin(angle)
     if shape == 0:
@@ -328,27 +328,27 @@ def make_smallnorb(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None
     """
     start = 0
     for number, (part, toys) in enumerate(_TOYS.items()):
-        total = _total({part: plan[part]}, 24300)
+        total = _check_total({part: plan[part]}, 24300)
         rng = np.random.default_rng((seed, number))
         turn, view = np.divmod(rng.permutation(total), 162)
         azimuth, elevation = view % 18, (view + view // 18) % 9
         category, toy, light = np.unravel_index(rng.permutation(150)[(turn + view) % 150], (5, 5, 6))
         info = np.stack([np.array(toys)[toy], elevation, 2 * azimuth, light], axis=1)
-        with _matrix(place, part, "cat", NORB_INTS, (total,)) as out:
+        with _open_matrix(place, part, "cat", NORB_INTS, (total,)) as out:
             out.write(category.astype("<i4").tobytes())
-        with _matrix(place, part, "info", NORB_INTS, (total, 4)) as out:
+        with _open_matrix(place, part, "info", NORB_INTS, (total, 4)) as out:
             out.write(info.astype("<i4").tobytes())
-        with _matrix(place, part, "dat", NORB_BYTES, (total, 2, 96, 96)) as out:
+        with _open_matrix(place, part, "dat", NORB_BYTES, (total, 2, 96, 96)) as out:
             for i, (turned, raised) in enumerate(zip(azimuth.tolist(), elevation.tolist(), strict=True)):
-                upper = grey(turned, start + i, 18, (96, 48), seed)
-                left = np.concatenate([upper, grey(raised, start + i, 9, (96, 48), seed)])
+                upper = draw_grey_picture(turned, start + i, 18, (96, 48), seed)
+                left = np.concatenate([upper, draw_grey_picture(raised, start + i, 9, (96, 48), seed)])
                 out.write(left.tobytes() + np.roll(left, 3, axis=1).tobytes())
         start += total
 
 
 @contextmanager
-def _matrix(place: Path, part: str, half: str, magic: int, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
-    with _gzip(place / f"{NORB_FILES[part].format(half)}.gz") as out:
+def _open_matrix(place: Path, part: str, half: str, magic: int, shape: tuple[int, ...]) -> Iterator[IO[bytes]]:
+    with _open_gzip(place / f"{NORB_FILES[part].format(half)}.gz") as out:
         dims = [*shape, *[1] * (3 - len(shape))]
         out.write(struct.pack(f"<{2 + len(dims)}i", magic, len(shape), *dims))
         yield out

@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from s2a_bench.data.readers.clevr import DISTANCES, FEWEST, PARTS, TARGETS
-from s2a_bench.data.synthetic.pictures import picture, png
+from s2a_bench.data.readers.clevr import DISTANCES, MIN_OBJECTS, PARTS, TARGETS
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_png
 from s2a_bench.data.table.types import Dataset
 
 _COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
@@ -32,8 +32,8 @@ def make_clevr(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]
         plan: The sums of ``"train"`` and ``"test"`` (CLEVR's validation part) are their numbers of images.
         seed: Of pictures and scenes.
     """
-    archives = dataset.recipe.archives if dataset.recipe else ()
-    target = dataset.recipe.target if dataset.recipe else ""
+    archives = dataset.preparation.archives if dataset.preparation else ()
+    target = dataset.preparation.target if dataset.preparation else ""
     start = 0
     with zipfile.ZipFile(place / (archives[0] if archives else "CLEVR_v1.0.zip"), "w") as archive:
         for number, (part, ours) in enumerate(PARTS.items()):
@@ -44,17 +44,17 @@ def make_clevr(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]
             for i in range(total):
                 file = f"CLEVR_{part}_{i:06d}.png"
                 shown = labels[target or "count"][i]
-                _add(archive, f"images/{part}/{file}", _image(shown, start + i, dataset.classes, seed))
-                objects = _objects(labels["count"][i], labels["distance"][i], rng)
-                scenes.append(_scene(file, i, part, objects))
+                _add_file(archive, f"images/{part}/{file}", _make_png(shown, start + i, dataset.classes, seed))
+                objects = _make_objects(labels["count"][i], labels["distance"][i], rng)
+                scenes.append(_make_scene(file, i, part, objects))
             start += total
             text = json.dumps({"info": {"split": part, "version": "1.0", "license": "synthetic"}, "scenes": scenes})
-            _add(archive, f"scenes/CLEVR_{part}_scenes.json", text.encode())
+            _add_file(archive, f"scenes/CLEVR_{part}_scenes.json", text.encode())
         for i in range(_UNLABELLED):
-            _add(archive, f"images/test/CLEVR_test_{i:06d}.png", _image(0, start + i, dataset.classes, seed))
+            _add_file(archive, f"images/test/CLEVR_test_{i:06d}.png", _make_png(0, start + i, dataset.classes, seed))
 
 
-def nearest_of(label: int, share: float) -> float:
+def distance_in_class(label: int, share: float) -> float:
     """A distance to the camera of which ``label`` is the class.
 
     Args:
@@ -66,10 +66,10 @@ def nearest_of(label: int, share: float) -> float:
     return low + (0.05 + 0.9 * share) * (high - low)
 
 
-def _objects(count: int, distance: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+def _make_objects(count: int, distance: int, rng: np.random.Generator) -> list[dict[str, Any]]:
     """Objects in random order, the nearest of which is at a distance of that class."""
-    places = np.empty(FEWEST + count)
-    places[0] = nearest_of(distance, rng.random())
+    places = np.empty(MIN_OBJECTS + count)
+    places[0] = distance_in_class(distance, rng.random())
     places[1:] = rng.uniform(places[0], _FURTHEST, len(places) - 1)
     found = []
     for z in rng.permutation(places).tolist():
@@ -88,7 +88,7 @@ def _objects(count: int, distance: int, rng: np.random.Generator) -> list[dict[s
     return found
 
 
-def _scene(file: str, index: int, part: str, objects: list[dict[str, Any]]) -> dict[str, Any]:
+def _make_scene(file: str, index: int, part: str, objects: list[dict[str, Any]]) -> dict[str, Any]:
     others = [[j for j in range(len(objects)) if j != i] for i in range(len(objects))]
     return {
         "image_index": index,
@@ -100,13 +100,13 @@ def _scene(file: str, index: int, part: str, objects: list[dict[str, Any]]) -> d
     }
 
 
-def _image(label: int, index: int, classes: int, seed: int) -> bytes:
+def _make_png(label: int, index: int, classes: int, seed: int) -> bytes:
     """With an alpha channel, as CLEVR's are."""
-    colour = picture(label, index, classes, (24, 16), seed)
-    return png(np.dstack([colour, np.full(colour.shape[:2], 255, np.uint8)]))
+    colour = draw_picture(label, index, classes, (24, 16), seed)
+    return encode_png(np.dstack([colour, np.full(colour.shape[:2], 255, np.uint8)]))
 
 
-def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+def _add_file(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     info = zipfile.ZipInfo(f"CLEVR_v1.0/{name}")  # of 1980
     info.compress_type = zipfile.ZIP_STORED if name.endswith(".png") else zipfile.ZIP_DEFLATED
     archive.writestr(info, content)

@@ -14,7 +14,7 @@ from typing import IO, Protocol
 
 from s2a_bench.data.readers.folders import UCF101_FOLDER
 from s2a_bench.data.readers.folders_listed import SUN397_FOLDER, SUN397_LISTS
-from s2a_bench.data.synthetic.pictures import jpeg, picture
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_jpeg
 from s2a_bench.data.table.types import Dataset
 
 Plan = Mapping[str, tuple[int, ...]]
@@ -34,12 +34,12 @@ _ZIP_TIME = (1980, 1, 1, 0, 0, 0)
 # --- Packing ---------------------------------------------------------------------------------------------------------
 
 
-class _Out(Protocol):
+class _AddFile(Protocol):
     def __call__(self, name: str, content: bytes) -> None: ...
 
 
 @contextmanager
-def _tar_gz(raw: IO[bytes]) -> Iterator[_Out]:
+def _open_tar_gz(raw: IO[bytes]) -> Iterator[_AddFile]:
     """Writes a ``.tar.gz`` that depends on names and contents alone."""
     with (
         gzip.GzipFile("", "wb", 1, raw, mtime=0) as out,
@@ -55,14 +55,14 @@ def _tar_gz(raw: IO[bytes]) -> Iterator[_Out]:
 
 
 @contextmanager
-def _zip(raw: IO[bytes]) -> Iterator[_Out]:
+def _open_zip(raw: IO[bytes]) -> Iterator[_AddFile]:
     """Writes a ``.zip`` that depends on names and contents alone; JPEGs do not shrink, so nothing is compressed."""
     with zipfile.ZipFile(raw, "w") as archive:
         yield lambda name, content: archive.writestr(zipfile.ZipInfo(name, _ZIP_TIME), content)
 
 
 @contextmanager
-def _folder(place: Path) -> Iterator[_Out]:
+def _open_folder(place: Path) -> Iterator[_AddFile]:
     made: set[Path] = set()
 
     def add(name: str, content: bytes) -> None:
@@ -76,21 +76,23 @@ def _folder(place: Path) -> Iterator[_Out]:
 
 
 @contextmanager
-def _packed(path: Path) -> Iterator[_Out]:
-    with path.open("wb") as raw, (_zip if path.suffix == ".zip" else _tar_gz)(raw) as add:
+def open_archive(path: Path) -> Iterator[_AddFile]:
+    """Writes a ``.zip`` or ``.tar.gz``, as the suffix says; yields the function that adds a file."""
+    with path.open("wb") as raw, (_open_zip if path.suffix == ".zip" else _open_tar_gz)(raw) as add:
         yield add
 
 
-def _image(dataset: Dataset, label: int, index: int, seed: int, side: int = 16) -> bytes:
-    return jpeg(picture(label, index, dataset.classes, (side, side), seed))
+def make_jpeg(dataset: Dataset, label: int, index: int, seed: int, side: int = 16) -> bytes:
+    """A square JPEG file of the picture with this label and index."""
+    return encode_jpeg(draw_picture(label, index, dataset.classes, (side, side), seed))
 
 
-def _archives(dataset: Dataset) -> tuple[str, ...]:
-    assert dataset.recipe is not None
-    return dataset.recipe.archives
+def _archive_names(dataset: Dataset) -> tuple[str, ...]:
+    assert dataset.preparation is not None
+    return dataset.preparation.archives
 
 
-def _each(plan: Plan, *parts: str) -> Iterator[tuple[str, int, int, int]]:
+def iterate_images(plan: Plan, *parts: str) -> Iterator[tuple[str, int, int, int]]:
     """Part, label, number within part and class, and index within the dataset, of every image."""
     index = 0
     for part in parts:
@@ -113,9 +115,10 @@ def _letters(number: int, length: int) -> str:
 
 
 def make_class_folders(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
-    """Class folders in ``recipe.folder``, in the first of ``recipe.archives``, or as a folder where there is none.
+    """Class folders in ``preparation.folder``, in the first of ``preparation.archives`` or in a plain folder.
 
-    Caltech's zip holds another archive, a file that is no image and the folders of ``recipe.skip``, as the real one.
+    Like the real one, Caltech's zip holds another archive, a file that is no image and the folders of
+    ``preparation.skip``.
 
     Args:
         dataset: Row of the table.
@@ -123,53 +126,53 @@ def make_class_folders(dataset: Dataset, place: Path, plan: Plan, seed: int) -> 
         plan: Images per class of ``""``.
         seed: Of the pictures.
     """
-    recipe = dataset.recipe
-    assert recipe is not None
-    archives = _archives(dataset)
-    inner = f"{recipe.folder}.tar.gz"
+    preparation = dataset.preparation
+    assert preparation is not None
+    archives = _archive_names(dataset)
+    inner = f"{preparation.folder}.tar.gz"
     if not archives:
-        with _folder(place) as add:
-            _put_classes(dataset, plan, seed, add)
-    elif archives[0].endswith(".zip") and inner in archives and PurePosixPath(archives[0]).stem != recipe.folder:
+        with _open_folder(place) as add:
+            _write_classes(dataset, plan, seed, add)
+    elif archives[0].endswith(".zip") and inner in archives and PurePosixPath(archives[0]).stem != preparation.folder:
         # The inner archive is written to disk first: a zip's members cannot be seen twice.
         temporary = place / inner
-        with _packed(temporary) as add:
-            _put_classes(dataset, plan, seed, add)
+        with open_archive(temporary) as add:
+            _write_classes(dataset, plan, seed, add)
         home = PurePosixPath(archives[0]).stem
-        with _packed(place / archives[0]) as add:
+        with open_archive(place / archives[0]) as add:
             add(f"{home}/{inner}", temporary.read_bytes())
             add(f"{home}/show_annotation.m", b"% not an image\n")
             add(f"__MACOSX/{home}/._{inner}", b"not an archive")
         temporary.unlink()
     else:
-        with _packed(place / archives[0]) as add:
-            _put_classes(dataset, plan, seed, add)
+        with open_archive(place / archives[0]) as add:
+            _write_classes(dataset, plan, seed, add)
 
 
-def _put_classes(dataset: Dataset, plan: Plan, seed: int, add: _Out) -> None:
-    recipe = dataset.recipe
-    assert recipe is not None
-    own = {"2750": _EUROSAT, "NWPU-RESISC45": _RESISC45}.get(recipe.folder, [])
-    names = recipe.class_names or (own if len(own) == dataset.classes else ())
+def _write_classes(dataset: Dataset, plan: Plan, seed: int, add: _AddFile) -> None:
+    preparation = dataset.preparation
+    assert preparation is not None
+    own = {"2750": _EUROSAT, "NWPU-RESISC45": _RESISC45}.get(preparation.folder, [])
+    names = preparation.class_names or (own if len(own) == dataset.classes else ())
     names = names or [f"class_{i:03d}" for i in range(dataset.classes)]
-    shown = {name.lower(): name for name in _CAPITALS} if recipe.folder == "101_ObjectCategories" else {}
-    pattern = {"2750": "{}_{}.jpg", "NWPU-RESISC45": "{}_{:03d}.jpg"}.get(recipe.folder, "image_{1:04d}.jpg")
-    home = f"{recipe.folder}/" if recipe.folder else ""
+    shown = {name.lower(): name for name in _CAPITALS} if preparation.folder == "101_ObjectCategories" else {}
+    pattern = {"2750": "{}_{}.jpg", "NWPU-RESISC45": "{}_{:03d}.jpg"}.get(preparation.folder, "image_{1:04d}.jpg")
+    home = f"{preparation.folder}/" if preparation.folder else ""
     total = 0
-    for _, label, number, index in _each(plan, ""):
+    for _, label, number, index in iterate_images(plan, ""):
         folder = shown.get(names[label].lower(), names[label])
-        add(f"{home}{folder}/{pattern.format(folder, number + 1)}", _image(dataset, label, index, seed))
+        add(f"{home}{folder}/{pattern.format(folder, number + 1)}", make_jpeg(dataset, label, index, seed))
         total += 1
-    for i, folder in enumerate(recipe.skip):
+    for i, folder in enumerate(preparation.skip):
         for number in range(2):
-            content = _image(dataset, 0, total + 2 * i + number, seed)
+            content = make_jpeg(dataset, 0, total + 2 * i + number, seed)
             add(f"{home}{folder}/{pattern.format(folder, number + 1)}", content)
     if shown:
         add(f"{home}BACKGROUND_Google/tmp", b"")
 
 
 def make_image_folder(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
-    """``train/``, ``val/`` and ``test/`` of class folders: a folder, or the first of ``recipe.archives``.
+    """``train/``, ``val/`` and ``test/`` of class folders: a folder, or the first of ``preparation.archives``.
 
     With the target ``"imagenet"``, the test images of the plan are in ``val/``, and names are ImageNet's.
 
@@ -179,24 +182,24 @@ def make_image_folder(dataset: Dataset, place: Path, plan: Plan, seed: int) -> N
         plan: Images per class of ``"train"``, ``"test"`` and perhaps ``"val"``.
         seed: Of the pictures.
     """
-    recipe = dataset.recipe
-    assert recipe is not None
-    imagenet = recipe.target == "imagenet"
-    archives = _archives(dataset)
-    with _packed(place / archives[0]) if archives else _folder(place) as add:
+    preparation = dataset.preparation
+    assert preparation is not None
+    imagenet = preparation.target == "imagenet"
+    archives = _archive_names(dataset)
+    with open_archive(place / archives[0]) if archives else _open_folder(place) as add:
         add("README.md", b"Made-up images.\n")
         numbers: dict[str, int] = {}
-        for part, label, number, index in _each(plan, "train", "val", "test"):
+        for part, label, number, index in iterate_images(plan, "train", "val", "test"):
             numbers[part] = numbers.get(part, 0) + 1
             if not imagenet:
-                folder = recipe.class_names[label] if recipe.class_names else f"class_{label:03d}"
+                folder = preparation.class_names[label] if preparation.class_names else f"class_{label:03d}"
                 name = f"{part}/{folder}/{number:04d}.jpg"
             else:
                 folder = f"n{1440764 + 1009 * label:08d}"
                 file = f"{folder}_{number + 1}" if part == "train" else f"ILSVRC2012_val_{numbers[part]:08d}"
                 name = f"{'train' if part == 'train' else 'val'}/{folder}/{file}.JPEG"
             side = 32 if dataset.encoding == "lossless" else 16
-            add(name, _image(dataset, label, index, seed, side))
+            add(name, make_jpeg(dataset, label, index, seed, side))
 
 
 def make_ucf101(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
@@ -208,13 +211,13 @@ def make_ucf101(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
         plan: Images per class of ``"train"`` and ``"test"``.
         seed: Of the pictures.
     """
-    archives = _archives(dataset)
-    with _packed(place / archives[0]) if archives else _folder(place) as add:
-        for part, label, number, index in _each(plan, "train", "test"):
+    archives = _archive_names(dataset)
+    with open_archive(place / archives[0]) if archives else _open_folder(place) as add:
+        for part, label, number, index in iterate_images(plan, "train", "test"):
             name = f"Action_{_letters(label, 3).title()}"
             first, groups = (8, 18) if part == "train" else (1, 7)
             video = f"v_{name.replace('_', '')}_g{first + number % groups:02d}_c{1 + number // groups:02d}"
-            add(f"{UCF101_FOLDER}/{name}/{video}.jpg", _image(dataset, label, index, seed))
+            add(f"{UCF101_FOLDER}/{name}/{video}.jpg", make_jpeg(dataset, label, index, seed))
 
 
 def make_sun397(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
@@ -226,21 +229,21 @@ def make_sun397(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
         plan: Images per class of ``"train"``, ``"val"`` and ``"test"``.
         seed: Of pictures and names.
     """
-    archives = _archives(dataset)
+    archives = _archive_names(dataset)
     kinds = ("", "/indoor", "/outdoor")
     classes = sorted(
         f"/{chr(ord('a') + i % 26)}/{chr(ord('a') + i % 26)}_scene_{i:03d}{kinds[i % 3]}"
         for i in range(dataset.classes)
     )
     lists: dict[str, list[str]] = {part: [] for part in SUN397_LISTS}
-    with _packed(place / archives[0]) if archives else _folder(place) as add:
+    with open_archive(place / archives[0]) if archives else _open_folder(place) as add:
         add(f"{SUN397_FOLDER}/ClassName.txt", "".join(f"{name}\n" for name in classes).encode())
-        for part, label, _, index in _each(plan, *SUN397_LISTS):
+        for part, label, _, index in iterate_images(plan, *SUN397_LISTS):
             # As random as the real names, and never the same twice.
             draw = int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:8])
             name = f"{classes[label]}/sun_{_letters(draw, 9)}{_letters(index, 6)}.jpg"
             lists[part].append(name)
-            add(f"{SUN397_FOLDER}{name}", _image(dataset, label, index, seed))
+            add(f"{SUN397_FOLDER}{name}", make_jpeg(dataset, label, index, seed))
     for part, names in lists.items():
         (place / SUN397_LISTS[part]).write_bytes("".join(f"{name}\n" for name in sorted(names)).encode())
 
@@ -249,21 +252,21 @@ def make_domainnet(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None
     """``<domain>.zip`` with ``<domain>_train.txt`` and ``<domain>_test.txt`` next to it.
 
     Args:
-        dataset: Row of the table; ``recipe.target`` is the domain.
+        dataset: Row of the table; ``preparation.target`` is the domain.
         place: Folder to write to.
         plan: Images per class of ``"train"`` and ``"test"``.
         seed: Of the pictures.
     """
-    assert dataset.recipe is not None
-    domain, archives = dataset.recipe.target, _archives(dataset)
+    assert dataset.preparation is not None
+    domain, archives = dataset.preparation.target, _archive_names(dataset)
     lists: dict[str, list[str]] = {"train": [], "test": []}
     numbers = [0] * dataset.classes
-    with _packed(place / archives[0]) if archives else _folder(place) as add:
-        for part, label, _, index in _each(plan, *lists):
+    with open_archive(place / archives[0]) if archives else _open_folder(place) as add:
+        for part, label, _, index in iterate_images(plan, *lists):
             numbers[label] += 1
             name = f"{domain}/object_{label:03d}/{domain}_{label + 1:03d}_{numbers[label]:06d}.jpg"
             lists[part].append(f"{name} {label}\n")
-            add(name, _image(dataset, label, index, seed))
+            add(name, make_jpeg(dataset, label, index, seed))
     for part, lines in lists.items():
         (place / f"{domain}_{part}.txt").write_bytes("".join(lines).encode())
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from s2a_bench.data.synthetic.pictures import jpeg, picture, png
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_jpeg, encode_png
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
@@ -43,27 +43,27 @@ def make_hub(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]],
         for i, rows in enumerate(np.array_split(np.arange(len(labels)), files)):
             stem = f"{_SPLITS[part]}-{i:05d}-of-{files:05d}-{seed % 16**8:08x}{number:02x}{i:06x}"
             # One row group after the other, so that a large part is never in memory.
-            table = _table(dataset, labels[rows[:0]], start, seed)
+            table = _make_table(dataset, labels[rows[:0]], start, seed)
             with pq.ParquetWriter(place / "data" / f"{stem}.parquet", table.schema) as out:
                 for first in range(0, len(rows), _GROUP):
                     some = rows[first : first + _GROUP]
-                    out.write_table(_table(dataset, labels[some], start + int(some[0]), seed))
+                    out.write_table(_make_table(dataset, labels[some], start + int(some[0]), seed))
         start += len(labels)
 
 
-def _table(dataset: Dataset, labels: np.ndarray, start: int, seed: int) -> Any:
+def _make_table(dataset: Dataset, labels: np.ndarray, start: int, seed: int) -> Any:
     import pyarrow as pa
 
     whole = dataset.name in ("cifar", "cifar10", "cifar100")
     image, label = ("img", "label" if dataset.classes == 10 else "fine_label") if whole else ("image", "label")
     images = []
     for index, one in enumerate(labels.tolist(), start):
-        pixels = picture(one, index, dataset.classes, (32, 32) if whole else (16, 16), seed)
+        pixels = draw_picture(one, index, dataset.classes, (32, 32) if whole else (16, 16), seed)
         if dataset.encoding == "lossless":  # the hub's conversion of arrays gives them no path
-            images.append({"bytes": png(pixels), "path": None})
+            images.append({"bytes": encode_png(pixels), "path": None})
         else:
-            images.append({"bytes": jpeg(pixels), "path": f"image_{index:06d}.jpg"})
-    names = dataset.recipe.class_names if dataset.recipe else ()
+            images.append({"bytes": encode_jpeg(pixels), "path": f"image_{index:06d}.jpg"})
+    names = dataset.preparation.class_names if dataset.preparation else ()
     names = names or tuple(f"class {i}" for i in range(dataset.classes))
     columns: dict[str, Any] = {
         image: pa.array(images, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import numpy as np
 
-from s2a_bench.data.readers.retinopathy import MARK, TEST_LABELS, TRAIN_LABELS
-from s2a_bench.data.synthetic.pictures import jpeg, picture
+from s2a_bench.data.readers.retinopathy import PROCESSED_MARKER, TEST_LABELS, TRAIN_LABELS
+from s2a_bench.data.synthetic.pictures import draw_picture, encode_jpeg
 from s2a_bench.data.table.types import Dataset
 
 PHOTOGRAPHS = 200
@@ -32,7 +32,7 @@ def make_retinopathy(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int
     """
     processed = sum(map(sum, plan.values())) > PHOTOGRAPHS
     if processed:
-        (place / MARK).write_bytes(b"")
+        (place / PROCESSED_MARKER).write_bytes(b"")
     start = 0
     for number, (folder, parts) in enumerate({"train": ("train",), "test": ("val", "test")}.items()):
         rows = [(label, part) for part in parts for label, count in enumerate(plan[part]) for _ in range(count)]
@@ -43,14 +43,16 @@ def make_retinopathy(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int
                 label, part = rows[at]
                 name = f"{10 + index // 2}_{('left', 'right')[index % 2]}"
                 lines.append(f"{name},{label}" if folder == "train" else f"{name},{label},{_USAGE[part]}")
-                image = picture(label, index, dataset.classes, (16, 16), seed)
-                archive.writestr(zipfile.ZipInfo(f"{folder}/{name}.jpeg"), jpeg(image if processed else _fundus(image)))
+                image = draw_picture(label, index, dataset.classes, (16, 16), seed)
+                archive.writestr(
+                    zipfile.ZipInfo(f"{folder}/{name}.jpeg"), encode_jpeg(image if processed else _draw_fundus(image))
+                )
         start += len(rows)
         table = TRAIN_LABELS if folder == "train" else TEST_LABELS
         (place / table).write_bytes("\n".join([*lines, ""]).encode())
 
 
-def _fundus(image: np.ndarray) -> np.ndarray:
+def _draw_fundus(image: np.ndarray) -> np.ndarray:
     """A bright disc on black, ``(32, 40, 3)`` uint8, with a picture in its middle."""
     y, x = np.mgrid[-15.5:16, -19.5:20]
     out = np.zeros((32, 40, 3), np.uint8)

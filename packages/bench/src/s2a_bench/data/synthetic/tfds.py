@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from s2a_bench.data.readers.tfds_features import FORMS, Form
-from s2a_bench.data.readers.tfrecord import example, write_record
+from s2a_bench.data.readers.tfds_features import TFDS_EXPORTS, TfdsExport
+from s2a_bench.data.readers.tfrecord import encode_example, write_record
 from s2a_bench.data.synthetic.tfds_features import LAYOUTS, Example, Layout, Spec
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
@@ -41,7 +41,7 @@ def make_tfds(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]]
     Raises:
         InputError: No such export is known of the dataset.
     """
-    form, layout = FORMS.get(dataset.name), LAYOUTS.get(dataset.name)
+    form, layout = TFDS_EXPORTS.get(dataset.name), LAYOUTS.get(dataset.name)
     if form is None or layout is None:
         raise InputError(f"No export of tensorflow_datasets is known for {dataset.name}.")
     folder = place / form.builder / form.config / layout.version
@@ -56,25 +56,25 @@ def make_tfds(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]]
     for number, (split, column) in enumerate(labels.items()):
         column = np.random.default_rng((seed, number)).permutation(column)
         examples = [Example(label, start + i, dataset.classes, split, seed) for i, label in enumerate(column.tolist())]
-        splits.append(_write(folder, form, layout, split, examples))
+        splits.append(_write_split(folder, form, layout, split, examples))
         start += len(column)
-    _describe(folder, form, layout, splits)
+    _write_description(folder, form, layout, splits)
     for feature, names in layout.labels.items():
-        known = names or (dataset.recipe.class_names if dataset.recipe else ())
+        known = names or (dataset.preparation.class_names if dataset.preparation else ())
         known = known or tuple(f"class {i}" for i in range(dataset.classes))
         (folder / f"{feature}.labels.txt").write_bytes("".join(f"{name}\n" for name in known).encode())
 
 
-def _write(folder: Path, form: Form, layout: Layout, split: str, examples: list[Example]) -> dict[str, Any]:
+def _write_split(folder: Path, form: TfdsExport, layout: Layout, split: str, examples: list[Example]) -> dict[str, Any]:
     """The files of a split, and what ``dataset_info.json`` says of it."""
     shards = 2 if len(examples) >= 64 else 1
-    floats = _floats(layout.spec)
+    floats = _float_features(layout.spec)
     size, lengths = 0, []
     for i in range(shards):
         part = examples[round(len(examples) * i / shards) : round(len(examples) * (i + 1) / shards)]
         with (folder / f"{form.builder}-{split}.tfrecord-{i:05d}-of-{shards:05d}").open("wb") as out:
             for one in part:
-                data = example(layout.record(one), floats)
+                data = encode_example(layout.record(one), floats)
                 write_record(out, data)
                 size += len(data)
         lengths.append(str(len(part)))
@@ -82,18 +82,18 @@ def _write(folder: Path, form: Form, layout: Layout, split: str, examples: list[
     return {"filepathTemplate": template, "name": split, "numBytes": str(size), "shardLengths": lengths}
 
 
-def _floats(spec: Mapping[str, Spec], above: str = "") -> frozenset[str]:
+def _float_features(spec: Mapping[str, Spec], above: str = "") -> frozenset[str]:
     """Names of the features that are floats, in an empty list as well."""
     found: set[str] = set()
     for name, feature in spec.items():
         if "sequence" in feature:
-            found |= _floats(feature["sequence"]["feature"]["featuresDict"]["features"], f"{above}{name}/")
+            found |= _float_features(feature["sequence"]["feature"]["featuresDict"]["features"], f"{above}{name}/")
         elif "tensor" in feature or "boundingBox" in feature:
             found.add(above + name)
     return frozenset(found)
 
 
-def _describe(folder: Path, form: Form, layout: Layout, splits: list[dict[str, Any]]) -> None:
+def _write_description(folder: Path, form: TfdsExport, layout: Layout, splits: list[dict[str, Any]]) -> None:
     info: dict[str, Any] = {
         "citation": "None: a synthetic dataset.",
         "description": f"Synthetic; the form is that of {form.builder}.",
@@ -105,18 +105,18 @@ def _describe(folder: Path, form: Form, layout: Layout, splits: list[dict[str, A
     if form.config:
         info["configName"] = form.config
     (folder / "dataset_info.json").write_bytes(json.dumps(info, indent=2, sort_keys=True).encode())
-    features = _classed({"featuresDict": {"features": layout.spec}})
+    features = _with_python_class({"featuresDict": {"features": layout.spec}})
     (folder / "features.json").write_bytes(json.dumps(features, indent=4, sort_keys=True).encode())
 
 
-def _classed(feature: Spec) -> Spec:
+def _with_python_class(feature: Spec) -> Spec:
     """A feature with its Python class, and those in it."""
     kind = next(iter(feature))
     value = feature[kind]
     if kind == "featuresDict":
-        value = {"features": {name: _classed(inner) for name, inner in value["features"].items()}}
+        value = {"features": {name: _with_python_class(inner) for name, inner in value["features"].items()}}
     elif kind == "sequence":
-        value = value | {"feature": _classed(value["feature"])}
+        value = value | {"feature": _with_python_class(value["feature"])}
     return {kind: value, "pythonClassName": _PYTHON[kind]}
 
 

@@ -1,4 +1,4 @@
-"""Suites and datasets by name. What they are is ``dataset_table``'s business."""
+"""Looks up suites and datasets by name. The table itself is in ``rows.py``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from s2a_bench.data.table.rows import TABLE
 from s2a_bench.data.table.types import Counts, Dataset, Suite
 from s2a_bench.errors import InputError, unknown
 
-__all__ = ["DATASETS", "SUITES", "Counts", "Dataset", "Suite", "find", "get", "get_suite"]
+__all__ = ["DATASETS", "SUITES", "Counts", "Dataset", "Suite", "find_dataset", "get_dataset", "get_suite"]
 
 DATASETS: dict[str, Dataset] = {entry.name: entry for entry in TABLE}
 """Every dataset by name."""
 
 
-def _suite(
+def _make_suite(
     name: str,
     description: str,
     defaults: tuple[str, ...] = (),
@@ -28,22 +28,22 @@ def _suite(
 SUITES: dict[str, Suite] = {
     suite.name: suite
     for suite in (
-        _suite(
+        _make_suite(
             "mini",
             "Five embedded tasks of 32 x 32 pixels in the VTAB-1k protocol; offline.",
             ("digits", "textures", "location"),  # One of each group: a first look in minutes.
         ),
-        _suite("vtab", "VTAB-1k: 19 tasks of 1,000 training images in three groups.", seeds=(0, 1, 2)),
-        _suite(
+        _make_suite("vtab", "VTAB-1k: 19 tasks of 1,000 training images in three groups.", seeds=(0, 1, 2)),
+        _make_suite(
             "fgvc",
             "The paper's eight fine-grained sets.",
             tuple(e.name for e in TABLE if e.suite == "fgvc" and e.name != "fgvc_caltech101_all"),
             view="crop",
             seeds=(0, 1, 2),
         ),
-        _suite("cifar", "CIFAR-10 and CIFAR-100, whole.", view="crop"),
-        _suite("domainnet", "DomainNet's six domains, one by one.", view="crop"),
-        _suite("imagenet", "ImageNet-1k as an image folder.", view="crop"),
+        _make_suite("cifar", "CIFAR-10 and CIFAR-100, whole.", view="crop"),
+        _make_suite("domainnet", "DomainNet's six domains, one by one.", view="crop"),
+        _make_suite("imagenet", "ImageNet-1k as an image folder.", view="crop"),
     )
 }
 """Every suite by name."""
@@ -60,7 +60,7 @@ def get_suite(name: str) -> Suite:
     return SUITES[name]
 
 
-def get(suite: str, name: str) -> Dataset:
+def get_dataset(suite: str, name: str) -> Dataset:
     """The dataset of that name or alias in a suite.
 
     Raises:
@@ -76,7 +76,7 @@ def get(suite: str, name: str) -> Dataset:
     raise unknown(f"dataset of suite {suite!r}", name, [alias for d in members for alias in (d.name, *d.aliases)])
 
 
-def find(name: str) -> Dataset:
+def find_dataset(name: str) -> Dataset:
     """The dataset of that name or alias in any suite; ``SUITE/NAME`` names the suite as well.
 
     Raises:
@@ -84,7 +84,7 @@ def find(name: str) -> Dataset:
     """
     suite, slash, inner = name.partition("/")
     if slash and suite in SUITES:
-        return get(suite, inner)
+        return get_dataset(suite, inner)
     if name in DATASETS:
         return DATASETS[name]
     for entry in DATASETS.values():

@@ -1,4 +1,4 @@
-"""THE table of datasets. Adding a dataset is adding one entry here, and nothing else.
+"""The table of datasets. To add a dataset, add one entry here (and a reader if its format is new).
 
 ``vtab``: classes and counts are those of the VTAB-1k protocol (Zhai et al., arXiv 1910.04867, and its code
 ``google-research/task_adaptation``). ``fgvc``: the S2A paper's eight sets (section 4.1); it states no splits, so they
@@ -26,46 +26,56 @@ from s2a_bench.data.table.shared import (
     FLOWERS,
     FLOWERS_FILES,
     LOSSLESS,
-    NAT,
+    NATURAL,
     NORB,
     NORB_FILES,
     PCAM,
     PCAM_FILES,
     PETS,
     PETS_FILES,
-    SPEC,
-    STR,
+    SPECIALIZED,
+    STRUCTURED,
     TRAIN_AND_VAL,
-    UNKNOWN,
-    cifar,
-    domain,
-    fgvc,
-    mini,
-    vtab,
+    UNKNOWN_LICENCE,
+    cifar_dataset,
+    domainnet_dataset,
+    fgvc_dataset,
+    mini_task,
+    vtab_task,
 )
-from s2a_bench.data.table.types import Counts, Dataset, Fractions, Official, Pool, Recipe, Remote, Slices, counts
+from s2a_bench.data.table.types import (
+    Counts,
+    Dataset,
+    FractionRule,
+    OfficialRule,
+    PoolRule,
+    Preparation,
+    RemoteFile,
+    SliceRule,
+    make_counts,
+)
 
 _MINI = (
-    mini("digits", NAT, 10, 797, synthetic=False),
-    mini("textures", SPEC, 8, 2000),
-    mini("orientation", STR, 16, 2000),
-    mini("location", STR, 16, 2000),
-    mini("count", STR, 8, 2000),
+    mini_task("digits", NATURAL, 10, 797, synthetic=False),
+    mini_task("textures", SPECIALIZED, 8, 2000),
+    mini_task("orientation", STRUCTURED, 16, 2000),
+    mini_task("location", STRUCTURED, 16, 2000),
+    mini_task("count", STRUCTURED, 8, 2000),
 )
 
 _VTAB = (
-    vtab(
+    vtab_task(
         "cifar",
-        NAT,
+        NATURAL,
         100,
         10000,
         "Krizhevsky 2009",
-        UNKNOWN,
+        UNKNOWN_LICENCE,
         "https://www.cs.toronto.edu/~kriz/cifar.html (cifar-100-python.tar.gz)",
-        Recipe("cifar", Slices(), ("cifar-100-python.tar.gz",), target="fine"),
+        Preparation("cifar", SliceRule(), ("cifar-100-python.tar.gz",), target="fine"),
         aliases=("cifar100", "cifar_100"),
         remotes=(
-            Remote(
+            RemoteFile(
                 "https://www.cs.toronto.edu/~kriz/cifar-100-python.tar.gz",
                 "cifar-100-python.tar.gz",
                 f"md5:{CIFAR100_DIGEST}",
@@ -73,62 +83,62 @@ _VTAB = (
         ),
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "caltech101",
-        NAT,
+        NATURAL,
         102,
         6084,
-        recipe=Recipe("class_folders", Pool(), class_names=CALTECH101_CLASSES, **CALTECH_FILES),
+        preparation=Preparation("class_folders", PoolRule(), class_names=CALTECH101_CLASSES, **CALTECH_FILES),
         aliases=("caltech_101", "caltech-101"),
         remotes=CALTECH_ZIP,
         **CALTECH,
     ),
-    vtab(
+    vtab_task(
         "dtd",
-        NAT,
+        NATURAL,
         47,
         1880,
-        recipe=Recipe("dtd", TRAIN_AND_VAL, ("dtd-r1.0.1.tar.gz",)),
+        preparation=Preparation("dtd", TRAIN_AND_VAL, ("dtd-r1.0.1.tar.gz",)),
         remotes=DTD_FILE,
         **DTD,
     ),
-    vtab(
+    vtab_task(
         "oxford_flowers102",
-        NAT,
+        NATURAL,
         102,
         6149,
-        recipe=Recipe("flowers102", TRAIN_AND_VAL, ("102flowers.tgz",)),
+        preparation=Preparation("flowers102", TRAIN_AND_VAL, ("102flowers.tgz",)),
         aliases=("flowers102", "flowers"),
         remotes=FLOWERS_FILES,
         **FLOWERS,
     ),
-    vtab(
+    vtab_task(
         "oxford_iiit_pet",
-        NAT,
+        NATURAL,
         37,
         3669,
-        recipe=Recipe("pets", Slices(val_from=0.8), ("images.tar.gz", "annotations.tar.gz")),
+        preparation=Preparation("pets", SliceRule(val_from=0.8), ("images.tar.gz", "annotations.tar.gz")),
         aliases=("oxford_pet", "pets", "pet"),
         remotes=PETS_FILES,
         **PETS,
     ),
-    vtab(
+    vtab_task(
         "svhn",
-        NAT,
+        NATURAL,
         10,
         26032,
         "Netzer et al. 2011",
         "non-commercial use",
         "http://ufldl.stanford.edu/housenumbers (train_32x32.mat, test_32x32.mat)",
-        Recipe("svhn", Slices(), ()),
+        Preparation("svhn", SliceRule(), ()),
         aliases=("svhn_cropped",),
         remotes=(
-            Remote(
+            RemoteFile(
                 "http://ufldl.stanford.edu/housenumbers/train_32x32.mat",
                 "train_32x32.mat",
                 "md5:e26dedcc434d2e4c54c9b2d4a06d8373",
             ),
-            Remote(
+            RemoteFile(
                 "http://ufldl.stanford.edu/housenumbers/test_32x32.mat",
                 "test_32x32.mat",
                 "md5:eb5a983be6a315427106f1b164d9cef3",
@@ -136,157 +146,167 @@ _VTAB = (
         ),
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "sun397",
-        NAT,
+        NATURAL,
         397,
         21750,
         "Xiao et al. 2010",
         "research use",
         "https://vision.princeton.edu/projects/2010/SUN (SUN397.tar.gz)",
-        Recipe("sun397", TRAIN_AND_VAL, ("SUN397.tar.gz",)),
+        Preparation("sun397", TRAIN_AND_VAL, ("SUN397.tar.gz",)),
         aliases=("sun",),
         remotes=(
-            Remote(
+            RemoteFile(
                 "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
                 "SUN397.tar.gz",
                 "md5:8ca2778205c41d23104230ba66911c7a",
             ),
         ),
     ),
-    vtab(
+    vtab_task(
         "patch_camelyon",
-        SPEC,
+        SPECIALIZED,
         2,
         32768,
         "Veeling et al. 2018",
         "CC0",
         f"https://github.com/basveeling/pcam (six {PCAM}_*.h5.gz)",
-        Recipe("patch_camelyon", TRAIN_AND_VAL, ()),
+        Preparation("patch_camelyon", TRAIN_AND_VAL, ()),
         aliases=("camelyon", "pcam"),
         remotes=PCAM_FILES,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "eurosat",
-        SPEC,
+        SPECIALIZED,
         10,
         5400,
-        recipe=Recipe("class_folders", Slices(val_from=0.6, test_part="train", test_from=0.8), **EUROSAT_FILES),
+        preparation=Preparation(
+            "class_folders", SliceRule(val_from=0.6, test_part="train", test_from=0.8), **EUROSAT_FILES
+        ),
         aliases=("euro_sat",),
         remotes=EUROSAT_ZIP,
         **EUROSAT,
     ),
-    vtab(
+    vtab_task(
         "resisc45",
-        SPEC,
+        SPECIALIZED,
         45,
         6300,
         "Cheng et al. 2017",
         "research use",
         "https://gcheng-nwpu.github.io (NWPU-RESISC45.rar; extract it)",
-        Recipe(
+        Preparation(
             "class_folders",
-            Slices(val_from=0.6, test_part="train", test_from=0.8),
+            SliceRule(val_from=0.6, test_part="train", test_from=0.8),
             ("NWPU-RESISC45.zip", "NWPU-RESISC45.tar.gz"),
             folder="NWPU-RESISC45",
         ),
         aliases=("resisc",),
     ),
-    vtab(
+    vtab_task(
         "diabetic_retinopathy",
-        SPEC,
+        SPECIALIZED,
         5,
         42670,
         "Kaggle and EyePACS 2015",
         "Kaggle competition rules",
         "https://www.kaggle.com/c/diabetic-retinopathy-detection (train/, test/, trainLabels.csv, "
         "retinopathy_solution.csv)",
-        Recipe("retinopathy", TRAIN_AND_VAL, ("train.zip", "test.zip")),
+        Preparation("retinopathy", TRAIN_AND_VAL, ("train.zip", "test.zip")),
         aliases=("diabetic_retinopathy_detection", "retinopathy"),
     ),
-    vtab(
+    vtab_task(
         "clevr_count",
-        STR,
+        STRUCTURED,
         8,
         15000,
-        recipe=Recipe("clevr", Slices(), ("CLEVR_v1.0.zip",), target="count"),
+        preparation=Preparation("clevr", SliceRule(), ("CLEVR_v1.0.zip",), target="count"),
         remotes=CLEVR_ZIP,
         **CLEVR,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "clevr_dist",
-        STR,
+        STRUCTURED,
         6,
         15000,
-        recipe=Recipe("clevr", Slices(), ("CLEVR_v1.0.zip",), target="distance"),
+        preparation=Preparation("clevr", SliceRule(), ("CLEVR_v1.0.zip",), target="distance"),
         aliases=("clevr_distance",),
         remotes=CLEVR_ZIP,
         **CLEVR,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "dmlab",
-        STR,
+        STRUCTURED,
         6,
         22735,
         "Zhai et al. 2019, frames of DeepMind Lab",
-        UNKNOWN,
+        UNKNOWN_LICENCE,
         "tensorflow_datasets (dmlab:2, an exported directory)",
-        Recipe("tfds", TRAIN_AND_VAL, ()),
+        Preparation("tfds", TRAIN_AND_VAL, ()),
     ),
-    vtab(
+    vtab_task(
         "kitti",
-        STR,
+        STRUCTURED,
         4,
         711,
         "Geiger et al. 2013",
         "CC BY-NC-SA 3.0",
         "tensorflow_datasets (kitti:3, an exported directory)",
-        Recipe("tfds", TRAIN_AND_VAL, ()),
+        Preparation("tfds", TRAIN_AND_VAL, ()),
         aliases=("kitti_distance",),
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "dsprites_loc",
-        STR,
+        STRUCTURED,
         16,
         73728,
-        recipe=Recipe("dsprites", Slices(val_from=0.8, test_part="train", test_from=0.9), (), target="x_position"),
+        preparation=Preparation(
+            "dsprites", SliceRule(val_from=0.8, test_part="train", test_from=0.9), (), target="x_position"
+        ),
         aliases=("dsprites_location",),
         remotes=DSPRITES_FILE,
         **DSPRITES,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "dsprites_ori",
-        STR,
+        STRUCTURED,
         16,
         73728,
-        recipe=Recipe("dsprites", Slices(val_from=0.8, test_part="train", test_from=0.9), (), target="orientation"),
+        preparation=Preparation(
+            "dsprites", SliceRule(val_from=0.8, test_part="train", test_from=0.9), (), target="orientation"
+        ),
         aliases=("dsprites_orientation",),
         remotes=DSPRITES_FILE,
         **DSPRITES,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "smallnorb_azi",
-        STR,
+        STRUCTURED,
         18,
         12150,
-        recipe=Recipe("smallnorb", Slices(val_part="test", val_from=0.0, test_from=0.5), (), target="azimuth"),
+        preparation=Preparation(
+            "smallnorb", SliceRule(val_part="test", val_from=0.0, test_from=0.5), (), target="azimuth"
+        ),
         aliases=("smallnorb_azimuth",),
         remotes=NORB_FILES,
         **NORB,
         **LOSSLESS,
     ),
-    vtab(
+    vtab_task(
         "smallnorb_ele",
-        STR,
+        STRUCTURED,
         9,
         12150,
-        recipe=Recipe("smallnorb", Slices(val_part="test", val_from=0.0, test_from=0.5), (), target="elevation"),
+        preparation=Preparation(
+            "smallnorb", SliceRule(val_part="test", val_from=0.0, test_from=0.5), (), target="elevation"
+        ),
         aliases=("smallnorb_elevation",),
         remotes=NORB_FILES,
         **NORB,
@@ -295,53 +315,53 @@ _VTAB = (
 )
 
 _FGVC = (
-    fgvc(
+    fgvc_dataset(
         "fgvc_cub",
         200,
-        counts(5394, 600, 5794),
+        make_counts(5394, 600, 5794),
         "Wah et al. 2011",
         "non-commercial research",
         "https://www.vision.caltech.edu/datasets/cub_200_2011 (CUB_200_2011.tgz)",
-        Recipe("cub", Official(0.1), ("CUB_200_2011.tgz",), splits="vpt"),
+        Preparation("cub", OfficialRule(0.1), ("CUB_200_2011.tgz",), splits="vpt"),
         aliases=("cub", "cub200", "cub_200_2011"),
         remotes=(
-            Remote(
+            RemoteFile(
                 "https://data.caltech.edu/records/65de6-vp158/files/CUB_200_2011.tgz",
                 "CUB_200_2011.tgz",
                 "md5:97eceeb196236b17998738112f37df78",
             ),
         ),
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_flowers",
         102,
-        counts(1020, 1020, 6149),
-        recipe=Recipe("flowers102", Official(), ("102flowers.tgz",), splits="vpt"),
+        make_counts(1020, 1020, 6149),
+        preparation=Preparation("flowers102", OfficialRule(), ("102flowers.tgz",), splits="vpt"),
         aliases=("flowers", "oxford_flowers", "flowers102"),
         remotes=FLOWERS_FILES,
         **FLOWERS,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_dogs",
         120,
-        counts(10800, 1200, 8580),
+        make_counts(10800, 1200, 8580),
         "Khosla et al. 2011",
         "non-commercial research",
         "http://vision.stanford.edu/aditya86/ImageNetDogs (images.tar, lists.tar)",
-        Recipe("dogs", Official(0.1), ("images.tar", "lists.tar"), splits="vpt"),
+        Preparation("dogs", OfficialRule(0.1), ("images.tar", "lists.tar"), splits="vpt"),
         aliases=("dogs", "stanford_dogs"),
         remotes=(
-            Remote("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", "images.tar"),
-            Remote("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", "lists.tar"),
+            RemoteFile("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", "images.tar"),
+            RemoteFile("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", "lists.tar"),
         ),
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_caltech101",
         100,
-        counts(4128, 1649, 2465),
-        recipe=Recipe(
+        make_counts(4128, 1649, 2465),
+        preparation=Preparation(
             "class_folders",
-            Fractions(),
+            FractionRule(),
             class_names=tuple(n for n in CALTECH101_CLASSES if n not in ("background_google", "faces_easy")),
             skip=("BACKGROUND_Google", "Faces_easy"),
             splits="coop",
@@ -351,13 +371,13 @@ _FGVC = (
         remotes=CALTECH_ZIP,
         **CALTECH,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_caltech101_all",
         101,
-        counts(4346, 1736, 2595),
-        recipe=Recipe(
+        make_counts(4346, 1736, 2595),
+        preparation=Preparation(
             "class_folders",
-            Fractions(),
+            FractionRule(),
             class_names=tuple(n for n in CALTECH101_CLASSES if n != "background_google"),
             skip=("BACKGROUND_Google",),
             **CALTECH_FILES,
@@ -366,54 +386,54 @@ _FGVC = (
         remotes=CALTECH_ZIP,
         **CALTECH,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_dtd",
         47,
-        counts(2820, 1128, 1692),
-        recipe=Recipe("dtd", Fractions(), ("dtd-r1.0.1.tar.gz",), splits="coop"),
+        make_counts(2820, 1128, 1692),
+        preparation=Preparation("dtd", FractionRule(), ("dtd-r1.0.1.tar.gz",), splits="coop"),
         aliases=("dtd",),
         remotes=DTD_FILE,
         **DTD,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_eurosat",
         10,
-        counts(13500, 5400, 8100),
-        recipe=Recipe("class_folders", Fractions(), splits="coop", **EUROSAT_FILES),
+        make_counts(13500, 5400, 8100),
+        preparation=Preparation("class_folders", FractionRule(), splits="coop", **EUROSAT_FILES),
         aliases=("eurosat",),
         remotes=EUROSAT_ZIP,
         **EUROSAT,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_pets",
         37,
-        counts(2944, 736, 3669),
-        recipe=Recipe("pets", Official(0.2), ("images.tar.gz", "annotations.tar.gz"), splits="coop"),
+        make_counts(2944, 736, 3669),
+        preparation=Preparation("pets", OfficialRule(0.2), ("images.tar.gz", "annotations.tar.gz"), splits="coop"),
         aliases=("pets", "oxford_pets", "oxford_iiit_pet"),
         remotes=PETS_FILES,
         **PETS,
     ),
-    fgvc(
+    fgvc_dataset(
         "fgvc_ucf101",
         101,
-        counts(7639, 1898, 3783),
+        make_counts(7639, 1898, 3783),
         "Soomro et al. 2012, middle frames by CoOp",
         "research use",
         "CoOp's DATASETS.md (UCF-101-midframes.zip)",
-        Recipe("ucf101", Official(0.2), ("UCF-101-midframes.zip",), splits="coop"),
+        Preparation("ucf101", OfficialRule(0.2), ("UCF-101-midframes.zip",), splits="coop"),
         aliases=("ucf101", "ucf"),
     ),
 )
 
 _WHOLE = (
-    cifar("cifar10", 10, "c58f30108f718f92721af3b95e74349a"),
-    cifar("cifar100", 100, CIFAR100_DIGEST),
-    domain("clipart", 33525, 14604),
-    domain("infograph", 36023, 15582),
-    domain("painting", 50416, 21850),
-    domain("quickdraw", 120750, 51750),
-    domain("real", 120906, 52041),
-    domain("sketch", 48212, 20916),
+    cifar_dataset("cifar10", 10, "c58f30108f718f92721af3b95e74349a"),
+    cifar_dataset("cifar100", 100, CIFAR100_DIGEST),
+    domainnet_dataset("clipart", 33525, 14604),
+    domainnet_dataset("infograph", 36023, 15582),
+    domainnet_dataset("painting", 50416, 21850),
+    domainnet_dataset("quickdraw", 120750, 51750),
+    domainnet_dataset("real", 120906, 52041),
+    domainnet_dataset("sketch", 48212, 20916),
     Dataset(
         "imagenet1k",
         "imagenet",
@@ -424,7 +444,7 @@ _WHOLE = (
         "non-commercial research",
         "https://image-net.org (train/<wnid>/*.JPEG and val/<wnid>/*.JPEG)",
         ("imagenet", "ilsvrc2012"),
-        recipe=Recipe("image_folder", Official(0.01), (), target="imagenet", in_place=True),
+        preparation=Preparation("image_folder", OfficialRule(0.01), (), target="imagenet", in_place=True),
     ),
 )
 

@@ -1,4 +1,4 @@
-"""What a row of the table of datasets is made of."""
+"""Types of the table of datasets: a dataset, how to obtain it, and the rules that divide it into lists."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import dataclasses
 from typing import Literal, NamedTuple
 
 
-class Lists(NamedTuple):
-    """Names of a suite's four lists: to tune on, to tune by, both together for the final run, and to score once."""
+class ListNames(NamedTuple):
+    """Names of a suite's four lists: training while tuning, validation, both together for the final run, and test."""
 
     train: str
     val: str
@@ -15,8 +15,8 @@ class Lists(NamedTuple):
     test: str
 
 
-VTAB_LISTS = Lists("train800", "val200", "train800val200", "test")
-PLAIN_LISTS = Lists("train", "val", "trainval", "test")
+VTAB_LISTS = ListNames("train800", "val200", "train800val200", "test")
+PLAIN_LISTS = ListNames("train", "val", "trainval", "test")
 
 
 class Counts(NamedTuple):
@@ -28,13 +28,13 @@ class Counts(NamedTuple):
     test: int | None
 
 
-def counts(train: int, val: int, test: int) -> Counts:
-    """Counts whose ``both`` is the sum it must be."""
+def make_counts(train: int, val: int, test: int) -> Counts:
+    """Makes counts with ``both = train + val``."""
     return Counts(train, val, train + val, test)
 
 
 @dataclasses.dataclass(frozen=True)
-class Slices:
+class SliceRule:
     """The VTAB-1k rule: slices of tensorflow_datasets' stored order (Zhai et al., ``task_adaptation/data``).
 
     Train is the first ``train`` images of ``train_part``, val the ``val`` images of ``val_part`` from the fraction
@@ -52,7 +52,7 @@ class Slices:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class PoolRule:
     """VTAB-1k's Caltech101: ``per_class`` images of each class form a pool; lists are slices of it, the rest is test.
 
     Attributes:
@@ -67,7 +67,7 @@ class Pool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Official:
+class OfficialRule:
     """The source's own parts; where it has no ``"val"``, ``val`` of each class's training images are held out.
 
     Attributes:
@@ -78,31 +78,31 @@ class Official:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fractions:
+class FractionRule:
     """CoOp's rule for sets without parts: each class's images by fractions, rounded; what is left is the test set."""
 
     train: float = 0.5
     val: float = 0.2
 
 
-Rule = Slices | Pool | Official | Fractions
+Rule = SliceRule | PoolRule | OfficialRule | FractionRule
 
 
 @dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How a download becomes the standard folder.
+class Preparation:
+    """How ``prepare_dataset`` turns a download into the standard folder.
 
     Attributes:
-        reader: Key of ``sources.READERS``: the form in which its makers publish it.
+        reader: Key of ``readers.registry.load_readers()``: the format in which its makers publish it.
         rule: How its images are divided into lists.
         archives: File names of the archives people download (``*`` stands for anything), the outer ones first.
-        target: Which label, where the source has several; ``""``: its only one.
-        class_names: In label order, where the source does not say it or says it in another order.
-        folder: Name of the folder that holds the images, where the reader needs one.
+        target: Which label to use where the source has several; ``""``: it has one.
+        class_names: In label order, where the source does not name its classes or orders them differently.
+        folder: Name of the folder with the images, where the reader needs one.
         skip: Class folders that this dataset leaves out.
-        seed: Of orders that are drawn by hash.
-        in_place: Whether a folder is used where it lies, without a copy of its images.
-        splits: Published split files that are taken where they are found or given: ``"coop"`` or ``"vpt"``.
+        seed: Of random orders (see ``splits.py``).
+        in_place: Whether images of a folder are used in place instead of copied.
+        splits: Format of published split files that replace the rule where given or found: ``"coop"`` or ``"vpt"``.
     """
 
     reader: str
@@ -118,12 +118,12 @@ class Recipe:
 
 
 @dataclasses.dataclass(frozen=True)
-class Remote:
+class RemoteFile:
     """A file to download.
 
     Attributes:
         url: ``https://...``, or ``hf://datasets/OWNER/NAME/PATH`` for the Hugging Face hub.
-        file: Name to keep it under.
+        file: Name of the downloaded file.
         digest: ``"md5:..."`` or ``"sha256:..."`` of its content as its makers or torchvision state it; ``""``: none.
     """
 
@@ -139,8 +139,8 @@ class Dataset:
     Attributes:
         name: Key of ``DATASETS`` and name of the folder under the data root.
         suite: Key of ``SUITES``.
-        group: Whose mean the tables print, e.g. ``"natural"``.
-        classes: Size of the head.
+        group: Group of tasks that tables average over, e.g. ``"natural"``.
+        classes: Number of classes, the size of the head.
         counts: Images per list.
         source: Who made it.
         licence: What its makers allow; not legal advice.
@@ -150,8 +150,8 @@ class Dataset:
         encoding: How its makers publish the images: ``"jpeg"`` files, or ``"lossless"`` (PNG files or arrays).
         embedded: Rendered or shipped with the package; needs no data root.
         synthetic: Rendered by this package.
-        recipe: How ``prepare`` brings a download into the standard folder; ``None``: it cannot.
-        remotes: Files that ``prepare --download`` gets; none where its makers ask for a registration.
+        preparation: How a download becomes the standard folder; ``None``: embedded.
+        remotes: Files that ``prepare --download`` fetches; empty where the makers require a registration.
     """
 
     name: str
@@ -167,11 +167,11 @@ class Dataset:
     encoding: Literal["jpeg", "lossless"] = "jpeg"
     embedded: bool = False
     synthetic: bool = False
-    recipe: Recipe | None = None
-    remotes: tuple[Remote, ...] = ()
+    preparation: Preparation | None = None
+    remotes: tuple[RemoteFile, ...] = ()
 
     @property
-    def lists(self) -> Lists:
+    def lists(self) -> ListNames:
         """Names of its lists."""
         return VTAB_LISTS if self.suite in ("mini", "vtab") else PLAIN_LISTS
 

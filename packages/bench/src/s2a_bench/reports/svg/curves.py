@@ -1,4 +1,4 @@
-"""Pictures of a sweep over one or two sizes, as SVG: curves with their spread, and a map of all combinations."""
+"""Figures of an ablation over one or two sizes as SVG: curves with their spread, and a heat map."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 
+from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
 from s2a_bench.reports.svg.markup import Markup, element
-from s2a_bench.reports.svg.scatter import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
 
-LINES = (("#0069b4", "#62b5f5"), ("#00866a", "#3fcfa6"), ("#b8478a", "#ee9ccb"), ("#9c7400", "#e9c84f"))
+CURVE_COLOURS = (("#0069b4", "#62b5f5"), ("#00866a", "#3fcfa6"), ("#b8478a", "#ee9ccb"), ("#9c7400", "#e9c84f"))
 """Light and dark colour of each curve; its name stands at its end, so colour never carries the meaning alone."""
-NAMES = 112.0
-"""Room right of the curves for their names."""
+NAMES_WIDTH = 112.0
+"""Width right of the curves for their names."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,9 +29,9 @@ class Curve:
 
 
 def css() -> Markup:
-    """Style of these figures, beside ``figures.css``."""
-    light = "".join(f".fig .c{i}{{--m:{pair[0]}}}" for i, pair in enumerate(LINES))
-    dark = "".join(f".fig .c{i}{{--m:{pair[1]}}}" for i, pair in enumerate(LINES))
+    """Style of these figures, in addition to ``scatter.css``."""
+    light = "".join(f".fig .c{i}{{--m:{pair[0]}}}" for i, pair in enumerate(CURVE_COLOURS))
+    dark = "".join(f".fig .c{i}{{--m:{pair[1]}}}" for i, pair in enumerate(CURVE_COLOURS))
     return Markup(
         ".fig .curve{fill:none;stroke:var(--m);stroke-width:2}"
         # Paper for dark ink, ink for light: the text on a tile takes the side that reads.
@@ -41,8 +41,8 @@ def css() -> Markup:
     )
 
 
-def curves(lines: Sequence[Curve], *, title: str, x_label: str, style: Markup | None = None) -> Markup:
-    """Accuracy over a size; the values of the size stand at equal distances, as doubling means the same everywhere.
+def draw_curves(lines: Sequence[Curve], *, title: str, x_label: str, style: Markup | None = None) -> Markup:
+    """Accuracy over a size; the values of the size are equally spaced, as they are usually doubled.
 
     Args:
         lines: At least one, each with a point or more.
@@ -51,17 +51,17 @@ def curves(lines: Sequence[Curve], *, title: str, x_label: str, style: Markup | 
         style: Of a file of its own.
     """
     values = sorted({x for line in lines for x, _, _ in line.points})
-    right = WIDTH - RIGHT - NAMES
+    right = WIDTH - RIGHT - NAMES_WIDTH
     step = (right - LEFT) / max(1, len(values))
     place = {value: LEFT + step * (k + 0.5) for k, value in enumerate(values)}
     sides = [v for line in lines for _, y, s in line.points for v in (y - (s or 0), y + (s or 0))]
     scale, ticks = linear_axis(sides, HEIGHT - BOTTOM, TOP, 0.06)
-    drawn = _frame(ticks, scale, right, x_label)
+    drawn = _draw_frame(ticks, scale, right, x_label)
     drawn += [
         element("text", f"{v:g}", x=x, y=HEIGHT - BOTTOM + 15, text_anchor="middle", class_="quiet")
         for v, x in place.items()
     ]
-    ends = _apart([scale(line.points[-1][1]) for line in lines])
+    ends = _spread_out([scale(line.points[-1][1]) for line in lines])
     for index, (line, end) in enumerate(zip(lines, ends, strict=True)):
         path = " ".join(f"{place[x]:.1f},{scale(y):.1f}" for x, y, _ in line.points)
         parts = [element("polyline", points=path, class_="curve")] if len(line.points) > 1 else []
@@ -72,11 +72,11 @@ def curves(lines: Sequence[Curve], *, title: str, x_label: str, style: Markup | 
             hint = element("title", f"{line.name}: {y:.1f}{f' ± {spread:.1f}' if spread is not None else ''} at {x:g}")
             parts.append(element("circle", hint, cx=place[x], cy=scale(y), r=3.5, class_="mark"))
         parts.append(element("text", line.name, x=right + 6, y=end + 4, class_="name"))
-        drawn.append(element("g", *parts, class_=f"c{index % len(LINES)}"))
-    return _svg(title, drawn, style)
+        drawn.append(element("g", *parts, class_=f"c{index % len(CURVE_COLOURS)}"))
+    return _make_svg(title, drawn, style)
 
 
-def heat(
+def draw_heat_map(
     cells: Mapping[tuple[float, float], float], *, title: str, x_label: str, y_label: str, style: Markup | None = None
 ) -> Markup:
     """Mean accuracy of every combination of two sizes, as tiles with their number; a combination not run is dashed.
@@ -111,10 +111,10 @@ def heat(
     for j, y in enumerate(up):
         center = HEIGHT - BOTTOM - (j + 0.5) * height + 4
         drawn.append(element("text", f"{y:g}", x=LEFT - 6, y=center, text_anchor="end", class_="quiet"))
-    return _svg(title, drawn, style)
+    return _make_svg(title, drawn, style)
 
 
-def _frame(
+def _draw_frame(
     ticks: Sequence[tuple[float, str]], scale: Callable[[float], float], right: float, x_label: str
 ) -> list[Markup]:
     drawn = []
@@ -128,20 +128,26 @@ def _frame(
     return drawn
 
 
-def _apart(places: Sequence[float], room: float = 14.0) -> list[float]:
-    """Heights of texts, moved down as far as it takes to keep them ``room`` apart, and up again if they run out."""
+def _spread_out(places: Sequence[float], distance: float = 14.0) -> list[float]:
+    """Moves the heights of labels until they are ``distance`` apart and above the lower edge of the plot.
+
+    From top to bottom ``y_k = max(y_k, y_(k-1) + distance)``; then from bottom to top
+    ``y_k = min(y_k, y_(k+1) - distance)``, beginning with the edge.
+    """
     order = sorted(range(len(places)), key=lambda i: places[i])
     found = list(places)
+    # Push each label down from the one above it.
     for above, below in itertools.pairwise(order):
-        found[below] = max(found[below], found[above] + room)
-    bottom = HEIGHT - BOTTOM
+        found[below] = max(found[below], found[above] + distance)
+    # Push them up again from the lower edge.
+    limit = HEIGHT - BOTTOM
     for index in reversed(order):
-        found[index] = min(found[index], bottom)
-        bottom = found[index] - room
+        found[index] = min(found[index], limit)
+        limit = found[index] - distance
     return found
 
 
-def _svg(title: str, drawn: Sequence[Markup], style: Markup | None) -> Markup:
+def _make_svg(title: str, drawn: Sequence[Markup], style: Markup | None) -> Markup:
     format_ = {"xmlns": "http://www.w3.org/2000/svg"} if style else {}
     head = element("style", style) if style else Markup()
     box = f"0 0 {WIDTH:.0f} {HEIGHT:.0f}"

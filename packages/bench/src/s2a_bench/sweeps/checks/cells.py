@@ -67,5 +67,5 @@ def _data_refused(config: DataConfig) -> bool:
 
     mistakes = Mistakes()
     with mistakes.collecting():
-        loading.check(config)
+        loading.check_data(config)
     return bool(mistakes)

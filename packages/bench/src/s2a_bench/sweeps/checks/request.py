@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.config import BackboneConfig, TrainConfig
-from s2a_bench.data.folder import locate
+from s2a_bench.data.folder import find_dataset_folder
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes, unknown
@@ -43,12 +43,13 @@ def check_request(mistakes: Mistakes, request: Request) -> None:
     if not known_suite:
         mistakes.add(unknown("suite", request.suite, datasets.SUITES))
     mistakes.each(
-        lambda name: datasets.get(request.suite, name) if known_suite else datasets.find(name), request.datasets
+        lambda name: datasets.get_dataset(request.suite, name) if known_suite else datasets.find_dataset(name),
+        request.datasets,
     )
     labels = request.methods
     if request.experiment is not None:
         with mistakes.collecting():
-            planned = experiment.load(request.experiment)
+            planned = experiment.load_experiment(request.experiment)
             labels = labels or planned.methods(request.suite)
     check_backbones(
         mistakes, request.backbones, request.weights, random_weights=request.random_weights, size=request.image_size
@@ -203,12 +204,12 @@ def check_data(request: Request) -> None:
     if request.suite not in datasets.SUITES:
         return
     names = request.datasets or datasets.get_suite(request.suite).defaults
-    wanted = Mistakes().each(lambda name: datasets.get(request.suite, name), names)
+    wanted = Mistakes().each(lambda name: datasets.get_dataset(request.suite, name), names)
     absent: list[tuple[Dataset, InputError]] = []
     for dataset in wanted:
         if not dataset.embedded:
             try:
-                locate(dataset, request.data_dir)
+                find_dataset_folder(dataset, request.data_dir)
             except InputError as error:
                 absent.append((dataset, error))
     if len(absent) == 1:

@@ -18,7 +18,7 @@ from s2a_bench.cells import recipes
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, MethodConfig
-from s2a_bench.data.folder import locate
+from s2a_bench.data.folder import find_dataset_folder
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
@@ -183,10 +183,10 @@ def check_lists(cells: Iterable[CellConfig]) -> None:
         InputError: A list is not there.
     """
     for cell in cells:
-        dataset = datasets.get(cell.data.suite, cell.data.dataset)
+        dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset)
         if dataset.embedded or cell.data.evaluate != "test":
             continue
-        folder = locate(dataset, cell.data.root)
+        folder = find_dataset_folder(dataset, cell.data.root)
         for name in (dataset.lists.both, dataset.lists.test):
             if not (folder / f"{name}.txt").is_file():
                 raise InputError(
