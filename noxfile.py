@@ -59,11 +59,22 @@ def bench(session: nox.Session) -> None:
 
 @nox.session
 def tests(session: nox.Session) -> None:
-    """Runs the tests, two files at a time; arguments go to pytest (`-n 0` for one process)."""
+    """Runs the fast ring of the tests in two processes; arguments go to pytest (`-n 0` for one process)."""
+    run_pytest(session)
+
+
+@nox.session
+def tests_full(session: nox.Session) -> None:
+    """Runs every test with all its combinations; arguments go to pytest."""
+    run_pytest(session, "--full")
+
+
+def run_pytest(session: nox.Session, *options: str) -> None:
+    """Runs pytest in two processes; one that has nothing left to do takes over half of what waits for the other."""
     install(session, "test")
     # A thread each: on two cores the threads of two would wait for each other.
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
-    session.run("pytest", "-n", "2", "--dist", "loadfile", *session.posargs, env=environment)
+    session.run("pytest", "-n", "2", "--dist", "worksteal", *options, *session.posargs, env=environment)
 
 
 @nox.session

@@ -43,6 +43,10 @@ _UNSUPPORTED = {
 PAIRS = [(family, name) for family in tiny.MODELS for name in METHODS if name not in _UNSUPPORTED.get(family, ())]
 """Family and method, where they go together."""
 
+CORE = [(family, "s2a") for family in tiny.MODELS] + [("vit", name) for name in METHODS if name != "s2a"]
+CORE += [("swin", "lora_two"), ("swin", "vpt"), ("convnext", "vpt"), ("convnext_conv", "full"), ("resnet", "ssf")]
+"""Every family, every method, and pairs with code of their own: what the fast ring runs where it does not run all."""
+
 
 def pair(family: str, method: str, model: Any = None, **options: Any) -> tuple[Any, Any]:
     """A tiny model under a method with exact activations, and a copy with lean ones; no value as at the start."""

@@ -3,21 +3,54 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
 import s2a
 import torch
 import torch.nn.functional as F
+from promises import QUICK
 from s2a import registry, testing
 from s2a.backbones.edits import Edits
 from tiny import CLASSES, MODELS, vit
 from torch import Tensor, nn
 
+PAIRS = list(itertools.product(s2a.list_methods(), MODELS))
 
-@pytest.mark.parametrize("family", MODELS)
-@pytest.mark.parametrize("method", s2a.list_methods())
+SPECIAL = {
+    ("adapter", "swin"),
+    ("bias", "eva"),
+    ("lora", "convnext_conv"),
+    ("lst", "convnext"),
+    ("ssf", "resnet"),
+    ("unipt", "resnet"),
+    ("vpt", "convnext"),
+    ("vpt", "swin"),
+}
+"""Pairs whose method does on this family what it does not do on a plain ViT."""
+
+
+def in_fast_ring(method: str, family: str) -> bool:
+    """Whether a pair compiles and learns in the fast ring: every method on a ViT, S2A on every family, and those."""
+    return family == "vit" or method == "s2a" or (method, family) in SPECIAL
+
+
+@pytest.mark.parametrize(("method", "family"), PAIRS)
 def test_method_keeps_its_promises(method: str, family: str) -> None:
+    keep_promises(method, family, QUICK)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("method", "family"), [pytest.param(*p, marks=[] if in_fast_ring(*p) else pytest.mark.full) for p in PAIRS]
+)
+def test_method_compiles_and_learns(method: str, family: str) -> None:
+    keep_promises(method, family, testing.SLOW_CHECKS)
+
+
+def keep_promises(method: str, family: str, checks: Sequence[Callable[[testing.Case], None]]) -> None:
     make_model, size = MODELS[family]
     config = s2a.method_config(method)
     model = make_model()
@@ -27,7 +60,7 @@ def test_method_keeps_its_promises(method: str, family: str) -> None:
     except s2a.UnsupportedModel:  # A method may refuse a family, but cleanly.
         assert not testing.differences(before, testing.snapshot(model))
         return
-    testing.check_method(config, make_model, CLASSES, image_size=size)
+    testing.check_method(config, make_model, CLASSES, image_size=size, checks=checks)
 
 
 @pytest.mark.parametrize("method", s2a.list_methods())

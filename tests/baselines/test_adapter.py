@@ -13,6 +13,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from promises import IN_BOTH_RINGS
 from s2a.backbones.view import pooled_features
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.adapter import AdapterConfig
@@ -153,10 +154,12 @@ def test_a_bottleneck_keeps_its_input_and_two_hidden_tensors() -> None:
         assert found == [4 * tokens * 64, 4 * tokens * 4, 4 * tokens * 4]
 
 
+@IN_BOTH_RINGS
 @pytest.mark.parametrize("name", ["swin", "convnext_conv"])
-def test_other_options_keep_the_promises(name: str) -> None:
+def test_other_options_keep_the_promises(name: str, checks: Any) -> None:
     make_model, size = tiny.MODELS[name]
-    check_method(AdapterConfig(width=2, sites="all", std=0.1), make_model, tiny.CLASSES, image_size=size)
+    config = AdapterConfig(width=2, sites="all", std=0.1)
+    check_method(config, make_model, tiny.CLASSES, image_size=size, checks=checks)
 
 
 @pytest.mark.parametrize(

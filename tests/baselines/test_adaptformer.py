@@ -14,6 +14,7 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
+from promises import IN_BOTH_RINGS
 from s2a.backbones.view import describe, pooled_features
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.adaptformer import AdaptFormer, AdaptFormerConfig
@@ -216,8 +217,9 @@ def test_a_block_that_fails_leaves_nothing_behind() -> None:
     assert not any(holds(adapted))
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("name", ["vit", "convnext_conv"])
+@pytest.mark.parametrize("name", ["vit", pytest.param("convnext_conv", marks=pytest.mark.full)])
 def test_it_compiles_into_one_graph(name: str) -> None:
     _, adapted, images = attached(name, PLAIN)
     torch._dynamo.reset()
@@ -325,6 +327,8 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
         AdaptFormerConfig(**options)
 
 
-def test_other_options_keep_the_promises() -> None:
+@IN_BOTH_RINGS
+def test_other_options_keep_the_promises(checks: Any) -> None:
     make_model, size = tiny.MODELS["swin"]
-    check_method(AdaptFormerConfig(width=100, scale=1.0, dropout=0.0), make_model, tiny.CLASSES, image_size=size)
+    config = AdaptFormerConfig(width=100, scale=1.0, dropout=0.0)
+    check_method(config, make_model, tiny.CLASSES, image_size=size, checks=checks)

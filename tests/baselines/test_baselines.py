@@ -12,6 +12,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from promises import IN_BOTH_RINGS
 from s2a.backbones.view import describe
 from s2a.structure.bias import additive_biases
 from s2a.testing import check_method, differences, snapshot
@@ -217,9 +218,10 @@ def test_lora_dropout_acts_in_training_alone() -> None:
         ("convnext_conv", {"targets": ("fc2",), "rank": 5}),
     ],
 )
-def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, Any]) -> None:
+@IN_BOTH_RINGS
+def test_lora_elsewhere_keeps_its_promises(name: str, options: dict[str, Any], checks: Any) -> None:
     make_model, size = tiny.MODELS[name]
-    check_method(LoRAConfig(**options), make_model, tiny.CLASSES, image_size=size)
+    check_method(LoRAConfig(**options), make_model, tiny.CLASSES, image_size=size, checks=checks)
 
 
 @pytest.mark.parametrize("mode", [True, False])

@@ -17,6 +17,7 @@ from lst_by_hand import (
     ladder,
     tapped,
 )
+from promises import IN_BOTH_RINGS
 from s2a.testing import check_method
 from s2a_baselines._side_blocks import ConvBlock, ConvNeXtBlock, Merging, TransformerBlock
 from s2a_baselines.lst import LSTConfig
@@ -213,9 +214,10 @@ def test_what_a_step_keeps_on_a_vit() -> None:
         ("resnet", LSTConfig(reduction=4, keep=(0, 3), temperature=1.0)),
     ],
 )
-def test_other_options_keep_the_promises(name: str, config: LSTConfig) -> None:
+@IN_BOTH_RINGS
+def test_other_options_keep_the_promises(name: str, config: LSTConfig, checks: Any) -> None:
     make_model, size = tiny.MODELS[name]
-    check_method(config, make_model, tiny.CLASSES, image_size=size)
+    check_method(config, make_model, tiny.CLASSES, image_size=size, checks=checks)
 
 
 def test_declared_bytes_hold_where_windows_are_padded() -> None:

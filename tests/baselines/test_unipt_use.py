@@ -10,6 +10,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from promises import IN_BOTH_RINGS
 from s2a.backbones.view import describe
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.unipt import UniPTConfig
@@ -238,5 +239,6 @@ def test_one_position_of_one_image_is_no_batch() -> None:
 @pytest.mark.parametrize(
     ("name", "side", "options"), [("convnext", 84, {"project": "before"}), ("swin", 64, {"taps": (2,)})]
 )
-def test_elsewhere_it_keeps_its_promises(name: str, side: int, options: dict[str, Any]) -> None:
-    check_method(UniPTConfig(**options), tiny.MODELS[name][0], tiny.CLASSES, image_size=side)
+@IN_BOTH_RINGS
+def test_elsewhere_it_keeps_its_promises(name: str, side: int, options: dict[str, Any], checks: Any) -> None:
+    check_method(UniPTConfig(**options), tiny.MODELS[name][0], tiny.CLASSES, image_size=side, checks=checks)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import s2a
 import timm
 import tiny
 import torch
+from promises import QUICK
 from s2a import testing
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.vpt import VPTConfig
@@ -168,9 +170,11 @@ def test_the_shallow_form_leaves_nothing_behind(name: str) -> None:
     ],
     ids=str,
 )
-def test_other_options_keep_the_promises(name: str, config: VPTConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "checks",
     # How fast prompts learn on a random backbone is asked of the default config alone.
-    checks = [c for c in testing.CHECKS if c.__name__ != "check_learning"]
-    monkeypatch.setattr(testing, "CHECKS", tuple(checks))
+    [pytest.param(QUICK, id="quick"), pytest.param((testing.check_compile,), id="compile", marks=pytest.mark.full)],
+)
+def test_other_options_keep_the_promises(name: str, config: VPTConfig, checks: Any) -> None:
     make_model, size = MODELS[name]
-    check_method(config, make_model, 5, image_size=size)
+    check_method(config, make_model, 5, image_size=size, checks=checks)

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 from s2a_bench.config import DataConfig
-from s2a_bench.data.loading import check_data
 from s2a_bench.data.table.lookup import Counts
 from s2a_bench.data.verify import Problem, verify_dataset
 from s2a_bench.errors import InputError
@@ -72,6 +71,8 @@ def entries(folder: Path, name: str) -> list[tuple[str, int]]:
 
 def nothing_there(root: Path) -> bool:
     """No dataset, no left-over, nothing that loads."""
+    from s2a_bench.data.loading import check_data  # Here, not above: it imports torch.
+
     with pytest.raises(InputError, match="was not found"):
         check_data(DataConfig("vtab", "caltech101", str(root)))
     return not root.exists() or not list(root.iterdir())

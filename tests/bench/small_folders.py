@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from PIL import Image
 from s2a_bench.config import DataConfig
-from s2a_bench.data import loading as data
 from s2a_bench.data.table.lookup import Counts
 from s2a_bench.data.table.types import VTAB_LISTS
+
+if TYPE_CHECKING:
+    import torch
+    from s2a_bench.data import loading as data
 
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 SIZES = (6, 3, 9, 7)
@@ -45,11 +47,15 @@ def config(folder: Path, **changes) -> DataConfig:
 
 
 def all_of(part: data.Images) -> torch.Tensor:
+    import torch
+
     return part.batch(torch.arange(len(part)))
 
 
 def expected(picture: Image.Image, size: int, mean=HALF["mean"], std=HALF["std"], filter=Image.Resampling.BICUBIC):
     """Pillow and numpy, one image at a time."""
+    import torch
+
     rgb = picture.convert("RGB")
     if rgb.size != (size, size):
         rgb = rgb.resize((size, size), filter)

@@ -41,7 +41,14 @@ def _peek(cell_id: str, test: tuple[float, ...], **changes: Any) -> audit.EpochA
 # Determinism
 
 
-@pytest.mark.parametrize("method", [MethodConfig("s2a"), MethodConfig("adaptformer", {"dropout": 0.5})], ids=str)
+@pytest.mark.parametrize(
+    "method",
+    [
+        MethodConfig("s2a"),
+        pytest.param(MethodConfig("adaptformer", {"dropout": 0.5}), marks=pytest.mark.full),
+    ],
+    ids=str,
+)
 def test_the_same_cell_in_two_processes_gives_the_same_numbers_bit_for_bit(tmp_path, method):
     """Random order, dropout, random weights and 4-bit codes included; drop path too."""
     cell = dataclasses.replace(_cell(), method=method, train=dataclasses.replace(RECIPE, drop_path=0.2), seed=5)

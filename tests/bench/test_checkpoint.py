@@ -14,6 +14,7 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
+from rings import split_rings
 from s2a_bench.cells import checkpoint, record, run
 from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, clean_up, recorded_adapter, remove_checkpoint
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
@@ -54,7 +55,10 @@ def curve(found):
 
 @pytest.mark.parametrize(
     ("method", "options"),
-    [("s2a", {}), ("full", {}), ("lora", {"dropout": 0.2}), ("lst", {}), ("vpt", {"dropout": 0.2}), ("linear", {})],
+    split_rings(
+        [("s2a", {}), ("full", {}), ("lora", {"dropout": 0.2}), ("lst", {}), ("vpt", {"dropout": 0.2}), ("linear", {})],
+        fast=[("s2a", {}), ("vpt", {"dropout": 0.2}), ("linear", {})],
+    ),
     ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_a_training_that_was_cut_off_ends_in_the_same_bits(tmp_path, method, options):

@@ -234,6 +234,7 @@ def can_unshare() -> bool:
         return False
 
 
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.skipif(not can_unshare(), reason="needs the right to make a mount namespace (root)")
@@ -269,6 +270,8 @@ def test_a_killed_node_loses_nothing_and_a_worker_without_the_folder_sends_its_r
     same_as_serial(found, output, tmp_path / "serial")
 
 
+@pytest.mark.full
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly

@@ -62,6 +62,7 @@ def test_the_real_process_refuses_where_there_is_no_device():
         device_peak.device_peak(REQUEST)
 
 
+@pytest.mark.full
 def test_the_real_process_refuses_a_request_that_is_none():
     text = '{"backbone": "mini_vit", "method": "s2a", "speed": 1}'
     done = subprocess.run(

@@ -132,6 +132,8 @@ def test_a_disk_that_fills_ends_the_sweep_with_one_sentence_and_loses_nothing(tm
         assert (output / "report.html").read_bytes() == report and not half_written(output)
 
 
+@pytest.mark.full
+@pytest.mark.ray
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly
 def test_a_disk_that_fills_under_rays_workers(tmp_path, undisturbed):

@@ -15,6 +15,7 @@ from s2a_bench.cells import record
 from s2a_bench.cells.record import Record
 
 pytestmark = [
+    pytest.mark.ray,
     pytest.mark.skipif(sys.platform != "linux", reason="fork is Linux's"),
     pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed"),
     pytest.mark.filterwarnings("ignore"),  # MLflow's own, about its dependencies
@@ -35,6 +36,7 @@ def content(output: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in records(output)}
 
 
+@pytest.mark.full
 def test_ctrl_c_keeps_the_records_and_the_same_command_finishes(tmp_path):
     output, log = tmp_path / "out", tmp_path / "log"
     asked = on_ray(output, seeds=4)
@@ -58,6 +60,7 @@ def test_ctrl_c_keeps_the_records_and_the_same_command_finishes(tmp_path):
     assert {i: each.accuracy for i, each in found(output).items()} == {i: r.accuracy for i, r in found(here).items()}
 
 
+@pytest.mark.full
 @pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed")
 def test_kill_9_in_a_search_that_stops_trials_loses_nothing_and_doubles_nothing(tmp_path):
     output, log = tmp_path / "out", tmp_path / "log"

@@ -184,10 +184,10 @@ def test_a_damaged_file_is_made_again(tmp_path, linear, damage):
     else:
         path.write_bytes(content[: 1000 if damage == "short" else 0])
     again = features.compute(adapted, images, TrainConfig(), IDENTITY, tmp_path)
-    assert not again.found
+    assert not again.from_file
     assert torch.equal(again.batch(torch.arange(30)), good.batch(torch.arange(30)))
     assert path.read_bytes() == content
-    assert features.compute(adapted, images, TrainConfig(), IDENTITY, tmp_path).found
+    assert features.compute(adapted, images, TrainConfig(), IDENTITY, tmp_path).from_file
 
 
 def test_a_folder_that_cannot_be_written_costs_only_the_file(tmp_path):
@@ -203,7 +203,7 @@ def test_the_folder_is_bounded_and_the_oldest_go_first(tmp_path, linear, monkeyp
     for index in range(2):
         features.compute(adapted, images, TrainConfig(), {"list": index}, tmp_path)
         os.utime(tmp_path / f"{features._name({'list': index})}.f32", (1000 + index, 1000 + index))
-    assert features.compute(adapted, images, TrainConfig(), {"list": 0}, tmp_path).found  # used: the younger now
+    assert features.compute(adapted, images, TrainConfig(), {"list": 0}, tmp_path).from_file  # used: the younger now
     features.compute(adapted, images, TrainConfig(), {"list": 2}, tmp_path)
     left = {path.stem for path in tmp_path.glob("*.f32")}
     assert left == {features._name({"list": index}) for index in (0, 2)}

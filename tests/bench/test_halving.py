@@ -284,6 +284,7 @@ ASHA = ["sweep", "--datasets", "digits", "--methods", "linear", "--limit-train",
 ASHA += ["--epochs", "6", "--max-concurrent", "2"]
 
 
+@pytest.mark.ray
 @ray_only
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly

@@ -339,6 +339,8 @@ def test_a_search_alone_needs_no_test_set_and_a_whole_one_says_what_is_missing(s
 # Ray, and MLflow
 
 
+@pytest.mark.full
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)

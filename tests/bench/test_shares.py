@@ -147,6 +147,8 @@ class Together(Listener):
         self.done.append(record.status)
 
 
+@pytest.mark.full
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly

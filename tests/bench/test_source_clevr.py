@@ -20,7 +20,6 @@ from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.synthetic.clevr import MAKERS
 from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.errors import InputError
-from torchvision.datasets import CLEVRClassification
 
 READER = READERS[0]
 PLAN = {"train": (6,) * 8, "test": (3,) * 8}
@@ -73,6 +72,8 @@ def test_every_packing_gives_the_same_images(target: str, made: Path, tmp_path: 
 
 
 def test_counts_are_torchvisions(made: Path, tmp_path: Path):
+    from torchvision.datasets import CLEVRClassification  # imports torch
+
     extracted(made, tmp_path / "clevr")
     source = opened(tmp_path, "count", lambda s: s)
     labels = {item.name: item.label for item in source.images}

@@ -11,7 +11,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torchvision.datasets as oracle
 from bench.folder_sources import (
     BY_NAME,
     CALTECH,
@@ -116,6 +115,8 @@ def test_labels_follow_class_names_whatever_the_folders_case(tmp_path):
 
 @pytest.mark.parametrize("dataset", [EUROSAT_ROW, RESISC_ROW], ids=["eurosat", "resisc45"])
 def test_sorted_class_folders_are_torchvisions(dataset, tmp_path):
+    import torchvision.datasets as oracle  # imports torch
+
     (tmp_path / "eurosat").mkdir()
     MAKERS["class_folders"](dataset, tmp_path / "eurosat", {"": (2,) * dataset.classes}, 0)
     extract(tmp_path / "eurosat")
@@ -132,6 +133,8 @@ def test_sorted_class_folders_are_torchvisions(dataset, tmp_path):
 
 
 def test_caltech_is_torchvisions(tmp_path):
+    import torchvision.datasets as oracle  # imports torch
+
     names = ("Background_google", "cup", "Faces")
     dataset = row("class_folders", archives=CALTECH, folder="101_ObjectCategories", class_names=names)
     (tmp_path / "caltech101").mkdir()
@@ -251,6 +254,8 @@ def test_two_archives_with_the_same_images_give_each_once(tmp_path):
 
 @pytest.mark.parametrize("dataset", [PLAIN_ROW, IMAGENET_ROW], ids=["plain", "imagenet"])
 def test_image_folders_are_torchvisions(dataset, tmp_path):
+    import torchvision.datasets as oracle  # imports torch
+
     MAKERS["image_folder"](dataset, tmp_path, {"train": (3, 2, 4), "test": (1, 2, 2)}, 0)
     extract(tmp_path)
     source, _ = load(tmp_path, dataset)

@@ -9,7 +9,6 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-import torchvision.datasets as oracle
 from bench.folder_sources import DOMAIN_ROW, SUN_ROW, UCF_ROW, load, refused, write
 
 # --- UCF101 ----------------------------------------------------------------------------------------------------------
@@ -125,6 +124,8 @@ def sun(place: Path, lists: dict[str, list[str]] | None = None, names=SUN_NAMES,
 
 
 def test_sun397_labels_are_torchvisions(tmp_path):
+    import torchvision.datasets as oracle  # imports torch
+
     source, _ = load(sun(tmp_path, classes=SCENES), SUN_ROW)
     theirs = oracle.SUN397(str(tmp_path))
     assert list(source.classes) == theirs.classes == ["abbey", "church/indoor", "church/outdoor"]

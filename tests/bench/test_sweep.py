@@ -182,6 +182,7 @@ class Killer(Heard):
             os.kill(int(metrics["pid"]), signal.SIGKILL)
 
 
+@pytest.mark.ray
 @pytest.mark.filterwarnings("ignore")  # Ray's own, about its dependencies
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 @pytest.mark.timeout(900)  # a busy machine starts Ray's processes slowly

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
@@ -29,7 +32,10 @@ from s2a_bench.errors import InputError
 
 pytest.importorskip("h5py")  # PatchCamelyon's format
 
-EACH = [name for name, row in DATASETS.items() if row.preparation is not None]
+EACH = {name: row.preparation.reader for name, row in DATASETS.items() if row.preparation is not None}
+"""Dataset -> its reader."""
+
+ONE_PER_READER = {reader: name for name, reader in reversed(EACH.items())}.values()
 HALF: dict[str, Any] = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}
 
 
@@ -40,10 +46,27 @@ def made(name: str, base: Path, seed: int = 0) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", EACH)
-def test_every_dataset_from_its_made_up_source(name, tmp_path):
-    row, source, root = DATASETS[name], made(name, tmp_path), tmp_path / "root"
-    folder = prepare_dataset(name, source, root, synthetic="miniature")
+@pytest.fixture(scope="session")
+def prepared_once(shared_folder) -> Callable[[str], tuple[Path, Path]]:
+    """Source and data root of a made-up dataset, not to be changed; made by the first process of this run that asks."""
+
+    def get(name: str) -> tuple[Path, Path]:
+        source, root = shared_folder / f"source-{name}", shared_folder / "data"
+        with FileLock(shared_folder / f"{name}.lock"):
+            if not (root / name).is_dir():
+                shutil.rmtree(source, ignore_errors=True)  # of a test that failed there
+                prepare_dataset(name, made(name, shared_folder), root, synthetic="miniature")
+        return source, root
+
+    return get
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[] if name in ONE_PER_READER else pytest.mark.full) for name in EACH]
+)
+def test_every_dataset_from_its_made_up_source(name, tmp_path, prepared_once):
+    row, (source, root) = DATASETS[name], prepared_once(name)
+    folder = root / name
     assert [str(problem) for problem in verify_dataset(name, root) if not problem.note] == []
     manifest = read_manifest(folder)
     assert manifest is not None and manifest.synthetic and "SYNTHETIC" in manifest.note
@@ -92,24 +115,30 @@ def test_full_plans_give_the_tables_counts(name):
         assert sum(totals.values()) in (both + (row.counts.test or 0), 3060 + 6084)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+SMALL = pytest.mark.parametrize("name", ["fgvc_eurosat", "cifar10", "fgvc_dtd", "svhn"])
+
+
+@SMALL
+def test_other_images_are_another_id(name, tmp_path, prepared_once):
+    first = read_manifest(prepared_once(name)[1] / name)
+    again = read_manifest(prepare_dataset(name, made(name, tmp_path, seed=3), tmp_path / "root", synthetic="miniature"))
+    assert first is not None and again is not None and again.data_id != first.data_id
+
+
+@SMALL
+@settings(max_examples=3, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_one_changed_byte_of_a_listed_image_is_another_id(tmp_path_factory, data):
-    base = tmp_path_factory.mktemp("x")
-    name = data.draw(st.sampled_from(["fgvc_eurosat", "cifar10", "fgvc_dtd", "svhn"]))
-    first = read_manifest(prepare_dataset(name, made(name, base), base / "one", synthetic="miniature"))
-    assert first is not None
-    seed = data.draw(st.integers(1, 5))
-    other = base / "other"
-    other.mkdir()
-    again = read_manifest(prepare_dataset(name, made(name, other, seed), base / "two", synthetic="miniature"))
-    assert again is not None and again.data_id != first.data_id
-    path = data.draw(st.sampled_from(sorted(first.files)))
-    image = base / "one" / name / path
+def test_one_changed_bit_of_a_listed_image_is_found(tmp_path_factory, prepared_once, name, data):
+    root = tmp_path_factory.mktemp("x")
+    shutil.copytree(prepared_once(name)[1] / name, root / name)
+    manifest = read_manifest(root / name)
+    assert manifest is not None
+    path = data.draw(st.sampled_from(sorted(manifest.files)))
+    image = root / name / path
     content = bytearray(image.read_bytes())
     content[data.draw(st.integers(0, len(content) - 1))] ^= 1 << data.draw(st.integers(0, 7))
     image.write_bytes(content)
-    assert any(path in problem.what and not problem.note for problem in verify_dataset(name, base / "one"))
+    assert any(path in problem.what and not problem.note for problem in verify_dataset(name, root))
 
 
 def test_png_of_arrays_are_the_arrays(tmp_path):
@@ -135,12 +164,29 @@ def test_png_of_arrays_are_the_arrays(tmp_path):
             assert info.label == values[b"labels"][index]
 
 
+@pytest.mark.parametrize(
+    ("suite", "names"), [("vtab", ("dtd", "dsprites_loc")), ("fgvc", ("fgvc_flowers", "fgvc_ucf101"))]
+)
+def test_datasets_run_end_to_end_offline(suite, names, tmp_path, capsys):
+    assert cli.main(["data", "prepare", *names, "--synthetic", "--data-dir", str(tmp_path / "data")]) == 0
+    assert {row.name for row in list_datasets(tmp_path / "data") if row.suite == suite and row.present} == set(names)
+    records = run_suite(suite, tmp_path / "data", tmp_path / "out", "--datasets", *names)
+    assert {r["dataset"] for r in records} == set(names) and len(records) == len(names)
+    capsys.readouterr()
+
+
+@pytest.mark.full
 @pytest.mark.parametrize(("suite", "tasks"), [("vtab", 19), ("fgvc", 8)])
-def test_whole_suites_run_end_to_end_offline(suite, tasks, tmp_path, capsys):
-    root, out = str(tmp_path / "data"), tmp_path / "out"
-    assert cli.main(["data", "prepare", suite, "--synthetic", "--data-dir", root]) == 0
-    assert all(row.present and row.synthetic for row in list_datasets(Path(root)) if row.suite == suite)
-    arguments = ["sweep", "--suite", suite, "--backbones", "mini_vit", "--methods", "linear", "--epochs", "1"]
+def test_whole_suites_run_end_to_end_offline(suite, tasks, tmp_path, capsys, prepared_once):
+    (root,) = {prepared_once(name)[1] for name in SUITES[suite].defaults}
+    assert all(row.present and row.synthetic for row in list_datasets(root) if row.name in SUITES[suite].defaults)
+    records = run_suite(suite, root, tmp_path / "out")
+    assert {r["dataset"] for r in records} == set(SUITES[suite].defaults) and len(records) == tasks
+    capsys.readouterr()
+
+
+def run_suite(suite: str, root: Path, out: Path, *more: str) -> list[dict[str, Any]]:
+    arguments = ["sweep", "--suite", suite, "--backbones", "mini_vit", "--methods", "linear", "--epochs", "1", *more]
     limits = [
         "--seeds",
         "0",
@@ -150,16 +196,15 @@ def test_whole_suites_run_end_to_end_offline(suite, tasks, tmp_path, capsys):
         "16",
         "--serial",
         "--data-dir",
-        root,
+        str(root),
         "--output",
         str(out),
     ]
     assert cli.main(arguments + limits) == 0
     records = [json.loads(path.read_text()) for path in (out / "records").glob("*.json")]
-    assert len(records) == tasks and all(r["synthetic"] and r["status"] == "done" for r in records)
-    assert {r["dataset"] for r in records} == set(SUITES[suite].defaults)
+    assert all(r["synthetic"] and r["status"] == "done" for r in records)
     assert "ynthetic" in (out / "report.md").read_text()
-    capsys.readouterr()
+    return records
 
 
 def test_ids_of_prepared_data_are_those_of_check(tmp_path):

@@ -12,6 +12,7 @@ import s2a
 import torch
 import torch.nn.functional as F
 from lean_models import assert_same, cosines, error, flat, gradients, images_for, keep_all, pair
+from rings import split_rings
 from s2a.lean import SavedBits
 from s2a.lean import linear as layers
 from s2a.lean.attention import attention
@@ -234,7 +235,7 @@ def test_a_branch_keeps_what_the_planner_counts(family: str, method: str, keeps:
         assert names[branch.norm] not in kept
 
 
-@pytest.mark.parametrize(("family", "method"), lean_models.PAIRS)
+@pytest.mark.parametrize(("family", "method"), split_rings(lean_models.PAIRS, fast=lean_models.CORE))
 def test_gradients_point_where_exact_ones_do(family: str, method: str) -> None:
     exact, lean = (model.train() for model in pair(family, method))
     found, images = [], images_for(family, 8)

@@ -13,6 +13,7 @@ import s2a
 import tiny
 import torch
 from lean_models import assert_same, gradients, images_for, keep_all, pair
+from rings import split_rings
 from s2a import testing
 from s2a.backbones.view import pooled_features
 from s2a.lean import SavedBits
@@ -26,7 +27,7 @@ SLOW = (testing.check_learning, testing.check_compile)
 """Checks that other tests here do in less time."""
 
 
-@pytest.mark.parametrize(("family", "method"), lean_models.PAIRS)
+@pytest.mark.parametrize(("family", "method"), split_rings(lean_models.PAIRS, fast=lean_models.CORE))
 def test_the_same_logits_from_less_memory(family: str, method: str) -> None:
     exact, lean = (model.train() for model in pair(family, method))
     images, found = images_for(family), []

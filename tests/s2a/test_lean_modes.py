@@ -28,6 +28,7 @@ def under_autocast(model: Any, images: Tensor, dtype: torch.dtype = torch.bfloat
     return dict(zip(trainable, torch.autograd.grad(loss, list(trainable.values())), strict=True))
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("method", ["s2a", "lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_autocast_is_as_near_as_exact_autocast_is(family: str, method: str) -> None:
@@ -53,6 +54,7 @@ def test_another_type_of_autocast_is_kept_for_the_backward_pass() -> None:
         assert cosine > 0.97, group
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("method", ["bias", "lora", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_model_in_bf16(family: str, method: str) -> None:
@@ -85,6 +87,7 @@ def test_frozen_weights_in_bf16_under_trained_ones_in_full_precision() -> None:
 # Checkpointing
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("method", ["s2a", "lora_two", "full"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_checkpointed_blocks_give_the_same_gradients(family: str, method: str) -> None:
@@ -121,7 +124,10 @@ def test_checkpointing_keeps_block_inputs_alone() -> None:
 # Compiling
 
 
-@pytest.mark.parametrize(("family", "method"), [("vit", "lora"), ("convnext_conv", "bias")])
+@pytest.mark.compile
+@pytest.mark.parametrize(
+    ("family", "method"), [("vit", "lora"), pytest.param("convnext_conv", "bias", marks=pytest.mark.full)]
+)
 def test_a_compiled_model_has_the_same_gradients(family: str, method: str) -> None:
     lean = pair(family, method)[1].eval()
     images = images_for(family)
@@ -134,6 +140,7 @@ def test_a_compiled_model_has_the_same_gradients(family: str, method: str) -> No
         torch._dynamo.reset()
 
 
+@pytest.mark.compile
 def test_a_changed_block_is_right_when_compiled() -> None:
     """A hook that came after ``attach`` and before compiling is no hook that compiling may forget."""
     exact, lean = (model.eval() for model in pair("vit", "bias"))

@@ -12,6 +12,7 @@ import s2a
 import tiny
 import torch
 import torch.nn.functional as F
+from rings import split_rings
 from s2a.testing import differences, snapshot
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
@@ -44,8 +45,9 @@ CONFIGS = {
 }
 
 
+@pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("mode", CONFIGS)
+@pytest.mark.parametrize("mode", split_rings(list(CONFIGS), fast=["paper"]))
 def test_a_compiled_model_has_the_same_logits_and_gradients(mode: str) -> None:
     """One graph without a break: neither the interception of attention nor the taps fall back to Python."""
     adapted, images = adapted_model("vit", CONFIGS[mode])
@@ -58,6 +60,7 @@ def test_a_compiled_model_has_the_same_logits_and_gradients(mode: str) -> None:
         torch.testing.assert_close(found[name], grad, msg=lambda m, n=name: f"{n}: {m}")
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("mode", CONFIGS)
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet"])
 def test_checkpointing_gives_the_same_gradients(name: str, mode: str) -> None:
@@ -75,6 +78,7 @@ def test_checkpointing_gives_the_same_gradients(name: str, mode: str) -> None:
     assert kept < before
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("mode", CONFIGS)
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet"])
@@ -143,6 +147,7 @@ def averaged(kind: str, adapted: nn.Module) -> tuple[Any, Callable[[nn.Module], 
     return mean, mean.update
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("kind", ["torch", "timm"])
 @pytest.mark.parametrize("mode", CONFIGS)
 @pytest.mark.parametrize("name", ["vit", "swin"])

@@ -365,6 +365,9 @@ CHECKS: tuple[Callable[[Case], None], ...] = (
 )
 """Every check, in the order in which ``check_method`` runs them."""
 
+SLOW_CHECKS = (check_compile, check_learning)
+"""Those that take seconds; each of the others takes a few hundredths of one."""
+
 
 def check_method(
     config: Any,
@@ -373,6 +376,7 @@ def check_method(
     *,
     image_size: int | Sequence[int] | None = None,
     batch_size: int = 4,
+    checks: Sequence[Callable[[Case], None]] | None = None,
 ) -> None:
     """Checks a method on a backbone.
 
@@ -382,6 +386,7 @@ def check_method(
         num_classes: Classes of the head.
         image_size: Side, or height and width, of the images; ``None`` takes the model's own.
         batch_size: Images per step.
+        checks: Which of ``CHECKS`` to run; ``None``: all of them.
 
     Raises:
         AssertionError: A promise is broken; the message says which, and by what.
@@ -392,5 +397,5 @@ def check_method(
         model = make_model()
         size = describe(model, image_size).image_size
         case = Case(config, model, num_classes, torch.randn(batch_size, input_channels(model), *size))
-        for check in CHECKS:
+        for check in CHECKS if checks is None else checks:
             check(case)

@@ -1,4 +1,4 @@
-"""Many records in one file, to keep and to pass on: a line of JSON each, in the order of cell ids, gzipped or not."""
+"""Many records in one file, to keep or to publish: one line of JSON each, in the order of cell ids, gzipped or not."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from s2a_bench.files import replacing
 
 
 @dataclasses.dataclass(frozen=True)
-class Taken:
+class ImportResult:
     """What became of the records of a file, by cell id.
 
     Attributes:
@@ -31,7 +31,7 @@ class Taken:
 
 
 def load(path: Path) -> list[Record]:
-    """The records of a file.
+    """Reads the records of a file.
 
     Raises:
         InputError: It cannot be read, a line is no record of this version, or two lines are of one cell.
@@ -46,39 +46,39 @@ def load(path: Path) -> list[Record]:
         try:
             record = records.parse(line)
         except ValueError as error:
-            raise InputError(f"Line {number} of {path} is no record ({error}); nothing was written.") from error
+            raise InputError(f"Line {number} of {path} is not a record ({error}); nothing was written.") from error
         if record.cell_id in found:
             raise InputError(f"Line {number} of {path} is cell {record.cell_id} a second time; nothing was written.")
         found[record.cell_id] = record
     return list(found.values())
 
 
-def take(found: Iterable[Record], output: Path) -> Taken:
+def import_records(imported: Iterable[Record], output: Path) -> ImportResult:
     """Writes records that an output folder does not have; a finished one that is there stays as it is.
 
     Args:
-        found: From ``load``.
-        output: The folder, held by the caller (``sweep.only_writer``).
+        imported: From ``load``.
+        output: The folder, whose lock the caller holds (``sweeps.plan.only_writer``).
     """
     new, same, kept = [], [], []
-    for record in found:
+    for record in imported:
         try:
-            here = records.read(records.record_path(output, record.cell_id))
+            present = records.read(records.record_path(output, record.cell_id))
         except (OSError, ValueError):
-            here = None
-        if here == record:
+            present = None
+        if present == record:
             same.append(record.cell_id)
-        elif here is not None and (here.status == "done" or record.status != "done"):
+        elif present is not None and (present.status == "done" or record.status != "done"):
             kept.append(record.cell_id)
         else:
             records.write(record, output)
             new.append(record.cell_id)
-    return Taken(tuple(new), tuple(same), tuple(kept))
+    return ImportResult(tuple(new), tuple(same), tuple(kept))
 
 
-def save(found: Iterable[Record], path: Path) -> int:
-    """Writes records to a file, atomically; the same records give the same bytes. Gives their number."""
-    ordered = sorted(found, key=lambda record: record.cell_id)
+def save(exported: Iterable[Record], path: Path) -> int:
+    """Writes records to a file, atomically, and returns their number; the same records give the same bytes."""
+    ordered = sorted(exported, key=lambda record: record.cell_id)
     lines = [json.dumps(dataclasses.asdict(record), allow_nan=False) + "\n" for record in ordered]
     content = "".join(lines).encode()
     if path.suffix == ".gz":

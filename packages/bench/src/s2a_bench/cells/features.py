@@ -3,6 +3,9 @@
 A method says on its class that its features are a fixed function of the image (``fixed_features``). Where training sees
 every image the same way in every epoch, the backbone then runs once over the training images and once over the scored
 ones. The files lie under the output folder, so that seeds, trials and processes share them; they can be deleted.
+
+Layout of a file ``<hash of the identity>.f32``: ``N x C`` float32 in the order of the list, then 32 bytes, the SHA-256
+of the identity's JSON and these numbers.
 """
 
 from __future__ import annotations
@@ -59,16 +62,16 @@ class HeadOnly(nn.Module):
 
 
 class Features:
-    """Features and labels in the order of the images they stand for (see ``train.Images``).
+    """Features and labels in the order of their images, in place of images (see ``train.Images``).
 
     Attributes:
         labels: ``(N,)`` int64.
-        found: Whether an earlier cell's file was used.
+        from_file: Whether an earlier cell's file was used.
     """
 
-    def __init__(self, labels: Tensor, array: np.ndarray, found: bool) -> None:
+    def __init__(self, labels: Tensor, array: np.ndarray, from_file: bool) -> None:
         self.labels = labels
-        self.found = found
+        self.from_file = from_file
         self._array = array
 
     def __len__(self) -> int:
@@ -94,9 +97,13 @@ def usable(adapted: s2a.Adapted, data_config: Mapping[str, Any], count: int) -> 
 
 
 def key(facts: Mapping[str, Any], device: str) -> dict[str, Any]:
-    """What decides a list's features, but for the list: of a cell's identity (``run.identify``), and the code.
+    """What decides the features of a cell's lists: facts of its identity, and the source code.
 
-    Random weights are drawn from the cell's seed. Kinds of devices round differently.
+    The seed counts where random weights are drawn from it, the kind of device because devices round differently.
+
+    Args:
+        facts: ``identity.IdentifiedCell.facts``.
+        device: torch device.
     """
     names = ("suite", "dataset", "data_id", "split_id", "evaluate", "limits", "backbone", "checkpoint_id", "format")
     kept = {name: facts[name] for name in (*names, "method", "method_config")}
@@ -130,14 +137,14 @@ def compute(
     if path is not None and (array := _open(path, identity, len(images), width)) is not None:
         with contextlib.suppress(OSError):
             os.utime(path)  # last used
-        return Features(images.labels, array, found=True)
+        return Features(images.labels, array, from_file=True)
     array = np.empty((len(images), width), np.float32)
     for start, part in _passes(adapted, images, config):
         array[start : start + len(part)] = part
     if path is not None:
         with contextlib.suppress(OSError):
             _write(path, identity, array)
-    return Features(images.labels, array, found=False)
+    return Features(images.labels, array, from_file=False)
 
 
 def _passes(adapted: s2a.Adapted, images: Images, config: TrainConfig) -> Iterator[tuple[int, np.ndarray]]:
@@ -202,7 +209,7 @@ def _make_room(folder: Path, wanted: int) -> None:
         total -= size
 
 
-# --- The step that was not taken -------------------------------------------------------------------------------------
+# --- The speed of the steps that features replace --------------------------------------------------------------------
 
 
 class _First:

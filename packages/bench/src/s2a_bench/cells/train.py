@@ -86,7 +86,11 @@ def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, rec
 
 
 def schedule(step: int, total: int, warmup: int) -> float:
-    """Factor on the peak learning rate: linear from above zero over ``warmup`` steps, then cosine to zero."""
+    """Factor on the peak learning rate at a step: linear warm-up, then cosine decay (paper section 4.1).
+
+    ``(s + 1) / w`` for ``s < w``, then ``(1 + cos(pi * (s - w) / (T - w))) / 2``, for step ``s`` from 0, ``w`` steps of
+    warm-up and ``T`` in all.
+    """
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, total - warmup)))
@@ -124,6 +128,7 @@ def training_step(
         del images  # What the backward pass needs of them, autograd holds.
         loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
     value = loss.item()
+    # Checked before the backward pass: weights and the optimiser's state stay as they were.
     if not math.isfinite(value):
         return value
     loss.backward()
@@ -165,11 +170,13 @@ def train(
     order = torch.Generator().manual_seed(seed)
     steps = -(-len(images) // config.batch_size)
     model.train()
+    # A resumed training yields the earlier epochs again, then goes on with the next step.
     curve = [] if checkpointer is None else checkpointer.restore(model, optimiser, order)
     yield from curve
     total, step = steps * config.epochs, steps * len(curve)
     for epoch in range(len(curve) + 1, config.epochs + 1):
         started, loss_sum, lr = time.perf_counter(), 0.0, 0.0
+        # One generator decides the order and the augmentation, so that a checkpoint can restore both.
         for indices in torch.randperm(len(images), generator=order).split(config.batch_size):
             factor = schedule(step, total, steps * config.warmup_epochs)
             for group in optimiser.param_groups:

@@ -54,7 +54,7 @@ def import_records(file: Path, output: Path, console: Console) -> int:
     found = bundle.load(file)
     output = output.absolute()
     with only_writer(output):
-        taken = bundle.take(found, output)
+        taken = bundle.import_records(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
     print_verbatim(
         console,
