@@ -206,7 +206,7 @@ def test_cells_that_never_ran_because_the_cluster_went_away_are_not_passed_over(
         raise ClusterError("The head has gone.")
 
     monkeypatch.setattr(stage.pool, "run_with_ray", one)
-    monkeypatch.setattr(stage, "find_spec", lambda name: object())
+    monkeypatch.setattr(stage, "find_spec", lambda name: object)
     heard = Heard()
     with pytest.raises(s2a_bench.SweepStopped, match="2 cells were not run") as stopped:
         s2a_bench.sweep(**dict(SHAPE, serial=False), listeners=[heard])
@@ -227,7 +227,7 @@ def test_cells_that_never_ran_because_the_cluster_went_away_are_not_passed_over(
         ({"limit_train": 1.5}, ["limit_train=1.5"]),
         ({"evaluate": "train"}, ["evaluate='train'", "test, val"]),
         ({"set": {"train.learning_rate": 1}}, ["train.learning_rate"]),
-        ({"set": {"train.lr": object()}}, ["set={'train.lr'", "number"]),
+        ({"set": {"train.lr": object}}, ["set={'train.lr'", "number"]),
         ({"set": {"train.lr": float("nan")}}, ["set={'train.lr'"]),
         ({"set": ["train.lr"]}, ["train.lr", "KEY=VALUE"]),
         ({"set": 5}, ["set=5"]),
