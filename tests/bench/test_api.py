@@ -206,7 +206,7 @@ def test_cells_that_never_ran_because_the_cluster_went_away_are_not_passed_over(
         raise ClusterError("The head has gone.")
 
     monkeypatch.setattr(stage.pool, "run_with_ray", one)
-    monkeypatch.setattr(stage, "find_spec", lambda name: object)
+    monkeypatch.setattr(stage, "find_spec", lambda name: object())
     heard = Heard()
     with pytest.raises(s2a_bench.SweepStopped, match="2 cells were not run") as stopped:
         s2a_bench.sweep(**dict(SHAPE, serial=False), listeners=[heard])
