@@ -337,3 +337,38 @@ def test_importing_the_package_and_its_names_imports_nothing_heavy():
     assert {*s2a_bench.__all__} <= {*dir(s2a_bench)}
     with pytest.raises(AttributeError, match="sweeep"):
         s2a_bench.sweeep  # type: ignore[attr-defined]  # noqa: B018
+
+
+# The report before the end
+
+
+def test_a_report_is_written_as_soon_as_a_dataset_is_done(tmp_path):
+    datasets = {"a": "digits", "b": "digits", "c": "location"}
+    cells = {name: CellConfig(data=DataConfig(dataset=dataset)) for name, dataset in datasets.items()}
+    heard = Heard()
+    writer = api._ReportWriter(tmp_path, heard.message)
+    writer.planned(Plan(cells, frozenset(), frozenset(), ()))
+
+    def finish(name: str) -> None:
+        ended = make_record(cell_id=name, dataset=datasets[name])
+        record.write(ended, tmp_path)
+        writer.finished(ended)
+
+    finish("a")
+    assert writer._early is None
+    finish("b")
+    assert writer._early is not None and writer._early.result().html.is_file()
+    assert "location" not in (tmp_path / "report.md").read_text()
+    finish("c")  # the last dataset: the report of all follows at the end
+    assert heard.messages == [("info", f"Report so far: {tmp_path / 'report.html'}")]
+    plan = Plan(cells, frozenset(cells), frozenset(), ())
+    writer.ended(StageEnd(plan, [make_record(cell_id=name) for name in cells], "FINISHED"))
+    assert writer.paths is not None and "location" in (tmp_path / "report.md").read_text()
+
+
+def test_trials_of_a_search_are_no_dataset_that_is_done(tmp_path):
+    cells = {"a": CellConfig(data=DataConfig(evaluate="val"), trial=True), "b": CellConfig(data=DataConfig())}
+    writer = api._ReportWriter(tmp_path, Heard().message)
+    writer.planned(Plan({"a": cells["a"]}, frozenset(), frozenset(), ()))
+    writer.finished(make_record(cell_id="a", dataset="digits", trial=True))
+    assert writer._early is None and not list(tmp_path.iterdir())

@@ -84,7 +84,7 @@ def test_an_address_of_the_hub_that_is_none(tmp_path: Path) -> None:
 def test_google_drive_needs_its_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "gdown", None)
     said = failing([RemoteFile("gdrive://abc", "f.gz", "md5:00")], tmp_path, None)
-    assert "f.gz (md5:00) from https://drive.google.com/uc?id=abc: " in said and "pip install gdown" in said
+    assert "f.gz (md5:00) from https://drive.google.com/uc?id=abc: " in said and "pip install 's2a-bench[data]'" in said
 
 
 @pytest.mark.parametrize(

@@ -351,7 +351,7 @@ def test_broken_sources(name: str, tmp_path: Path):
 def test_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     place = written(tmp_path, table())
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match="library is missing: pip install pyarrow"):
+    with pytest.raises(InputError, match=r"library is missing: pip install 's2a-bench\[data\]'"):
         opened(place, whole)
 
 

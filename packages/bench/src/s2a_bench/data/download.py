@@ -198,7 +198,7 @@ def _download_from_drive(remote: RemoteFile, folder: Path, progress: Progress) -
     try:
         importlib.import_module("gdown")
     except ImportError as error:
-        raise DownloadFailure("Google Drive needs the package gdown (pip install gdown)") from error
+        raise DownloadFailure("Google Drive needs the package gdown (pip install 's2a-bench[data]')") from error
     from torchvision.datasets.utils import download_file_from_google_drive
 
     progress(f"downloading {remote.file}", 0, 0)

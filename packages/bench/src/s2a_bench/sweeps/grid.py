@@ -32,7 +32,10 @@ REAL_BACKBONES = (experiment.FAMILIES["vit"][1],)
 
 
 def expand(request: Request) -> list[CellConfig]:
-    """The cells of a request, each once, the ones that take longest first.
+    """The cells of a request, each once: dataset by dataset, on each the ones that take longest first.
+
+    So the methods can be compared on the first dataset long before the last one has been run, and at the end no long
+    cell is left to a single worker.
 
     Raises:
         InputError: Unknown names or keys, values of the wrong kind, or settings that exclude each other.
@@ -77,8 +80,10 @@ def expand(request: Request) -> list[CellConfig]:
     unique: dict[str, CellConfig] = {}
     for cell in cells:
         unique.setdefault(json.dumps(dataclasses.asdict(cell), sort_keys=True), cell)
-    # Long cells first: they keep all workers busy to the end.
-    return sorted(unique.values(), key=lambda cell: -method_cards.card(cell.method.name).step_time)
+    return sorted(
+        unique.values(),
+        key=lambda cell: (names.index(cell.data.dataset), -method_cards.card(cell.method.name).step_time),
+    )
 
 
 def _methods_with_recipes(

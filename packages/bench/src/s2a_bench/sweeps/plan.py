@@ -28,7 +28,7 @@ class Plan:
     """A grid, measured against the records.
 
     Attributes:
-        cells: Every cell by its id, the longest first.
+        cells: Every cell by its id, in the order in which they are run.
         done: Those with a valid record.
         again: Those whose record says ``failed``.
         broken: Record files that could not be read, as sentences; their cells run again.

@@ -61,7 +61,7 @@ class ResourceRequest:
         if self.serial:
             raise InputError("--serial runs the cells in this process, --ray-address on a cluster; give one of them.")
         if find_spec("ray") is None:
-            raise InputError("--ray-address needs Ray, which is not installed; install it (pip install 'ray[tune]').")
+            raise InputError("--ray-address needs Ray, which is not installed: pip install 's2a-bench[ray]'.")
         cluster.check_address(self.ray_address)
 
 

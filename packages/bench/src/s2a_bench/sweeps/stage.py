@@ -118,7 +118,12 @@ def _run_cells(
         run_locally(plan, listeners, options.keep)
         return
     if find_spec("ray") is None:
-        notify(listeners, "message", "Ray is not installed; the cells run one after the other.", "warning")
+        notify(
+            listeners,
+            "message",
+            "Ray is not installed: the cells run one after the other (several at once: pip install 's2a-bench[ray]').",
+            "warning",
+        )
         run_locally(plan, listeners, options.keep)
         return
     try:

@@ -97,7 +97,7 @@ def open_store(uri: str | None, output: Path) -> Store:
     """
     uri = check_uri(uri, output)
     if find_spec("mlflow") is None:
-        raise NotInstalled("MLflow is not installed; install it to track results: pip install 'mlflow>=3.10,<4'")
+        raise NotInstalled("MLflow is not installed; install it to track results: pip install 's2a-bench[mlflow]'")
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))

@@ -290,7 +290,9 @@ def _open_hdf5(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
     try:
         import h5py
     except ImportError as error:
-        raise InputError("PatchCamelyon's .h5 files need h5py, which is not installed: pip install h5py.") from error
+        raise InputError(
+            "PatchCamelyon's .h5 files need h5py, which is not installed: pip install 's2a-bench[data]'."
+        ) from error
     try:
         with h5py.File(path, "r") as file:
             found = file[key] if key in file else None

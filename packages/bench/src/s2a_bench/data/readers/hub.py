@@ -191,7 +191,7 @@ class _ParquetTable:
             import pyarrow.parquet as pq
         except ImportError as error:
             raise InputError(
-                f"{self.what} is a Parquet file, for which a library is missing: pip install pyarrow."
+                f"{self.what} is a Parquet file, for which a library is missing: pip install 's2a-bench[data]'."
             ) from error
         try:
             with pq.ParquetFile(self._local) as file:

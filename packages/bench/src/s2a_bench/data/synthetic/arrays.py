@@ -18,6 +18,7 @@ import numpy as np
 from s2a_bench.data.readers.arrays_big import DSPRITES_FILE, NORB_BYTES, NORB_FILES, NORB_INTS
 from s2a_bench.data.synthetic.pictures import draw_grey_picture, draw_picture, report_picture
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.errors import InputError
 
 Plan = Mapping[str, tuple[int, ...]]
 
@@ -197,7 +198,12 @@ def make_pcam(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
         plan: Images per class of ``"train"``, ``"val"`` and ``"test"``.
         seed: Of pictures and their order.
     """
-    import h5py
+    try:
+        import h5py
+    except ImportError as error:
+        raise InputError(
+            "PatchCamelyon's .h5 files need h5py, which is not installed: pip install 's2a-bench[data]'."
+        ) from error
 
     start = 0
     for number, (part, word) in enumerate({"train": "train", "val": "valid", "test": "test"}.items()):

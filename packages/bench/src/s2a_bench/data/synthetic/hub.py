@@ -34,7 +34,7 @@ def make_hub(dataset: Dataset, place: Path, plan: Mapping[str, tuple[int, ...]],
     try:
         import pyarrow.parquet as pq
     except ImportError as error:
-        raise InputError("Parquet files need a library that is missing: pip install pyarrow.") from error
+        raise InputError("Parquet files need a library that is missing: pip install 's2a-bench[data]'.") from error
     (place / "data").mkdir()
     start = 0
     for number, (part, counts) in enumerate(plan.items()):

@@ -52,7 +52,9 @@ def check_scheduler(mode: Mode, options: RunOptions) -> None:
             "of the two out."
         )
     if find_spec("ray") is None:
-        raise InputError("--search-scheduler asha is Ray Tune's, and Ray is not installed: pip install 'ray[tune]'.")
+        raise InputError(
+            "--search-scheduler asha is Ray Tune's, and Ray is not installed: pip install 's2a-bench[ray]'."
+        )
 
 
 def plan_searches(cells: Sequence[CellConfig], mode: Mode) -> Searches:
