@@ -40,12 +40,14 @@ def main() -> None:
 
     for epoch in range(given.epochs):
         model.train()
+        total = 0.0
         for indices in torch.randperm(len(data.train)).split(32):
             loss = cross_entropy(model(data.train.batch(indices)), data.train.labels[indices])
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        print(f"epoch {epoch + 1}: loss {loss.item():.3f}")
+            total += loss.item() * len(indices)
+        print(f"epoch {epoch + 1}: loss {total / len(data.train):.3f}")
 
     model.eval()
     with torch.inference_mode():

@@ -168,7 +168,7 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """
     fitted = _fit(value, hint)
     if fitted is _MISFIT:
-        raise InputError(f"{where}={value!r} has the wrong type; it must be {_spoken(hint)}.")
+        raise InputError(f"{where}={value!r} has the wrong type; it must be {_type_text(hint)}.")
     return fitted
 
 
@@ -199,14 +199,15 @@ def _fit(value: Any, hint: Any) -> Any:
     return value if isinstance(value, origin or hint) else _MISFIT
 
 
-def _spoken(hint: Any) -> str:
+def _type_text(hint: Any) -> str:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, arguments))
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_spoken(argument) for argument in arguments)
+        return " or ".join(_type_text(argument) for argument in arguments)
     if origin in (tuple, list):
-        return f"a list of {_spoken(arguments[0])}s" if arguments else "a list"
+        plural = {int: "integers", float: "numbers", str: "words"}
+        return f"a list of {plural.get(arguments[0], 'values')}" if arguments else "a list"
     names = {int: "an integer", float: "a number", bool: "true or false", str: "a word", type(None): "null"}
     return names.get(hint, str(hint))
 
