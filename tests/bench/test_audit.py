@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from bench.factories import make_record
 from s2a_bench.audit import epochs as audit
+from s2a_bench.audit.selection import select_records
 from s2a_bench.cells import record, run
 from s2a_bench.cells.record import Record
 from s2a_bench.cli.main import main
@@ -206,4 +207,4 @@ def test_trials_failed_cells_and_val_records_are_not_audited():
         make_record(seed=5, evaluated_on="val"),
         make_record(seed=6, trial=True),
     ]
-    assert audit.select_records([good, *others]) == [good]
+    assert select_records([good, *others]) == [good]

@@ -89,34 +89,6 @@ class AuditRow:
     cells: int
 
 
-def select_records(
-    found: Iterable[Record],
-    *,
-    datasets: Sequence[str] = (),
-    backbones: Sequence[str] = (),
-    methods: Sequence[str] = (),
-    seeds: Sequence[int] = (),
-) -> list[Record]:
-    """Selects finished records scored on test; empty filters select all.
-
-    Raises:
-        InputError: No record matches.
-    """
-    scored = [r for r in found if r.status == "done" and r.evaluated_on == "test" and not r.trial and r.epochs]
-    wanted = {"dataset": datasets, "backbone": backbones, "method": methods, "seed": seeds}
-    for field, values in wanted.items():
-        have = {getattr(record, field) for record in scored}
-        if absent := [value for value in values if value not in have]:
-            raise InputError(
-                f"No finished test record has {field} {absent[0]}; choose from: "
-                f"{', '.join(map(str, sorted(have))) or 'none, run `s2a-bench sweep` first'}."
-            )
-        scored = [record for record in scored if not values or getattr(record, field) in values]
-    if not scored:
-        raise InputError("There is no finished record scored on test to audit; run `s2a-bench sweep` first.")
-    return scored
-
-
 def recreate_cell(record: Record, data_dir: str | None, weights: str | None, device: str) -> CellConfig:
     """Recreates the cell config of a record.
 

@@ -11,10 +11,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from s2a_bench.audit.selection import select_records
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, check_records, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, print_verbatim
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
-from s2a_bench.errors import InputError, Mistakes, unknown
+from s2a_bench.errors import InputError, Mistakes
 
 if TYPE_CHECKING:
     from s2a_bench.audit.epochs import AuditRow, EpochAudit
@@ -61,6 +62,11 @@ class Audit:
         self._check()
         return audit_records(self.output, Wanted(**{**wanted, **paths}), console)
 
+    def _pick(self) -> list[Record]:
+        have = [found for _, found in read_all(self.output.absolute()) if isinstance(found, Record)]
+        names = {name: getattr(self, name) for name in ("datasets", "backbones", "methods", "seeds")}
+        return select_records(have, **names)
+
     def _check(self) -> None:
         from s2a_bench.sweeps.checks.backbones import check_weights
         from s2a_bench.sweeps.checks.devices import check_device_name
@@ -77,13 +83,7 @@ class Audit:
         with mistakes.collecting():
             check_weights(BackboneConfig(weights=None if self.weights is None else str(self.weights)))
         with mistakes.collecting():
-            check_records(self.output)
-            have = [found for _, found in read_all(self.output.absolute()) if isinstance(found, Record)]
-            asked = {"dataset": self.datasets, "backbone": self.backbones, "method": self.methods, "seed": self.seeds}
-            for field, values in asked.items():
-                for value in values:
-                    if value not in (known := {getattr(record, field) for record in have}):
-                        mistakes.add(unknown(f"{field} of the records", str(value), map(str, known)))
+            self._pick()
         mistakes.raise_all()
 
 
@@ -116,7 +116,7 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     check_device(wanted.device)
     output = output.absolute()
     have = [found for _, found in read_all(output) if isinstance(found, Record)]
-    chosen = epochs.select_records(
+    chosen = select_records(
         have, datasets=wanted.datasets, backbones=wanted.backbones, methods=wanted.methods, seeds=wanted.seeds
     )
     peeks = {record.cell_id: found for record in chosen if (found := epochs.read_audit(output, record)) is not None}
