@@ -230,7 +230,8 @@ def test_broken_zip(tmp_path, tiny):
 
 
 def test_another_archive(tmp_path, tiny):
-    fails(tmp_path, write_tar(tmp_path / "x.tar.gz", FILES, prefix="256_ObjectCategories"), "contains no known format of")
+    archive = write_tar(tmp_path / "x.tar.gz", FILES, prefix="256_ObjectCategories")
+    fails(tmp_path, archive, "contains no known format of")
     other = {name.replace("beta", "delta"): data for name, data in FILES.items()}
     fails(tmp_path, write_tar(tmp_path / "y.tar.gz", other), "'delta'", "another set")
 
