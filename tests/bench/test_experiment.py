@@ -122,7 +122,7 @@ def test_an_experiment_of_ones_own(tmp_path, capsys):
         (('"swin"', '"resnet"'), ["'resnet'", "convnext"]),
         (("expected.vit", "expected.vut"), ["row 1", "'vut'", "vit"]),
         (("memory_mb", "memory"), ["row 1", "'memory'", "memory_mb"]),
-        (("344", '"344"'), ["row 1", "no number"]),
+        (("344", '"344"'), ["row 1", "must be a number"]),
         (("{ memory_mb = 344, vtab_natural = 68.26 }", "3"), ["row 1", "table"]),
         (('["vit", "swin"]', "[]"), ["no families"]),
         (('["vit", "swin"]', '"vit"'), ["families", "list"]),
