@@ -56,7 +56,7 @@ class Stopwatch(Listener):
 def child(mode: str, began: float, output: Path) -> None:
     """A sweep of a few small cells on one worker, in this fresh process; prints JSON."""
     from s2a_bench.cells.outputs import Keep
-    from s2a_bench.sweeps import grid
+    from s2a_bench.sweeps import grid, output_lock
     from s2a_bench.sweeps import plan as sweep
     from s2a_bench.sweeps.local import run_locally
     from s2a_bench.sweeps.ray import pool
@@ -75,7 +75,7 @@ def child(mode: str, began: float, output: Path) -> None:
     )
     cells = sweep.identify(grid.expand(request))
     watch = Stopwatch()
-    with sweep.only_writer(output):
+    with output_lock.only_writer(output):
         plan = sweep.plan(cells, output)
         if mode == "ray":
             pool.run_with_ray(plan, [watch], Keep(output), Placement(Workers(1, 1)))

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import hypothesis
 import pytest
-from rings import outside_the_fast_ring
+from test_selection import outside_the_fast_ring
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=25, derandomize=True, database=None)
 hypothesis.settings.load_profile("tests")

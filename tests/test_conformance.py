@@ -11,7 +11,7 @@ import pytest
 import s2a
 import torch
 import torch.nn.functional as F
-from promises import QUICK
+from method_contract import QUICK
 from s2a import registry, testing
 from s2a.backbones.edits import Edits
 from tiny import CLASSES, MODELS, vit

@@ -14,7 +14,7 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
-from promises import IN_BOTH_RINGS
+from method_contract import IN_BOTH_RINGS
 from s2a.backbones.view import describe, pooled_features
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.adaptformer import AdaptFormer, AdaptFormerConfig

@@ -17,7 +17,7 @@ from lst_by_hand import (
     ladder,
     tapped,
 )
-from promises import IN_BOTH_RINGS
+from method_contract import IN_BOTH_RINGS
 from s2a.testing import check_method
 from s2a_baselines._side_blocks import ConvBlock, ConvNeXtBlock, Merging, TransformerBlock
 from s2a_baselines.lst import LSTConfig

@@ -10,7 +10,7 @@ import pytest
 import s2a
 import tiny
 import torch
-from promises import IN_BOTH_RINGS
+from method_contract import IN_BOTH_RINGS
 from s2a.backbones.view import describe
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.unipt import UniPTConfig

@@ -10,7 +10,7 @@ import s2a
 import timm
 import tiny
 import torch
-from promises import QUICK
+from method_contract import QUICK
 from s2a import testing
 from s2a.testing import check_method, differences, snapshot
 from s2a_baselines.vpt import VPTConfig

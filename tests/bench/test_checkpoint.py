@@ -14,12 +14,12 @@ import torch
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from rings import split_rings
 from s2a_bench.cells import checkpoint, record, run
 from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path, clean_up, recorded_adapter, remove_checkpoint
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from safetensors.torch import load_file
+from test_selection import split_rings
 from torch import nn
 
 EPOCHS = 4
@@ -276,7 +276,7 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
 def test_an_adapter_gives_the_cells_model_back(tmp_path):
     import s2a
     from s2a_bench.cells import backbones
-    from s2a_bench.cells.train import accuracy
+    from s2a_bench.cells.score import accuracy
     from s2a_bench.data import loading as data
 
     asked = cell("s2a")

@@ -20,7 +20,8 @@ from s2a_bench.cells import record, run
 from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.outputs import Keep, checkpoint_path, remove_checkpoint
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.train import accuracy, train
+from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.train import train
 from s2a_bench.cli import progress
 from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
@@ -29,7 +30,7 @@ from s2a_bench.reports import statistics as stats
 from s2a_bench.sweeps.ray import runtime
 from s2a_bench.sweeps.search import asha as halving
 from s2a_bench.sweeps.search import choice as search
-from s2a_bench.sweeps.search import stages
+from s2a_bench.sweeps.search import run_search
 from s2a_bench.sweeps.search.asha import Halving
 from s2a_bench.tracking import names as track_names
 from s2a_bench.tracking import store as track_store
@@ -232,8 +233,8 @@ def test_a_stopped_trial_is_not_chosen_however_good_it_was_and_its_cost_is_count
 def test_a_plan_runs_a_stopped_trial_again_only_where_nothing_stops_it(tmp_path):
     record.write(_record("a" * 16, accuracy=None, status="stopped"), tmp_path)
     cells = {"a" * 16: small()}
-    assert not stages.plan_trials(cells, tmp_path, search.Mode(scheduler="asha")).todo
-    plain = stages.plan_trials(cells, tmp_path, search.Mode())
+    assert not run_search.plan_trials(cells, tmp_path, search.Mode(scheduler="asha")).todo
+    plain = run_search.plan_trials(cells, tmp_path, search.Mode())
     assert plain.todo == ["a" * 16] and not plain.again, "it has not failed"
 
 
@@ -274,7 +275,7 @@ def test_what_cannot_work_is_one_sentence_before_anything_runs(capsys, tmp_path,
 
 def test_without_ray_it_is_refused(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(stages, "find_spec", lambda name: None)
+    monkeypatch.setattr(run_search, "find_spec", lambda name: None)
     assert main(["sweep", "--methods", "bias", "--search", "3", "--search-scheduler", "asha"]) == 2
     assert "Ray is not installed" in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from s2a_bench.assets import data_file
 from s2a_bench.audit.epochs import recreate_cell
-from s2a_bench.cells import backbones, bundle, identity, provenance, record, run
+from s2a_bench.cells import backbones, identity, provenance, record, run
+from s2a_bench.cells import records_file as bundle
 from s2a_bench.cells.identity import IdentifiedCell, data_opened_once, identify_cell, known_facts, open_cell, with_facts
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import Record, failed_record

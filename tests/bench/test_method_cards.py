@@ -25,7 +25,7 @@ from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.reports.pictures import draw_pictures
 from s2a_bench.reports.sections import make_sections
-from s2a_bench.reports.svg import markers
+from s2a_bench.reports.svg import method_styles
 from s2a_bench.sweeps import grid
 from s2a_bench.sweeps.search import choice, spaces
 
@@ -67,7 +67,7 @@ def _luminance(colour: str) -> float:
 def test_every_colour_is_seen_on_its_page():
     """Graphics need a contrast of 3 (WCAG 2.2, 1.4.11): on white, and on the report's dark page."""
     styles = [get_card(method).style for method in OURS]
-    pairs = [*markers.SPARE_COLOURS, *((style.light, style.dark) for style in styles if style)]
+    pairs = [*method_styles.SPARE_COLOURS, *((style.light, style.dark) for style in styles if style)]
     dark_page = re.search(r"prefers-color-scheme:\s*dark.*?--page:\s*(#[0-9a-f]+)", _css(), re.DOTALL)
     assert dark_page
     code = dark_page[1] if len(dark_page[1]) == 7 else "#" + "".join(2 * digit for digit in dark_page[1][1:])
@@ -129,8 +129,8 @@ def test_a_sweep_that_names_no_method_compares_those_whose_cards_say_so():
 def test_every_shape_is_drawn_around_its_point(shape, monkeypatch):
     from s2a.card import Style
 
-    monkeypatch.setattr(markers, "style", lambda method: Style("#000000", "#ffffff", shape))
-    drawn = ET.fromstring(markers.marker("x", 100.0, 50.0, 5.0, "mark"))
+    monkeypatch.setattr(method_styles, "style", lambda method: Style("#000000", "#ffffff", shape))
+    drawn = ET.fromstring(method_styles.marker("x", 100.0, 50.0, 5.0, "mark"))
     if drawn.tag == "circle":
         assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (100, 50, "circle")
         return
@@ -145,23 +145,23 @@ def test_every_shape_is_drawn_around_its_point(shape, monkeypatch):
 
 
 def test_no_two_shapes_are_the_same():
-    assert len(set(markers._POLYGONS.values())) == len(SHAPES) - 1
-    assert markers._POLYGONS.keys() == {*SHAPES} - {"circle"}
+    assert len(set(method_styles._POLYGONS.values())) == len(SHAPES) - 1
+    assert method_styles._POLYGONS.keys() == {*SHAPES} - {"circle"}
 
 
 def test_markers_of_methods_without_a_card_are_steady_and_unlike_those_with_one(monkeypatch):
     names = ["mine", "yours", "Ünnamed <b>", ""]
-    before = [markers.style(name) for name in names]
+    before = [method_styles.style(name) for name in names]
     taken = {(style.light, style.dark) for method in OURS if (style := get_card(method).style)}
     assert not {(style.light, style.dark) for style in before} & taken
     assert before[0] != before[1]
     monkeypatch.setattr(registry, "_METHODS", {})  # nothing is installed any more, only records are left
-    assert [markers.style(name) for name in names] == before
+    assert [method_styles.style(name) for name in names] == before
 
 
 def test_class_names_need_no_escaping_and_are_each_ones_own():
     names = [*OURS, "mine", "Mine", "a b", "a_b", "a-b", "", "x", "</style>", "ü"]
-    classes = [markers.class_name(name) for name in names]
+    classes = [method_styles.class_name(name) for name in names]
     assert len(set(classes)) == len(names)
     assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in classes)
 
@@ -267,7 +267,8 @@ def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch)
     shown = make_sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
     assert [row.method for row in shown[0].rows] == ["s2a", "mine"]
     assert all(
-        f"m-mine{{--m:{markers.style('mine').light}}}" in p.alone for p in draw_pictures(shown, ["mine", "s2a"])[0]
+        f"m-mine{{--m:{method_styles.style('mine').light}}}" in p.alone
+        for p in draw_pictures(shown, ["mine", "s2a"])[0]
     )
 
 

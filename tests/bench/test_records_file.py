@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench.factories import make_grid, make_record
-from s2a_bench.cells import bundle, record
+from s2a_bench.cells import record, records_file
 from s2a_bench.cells.record import PROTOCOL, Record
 from s2a_bench.cli.main import main
 from s2a_bench.experiments import spec as experiment
@@ -52,7 +52,7 @@ def test_a_finished_record_stays_and_one_that_failed_gives_way(tmp_path, capsys)
     done, mine = make_record(cell_id="a" * 16), make_record(cell_id="a" * 16, accuracy=12.0)
     again, failed = make_record(cell_id="b" * 16), make_record(cell_id="b" * 16, status="failed", accuracy=None)
     new, same = make_record(cell_id="c" * 16), make_record(cell_id="d" * 16)
-    bundle.save([done, again, new, same], tmp_path / "all.jsonl")
+    records_file.save([done, again, new, same], tmp_path / "all.jsonl")
     _fill(tmp_path / "here", [mine, failed, same])
     (tmp_path / "here" / "records" / ("e" * 16 + ".json")).write_text("{")
     assert main(["records", "--import", "all.jsonl", "--output", "here"]) == 0

@@ -21,7 +21,7 @@ from s2a_bench.reports import text as report_text
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.svg import axes, labels
 from s2a_bench.reports.svg import scatter as figures
-from s2a_bench.reports.svg.marks import Mark
+from s2a_bench.reports.svg.points import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 

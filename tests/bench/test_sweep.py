@@ -23,7 +23,8 @@ from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
 from s2a_bench.sweeps.events import Listener
 from s2a_bench.sweeps.local import run_locally
-from s2a_bench.sweeps.plan import identify, only_writer, plan, results
+from s2a_bench.sweeps.output_lock import only_writer
+from s2a_bench.sweeps.plan import identify, plan, results
 from s2a_bench.sweeps.ray.pool import run_with_ray
 from s2a_bench.sweeps.request import Request
 from s2a_bench.sweeps.resources import Placement
@@ -124,7 +125,7 @@ def test_one_writer_per_output_folder_also_after_a_kill(tmp_path):
             pass
         assert str(tmp_path) in str(error.value)
     code = (
-        "import os, signal, sys; from pathlib import Path; from s2a_bench.sweeps.plan import only_writer\n"
+        "import os, signal, sys; from pathlib import Path; from s2a_bench.sweeps.output_lock import only_writer\n"
         "with only_writer(Path(sys.argv[1])): os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=False)

@@ -12,7 +12,6 @@ import s2a
 import torch
 import torch.nn.functional as F
 from lean_models import assert_same, cosines, error, flat, gradients, images_for, keep_all, pair
-from rings import split_rings
 from s2a.lean import SavedBits
 from s2a.lean import linear as layers
 from s2a.lean.attention import attention
@@ -21,6 +20,7 @@ from s2a.lean.mlp import mlp
 from s2a.lean.norm import batch_norm, layer_norm
 from s2a.lean.spec import BranchOptions
 from s2a.ops.reference import FORWARDS
+from test_selection import split_rings
 from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 

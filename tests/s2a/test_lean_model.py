@@ -13,11 +13,11 @@ import s2a
 import tiny
 import torch
 from lean_models import assert_same, gradients, images_for, keep_all, pair
-from rings import split_rings
 from s2a import testing
 from s2a.backbones.view import pooled_features
 from s2a.lean import SavedBits
 from s2a.lean import linear as layers
+from test_selection import split_rings
 from torch import Tensor
 
 FEW = [(family, "s2a") for family in tiny.MODELS] + [("vit", m) for m in lean_models.METHODS if m != "s2a"]

@@ -12,7 +12,7 @@ import s2a
 import timm
 import torch
 from s2a.lean import linear as layers
-from s2a.lean.pool import average_pool_forward, max_pool_forward
+from s2a.lean.pooling import average_pool_forward, max_pool_forward
 from torch import Tensor, nn
 
 

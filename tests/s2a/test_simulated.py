@@ -13,8 +13,8 @@ import timm
 import tiny
 import torch
 import torch.nn.functional as F
-from rings import split_rings
 from s2a import testing
+from test_selection import split_rings
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 

@@ -12,8 +12,8 @@ import s2a
 import tiny
 import torch
 import torch.nn.functional as F
-from rings import split_rings
 from s2a.testing import differences, snapshot
+from test_selection import split_rings
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks

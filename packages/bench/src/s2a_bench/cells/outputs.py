@@ -90,7 +90,7 @@ def remove_checkpoint(record: Record, output: Path) -> None:
 def clean_up(output: Path) -> None:
     """Removes what killed processes left: half-written files, and checkpoints of cells that are done.
 
-    Only for the process that holds the folder's lock (``sweeps.plan.only_writer``).
+    Only for the process that holds the folder's lock (``sweeps.output_lock.only_writer``).
     """
     stale = [*(output / "records").glob(".*.tmp"), *(output / "checkpoints").glob(".*.tmp")]
     stale += (output / "adapters").glob(".*")

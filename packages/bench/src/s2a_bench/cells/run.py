@@ -28,7 +28,8 @@ from s2a_bench.cells.checkpoint import Checkpointer
 from s2a_bench.cells.identity import IdentifiedCell, OpenCell, adapt, data_format, identify, open_cell
 from s2a_bench.cells.outputs import Keep, adapter_path, features_folder, file_id, remove_checkpoint
 from s2a_bench.cells.record import Record, new_record, write
-from s2a_bench.cells.train import Images, accuracy, train
+from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.train import Images, train
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.data import loading as data
 from s2a_bench.errors import InputError

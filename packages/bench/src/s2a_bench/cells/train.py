@@ -1,4 +1,4 @@
-"""The training loop and the scoring: AdamW, warm-up, cosine. No tracker, no sweep, no files."""
+"""The training loop: AdamW, warm-up, cosine. No tracker, no sweep, no files."""
 
 from __future__ import annotations
 
@@ -203,15 +203,3 @@ def train(
             curve = [*curve, metrics]
             checkpointer.save_epoch(model, optimiser, order, curve)
         yield metrics
-
-
-def accuracy(model: nn.Module, images: Images, config: TrainConfig, batch_size: int = 128) -> float:
-    """Top-1 accuracy in percent, one pass, in evaluation mode and the recipe's precision."""
-    device = next(model.parameters()).device
-    model.eval()
-    hits = 0
-    with torch.inference_mode(), precision(config, device):
-        for indices in torch.arange(len(images)).split(batch_size):
-            predicted = model(images.batch(indices).to(device)).argmax(1).cpu()
-            hits += int((predicted == images.labels[indices]).sum())
-    return 100.0 * hits / len(images)

@@ -19,7 +19,7 @@ from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.grid import label
 from s2a_bench.sweeps.plan import Plan
 from s2a_bench.sweeps.search.choice import Choice
-from s2a_bench.sweeps.search.stages import point_text, search_text
+from s2a_bench.sweeps.search.run_search import point_text, search_text
 from s2a_bench.sweeps.stage import failure_line
 
 Clock = Callable[[], float]

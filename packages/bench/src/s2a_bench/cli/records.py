@@ -9,7 +9,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
-from s2a_bench.cells import bundle
+from s2a_bench.cells import records_file
 from s2a_bench.cells.record import Record, read_all
 from s2a_bench.cli.common import DONE, File, check_records, print_verbatim
 from s2a_bench.errors import InputError, Mistakes
@@ -49,12 +49,12 @@ def import_records(file: Path, output: Path, console: Console) -> int:
     Raises:
         InputError: The file is not of records, or the folder cannot be written.
     """
-    from s2a_bench.sweeps.plan import only_writer
+    from s2a_bench.sweeps.output_lock import only_writer
 
-    found = bundle.load(file)
+    found = records_file.load(file)
     output = output.absolute()
     with only_writer(output):
-        taken = bundle.import_records(found, output)
+        taken = records_file.import_records(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
     print_verbatim(
         console,
@@ -80,7 +80,7 @@ def export_records(output: Path, file: Path, console: Console) -> int:
             mistakes.add(InputError(str(record)))
     mistakes.raise_all()
     try:
-        count = bundle.save(found, file.absolute())
+        count = records_file.save(found, file.absolute())
     except OSError as error:
         raise InputError(f"Cannot write {file} ({error}).") from error
     print_verbatim(console, f"{count} records written to {file}.")

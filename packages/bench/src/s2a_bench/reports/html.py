@@ -13,8 +13,9 @@ from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture, paper_methods
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.summary import Summary
-from s2a_bench.reports.svg import curves, markers, scatter
-from s2a_bench.reports.svg.markup import Markup, element, join
+from s2a_bench.reports.svg import curves, scatter
+from s2a_bench.reports.svg import method_styles as markers
+from s2a_bench.reports.svg.elements import Markup, element, join
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; a browser enforces it even if an escape were missed."""

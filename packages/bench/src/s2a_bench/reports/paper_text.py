@@ -7,8 +7,9 @@ import itertools
 import string
 from collections.abc import Sequence
 
-from s2a_bench.reports import pairs, paper
-from s2a_bench.reports.pairs import Difference
+from s2a_bench.reports import paired_differences as pairs
+from s2a_bench.reports import paper
+from s2a_bench.reports.paired_differences import Difference
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.sections import Section
 from s2a_bench.reports.tables import MANY_ROWS

@@ -12,8 +12,8 @@ from s2a_bench.reports import ablations, paper
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section, canonical_text
 from s2a_bench.reports.svg import curves, scatter
-from s2a_bench.reports.svg.marks import Mark
-from s2a_bench.reports.svg.markup import Markup
+from s2a_bench.reports.svg.elements import Markup
+from s2a_bench.reports.svg.points import Mark
 from s2a_bench.reports.text import section_title, truncate_list
 
 PREFIX = "scatter-"

@@ -16,7 +16,7 @@ from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import check_device, estimate_sentence
 from s2a_bench.sweeps.search import choice as search
 from s2a_bench.sweeps.search.choice import Mode
-from s2a_bench.sweeps.search.stages import (
+from s2a_bench.sweeps.search.run_search import (
     check_scheduler,
     plan_searches,
     plan_trials,

@@ -1,25 +1,17 @@
-"""Which cells of a sweep are missing, and the lock that makes one process at a time write to an output folder.
+"""Which cells of a sweep are missing.
 
 A finished cell is a valid record of status ``done``. Everything else is run: cells that failed before too.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import os
-import shutil
-import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-from s2a_bench.cells import outputs as keeping
 from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
-from s2a_bench.errors import InputError
-from s2a_bench.files import make_folder
 from s2a_bench.sweeps.checks.cells import identify_all
 
 
@@ -79,37 +71,3 @@ def results(plan: Plan, output: Path) -> dict[str, Record | None]:
         except (OSError, ValueError):
             found[cell_id] = None
     return found
-
-
-@contextlib.contextmanager
-def only_writer(output: Path) -> Iterator[None]:
-    """Holds the output folder for this process and clears what a killed one left.
-
-    Raises:
-        InputError: The folder cannot be written, or another sweep holds it.
-    """
-    try:
-        make_folder(output / "records")
-        with tempfile.TemporaryFile(dir=output / "records") as probe:
-            probe.write(b"a full disk may still have room for names")
-        lock = (output / ".lock").open("a+", encoding="utf-8")
-    except OSError as error:
-        raise InputError(
-            f"Cannot write to output folder {output} ({error}); pass a writable one to --output."
-        ) from error
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
-            raise InputError(
-                f"Another sweep (process {lock.read().strip() or 'unknown'}) is writing to {output}; "
-                "wait for it to end, or pass another --output."
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later
-            lock.flush()
-        keeping.clean_up(output)
-        shutil.rmtree(output / ".ray", ignore_errors=True)
-        yield

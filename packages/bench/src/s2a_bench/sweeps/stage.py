@@ -15,7 +15,8 @@ from s2a_bench.sweeps import grid
 from s2a_bench.sweeps import plan as planning
 from s2a_bench.sweeps.events import Listener, StageEnd, notify
 from s2a_bench.sweeps.local import run_locally
-from s2a_bench.sweeps.plan import Plan, only_writer, results
+from s2a_bench.sweeps.output_lock import only_writer
+from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.sweeps.ray import pool
 from s2a_bench.sweeps.ray.cluster import ClusterError
 from s2a_bench.sweeps.ray.runtime import Engine, PoolError

@@ -11,11 +11,11 @@ from torch import nn
 
 from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block, Edits, family_of
-from s2a.lean import fused, layerwise, pool  # noqa: F401  (pools register their lean forwards)
+from s2a.lean import fused, layerwise, pooling  # noqa: F401  (pools register their lean forwards)
 from s2a.lean.class_token import FeaturesOnlySwitch
 from s2a.lean.registry import lean_forward_of
+from s2a.lean.residual_stream import call_stepwise, write_in_place
 from s2a.lean.spec import SavedBits
-from s2a.lean.stream import call_stepwise, write_in_place
 from s2a.registry import Method
 
 ROLES = {"attn": ("attn_norm", "attn"), "mlp": ("mlp_norm", "mlp")}

@@ -31,8 +31,8 @@ from s2a.lean.attention import attention
 from s2a.lean.class_token import FeaturesOnlySwitch, class_attention, reads_class_token_alone
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
+from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
-from s2a.lean.stream import IN_PLACE, writable
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),

@@ -115,7 +115,7 @@ class WritesInPlace(Protocol):
     """A module of a method that can write its output over its input: a sum with the residual stream, say.
 
     With ``LeanOptions.in_place`` the attribute is set to True on every module of the method that has it; ``detach``
-    takes it back. The module then writes over an input only where ``s2a.lean.stream.writable`` allows it.
+    takes it back. The module then writes over an input only where ``s2a.lean.residual_stream.writable`` allows it.
 
     Attributes:
         s2a_in_place: Whether to write over the input; False on the class.

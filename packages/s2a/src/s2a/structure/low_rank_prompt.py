@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from s2a.backbones import Block
 from s2a.errors import S2AError
-from s2a.lean.stream import writable
+from s2a.lean.residual_stream import writable
 
 Window = tuple[int, int]
 

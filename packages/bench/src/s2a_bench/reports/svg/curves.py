@@ -7,7 +7,7 @@ import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
-from s2a_bench.reports.svg.markup import Markup, element
+from s2a_bench.reports.svg.elements import Markup, element
 
 CURVE_COLOURS = (("#0069b4", "#62b5f5"), ("#00866a", "#3fcfa6"), ("#b8478a", "#ee9ccb"), ("#9c7400", "#e9c84f"))
 """Light and dark colour of each curve; its name stands at its end, so colour never carries the meaning alone."""

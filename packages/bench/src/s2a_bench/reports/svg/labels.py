@@ -14,9 +14,9 @@ import math
 from collections.abc import Sequence
 
 from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, TOP, WIDTH
-from s2a_bench.reports.svg.markers import class_name
-from s2a_bench.reports.svg.marks import Mark
-from s2a_bench.reports.svg.markup import Markup, element
+from s2a_bench.reports.svg.elements import Markup, element
+from s2a_bench.reports.svg.method_styles import class_name
+from s2a_bench.reports.svg.points import Mark
 
 FONT, LINE = 12.0, 14.0
 GLYPH_WIDTH = 6.9

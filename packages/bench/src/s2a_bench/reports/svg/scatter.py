@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.svg import markers
+from s2a_bench.reports.svg import method_styles
 from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis, log_axis
+from s2a_bench.reports.svg.elements import Markup, element
 from s2a_bench.reports.svg.labels import Box, choose_labelled, place_labels
-from s2a_bench.reports.svg.markers import class_name, marker
-from s2a_bench.reports.svg.marks import Mark
-from s2a_bench.reports.svg.markup import Markup, element
+from s2a_bench.reports.svg.method_styles import class_name, marker
+from s2a_bench.reports.svg.points import Mark
 
 
 def css(methods: Sequence[str]) -> Markup:
     """Style of the figures: the page's ink through ``currentColor``, one class per method in use."""
-    light, dark = markers.css(methods)
+    light, dark = method_styles.css(methods)
     return Markup(
         ".fig{display:block;width:100%;height:auto;color:#222;font:12px system-ui,'Segoe UI',Roboto,Arial,sans-serif}"
         ".fig text{fill:currentColor}.fig .quiet{opacity:.72;font-size:11px}.fig .grid{stroke:currentColor;opacity:.13}"

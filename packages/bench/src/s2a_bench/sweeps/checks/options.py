@@ -7,7 +7,7 @@ from pathlib import Path
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.request import RunOptions
 from s2a_bench.sweeps.search.choice import Mode
-from s2a_bench.sweeps.search.stages import check_scheduler
+from s2a_bench.sweeps.search.run_search import check_scheduler
 from s2a_bench.sweeps.workers import check_max_concurrent
 
 

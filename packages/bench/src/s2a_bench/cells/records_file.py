@@ -58,7 +58,7 @@ def import_records(imported: Iterable[Record], output: Path) -> ImportResult:
 
     Args:
         imported: From ``load``.
-        output: The folder, whose lock the caller holds (``sweeps.plan.only_writer``).
+        output: The folder, whose lock the caller holds (``sweeps.output_lock.only_writer``).
     """
     new, same, kept = [], [], []
     for record in imported:

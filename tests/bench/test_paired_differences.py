@@ -10,8 +10,8 @@ import scipy.stats
 from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench.reports import pairs
-from s2a_bench.reports.pairs import bootstrap_difference, compare_rows, pair_differences
+from s2a_bench.reports import paired_differences
+from s2a_bench.reports.paired_differences import bootstrap_difference, compare_rows, pair_differences
 
 POINTS = st.floats(-20, 20).map(lambda v: round(v, 2))
 TASKS = st.dictionaries(
@@ -101,4 +101,4 @@ def test_pairs_share_dataset_seed_and_images():
 
 
 def test_six_pairs_of_one_sign_are_the_fewest_that_a_sign_test_calls():
-    assert 2 * 0.5**pairs.MIN_PAIRS < 0.05 <= 2 * 0.5 ** (pairs.MIN_PAIRS - 1)
+    assert 2 * 0.5**paired_differences.MIN_PAIRS < 0.05 <= 2 * 0.5 ** (paired_differences.MIN_PAIRS - 1)

@@ -13,7 +13,7 @@ from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
-from rings import outside_the_fast_ring
+from test_selection import outside_the_fast_ring
 
 HERE = Path(__file__).parent
 TORCH_FREE = [

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from s2a_bench.cells import method_cards
-from s2a_bench.reports.svg.markup import Markup, element
+from s2a_bench.reports.svg.elements import Markup, element
 
 if TYPE_CHECKING:
     from s2a.card import Style
