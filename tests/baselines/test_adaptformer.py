@@ -293,10 +293,10 @@ def _post_norm() -> Any:
 @pytest.mark.parametrize(
     ("make_model", "size", "message"),
     [
-        (tiny.resnet, 64, "Block layer1.0 of this resnet has no MLP behind a norm"),
-        (_without_norm, 32, "Block blocks.1 of this vit has no MLP behind a norm"),
-        (_post_norm, 32, "Block blocks.0 of this vit has no MLP behind a norm"),
-        (_narrow, 32, "blocks.1.norm2 gets (1, 65, 64) and blocks.1.mlp puts out (1, 65, 1)"),
+        (tiny.resnet, 64, "Block layer1.0 of this resnet has no MLP that follows a norm"),
+        (_without_norm, 32, "Block blocks.1 of this vit has no MLP that follows a norm"),
+        (_post_norm, 32, "Block blocks.0 of this vit has no MLP that follows a norm"),
+        (_narrow, 32, "blocks.1.norm2 gets (1, 65, 64) and blocks.1.mlp outputs (1, 65, 1)"),
     ],
 )
 def test_a_model_that_does_not_fit_stays_as_it_is(make_model: Callable[[], Any], size: int, message: str) -> None:

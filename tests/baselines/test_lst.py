@@ -143,6 +143,7 @@ def around(channels: list[int], width: int, last: int) -> int:
     return sum(c * (c // 8) + c // 8 for c in channels) + len(channels) - 1 + 2 * width + width * last + last
 
 
+@pytest.mark.full
 def test_counts_of_the_base_models() -> None:
     """Percentages are of the backbone's weights without a head, and include one of 100 classes."""
     swin = [(128, 4, 2), (256, 8, 2), (512, 16, 18), (1024, 32, 2)]

@@ -319,7 +319,7 @@ def _elsewhere() -> Any:
     ("make_model", "message"),
     [
         (_without_biases, "No linear, convolution or normalisation layer of this vit has a bias"),
-        (_elsewhere, "blocks.1.norm2.0 (Elsewhere) puts out (1, 64, 65), not 64 channels on axis -1"),
+        (_elsewhere, "blocks.1.norm2.0 (Elsewhere) outputs (1, 64, 65), not 64 channels on axis -1"),
     ],
 )
 def test_a_model_that_does_not_fit_stays_as_it_is(make_model: Callable[[], Any], message: str) -> None:

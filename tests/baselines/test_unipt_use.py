@@ -163,10 +163,10 @@ def test_nothing_is_held_after_a_forward_pass() -> None:
     images = torch.randn(2, 3, 32, 32, dtype=torch.float64)
     adapted(images)
     adapted.backbone(images)  # On its own: nobody listens.
-    assert all(tap._held is None and not tap._listens for tap in adapted.method.taps)
+    assert all(tap._held is None and not tap._recording for tap in adapted.method.taps)
     with pytest.raises(AssertionError):
         adapted(torch.randn(2, 3, 16, 16, dtype=torch.float64))
-    assert all(tap._held is None and not tap._listens for tap in adapted.method.taps)
+    assert all(tap._held is None and not tap._recording for tap in adapted.method.taps)
 
 
 def test_the_backbone_stays_in_evaluation() -> None:

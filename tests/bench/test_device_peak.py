@@ -56,6 +56,7 @@ def test_a_process_that_hangs_is_ended():
         device_peak.device_peak(REQUEST, child("import time; time.sleep(60)"), timeout=0.5)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
 def test_the_real_process_refuses_where_there_is_no_device():
     with pytest.raises(InputError, match="finds no CUDA device here; leave --device out"):

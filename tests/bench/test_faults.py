@@ -25,6 +25,7 @@ from bench.fault_children import (
     start,
     wait_for,
 )
+from filelock import FileLock
 from s2a_bench import failures as faults
 from s2a_bench.cells import record, run
 from s2a_bench.cells.outputs import Keep, checkpoint_path
@@ -47,11 +48,14 @@ def half_written(output: Path) -> list[Path]:
     return [path for path in output.rglob("*") if path.name.endswith(".tmp") or path.name.startswith(".report")]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory):
-    """The results of three cells that nothing happened to."""
-    folder = tmp_path_factory.mktemp("undisturbed")
-    assert ended(command(folder / "log", arguments(folder / "out", seeds=3))) == 0
+@pytest.fixture(scope="session")
+def undisturbed(shared_folder):
+    """The results of three cells that nothing happened to; the first process of this run that asks makes them."""
+    folder = shared_folder / "undisturbed"
+    with FileLock(shared_folder / "undisturbed.lock"):
+        if not folder.exists():
+            folder.mkdir()
+            assert ended(command(folder / "log", arguments(folder / "out", seeds=3))) == 0
     return results(folder / "out")
 
 
@@ -79,7 +83,10 @@ def test_kill_9_in_the_middle_of_a_cell_twice(tmp_path, undisturbed):
     assert not half_written(output)
 
 
-@pytest.mark.parametrize("sign", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
+@pytest.mark.parametrize(
+    "sign",
+    [pytest.param(signal.SIGINT, id="Ctrl-C"), pytest.param(signal.SIGTERM, id="SIGTERM", marks=pytest.mark.full)],
+)
 def test_an_interrupt_and_a_second_harness_meanwhile(tmp_path, undisturbed, sign):
     output, log, other = tmp_path / "out", tmp_path / "log", tmp_path / "other"
     sweep = command(log, arguments(output, seeds=2))

@@ -128,6 +128,7 @@ def test_a_server_that_dies_half_way_is_made_good_by_track(tmp_path):
         assert check_whole(uri, output, tmp_path) == first
 
 
+@pytest.mark.full
 def test_a_database_on_a_full_disk_costs_no_result(tmp_path):
     output, log = tmp_path / "out", tmp_path / "log"
     with small_disk(tmp_path / "disk", "8m") as disk:

@@ -32,6 +32,7 @@ def test_memory_prints_what_scripts_rely_on(capsys):
     assert "theoretical_mb" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_memory_of_several_is_a_table(capsys):
     pairs = ["--backbone", "mini_vit", "mini_convnext", "--method", "linear", "bias", "--batch-size", "2"]
     assert main(["memory", *pairs, "--json"]) == 0

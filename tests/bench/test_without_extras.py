@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.full  # `nox -s bare`, which CI runs too, runs this file where it counts
+
 EXTRAS = {"ray": "ray", "mlflow": "mlflow", "h5py": "data", "pyarrow": "data", "gdown": "data"}
 """Library -> the extra that brings it."""
 

@@ -231,6 +231,7 @@ def test_what_a_model_calls_as_a_function_is_coded() -> None:
     assert s2a.saved_bytes(copied, x, torch.sum) == kept
 
 
+@pytest.mark.full
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore")
 def test_functions_are_coded_under_compilation() -> None:

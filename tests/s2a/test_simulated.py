@@ -147,7 +147,8 @@ def test_what_is_held_is_what_autograd_saves(model: str, method: str) -> None:
     assert peak.total > peak.after_forward or peak.phase == "forward"
 
 
-@pytest.mark.parametrize("method", ["bias", pytest.param("s2a:lean", marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["bias", "s2a:lean"])
 def test_more_images_take_more(method: str) -> None:
     adapted, _ = adapt("vit", method)
     totals = [s2a.simulated_peak(adapted, n).total for n in (2, 4, 8)]
