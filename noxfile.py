@@ -81,7 +81,7 @@ def run_pytest(session: nox.Session, *options: str) -> None:
 def bare(session: nox.Session) -> None:
     """Installs without extras (no Ray, no MLflow, no readers' libraries); a cell, a sweep and a report run there."""
     install(session, extras="")
-    session.install("filelock>=3.12", "hypothesis>=6.100", "pytest>=8", "pytest-timeout>=2.3")
+    session.install("filelock", "hypothesis", "pytest>=8", "pytest-benchmark", "pytest-timeout")
     session.run("pytest", "--full", "tests/bench/test_without_extras.py", *session.posargs, env={"S2A_BENCH_BARE": "1"})
 
 
