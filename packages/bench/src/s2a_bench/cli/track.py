@@ -31,10 +31,12 @@ class Track:
         """
         from s2a_bench.errors import Mistakes
         from s2a_bench.tracking import runs
-        from s2a_bench.tracking.store import check_uri
+        from s2a_bench.tracking.store import check_installed, check_uri
 
         output = self.output.absolute()
         mistakes = Mistakes()
+        with mistakes.collecting():
+            check_installed()
         with mistakes.collecting():
             check_records(output)
         if self.tracking_uri is not None:

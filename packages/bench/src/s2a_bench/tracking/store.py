@@ -83,6 +83,16 @@ def check_uri(uri: str | None, output: Path) -> str:
     return uri
 
 
+def check_installed() -> None:
+    """Checks that MLflow is there.
+
+    Raises:
+        NotInstalled: It is not.
+    """
+    if find_spec("mlflow") is None:
+        raise NotInstalled("MLflow is not installed; install it to track results: pip install 's2a-bench[mlflow]'")
+
+
 def open_store(uri: str | None, output: Path) -> Store:
     """Opens (and creates, if need be) a tracking store.
 
@@ -96,8 +106,7 @@ def open_store(uri: str | None, output: Path) -> Store:
         InputError: It cannot be used.
     """
     uri = check_uri(uri, output)
-    if find_spec("mlflow") is None:
-        raise NotInstalled("MLflow is not installed; install it to track results: pip install 's2a-bench[mlflow]'")
+    check_installed()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
