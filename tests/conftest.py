@@ -26,12 +26,12 @@ def pytest_report_header(config: pytest.Config) -> str:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leaves out what only the full ring runs, and puts tests that start Ray first: they take longest."""
+    """Leaves out what only the full ring runs, and puts long tests first: at the end no process waits for the other."""
     if not config.getoption("full"):
         outside = set(outside_the_fast_ring(items))
         config.hook.pytest_deselected(items=[item for item in items if item in outside])
         items[:] = [item for item in items if item not in outside]
-    items.sort(key=lambda item: item.get_closest_marker("ray") is None)
+    items.sort(key=lambda item: not any(item.get_closest_marker(mark) for mark in ("ray", "long")))
 
 
 @pytest.fixture(autouse=True)

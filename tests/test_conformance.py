@@ -37,7 +37,13 @@ def in_fast_ring(method: str, family: str) -> bool:
     return family == "vit" or method == "s2a" or (method, family) in SPECIAL
 
 
-@pytest.mark.parametrize(("method", "family"), PAIRS)
+@pytest.mark.parametrize(
+    ("method", "family"),
+    [
+        pytest.param(*pair, marks=[] if pair[1] in ("swin", "convnext") or in_fast_ring(*pair) else pytest.mark.full)
+        for pair in PAIRS
+    ],
+)
 def test_method_keeps_its_promises(method: str, family: str) -> None:
     keep_promises(method, family, QUICK)
 

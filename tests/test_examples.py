@@ -51,6 +51,7 @@ def test_a_plain_training_loop_saves_an_adapter(run, tmp_path):
     assert 0 < (tmp_path / "adapter.safetensors").stat().st_size < 1_000_000
 
 
+@pytest.mark.long
 def test_a_method_of_ones_own_trains_what_it_says(tmp_path):
     """In a process of its own: it registers a method, which other tests would meet."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}

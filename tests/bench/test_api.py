@@ -307,6 +307,7 @@ def test_a_cell_runs_without_and_with_an_output_folder(capfd, tmp_path):
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.full
 def test_the_module_of_the_same_name_can_be_called_too(tmp_path):
     """``import s2a_bench.run`` binds the name of the function to the module, in this process for good: so not here."""
     (tmp_path / "cell.json").write_text(json.dumps(dataclasses.asdict(small())))

@@ -42,6 +42,7 @@ def _peek(cell_id: str, test: tuple[float, ...], **changes: Any) -> audit.EpochA
 # Determinism
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "method",
     [
@@ -172,10 +173,10 @@ def test_a_record_that_is_not_met_again_is_named(swept, capsys):
     ("arguments", "words"),
     [
         ([], ["--peek"]),
-        (["--peek", "--output", "elsewhere"], ["no records under elsewhere", "the --output of a sweep"]),
-        (["--peek", "--methods", "full"], ["method", "'full'", "bias, linear"]),
-        (["--peek", "--seeds", "0", "7"], ["seed", "'7'", "known: 0"]),
-        (["--peek", "--datasets", "count"], ["dataset", "'count'", "digits"]),
+        (["--peek", "--output", "elsewhere"], ["no finished record", "s2a-bench sweep"]),
+        (["--peek", "--methods", "full"], ["method full", "bias, linear"]),
+        (["--peek", "--seeds", "0", "7"], ["seed 7", "choose from: 0"]),
+        (["--peek", "--datasets", "count"], ["dataset count", "digits"]),
         (["--peek", "--device", "tpu9"], ["tpu9"]),
     ],
     ids=" ".join,

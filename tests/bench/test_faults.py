@@ -31,7 +31,10 @@ from s2a_bench.cells import record, run
 from s2a_bench.cells.outputs import Keep, checkpoint_path
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="fork, tmpfs and cgroups are Linux's")
+pytestmark = [
+    pytest.mark.skipif(sys.platform != "linux", reason="fork, tmpfs and cgroups are Linux's"),
+    pytest.mark.long,
+]
 
 
 def content(output: Path) -> dict[str, bytes]:
@@ -108,6 +111,7 @@ def test_an_interrupt_and_a_second_harness_meanwhile(tmp_path, undisturbed, sign
     assert len(records(output)) == 2
 
 
+@pytest.mark.full
 def test_a_disk_that_fills_ends_the_sweep_with_one_sentence_and_loses_nothing(tmp_path, undisturbed):
     log = tmp_path / "log"
     with small_disk(tmp_path / "disk", "4m") as disk:
@@ -234,6 +238,7 @@ def test_the_kernel_kills_for_memory_and_the_cell_goes_on_later(tmp_path, cgroup
     assert [point["loss"] for point in found.curve] == [point["loss"] for point in whole.curve]
 
 
+@pytest.mark.full
 def test_a_record_that_cannot_be_replaced_ends_the_sweep_in_words(tmp_path):
     """A folder in the record's place stands for whatever a file system refuses."""
     output, log = tmp_path / "out", tmp_path / "log"

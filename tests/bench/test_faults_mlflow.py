@@ -103,6 +103,7 @@ def check_whole(uri: str, output: Path, tmp_path: Path) -> dict[str, str]:
     return {run.data.tags["cell_id"]: run.info.run_id for run in runs}
 
 
+@pytest.mark.full
 def test_a_server_that_dies_half_way_is_made_good_by_track(tmp_path):
     output, log, port = tmp_path / "out", tmp_path / "log", free_port()
     uri = f"http://127.0.0.1:{port}"

@@ -50,9 +50,13 @@ def test_what_is_named_twice_is_one_cell():
     assert once == twice
 
 
-def test_long_cells_come_first_and_short_ones_last():
-    names = [cell.method.name for cell in expand(Request())]
-    assert names == sorted(names, key=lambda name: {"full": 0, "linear": 2}.get(name, 1))
+def test_cells_come_dataset_by_dataset_and_on_each_the_long_ones_first():
+    cells = expand(Request(datasets=("textures", "digits"), seeds=(0, 1)))
+    where = [cell.data.dataset for cell in cells]
+    assert where == sorted(where, key=["textures", "digits"].index) and len(set(where)) == 2
+    for dataset in ("textures", "digits"):
+        names = [cell.method.name for cell in cells if cell.data.dataset == dataset]
+        assert names == sorted(names, key=lambda name: {"full": 0, "linear": 2}.get(name, 1))
 
 
 def test_each_cell_has_its_methods_recipe_unless_told_otherwise():

@@ -285,6 +285,7 @@ ASHA = ["sweep", "--datasets", "digits", "--methods", "linear", "--limit-train",
 ASHA += ["--epochs", "6", "--max-concurrent", "2"]
 
 
+@pytest.mark.full
 @pytest.mark.ray
 @ray_only
 @pytest.mark.filterwarnings("ignore")

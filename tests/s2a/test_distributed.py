@@ -67,6 +67,7 @@ def _worker(rank: int, folder: str) -> None:
         dist.destroy_process_group()
 
 
+@pytest.mark.long
 @pytest.mark.timeout(180)
 def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> None:
     processes = [subprocess.Popen([sys.executable, __file__, str(rank), str(tmp_path)]) for rank in range(2)]

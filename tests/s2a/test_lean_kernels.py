@@ -32,6 +32,7 @@ def run_matrices(**environment: str) -> str:
     return done.stdout
 
 
+@pytest.mark.long
 @needs_triton
 def test_kernels_agree_with_the_reference_under_the_interpreter() -> None:
     assert re.search(r"\d\d passed", run_matrices(TRITON_INTERPRET="1", OMP_NUM_THREADS="1"))
@@ -53,6 +54,7 @@ def test_operators_on_a_device_give_what_they_give_on_the_cpu() -> None:
         torch.testing.assert_close(far.cpu(), u)
 
 
+@pytest.mark.full
 def test_the_operators_work_where_triton_is_not_installed() -> None:
     code = """
 import sys
