@@ -162,6 +162,7 @@ class LoRA(Method):
         style=Style(light="#0069b4", dark="#62b5f5", shape="diamond"),
         order=40,
         compared_by_default=True,
+        step_time=1.1,
     )
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:

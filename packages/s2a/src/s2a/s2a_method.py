@@ -139,6 +139,7 @@ class S2A(Method):
         style=Style(light="#d1480a", dark="#ff8f4a", shape="circle"),
         order=90,
         compared_by_default=True,
+        step_time=1.3,
     )
 
     def __init__(self, config: S2AConfig, backbone: Backbone, edits: Edits) -> None:
