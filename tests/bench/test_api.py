@@ -21,6 +21,7 @@ from s2a_bench import BackboneConfig, CellConfig, DataConfig, InputError, Method
 from s2a_bench.cells import record, run
 from s2a_bench.cli.main import main
 from s2a_bench.cli.sweep import Sweep
+from s2a_bench.reports.listener import ReportWriter
 from s2a_bench.sweeps import stage
 from s2a_bench.sweeps.events import Listener, StageEnd, keep_stdout, notify
 from s2a_bench.sweeps.plan import Plan
@@ -347,7 +348,7 @@ def test_a_report_is_written_as_soon_as_a_dataset_is_done(tmp_path):
     datasets = {"a": "digits", "b": "digits", "c": "location"}
     cells = {name: CellConfig(data=DataConfig(dataset=dataset)) for name, dataset in datasets.items()}
     heard = Heard()
-    writer = api._ReportWriter(tmp_path, heard.message)
+    writer = ReportWriter(tmp_path, heard.message)
     writer.planned(Plan(cells, frozenset(), frozenset(), ()))
 
     def finish(name: str) -> None:
@@ -369,7 +370,7 @@ def test_a_report_is_written_as_soon_as_a_dataset_is_done(tmp_path):
 
 def test_trials_of_a_search_are_no_dataset_that_is_done(tmp_path):
     cells = {"a": CellConfig(data=DataConfig(evaluate="val"), trial=True), "b": CellConfig(data=DataConfig())}
-    writer = api._ReportWriter(tmp_path, Heard().message)
+    writer = ReportWriter(tmp_path, Heard().message)
     writer.planned(Plan({"a": cells["a"]}, frozenset(), frozenset(), ()))
     writer.finished(make_record(cell_id="a", dataset="digits", trial=True))
     assert writer._early is None and not list(tmp_path.iterdir())

@@ -10,8 +10,7 @@ import functools
 import json
 import os
 import typing
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,7 +18,7 @@ from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep, remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, Mistakes
-from s2a_bench.sweeps.events import Level, Listener, StageEnd, keep_stdout, notify
+from s2a_bench.sweeps.events import Listener, keep_stdout, notify
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import ResourceRequest
 from s2a_bench.sweeps.settings import coerce
@@ -27,7 +26,6 @@ from s2a_bench.sweeps.settings import coerce
 if TYPE_CHECKING:
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.driver import SweepResult
-    from s2a_bench.sweeps.plan import Plan
     from s2a_bench.sweeps.search.choice import Mode
 
 Names = str | Sequence[str]
@@ -336,64 +334,17 @@ def execute(job: Job, listeners: Sequence[Listener] = ()) -> Finished:
     Raises:
         ValueError: As ``sweep``, and the other errors too.
     """
+    from s2a_bench.reports.listener import ReportWriter
     from s2a_bench.sweeps.driver import run_sweep
     from s2a_bench.tracking.listener import Tracker
 
     listeners = keep_stdout(listeners)
     message = functools.partial(notify, listeners, "message")
     tracker = Tracker(job.request.suite, job.tracking_uri, job.options.keep.output, message)
-    writer = _ReportWriter(job.options.keep.output, message)
+    writer = ReportWriter(job.options.keep.output, message)
     # The report is written first: the tracker logs it too. Listeners are told when both are done.
     result = run_sweep(job.request, job.options, [writer, tracker, *listeners], job.mode)
     return Finished(result, writer.paths, None if tracker.missing else tracker.uri)
-
-
-class _ReportWriter(Listener):
-    """Writes the report when the cells of a sweep, not the trials of its search, have ended.
-
-    Before that also whenever all cells of a dataset are done: who starts a sweep of many can look at it early. That
-    runs on a thread, since the driver must not keep workers waiting.
-    """
-
-    def __init__(self, output: Path, message: Callable[[str, Level], None]) -> None:
-        self.paths: ReportPaths | None = None
-        self._output, self._message = output, message
-        self._left: dict[str, set[str]] = {}
-        self._thread: ThreadPoolExecutor | None = None
-        self._early: Future[ReportPaths] | None = None
-
-    def planned(self, plan: Plan) -> None:
-        """Notes what is to run on every dataset."""
-        self._left = {}
-        for cell_id in plan.todo:
-            if not plan.cells[cell_id].trial:
-                self._left.setdefault(plan.cells[cell_id].data.dataset, set()).add(cell_id)
-
-    def finished(self, record: Record) -> None:
-        """Starts a report if the cell was the last one of its dataset and there are others."""
-        left = self._left.get(record.dataset, set())
-        left.discard(record.cell_id)
-        if self._early is not None and self._early.done():
-            self._say_early()
-        if left or record.dataset not in self._left:
-            return
-        del self._left[record.dataset]
-        if self._left and self._early is None:
-            self._thread = self._thread or ThreadPoolExecutor(1, "report")
-            self._early = self._thread.submit(report, self._output)
-
-    def ended(self, end: StageEnd) -> None:
-        """Writes the report of all records."""
-        if self._thread is not None:
-            self._thread.shutdown()
-            self._thread = self._early = None
-        if end.choices is None and end.status != "KILLED" and end.records:
-            self.paths = report(self._output)
-
-    def _say_early(self) -> None:
-        early, self._early = self._early, None
-        if early is not None and early.exception() is None:  # what is wrong now is said at the end, if it still is
-            self._message(f"Report so far: {early.result().html}", "info")
 
 
 def _typed(value: Any, hint: Any, name: str) -> Any:
