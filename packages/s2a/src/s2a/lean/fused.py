@@ -123,7 +123,7 @@ class FusedBranch:
             return f"{type(self.norm).__name__} and {type(self.body).__name__} cannot be fused with each other"
         first, last, dropouts, foreign = _BODIES[type(self.body)]
         for name in foreign:
-            if not isinstance(getattr(self.body, name), nn.Identity | None):
+            if not isinstance(getattr(self.body, name, None), nn.Identity | None):  # older timm has no gate
                 return f"{name} is {type(getattr(self.body, name)).__name__}"
         for name in dropouts:  # Whatever the mode: it changes every epoch, what a branch keeps should not.
             drop = getattr(self.body, name)
