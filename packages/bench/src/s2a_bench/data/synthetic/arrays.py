@@ -210,7 +210,7 @@ def make_pcam(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
         labels = _shuffle_labels(plan[part], seed, number)
         for half in "xy":
             path = place / f"camelyonpatch_level_2_split_{word}_{half}.h5"
-            with h5py.File(path, "w", libver="v110") as file:
+            with h5py.File(_create_hdf5(path)) as file:
                 if half == "y":
                     file.create_dataset("y", data=labels.astype(np.uint8).reshape(-1, 1, 1, 1), track_times=False)
                 else:
@@ -226,6 +226,17 @@ def make_pcam(dataset: Dataset, place: Path, plan: Plan, seed: int) -> None:
                 shutil.copyfileobj(plain, out, 1 << 20)
             path.unlink()
         start += len(labels)
+
+
+def _create_hdf5(path: Path) -> Any:
+    """A new HDF5 file in which no time is written: h5py before 3.16 puts those of the root group into it."""
+    import h5py
+
+    creation = h5py.h5p.create(h5py.h5p.FILE_CREATE)
+    creation.set_obj_track_times(False)
+    access = h5py.h5p.create(h5py.h5p.FILE_ACCESS)
+    access.set_libver_bounds(h5py.h5f.LIBVER_V110, h5py.h5f.LIBVER_V110)
+    return h5py.h5f.create(bytes(path), h5py.h5f.ACC_TRUNC, fcpl=creation, fapl=access)
 
 
 # --- dSprites --------------------------------------------------------------------------------------------------------
