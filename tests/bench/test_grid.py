@@ -61,7 +61,9 @@ def test_cells_come_dataset_by_dataset_and_on_each_the_long_ones_first():
 
 def test_each_cell_has_its_methods_recipe_unless_told_otherwise():
     for cell in expand(Request(settings=("train.weight_decay=0.5",), epochs=4, batch_size=16)):
-        expected = recipes.train_config("mini", cell.method.name, weight_decay=0.5, epochs=4, batch_size=16)
+        expected = recipes.train_config(
+            "mini", cell.method.name, cell.backbone.name, weight_decay=0.5, epochs=4, batch_size=16
+        )
         assert cell.train == expected
 
 

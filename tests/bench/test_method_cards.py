@@ -92,7 +92,7 @@ def test_the_recipe_of_every_method_is_what_it_was(suite):
         {"epochs": 12, "warmup_epochs": 1} if suite == "mini" else {"epochs": 80, "warmup_epochs": 10}
     )
     for method in OURS:
-        assert recipes.train_config(suite, method) == TrainConfig(lr=_RATES.get(method, 1e-2), **schedule)
+        assert recipes.train_config(suite, method, "mini_vit") == TrainConfig(lr=_RATES.get(method, 1e-2), **schedule)
 
 
 def test_the_default_cell_of_every_method_is_a_published_one():
@@ -104,16 +104,17 @@ def test_the_default_cell_of_every_method_is_a_published_one():
 
 def test_defaults_without_a_card_are_the_benchs_own():
     assert Recipe().learning_rate == TrainConfig().lr
-    assert recipes.train_config("vtab", "a_method_of_another_package") == TrainConfig()
+    assert recipes.train_config("vtab", "a_method_of_another_package", "mini_vit") == TrainConfig()
 
 
 @pytest.mark.parametrize("method", [*OURS, "a_method_of_another_package"])
-def test_the_search_space_holds_the_default_recipe(method):
-    default = recipes.train_config("vtab", method)
+@pytest.mark.parametrize("backbone", ["mini_vit", "vit_base_patch16_224.augreg_in21k", "resnet50"])
+def test_the_search_space_holds_the_default_recipe(method, backbone):
+    default = recipes.train_config("vtab", method, backbone)
     config = s2a.method_config(method) if method in OURS else None
     expected = {"train.lr": default.lr, "train.weight_decay": default.weight_decay}
-    expected |= {a.key: getattr(config, a.key[7:]) for a in spaces.get(method) if a.key.startswith("method.")}
-    assert expected in spaces.grid(spaces.get(method))
+    expected |= {a.key: getattr(config, a.key[7:]) for a in spaces.get(method, backbone) if a.key.startswith("method.")}
+    assert expected in spaces.grid(spaces.get(method, backbone))
 
 
 def test_a_sweep_that_names_no_method_compares_those_whose_cards_say_so():
@@ -229,8 +230,8 @@ def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = FILE) 
 def test_a_new_method_is_one_file(tmp_path, monkeypatch):
     _install(tmp_path, monkeypatch)
     # Recipe and search space.
-    assert recipes.train_config("mini", "mine").lr == 2e-3
-    points = spaces.grid(spaces.get("mine"))
+    assert recipes.train_config("mini", "mine", "mini_vit").lr == 2e-3
+    points = spaces.grid(spaces.get("mine", "mini_vit"))
     assert len(points) == spaces.GRID
     assert {(p["train.lr"], p["method.start"]) for p in points} == {*itertools.product((2e-4, 2e-3, 2e-2), (0.5, 1.0))}
     # A sweep compares it without being told to, and its long cells first; it trains.
@@ -263,7 +264,7 @@ def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch)
     _install(tmp_path, monkeypatch, source)
     cells = grid.expand(grid.Request(datasets=("digits",), methods=("mine", "full"), seeds=(0,)))
     assert {cell.method.name: cell.train.lr for cell in cells} == {"mine": 1e-3, "full": 1e-3}
-    assert len(spaces.grid(spaces.get("mine"))) == spaces.GRID
+    assert len(spaces.grid(spaces.get("mine", "mini_vit"))) == spaces.GRID
     shown = make_sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
     assert [row.method for row in shown[0].rows] == ["s2a", "mine"]
     assert all(
@@ -275,4 +276,4 @@ def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch)
 def test_a_search_space_of_another_size_is_refused(tmp_path, monkeypatch):
     _install(tmp_path, monkeypatch, FILE.replace("(2e-4, 2e-3, 2e-2)", "(2e-4, 2e-3)"))
     with pytest.raises(InputError, match="'mine' has 8 points, but every method is searched with 12"):
-        spaces.get("mine")
+        spaces.get("mine", "mini_vit")

@@ -15,8 +15,8 @@ from s2a_bench.cli.progress import HEARTBEAT, Lines, Tally, clock_text
 from s2a_bench.config import CellConfig, DataConfig
 
 CELLS = {
-    "a": CellConfig(data=DataConfig(dataset="digits"), train=train_config("mini", "s2a", epochs=2)),
-    "b": CellConfig(data=DataConfig(dataset="count"), train=train_config("mini", "s2a", epochs=6), seed=3),
+    "a": CellConfig(data=DataConfig(dataset="digits"), train=train_config("mini", "s2a", "mini_vit", epochs=2)),
+    "b": CellConfig(data=DataConfig(dataset="count"), train=train_config("mini", "s2a", "mini_vit", epochs=6), seed=3),
 }
 
 

@@ -25,10 +25,10 @@ METHODS = sorted(s2a.list_methods())
 
 @pytest.mark.parametrize("method", [*METHODS, "one_from_another_package"])
 def test_every_grid_has_as_many_points_and_holds_the_default_recipe(method):
-    points = search_spaces.grid(search_spaces.get(method))
+    points = search_spaces.grid(search_spaces.get(method, "mini_swin"))
     assert len(points) == search_spaces.GRID == 12
     assert len({json.dumps(point) for point in points}) == 12
-    default = recipes.train_config("vtab", method)
+    default = recipes.train_config("vtab", method, "mini_swin")
     at_default = [p for p in points if (p["train.lr"], p["train.weight_decay"]) == (default.lr, default.weight_decay)]
     rest = [{k: v for k, v in point.items() if k.startswith("method.")} for point in at_default]
     if method in METHODS:
@@ -39,13 +39,13 @@ def test_every_grid_has_as_many_points_and_holds_the_default_recipe(method):
 def test_the_learning_rates_reach_where_each_kind_of_method_needs_them():
     """Full diverges or collapses at the rates of small modules: its grid goes below 1e-4, the others' to 1e-1."""
     for method in METHODS:
-        rates = [point["train.lr"] for point in search_spaces.grid(search_spaces.get(method))]
+        rates = [point["train.lr"] for point in search_spaces.grid(search_spaces.get(method, "mini_swin"))]
         assert (min(rates) < 1e-4) if method == "full" else (max(rates) >= 1e-1)
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_draws_are_distinct_stay_inside_and_a_longer_search_only_adds_some(method):
-    space = search_spaces.get(method)
+    space = search_spaces.get(method, "mini_swin")
     points = search_spaces.draws(space, 200)
     assert len({json.dumps(point) for point in points}) == 200
     assert search_spaces.draws(space, 7) == points[:7]
@@ -65,9 +65,9 @@ def test_draws_are_distinct_stay_inside_and_a_longer_search_only_adds_some(metho
 
 def test_a_draw_is_at_the_same_place_of_every_methods_range():
     def places(method: str) -> list[float]:
-        axis = next(axis for axis in search_spaces.get(method) if axis.key == "train.lr")
+        axis = next(axis for axis in search_spaces.get(method, "mini_swin") if axis.key == "train.lr")
         low, high = axis.values[0], axis.values[-1]
-        drawn = [point["train.lr"] for point in search_spaces.draws(search_spaces.get(method), 30)]
+        drawn = [point["train.lr"] for point in search_spaces.draws(search_spaces.get(method, "mini_swin"), 30)]
         return [math.log(lr / low) / math.log(high / low) for lr in drawn]
 
     for method in METHODS:

@@ -16,11 +16,16 @@ SHAPES = ("circle", "square", "diamond", "pentagon", "hexagon", "up", "down", "l
 """Marker shapes; ``up``, ``down``, ``left`` and ``right`` are triangles that point there."""
 
 
+REFERENCE_WIDTH = 128
+"""Width of the backbones on which the cards' learning rates were chosen (their last stage's channels; up to this)."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a method is trained unless its user says otherwise, and what a search over its settings tries.
 
-    The number of epochs, the schedule and the weight decay are the harness's, the same for all methods.
+    The number of epochs, the schedule and the weight decay are the harness's, the same for all methods. Rates are those
+    of a backbone up to ``REFERENCE_WIDTH`` wide; ``scale_rate`` has those of wider ones.
 
     Attributes:
         learning_rate: Default peak learning rate of AdamW.
@@ -47,6 +52,21 @@ class Recipe:
                 f"learning_rate={self.learning_rate} is not among searched_rates={self.searched_rates}; add it, so "
                 "that a search also tries the default."
             )
+
+
+def scale_rate(rate: float, width: int) -> float:
+    """A learning rate of a card on a backbone of another width: ``rate * min(1, 128 / width)``, to two digits.
+
+    Under Adam every weight moves by about the rate at each step, whatever its gradient, so that an output that sums
+    over ``width`` inputs moves in proportion to ``rate * width``. The rate of matrices must therefore fall as
+    ``1 / width`` (Yang et al., "Tensor Programs V", 2022, table 3). Narrow backbones keep the rate, which was chosen on
+    such ones.
+
+    Args:
+        rate: Learning rate at ``REFERENCE_WIDTH``.
+        width: Channels of the backbone's last stage: timm's ``num_features``.
+    """
+    return float(f"{rate * min(1.0, REFERENCE_WIDTH / width):.2g}")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -169,6 +169,15 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
     return model, DataFormat(size, mean, std, str(resolved["interpolation"]))
 
 
+@functools.lru_cache(maxsize=64)
+def width(name: str) -> int | None:
+    """Channels of a timm model's last stage, told from its structure alone; ``None`` if timm does not know it."""
+    if not timm.is_model(name):
+        return None
+    with torch.device("meta"):
+        return int(timm.create_model(name, pretrained=False).num_features)
+
+
 def _takes_image_size(name: str) -> bool:
     architecture = MINI_BACKBONES[name].architecture if name in MINI_BACKBONES else name
     return any(part in architecture for part in ("vit", "swin", "deit", "eva", "beit"))

@@ -1,17 +1,19 @@
 """Default recipes: what a cell trains with unless told otherwise.
 
 The schedule is the paper's (AdamW, cosine, 10 + 70 epochs, batch 32, section 4.1), shortened for the mini suite. The
-paper states no learning rates; each method's card has its own, chosen on ``train800``/``val200`` of the mini tasks, see
-docs/recipes.md.
+paper states no learning rates; each method's card has its own, chosen on ``train800``/``val200`` of the mini tasks and
+checked on a pretrained ViT-S, and wider backbones get smaller ones, see docs/recipes.md.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
 from s2a_bench.cells import method_cards
+from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError, unknown
 
@@ -20,13 +22,35 @@ _SCHEDULES: dict[str, dict[str, Any]] = {
 }
 """Suite -> what differs from ``TrainConfig``'s defaults."""
 
+_REAL_BACKBONE: dict[str, Any] = {"clip_norm": 1.0}
+"""What differs on a backbone that is none of the embedded ones."""
 
-def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
+
+@functools.lru_cache(maxsize=64)
+def rate_for(rate: float, backbone: str) -> float:
+    """A card's learning rate on a backbone: as it is on the embedded ones, smaller on wider ones (``scale_rate``).
+
+    Args:
+        rate: Of a card.
+        backbone: Name; one that timm does not know here keeps the rate.
+    """
+    if backbone in MINI_BACKBONES:
+        return rate
+    from s2a.card import scale_rate  # torch with it
+
+    from s2a_bench.cells.backbones import width
+
+    known = width(backbone)
+    return rate if known is None else scale_rate(rate, known)
+
+
+def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> TrainConfig:
     """The recipe of a cell.
 
     Args:
         suite: Key of ``datasets.SUITES``.
         method: Method name; one that is not installed here gets the default learning rate.
+        backbone: timm name, or that of an embedded backbone.
         **overrides: Fields of ``TrainConfig``, over everything else. A shorter run without a warm-up of its own keeps
             the default's proportion.
 
@@ -37,7 +61,10 @@ def train_config(suite: str, method: str, **overrides: Any) -> TrainConfig:
     for key in overrides:
         if key not in known:
             raise unknown("recipe key", f"train.{key}", [f"train.{name}" for name in known])
-    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), "lr": method_cards.card(method).recipe.learning_rate}
+    rate = rate_for(method_cards.card(method).recipe.learning_rate, backbone)
+    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), "lr": rate}
+    if backbone not in MINI_BACKBONES:
+        values |= _REAL_BACKBONE
     if "epochs" in overrides and "warmup_epochs" not in overrides:
         base = TrainConfig(**values)
         try:
@@ -66,16 +93,19 @@ def completed(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return usual | dict(options)
 
 
-def changes(suite: str, method: str, train: Mapping[str, Any]) -> dict[str, Any]:
+def changes(suite: str, method: str, backbone: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe is not the default: what was set, swept or searched.
 
     Args:
         suite: Key of ``datasets.SUITES``.
         method: Registered method name.
+        backbone: Its name.
         train: Fields of a ``TrainConfig``. A warm-up that follows from the number of epochs is none of the changes.
     """
-    usual = dataclasses.asdict(train_config(suite, method))
-    scaled = dataclasses.asdict(train_config(suite, method, epochs=train["epochs"])) if "epochs" in train else usual
+    usual = dataclasses.asdict(train_config(suite, method, backbone))
+    scaled = usual
+    if "epochs" in train:
+        scaled = dataclasses.asdict(train_config(suite, method, backbone, epochs=train["epochs"]))
     return {
         key: value for key, value in train.items() if value != (scaled if key == "warmup_epochs" else usual).get(key)
     }

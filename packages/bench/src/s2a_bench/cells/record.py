@@ -39,7 +39,9 @@ class Record:
     ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
     pass, ``wall_seconds`` of everything that the last process did for the cell. ``status`` is ``"stopped"`` for a
     trial that its search ended early; its curve says after how many epochs, and holds ``val_accuracy`` where val was
-    looked at before the last epoch.
+    looked at before the last epoch. ``guessing_loss`` is the loss of predicting the class frequencies of the training
+    list, ``guessing_accuracy`` that of naming the most frequent class of the scored list; ``did_not_learn`` says, for a
+    finished cell that is no better, how that shows (``learning.find_problems``).
     """
 
     cell_id: str
@@ -81,6 +83,9 @@ class Record:
     scoring_seconds: float | None = None
     wall_seconds: float | None = None
     feature_cache: bool = False
+    guessing_loss: float | None = None
+    guessing_accuracy: float | None = None
+    did_not_learn: list[str] = dataclasses.field(default_factory=list)
     curve: list[dict[str, float]] = dataclasses.field(default_factory=list)
     resumed: int = 0
     notes: list[str] = dataclasses.field(default_factory=list)

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from s2a_bench import failures
-from s2a_bench.cells import features, measure, provenance
+from s2a_bench.cells import features, learning, measure, provenance
 from s2a_bench.cells.checkpoint import Checkpointer
 from s2a_bench.cells.identity import IdentifiedCell, OpenCell, adapt, data_format, identify, open_cell
 from s2a_bench.cells.outputs import Keep, adapter_path, features_folder, file_id, remove_checkpoint
@@ -72,6 +72,7 @@ def run(
             _train_and_measure(opened, record, on_epoch, keep, on_look)
         record.peak_mb = peak.get("peak_mb")
         record.status = "done"
+        record.did_not_learn = learning.find_problems(record)
     except Exception as error:
         record.status, record.accuracy = "failed", None
         kind, message = type(error).__name__, str(error) or type(error).__name__
@@ -168,6 +169,7 @@ def _train_and_measure(
     config, loaded = opened.cell.config, prepared.loaded
     record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
     record.train_images, record.scored_images = len(loaded.train), len(loaded.scored)
+    record.guessing_loss = learning.guessing_loss(loaded.train.labels.bincount().tolist())
     for name, value in prepared.memory.items():
         setattr(record, name, value)
 
@@ -199,6 +201,7 @@ def _train_and_measure(
         record.images_per_second = len(loaded.train) * len(steady) / sum(m["seconds"] for m in steady)
     started = time.perf_counter()
     record.accuracy = accuracy(inputs.model, inputs.scored(), config.train)
+    record.guessing_accuracy = learning.guessing_accuracy(loaded.scored.labels.bincount().tolist())
     record.scoring_seconds = time.perf_counter() - started
     if keep and keep.adapters:
         record.adapter_id = _save_adapter(prepared.adapted, adapter_path(keep.output, record.cell_id))

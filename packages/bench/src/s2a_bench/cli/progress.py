@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 from rich.table import Table
 
+from s2a_bench.cells.learning import describe_problems
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.sweeps.events import Level, Listener, StageEnd
@@ -105,7 +106,8 @@ def ended(record: Record, cell: CellConfig) -> str:
         return f"stopped {label(cell)}: {last} after epoch {len(record.curve)} of {record.epochs}{notes}"
     took = f" in {clock_text(record.seconds)}" if record.seconds is not None else ""
     resumed = f", resumed {record.resumed}x" if record.resumed else ""
-    return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{notes}"
+    problems = f", but it {describe_problems(record)}" if describe_problems(record) else ""
+    return f"done {label(cell)}: {record.accuracy:.1f} %{took}{resumed}{problems}{notes}"
 
 
 class Lines:
@@ -167,7 +169,7 @@ class Bars:
         if (bar := self._bars.pop(record.cell_id, None)) is not None:
             self._progress.remove_task(bar)
         text = ended(record, self._tally.cells[record.cell_id])
-        style = "red" if record.status == "failed" else None
+        style = "red" if record.status == "failed" else "yellow" if describe_problems(record) else None
         self._progress.console.print(text, style=style, markup=False, highlight=False)
         self._refresh()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.resources
 from collections.abc import Sequence
 
+from s2a_bench.cells import learning
 from s2a_bench.failures import cause
 from s2a_bench.reports import notes, paper_text, tables
 from s2a_bench.reports import text as report_text
@@ -202,7 +203,8 @@ def _render_failures(section: Section) -> list[Markup]:
 def _render_records(section: Section) -> Markup:
     body = []
     for label, record in section.records:
-        values = [label, record.dataset, str(record.seed), record.status]
+        status = f"{record.status}, did not learn" if learning.find_problems(record) else record.status
+        values = [label, record.dataset, str(record.seed), status]
         values += [report_text.format_number(record.accuracy, 2), report_text.format_number(record.seconds, 1)]
         link = element("a", record.cell_id, href=f"records/{record.cell_id}.json")
         body.append(element("tr", element("td", link), *(element("td", value) for value in values)))

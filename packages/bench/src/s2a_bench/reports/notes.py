@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from s2a_bench.cells import learning
 from s2a_bench.experiments.spec import FAMILIES
 from s2a_bench.reports.sections import Section, canonical_text, format_option
 from s2a_bench.reports.text import format_seeds, truncate_list
@@ -12,7 +13,7 @@ def list_notes(section: Section) -> list[str]:
     done = [record for _, record in section.records if record.status == "done"]
     if not done:
         return ["No cell of this section has finished."]
-    found = []
+    found = _describe_unlearned(section)
     if any(r.random_weights for r in done):
         found.append("Backbone weights are random: accuracies say nothing about transfer, only memory and speed count.")
     limits = [f"{k}={v}" for k, v in section.setting.items() if k.startswith("limit_") and v is not None]
@@ -62,6 +63,20 @@ def list_notes(section: Section) -> list[str]:
     if any(r.git_dirty for r in done):
         found.append("Some cells ran from a working tree with uncommitted changes.")
     return found + _describe_recipes(section)
+
+
+def _describe_unlearned(section: Section) -> list[str]:
+    cells = [
+        f"{label} on {record.dataset}, seed {record.seed}"
+        for label, record in section.records
+        if learning.find_problems(record)
+    ]
+    if not cells:
+        return []
+    return [
+        f"{len(cells)} cell{'s' * (len(cells) > 1)} did not learn (marked †): {truncate_list(cells)}. Means marked † "
+        "hold such a cell: compare them only after it was trained with another recipe, a lower train.lr most often."
+    ]
 
 
 def _describe_recipes(section: Section) -> list[str]:

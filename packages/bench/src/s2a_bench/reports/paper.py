@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 
-from s2a_bench.cells import recipes
+from s2a_bench.cells import learning, recipes
 from s2a_bench.cells.record import Record
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.experiments import spec
@@ -289,6 +289,8 @@ def list_deviations(records: Sequence[Record], suite: str, family: str) -> list[
         found.append(f"a mini backbone, not {full.partition('.')[0]}")
     elif backbones != {full}:
         found.append(f"checkpoint {_join_values(backbones)}, not the one from ImageNet-21k ({full})")
+    if any(learning.find_problems(r) for r in records):
+        found.append("a cell that did not learn")
     if any(r.random_weights for r in records):
         found.append("random weights")
     if any(r.evaluated_on != "test" for r in records):

@@ -172,6 +172,8 @@ def _make_picture(
     left_out = [row.label for row in section.rows if row.label not in {mark.label for mark in marks}]
     caption += " Bars: ± one standard deviation between seeds." if any(mark.spread for mark in marks) else ""
     caption += " Dashed: Pareto front." if len(stats.pareto_front([(mark.x, mark.y) for mark in marks])) > 1 else ""
+    wrecked = [row.label for row in section.rows if row.averages and row.unlearned]
+    caption += f" Means that hold a cell that did not learn: {truncate_list(wrecked)}." if wrecked else ""
     caption += f" Not drawn, values missing: {truncate_list(left_out)}." if left_out else ""
     drawing = {"title": f"{section_title(section)}: {caption}", "x_label": x_label, "log": log, "key": key}
     inline = scatter.draw_scatter(marks, methods, **drawing)

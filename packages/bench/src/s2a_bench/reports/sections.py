@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from s2a_bench.cells import method_cards
+from s2a_bench.cells import learning, method_cards
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.statistics import Averages, Stat
@@ -23,12 +23,14 @@ class TableCell:
     Attributes:
         stat: Over the seeds that may be averaged; ``None`` without any.
         counted: Whether it enters the row's averages.
-        reasons: Why it is absent, incomplete or left out; empty when all is well.
+        reasons: Why it is absent, incomplete or left out, or did not learn; empty when all is well.
+        unlearned: How many of its seeds did not learn (``cells.learning``).
     """
 
     stat: Stat | None
     counted: bool
     reasons: tuple[str, ...] = ()
+    unlearned: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +51,11 @@ class MethodRow:
     averages: Averages | None
     numbers: Mapping[str, float | None]
     seeds: tuple[int, ...]
+
+    @property
+    def unlearned(self) -> tuple[str, ...]:
+        """Datasets that count and of which a seed did not learn."""
+        return tuple(name for name, cell in self.cells.items() if cell.counted and cell.unlearned)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -241,6 +248,8 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
         reasons.append(f"{failures} of {len(records)} seeds failed" if done else "failed")
     if not done:
         return TableCell(None, False, tuple(reasons) or ("not run",)), []
+    unlearned = [(record, text) for record in done if (text := learning.describe_problems(record))]
+    reasons += [f"seed {record.seed} {text}" for record, text in sorted(unlearned, key=lambda pair: pair[0].seed)]
     if not good:
         # All of it is from other data than the column: shown, but not counted.
         other = collections.Counter(canonical_text(stats.data_identity(r)) for r in done).most_common(1)[0][0]
@@ -249,11 +258,11 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
             stat = stats.average_seeds(good)
         except stats.NotComparable as error:
             return TableCell(None, False, (*reasons, str(error))), []
-        return TableCell(stat, False, (*reasons, "not comparable: other data than this column")), []
+        return TableCell(stat, False, (*reasons, "not comparable: other data than this column"), len(unlearned)), []
     if len(good) < len(done):
         reasons.append(f"{len(done) - len(good)} left out: other data than this column")
     try:
-        return TableCell(stats.average_seeds(good), True, tuple(reasons)), good
+        return TableCell(stats.average_seeds(good), True, tuple(reasons), len(unlearned)), good
     except stats.NotComparable as error:
         return TableCell(None, False, (*reasons, str(error))), []
 

@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.reports.sections import Section, format_option
 
@@ -41,7 +42,9 @@ class Summary:
         states = collections.Counter(record.status for record in self.records)
         missing = sum(len(seeds) for section in self.sections for _, _, seeds in section.missing)
         times = sorted(record.started_at for record in self.records if record.started_at)
-        words = [f"{states['done']} cells done", f"{states['failed']} failed", f"{missing} of the grid not run"]
+        unlearned = sum(bool(learning.find_problems(record)) for record in self.records)
+        done = f"{states['done']} cells done" + (f" ({unlearned} did not learn)" if unlearned else "")
+        words = [done, f"{states['failed']} failed", f"{missing} of the grid not run"]
         words += [f"{len(self.broken)} broken file{'s' * (len(self.broken) > 1)}"] if self.broken else []
         words += (
             [f"{self.trials} trial{'s' * (self.trials > 1)} of searches on val, in no table"] if self.trials else []

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 
 from s2a_bench.reports.sections import MethodRow, Section
-from s2a_bench.reports.text import format_cell, format_group, format_number, format_stat
+from s2a_bench.reports.text import format_cell, format_mean, format_number
 
 WIDE, MANY_ROWS = 8, 12
 """Above ``WIDE`` datasets the summary shows groups. Up to there it is all that more than ``MANY_ROWS`` rows need."""
@@ -35,7 +35,7 @@ def summary_columns(section: Section) -> list[Column]:
             if row.averages is None:
                 counted = sum(cell.counted for cell in row.cells.values())
                 return f"— ({counted} of {len(row.cells)})"
-            return format_stat(getattr(row.averages, pick))
+            return format_mean(row, getattr(row.averages, pick))
 
         return text
 
@@ -47,7 +47,7 @@ def summary_columns(section: Section) -> list[Column]:
     if len(section.datasets) <= WIDE:
         columns += [Column(n, lambda row, n=n: format_cell(row, n), f"dataset {n}") for n in section.datasets]
     else:
-        columns += [Column(g, lambda row, g=g: format_group(row, g), f"group {g}") for g in section.groups]
+        columns += [Column(g, _group_text(section, g), f"group {g}") for g in section.groups]
     return [
         *columns,
         Column("trainable %", lambda row: format_number(row.numbers["params_percent"], 2)),
@@ -68,9 +68,14 @@ def task_lines(section: Section) -> list[tuple[str, str, Callable[[MethodRow], s
         lines += [(name, f"dataset {name}", lambda row, n=name: format_cell(row, n), False) for name in names]
         if len(section.groups) > 1 and len(names) > 1:
             heading = f"mean of {group} ({len(names)})"
-            lines.append((heading, f"group {group}", lambda row, g=group: format_group(row, g), True))
+            lines.append((heading, f"group {group}", _group_text(section, group), True))
     means = [column for column in summary_columns(section) if column.key in ("mean of tasks", "mean of groups")]
     return lines + [(column.title, column.key or "", column.text, True) for column in means]
+
+
+def _group_text(section: Section, group: str) -> Callable[[MethodRow], str]:
+    names = section.groups[group]
+    return lambda row: format_mean(row, row.averages.groups[group] if row.averages else None, names)
 
 
 def has_task_table(section: Section) -> bool:

@@ -32,6 +32,12 @@ READING = (
         "protocol. A value marked * stands on other data than its column (data_id, split_id or number of images) and "
         "takes part in no average.",
     ),
+    (
+        "Did not learn",
+        "a value marked † holds a training that ended no better than guessing: a loss that did not fall below that of "
+        "predicting the class frequencies, that rose again, or an accuracy not above that of the most frequent class "
+        "(one-sided, 1 %). It counts in means, which carry the mark too; the reasons are listed with the cells.",
+    ),
 )
 
 
@@ -95,17 +101,29 @@ def list_cell_remarks(section: Section) -> list[tuple[str, str]]:
     ]
 
 
+UNLEARNED = " †"
+"""Mark of a value that holds a training that did not learn."""
+
+
 def format_cell(row: MethodRow, dataset: str) -> str:
-    """A cell's accuracy; marked where it stands on other data than its column."""
+    """A cell's accuracy; marked where it stands on other data than its column, or holds a seed that did not learn."""
     cell = row.cells[dataset]
     if cell.stat is None and "failed" in cell.reasons:
         return "failed"
-    return format_stat(cell.stat) + (" *" if cell.stat and not cell.counted else "")
+    marks = (" *" if cell.stat and not cell.counted else "") + (UNLEARNED if cell.unlearned else "")
+    return format_stat(cell.stat) + marks
 
 
-def format_group(row: MethodRow, group: str) -> str:
-    """A group's mean accuracy."""
-    return format_stat(row.averages.groups[group] if row.averages else None)
+def format_mean(row: MethodRow, stat: Stat | None, datasets: Sequence[str] | None = None) -> str:
+    """A mean of a row's tasks; marked if a seed of one of them did not learn.
+
+    Args:
+        row: Whose.
+        stat: The mean.
+        datasets: Those it is over; ``None``: all of the row.
+    """
+    wrecked = any(datasets is None or name in datasets for name in row.unlearned)
+    return format_stat(stat) + (UNLEARNED if stat and wrecked else "")
 
 
 def describe_front(section: Section) -> str:
@@ -117,5 +135,7 @@ def describe_front(section: Section) -> str:
     ]
     if len(known) < 2:
         return ""
-    names = [known[i][0] for i in stats.pareto_front([point for _, point in known])]
+    unlearned = {row.label for row in section.rows if row.unlearned}
+    front = [known[i][0] for i in stats.pareto_front([point for _, point in known])]
+    names = [f"{name}{UNLEARNED}" if name in unlearned else name for name in front]
     return f"Pareto front of mean accuracy against measured memory, by rising memory: {truncate_list(names, 8)}."

@@ -23,7 +23,7 @@ from s2a_bench.sweeps.search.run_search import (
     point_text,
     run_search,
 )
-from s2a_bench.sweeps.stage import failure_line, plan_sentence, run_stage
+from s2a_bench.sweeps.stage import failure_line, plan_sentence, run_stage, unlearned_sentence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,8 @@ def run_sweep(
             if record.status == "failed":
                 line = failure_line(record, ends[-1].plan.cells[record.cell_id])
                 notify(listeners, "message", line, "error")
+        if sentence := unlearned_sentence(ends[-1].records):
+            notify(listeners, "message", sentence, "warning")
     return SweepResult(tuple(ends))
 
 

@@ -56,7 +56,7 @@ def expand(request: Request) -> list[CellConfig]:
     parsed = mistakes.each(parse_method, labels)
     mistakes.raise_all()
     points = combinations(parse_settings(request.settings), parse_axes(request.axes))
-    trained = mistakes.each(lambda point: _methods_with_recipes(request, parsed, point), points)
+    trained = mistakes.each(lambda point: _methods_with_recipes(request, parsed, backbones, point), points)
     mistakes.raise_all()
     cells = [
         CellConfig(
@@ -75,7 +75,7 @@ def expand(request: Request) -> list[CellConfig]:
             device=request.device,
         )
         for several in trained
-        for (method, train), backbone, dataset, seed in itertools.product(several, backbones, names, seeds)
+        for (method, backbone, train), dataset, seed in itertools.product(several, names, seeds)
     ]
     unique: dict[str, CellConfig] = {}
     for cell in cells:
@@ -87,9 +87,12 @@ def expand(request: Request) -> list[CellConfig]:
 
 
 def _methods_with_recipes(
-    request: Request, methods: Sequence[MethodConfig], point: Mapping[str, Mapping[str, Any]]
-) -> list[tuple[MethodConfig, TrainConfig]]:
-    """The methods of one combination of settings, each with its recipe.
+    request: Request,
+    methods: Sequence[MethodConfig],
+    backbones: Sequence[str],
+    point: Mapping[str, Mapping[str, Any]],
+) -> list[tuple[MethodConfig, str, TrainConfig]]:
+    """The methods of one combination of settings, each on every backbone with its recipe for that.
 
     Raises:
         ValueError: Settings that do not fit, all of them.
@@ -101,7 +104,8 @@ def _methods_with_recipes(
     with mistakes.collecting():
         settings = train_settings(request, point["train"])
     found = mistakes.each(
-        lambda method: (method, recipes.train_config(request.suite, method.name, **settings)), methods
+        lambda pair: (*pair, recipes.train_config(request.suite, pair[0].name, pair[1], **settings)),
+        list(itertools.product(methods, backbones)),
     )
     mistakes.raise_all()
     return found
@@ -111,7 +115,7 @@ def label(cell: CellConfig) -> str:
     """``s2a:bits=8 on digits, mini_vit, seed 0, train.lr=0.1``: a cell in words, with what was set or swept."""
     options = ",".join(f"{key}={value}" for key, value in cell.method.options.items())
     method = f"{cell.method.name}:{options}" if options else cell.method.name
-    changed = recipes.changes(cell.data.suite, cell.method.name, dataclasses.asdict(cell.train))
+    changed = recipes.changes(cell.data.suite, cell.method.name, cell.backbone.name, dataclasses.asdict(cell.train))
     recipe = []
     if cell.trial:  # tells them apart, the default too
         recipe = [f"lr {cell.train.lr:g}", f"weight decay {cell.train.weight_decay:g}"]

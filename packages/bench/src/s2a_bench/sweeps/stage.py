@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from s2a_bench import failures
+from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
@@ -167,6 +168,20 @@ def plan_sentence(plan: Plan) -> str:
     again = f", {len(plan.again)} of them failed before" if plan.again else ""
     todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
     return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
+
+
+def unlearned_sentence(records: Sequence[Record]) -> str:
+    """How many of the finished cells did not learn, and what to do about it; empty if all learned."""
+    wrecked = [record for record in records if learning.find_problems(record)]
+    if not wrecked:
+        return ""
+    few = ", ".join(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in wrecked[:3]))
+    more = f" and {len(wrecked) - 3} more" if len(wrecked) > 3 else ""
+    done = sum(record.status == "done" for record in records)
+    return (
+        f"{len(wrecked)} of {done} finished cells did not learn: {few}{more}. The report marks them and every mean "
+        "that holds one with †; try a lower train.lr, or let --search choose it."
+    )
 
 
 def failure_line(record: Record, cell: CellConfig) -> str:

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from s2a_bench.cells import recipes
+from s2a_bench.cells import learning, recipes
 from s2a_bench.cells.record import Record
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
@@ -54,6 +54,9 @@ def run_tags(record: Record) -> dict[str, str]:
         values |= dict(_flatten({k: v for k, v in record.search.items() if k != "trial_ids"}, "search."))
     if record.error:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
+    if record.status == "done":
+        values["learned"] = not learning.find_problems(record)
+        values["did_not_learn"] = "; ".join(learning.find_problems(record)) or None
     # Two names of MLflow's own, which its pages show as the run's source.
     values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
     return {_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}
@@ -78,7 +81,7 @@ def run_name(record: Record) -> str:
     options = ",".join(f"{key}={_format_value(value)}" for key, value in _changed_options(record).items())
     method = f"{record.method}:{options}" if options else record.method
     words = [method, record.dataset, f"seed {record.seed}", record.backbone]
-    words += recipes.spoken(recipes.changes(record.suite, record.method, record.train_config))
+    words += recipes.spoken(recipes.changes(record.suite, record.method, record.backbone, record.train_config))
     return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
 
 

@@ -51,9 +51,9 @@ class Mode:
         """``"grid"`` or ``"random"``."""
         return "grid" if self.draws is None else "random"
 
-    def points(self, method: str) -> list[dict[str, Any]]:
-        """What a method's trials try."""
-        space = search_spaces.get(method)
+    def points(self, method: str, backbone: str) -> list[dict[str, Any]]:
+        """What a method's trials on a backbone try."""
+        space = search_spaces.get(method, backbone)
         return search_spaces.grid(space) if self.draws is None else search_spaces.draws(space, self.draws)
 
 
@@ -170,7 +170,7 @@ def searches(cells: Iterable[CellConfig], mode: Mode) -> list[Search]:
         groups.setdefault(key, []).append(cell)
     found = []
     for finals in groups.values():
-        points = mode.points(finals[0].method.name)
+        points = mode.points(finals[0].method.name, finals[0].backbone.name)
         trials = tuple(_trial(finals[0], point, mode) for point in points)
         found.append(Search(tuple(finals), tuple(points), trials, mode))
     return found
@@ -221,8 +221,8 @@ def _trial(cell: CellConfig, point: Mapping[str, Any], mode: Mode) -> CellConfig
 
 def _check_free(cell: CellConfig) -> None:
     """Refuses a cell in which a searched key has been set: its method would have fewer trials than the others."""
-    default = recipes.train_config(cell.data.suite, cell.method.name)
-    for axis in search_spaces.get(cell.method.name):
+    default = recipes.train_config(cell.data.suite, cell.method.name, cell.backbone.name)
+    for axis in search_spaces.get(cell.method.name, cell.backbone.name):
         scope, _, name = axis.key.partition(".")
         given = getattr(cell.train, name) if scope == "train" else cell.method.options.get(name)
         if given is not None and not (scope == "train" and given == getattr(default, name)):

@@ -1,7 +1,8 @@
 """What a search tries: a space per method, made from its card, of one size for all.
 
 Every grid has ``GRID`` points: six learning rates and two weight decays, or, where a method has a scale, three learning
-rates a decade apart, two decays and two scales. Every grid holds the method's default recipe.
+rates a decade apart, two decays and two scales. Every grid holds the method's default recipe; on wider backbones all
+rates are smaller by the same factor as the default (``recipes.rate_for``).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import itertools
 import math
 from typing import Any
 
-from s2a_bench.cells import method_cards
+from s2a_bench.cells import method_cards, recipes
 from s2a_bench.errors import InputError
 
 GRID = 12
@@ -49,8 +50,8 @@ Space = tuple[Axis, ...]
 _DECAY = Axis("train.weight_decay", (1e-4, 5e-2), logarithmic=True)
 
 
-def get(method: str) -> Space:
-    """The space of a method, from its card: an option if it searches one, weight decay, learning rate.
+def get(method: str, backbone: str) -> Space:
+    """The space of a method on a backbone, from its card: an option if it searches one, weight decay, learning rate.
 
     Raises:
         InputError: It has another size than those of the other methods, which would give them unequal budgets.
@@ -60,7 +61,7 @@ def get(method: str) -> Space:
     space = (
         *([Axis(f"method.{option[0]}", option[1])] if option else []),
         _DECAY,
-        Axis("train.lr", recipe.searched_rates, logarithmic=True),
+        Axis("train.lr", tuple(recipes.rate_for(rate, backbone) for rate in recipe.searched_rates), logarithmic=True),
     )
     if (size := math.prod(len(axis.values) for axis in space)) != GRID:
         raise InputError(

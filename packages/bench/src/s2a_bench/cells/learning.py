@@ -1,0 +1,87 @@
+"""Whether a cell learned: its training loss and its accuracy beside those of guessing.
+
+A finished training is a result whatever it learned, so such a cell stays ``done``; but whoever reads an average must be
+told that a part of it is a wreck: a learning rate far too high, most often.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from s2a_bench.cells.record import Record
+
+LEAST_FALL = 0.05
+"""A training loss that ends less than this share below that of guessing has not fallen."""
+
+RISE = 0.5
+"""A loss that ends higher than its lowest epoch by more than this share of its whole fall has risen again."""
+
+QUANTILE = 2.326
+"""Of the normal distribution at 99 %: an accuracy above guessing by less is at the level of chance."""
+
+
+def guessing_loss(counts: Sequence[int]) -> float:
+    """Cross-entropy, in nats, of always predicting the class frequencies ``p_c``: ``-sum(p_c * ln(p_c))``.
+
+    Args:
+        counts: Images of each class in the training list; classes without any may be left out.
+    """
+    total = sum(counts)
+    return -math.fsum(n / total * math.log(n / total) for n in counts if n)
+
+
+def guessing_accuracy(counts: Sequence[int]) -> float:
+    """Accuracy in percent of always naming the most frequent class of the scored list.
+
+    Args:
+        counts: Images of each class in the scored list.
+    """
+    return 100.0 * max(counts) / sum(counts)
+
+
+def find_problems(record: Record) -> list[str]:
+    """Why a finished cell counts as one that did not learn, a clause for each reason; empty if it learned.
+
+    Three signs, each sufficient, with the loss ``L_e`` of epoch ``e`` of ``E``, the loss ``H`` of guessing class
+    frequencies, and the accuracy ``q`` of the most frequent class among ``n`` scored images (records without the last
+    two, of older versions, are compared with equally frequent classes: ``H = ln(C)``, ``q = 1 / C``):
+
+    * the loss did not fall: ``L_E > 0.95 * H``;
+    * the loss rose again: ``L_E - min(L) > 0.5 * (max(L_1, H) - min(L))``, and by more than ``0.05 * H``;
+    * the accuracy is at the level of chance: not above ``q + 2.326 * sqrt(q * (1 - q) / n)``, one-sided at 1 %.
+
+    Args:
+        record: Any; of one that is not ``done`` nothing is said.
+    """
+    if record.status != "done":
+        return []
+    found = []
+    losses = [epoch["loss"] for epoch in record.curve if "loss" in epoch]
+    guess = record.guessing_loss
+    if guess is None:
+        guess = math.log(record.classes) if record.classes > 1 else 0.0
+    # A single class, or a list with only one, has nothing to learn.
+    if losses and guess > 0:
+        lowest, last = min(losses), losses[-1]
+        if last > (1 - LEAST_FALL) * guess:
+            found.append(f"its training loss ended at {last:.2f}, where guessing has {guess:.2f}")
+        elif last - lowest > max(RISE * (max(losses[0], guess) - lowest), LEAST_FALL * guess):
+            found.append(
+                f"its training loss rose again, from {lowest:.2f} after epoch {losses.index(lowest) + 1} to {last:.2f}"
+            )
+    chance = record.guessing_accuracy
+    if chance is None:
+        chance = 100.0 / record.classes if record.classes > 1 else None
+    if record.accuracy is not None and chance is not None and chance < 100 and record.scored_images > 0:
+        share = chance / 100
+        margin = 100 * QUANTILE * math.sqrt(share * (1 - share) / record.scored_images)
+        if record.accuracy <= chance + margin:
+            found.append(f"its accuracy of {record.accuracy:.1f} % is that of guessing ({chance:.1f} %)")
+    return found
+
+
+def describe_problems(record: Record) -> str:
+    """``did not learn: its training loss ended at 4.40, where guessing has 4.50``; empty if it learned."""
+    problems = find_problems(record)
+    return f"did not learn: {' and '.join(problems)}" if problems else ""
