@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import gzip
 import importlib.util
 import itertools
@@ -277,3 +278,23 @@ def test_a_search_space_of_another_size_is_refused(tmp_path, monkeypatch):
     _install(tmp_path, monkeypatch, FILE.replace("(2e-4, 2e-3, 2e-2)", "(2e-4, 2e-3)"))
     with pytest.raises(InputError, match="'mine' has 8 points, but every method is searched with 12"):
         spaces.get("mine", "mini_vit")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "width"),
+    [("vit_small_patch14_dinov2.lvd142m", 384), ("vit_base_patch16_224.augreg_in21k", 768), ("convnext_base", 1024)],
+)
+@pytest.mark.parametrize("method", OURS)
+def test_a_wide_backbone_has_smaller_rates_and_clipped_gradients(method, backbone, width):
+    """One recipe for a backbone of 0.7 M parameters and one of 86 M destroyed methods on the latter."""
+    recipe = get_card(method).recipe
+    found = recipes.train_config("vtab", method, backbone)
+    assert found.lr == recipe.rate_at(width) < recipes.train_config("vtab", method, "mini_vit").lr
+    assert (found.clip_norm, recipes.train_config("vtab", method, "mini_vit").clip_norm) == (1.0, 0.0)
+    assert recipes.changes("vtab", method, backbone, dataclasses.asdict(found)) == {}
+    cell = grid.expand(grid.Request(backbones=(backbone,), methods=(method,), datasets=("digits",), seeds=(0,)))[0]
+    assert (cell.train.lr, cell.train.clip_norm) == (found.lr, 1.0)
+
+
+def test_a_backbone_that_timm_does_not_know_keeps_the_cards_rates():
+    assert recipes.learning_rates("s2a", "a_backbone_of_an_older_timm")[0] == get_card("s2a").recipe.learning_rate

@@ -87,3 +87,22 @@ def test_a_package_that_cannot_be_imported_hides_no_card_of_the_others(monkeypat
     assert registry.get_card("lora").title == "LoRA"
     with pytest.raises(s2a.S2AError, match="'no_such_package_of_methods' cannot be imported"):
         s2a.list_methods()
+
+
+@pytest.mark.parametrize(
+    ("width", "share"), [(64, 1.0), (96, 1.0), (128, 1.0), (256, 1 / 2), (768, 1 / 6), (2048, 1 / 16)]
+)
+def test_rates_fall_with_the_width_and_never_rise(width, share):
+    recipe = Recipe(learning_rate=1e-2)
+    assert recipe.rate_at(width) == pytest.approx(1e-2 * share, rel=0.05)  # two digits
+    assert [recipe.rate_at(width, rate) for rate in recipe.searched_rates] == pytest.approx(
+        [rate * share for rate in recipe.searched_rates], rel=0.05
+    )
+    assert recipe.rate_at(width) in [recipe.rate_at(width, rate) for rate in recipe.searched_rates]
+    assert dataclasses.replace(recipe, width_power=2.0).rate_at(width) == pytest.approx(1e-2 * share**2, rel=0.05)
+
+
+@pytest.mark.parametrize("power", [0, -1.0, float("nan"), float("inf"), True, "1"])
+def test_a_power_that_is_no_positive_number_is_refused(power):
+    with pytest.raises(s2a.S2AError, match="width_power"):
+        Recipe(width_power=power)

@@ -32,7 +32,7 @@ class Full(Method):
         keeps="The input of every layer, everything attention and activations need, norm statistics.",
         inference="Nothing; s2a.merge gives the plain model.",
         source="The usual practice.",
-        recipe=Recipe(learning_rate=1e-3, searched_rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3)),
+        recipe=Recipe(learning_rate=1e-3, searched_rates=(1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3), width_power=2.0),
         style=Style(light="#3b3b3b", dark="#e4e4e4", shape="square"),
         order=10,
         compared_by_default=True,

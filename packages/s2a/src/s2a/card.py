@@ -25,26 +25,32 @@ class Recipe:
     """How a method is trained unless its user says otherwise, and what a search over its settings tries.
 
     The number of epochs, the schedule and the weight decay are the harness's, the same for all methods. Rates are those
-    of a backbone up to ``REFERENCE_WIDTH`` wide; ``scale_rate`` has those of wider ones.
+    of a backbone up to ``REFERENCE_WIDTH`` wide; ``rate_at`` has those of wider ones.
 
     Attributes:
         learning_rate: Default peak learning rate of AdamW.
         searched_rates: Learning rates that a search tries, ascending, the default among them.
         searched_option: Name of one option of the config that a search varies too, and its values, the config's default
             among them; ``None``: no option is searched.
+        width_power: How the rates fall with a backbone's width, see ``rate_at``.
 
     Raises:
-        S2AError: A rate that is not a positive number, rates that do not ascend, or a default that is not among them.
+        S2AError: A rate or a power that is not a positive number, rates that do not ascend, or a default that is not
+            among them.
     """
 
     learning_rate: float = 1e-3
     searched_rates: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
     searched_option: tuple[str, tuple[Any, ...]] | None = None
+    width_power: float = 1.0
 
     def __post_init__(self) -> None:
-        for rate in (self.learning_rate, *self.searched_rates):
-            if isinstance(rate, bool) or not isinstance(rate, int | float) or not 0 < rate < math.inf:
-                raise S2AError(f"Learning rate {rate!r} must be a number above 0.")
+        for name, value in (
+            *(("Learning rate", rate) for rate in (self.learning_rate, *self.searched_rates)),
+            ("width_power", self.width_power),
+        ):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise S2AError(f"{name} {value!r} must be a number above 0.")
         if sorted(set(self.searched_rates)) != list(self.searched_rates):
             raise S2AError(f"searched_rates={self.searched_rates} must ascend without repeats.")
         if self.learning_rate not in self.searched_rates:
@@ -53,20 +59,20 @@ class Recipe:
                 "that a search also tries the default."
             )
 
+    def rate_at(self, width: int, rate: float | None = None) -> float:
+        """A rate of this recipe on a backbone of another width: ``rate * min(1, 128 / width) ** power``, two digits.
 
-def scale_rate(rate: float, width: int) -> float:
-    """A learning rate of a card on a backbone of another width: ``rate * min(1, 128 / width)``, to two digits.
+        Under Adam every weight moves by about the rate at each step, whatever its gradient, so that an output that sums
+        over ``width`` inputs moves in proportion to ``rate * width``. The rate of matrices must therefore fall as
+        ``1 / width``, a power of 1 (Yang et al., "Tensor Programs V", 2022, table 3). Narrow backbones keep the rate,
+        which was chosen on such ones.
 
-    Under Adam every weight moves by about the rate at each step, whatever its gradient, so that an output that sums
-    over ``width`` inputs moves in proportion to ``rate * width``. The rate of matrices must therefore fall as
-    ``1 / width`` (Yang et al., "Tensor Programs V", 2022, table 3). Narrow backbones keep the rate, which was chosen on
-    such ones.
-
-    Args:
-        rate: Learning rate at ``REFERENCE_WIDTH``.
-        width: Channels of the backbone's last stage: timm's ``num_features``.
-    """
-    return float(f"{rate * min(1.0, REFERENCE_WIDTH / width):.2g}")
+        Args:
+            width: Channels of the backbone's last stage: timm's ``num_features``.
+            rate: One of ``searched_rates``; ``None``: the default.
+        """
+        rate = self.learning_rate if rate is None else rate
+        return float(f"{rate * min(1.0, REFERENCE_WIDTH / width) ** self.width_power:.2g}")
 
 
 @dataclasses.dataclass(frozen=True)

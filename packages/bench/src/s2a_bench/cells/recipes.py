@@ -8,7 +8,6 @@ checked on a pretrained ViT-S, and wider backbones get smaller ones, see docs/re
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -26,22 +25,23 @@ _REAL_BACKBONE: dict[str, Any] = {"clip_norm": 1.0}
 """What differs on a backbone that is none of the embedded ones."""
 
 
-@functools.lru_cache(maxsize=64)
-def rate_for(rate: float, backbone: str) -> float:
-    """A card's learning rate on a backbone: as it is on the embedded ones, smaller on wider ones (``scale_rate``).
+def learning_rates(method: str, backbone: str) -> tuple[float, ...]:
+    """A method's default learning rate on a backbone, and behind it those that a search tries.
+
+    As on the card for the embedded backbones, smaller on wider ones (``s2a.card.Recipe.rate_at``).
 
     Args:
-        rate: Of a card.
-        backbone: Name; one that timm does not know here keeps the rate.
+        method: Method name; one that is not installed here gets a card of defaults.
+        backbone: timm name, or that of an embedded backbone; one that timm does not know here keeps the card's rates.
     """
+    recipe = method_cards.card(method).recipe
+    rates = (recipe.learning_rate, *recipe.searched_rates)
     if backbone in MINI_BACKBONES:
-        return rate
-    from s2a.card import scale_rate  # torch with it
-
-    from s2a_bench.cells.backbones import width
+        return rates
+    from s2a_bench.cells.backbones import width  # torch and timm with it
 
     known = width(backbone)
-    return rate if known is None else scale_rate(rate, known)
+    return rates if known is None else tuple(recipe.rate_at(known, rate) for rate in rates)
 
 
 def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> TrainConfig:
@@ -61,8 +61,7 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
     for key in overrides:
         if key not in known:
             raise unknown("recipe key", f"train.{key}", [f"train.{name}" for name in known])
-    rate = rate_for(method_cards.card(method).recipe.learning_rate, backbone)
-    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), "lr": rate}
+    values: dict[str, Any] = {**_SCHEDULES.get(suite, {}), "lr": learning_rates(method, backbone)[0]}
     if backbone not in MINI_BACKBONES:
         values |= _REAL_BACKBONE
     if "epochs" in overrides and "warmup_epochs" not in overrides:

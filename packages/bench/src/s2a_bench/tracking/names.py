@@ -55,8 +55,8 @@ def run_tags(record: Record) -> dict[str, str]:
     if record.error:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
     if record.status == "done":
-        values["learned"] = not learning.find_problems(record)
-        values["did_not_learn"] = "; ".join(learning.find_problems(record)) or None
+        problems = learning.find_problems(record)
+        values |= {"learned": not problems} | ({"did_not_learn": "; ".join(problems)} if problems else {})
     # Two names of MLflow's own, which its pages show as the run's source.
     values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
     return {_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}

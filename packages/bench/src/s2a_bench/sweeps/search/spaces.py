@@ -2,7 +2,7 @@
 
 Every grid has ``GRID`` points: six learning rates and two weight decays, or, where a method has a scale, three learning
 rates a decade apart, two decays and two scales. Every grid holds the method's default recipe; on wider backbones all
-rates are smaller by the same factor as the default (``recipes.rate_for``).
+rates are smaller by the same factor as the default (``recipes.learning_rates``).
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def get(method: str, backbone: str) -> Space:
     space = (
         *([Axis(f"method.{option[0]}", option[1])] if option else []),
         _DECAY,
-        Axis("train.lr", tuple(recipes.rate_for(rate, backbone) for rate in recipe.searched_rates), logarithmic=True),
+        Axis("train.lr", recipes.learning_rates(method, backbone)[1:], logarithmic=True),
     )
     if (size := math.prod(len(axis.values) for axis in space)) != GRID:
         raise InputError(
