@@ -11,6 +11,7 @@ from typing import Literal
 
 from s2a_bench.data import splits
 from s2a_bench.data.folder import compute_content_id, sha256
+from s2a_bench.data.labels import find_folder_conflict
 from s2a_bench.data.readers import published_splits as split_files
 from s2a_bench.data.readers import registry
 from s2a_bench.data.readers.source import Source, SourceImage
@@ -79,6 +80,8 @@ def open_source(
         source = reader.open(tree, dataset)
         _check_source(dataset, place, source)
         source = _apply_published_split(dataset, preparation, tree, source, split)
+        if conflict := find_folder_conflict(((item.name, item.label) for item in source.images), dataset.classes):
+            raise InputError(f"{place} contradicts itself: {conflict}; download it again.")
         chosen = splits.split_source(dataset, preparation, source)
         if synthetic != "miniature":
             _check_counts(dataset, place, chosen)
@@ -116,7 +119,8 @@ def _apply_published_split(
         given = found
     elif not kind:
         raise InputError(f"{dataset.name} takes no split file: its lists follow from its source alone.")
-    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source)
+    notes: list[str] = []
+    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source, notes)
     items = tuple(dataclasses.replace(item, label=labels[item.name]) for item in source.images if item.name in labels)
     renamed: dict[str, str] = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
     return dataclasses.replace(
@@ -125,7 +129,7 @@ def _apply_published_split(
         classes=classes,
         lists={renamed[name]: names for name, names in lists.items()},
         split_id=split_id,
-        note=f"The lists of {given.name}. {source.note}".strip(),
+        note=" ".join((f"The lists of {given.name}.", *notes, source.note)).strip(),
     )
 
 
