@@ -7,6 +7,7 @@ from pathlib import Path
 
 from s2a_bench.data.folder import Manifest, find_dataset_folder, read_manifest
 from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Counts
 from s2a_bench.errors import InputError
@@ -52,7 +53,8 @@ class DatasetStatus:
 def list_datasets(root: Path | None) -> list[DatasetStatus]:
     """State of every dataset of the table under a data root.
 
-    A folder counts as present with its lists and a readable manifest, if any; ``verify_dataset`` is the full check.
+    A folder counts as present with its lists and a readable manifest, if any, that is not another dataset's;
+    ``verify_dataset`` is the full check.
     """
     rows = []
     for dataset in datasets.DATASETS.values():
@@ -63,6 +65,8 @@ def list_datasets(root: Path | None) -> list[DatasetStatus]:
                 manifest = read_manifest(folder)
                 present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
                 where = str(folder)
+                if reason := explain_other_set(dataset, folder, manifest, {}):
+                    present, manifest, where = False, None, f"{folder} is not it: {reason}."
             except InputError:
                 present = False
         rows.append(

@@ -30,6 +30,7 @@ from s2a_bench.data.folder import (
 )
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
 from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
@@ -258,7 +259,12 @@ def _open_folder(
     """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
     folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
+    if manifest is not None and (reason := explain_other_set(dataset, folder, manifest, {})):
+        raise InputError(f"{folder} is not {dataset.name}: {reason}.")  # before its lists are called changed
     lists = {name: read_list(folder, name, dataset, manifest) for name in _names_of_used_lists(config, dataset)}
+    labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
+    if reason := explain_other_set(dataset, folder, manifest, labels):
+        raise InputError(f"{folder} is not {dataset.name}: {reason}.")
     train, scored = lists.values()
     if both := {entry.path for entry in train} & {entry.path for entry in scored}:
         raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")

@@ -12,8 +12,8 @@ from typing import Literal
 from s2a_bench.data import splits
 from s2a_bench.data.folder import compute_content_id, sha256
 from s2a_bench.data.labels import find_folder_conflict
+from s2a_bench.data.readers import noah, registry
 from s2a_bench.data.readers import published_splits as split_files
-from s2a_bench.data.readers import registry
 from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset, Preparation
@@ -76,7 +76,9 @@ def open_source(
         reader = registry.find_reader(tree, dataset)
         if reader is None:
             accepted = describe_accepted_sources(dataset, preparation)
-            raise InputError(f"{place} contains no known format of {dataset.name}; give {accepted}.")
+            others = noah.list_other_sets(tree, dataset)
+            held = f" (it holds {', '.join(others)})" if others else ""
+            raise InputError(f"{place} contains no known format of {dataset.name}{held}; give {accepted}.")
         source = reader.open(tree, dataset)
         _check_source(dataset, place, source)
         source = _apply_published_split(dataset, preparation, tree, source, split)

@@ -45,7 +45,8 @@ def _check_labels(tree: Tree, what: str, items: Iterable[SourceImage], classes: 
     stated = ((item.name, repr(own), item.label + 1) for item, own in zip(items, classes, strict=True))
     if conflict := find_label_conflict(stated):
         raise InputError(
-            f"{what} in {tree.place} contradicts the names of its images: {conflict} (counted from 1); download it again."
+            f"{what} in {tree.place} contradicts the names of its images: {conflict} (counted from 1); "
+            "download it again."
         )
 
 

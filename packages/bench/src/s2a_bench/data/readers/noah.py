@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
 
-from s2a_bench.data.folder import ListedImage, compute_content_id, parse_list, sha256
+from s2a_bench.data.folder import MANIFEST, ListedImage, compute_content_id, parse_list, sha256
 from s2a_bench.data.images import LOSSY_SUFFIXES, looks_reencoded
+from s2a_bench.data.other_sets import find_fitting, find_namesake
 from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import VTAB_LISTS, Dataset
@@ -40,10 +42,12 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
     images decides (``images.looks_reencoded``).
 
     Raises:
-        InputError: A list is missing, malformed, or names an image that is not there.
+        InputError: A list is missing, malformed, or names an image that is not there; or the folder is another
+            dataset's, by its manifest, its name, or its lists.
     """
     home = _find_lists_folder(tree, dataset)
     assert home is not None
+    _check_name(tree, dataset, home)
     present = set(tree.names)
     lists: dict[str, tuple[str, ...]] = {}
     hashes: dict[str, str] = {}
@@ -66,6 +70,12 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
                 )
             paths.append(entry.path)
         lists[name] = tuple(paths)
+    labels = {name: [items[path].label for path in paths] for name, paths in lists.items()}
+    if other := find_fitting(dataset, labels):
+        raise InputError(
+            f"{tree.place}: the lists in {home or '.'} are those of {other.name}, by their counts of images and how "
+            f"often each label occurs, and not those of {dataset.name}; prepare {other.name} from it."
+        )
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         for name, data in tree.read_many(home + n for n in names):
@@ -82,6 +92,55 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
         lossy=lossy,
         note=note,
     )
+
+
+def _check_name(tree: Tree, dataset: Dataset, home: str) -> None:
+    """Refuses a folder that by its manifest, or else by its name, is another dataset's.
+
+    Raises:
+        InputError: It is.
+    """
+    stated = _read_stated_dataset(tree, home)
+    if stated == dataset.name:
+        return
+    if stated is not None:
+        raise InputError(
+            f"{tree.place}: {home}{MANIFEST} says that these are the images of {stated}, not of {dataset.name}; "
+            f"prepare {stated} from it, or give a source of {dataset.name}."
+        )
+    if home:
+        return  # It was chosen by its name.
+    for name in {tree.place.name, tree.place.resolve().name} - {""}:
+        if other := find_namesake(dataset, name):
+            raise InputError(
+                f"{tree.place} is named after {other.name}, another dataset, and its lists name no classes that could "
+                f"show otherwise; prepare {other.name} from it, or, if its images are those of {dataset.name}, call it "
+                f"{dataset.name}."
+            )
+
+
+def list_other_sets(tree: Tree, dataset: Dataset) -> list[str]:
+    """Names of other datasets whose standard folders are in the tree, by their manifests or the folders' names."""
+    found: set[str] = set()
+    for path in tree.names:
+        home, file = path[: -len(PurePosixPath(path).name)], PurePosixPath(path).name
+        if file == MANIFEST and (stated := _read_stated_dataset(tree, home)):
+            found.add(stated)
+        elif file == _MARKER_LIST and (other := find_namesake(dataset, PurePosixPath(home).name or tree.place.name)):
+            found.add(other.name)
+    return sorted(found - {dataset.name})
+
+
+def _read_stated_dataset(tree: Tree, home: str) -> str | None:
+    """The dataset that a manifest of this package beside the lists names; ``None``: there is none."""
+    if home + MANIFEST not in tree.names:
+        return None
+    try:
+        values = json.loads(tree.read_text(home + MANIFEST))
+    except (ValueError, RecursionError):  # InputError is a ValueError: a file that is no text
+        return None
+    stated = values.get("dataset") if isinstance(values, dict) and "data_id" in values else None
+    return stated if isinstance(stated, str) else None
 
 
 def _check_reencoding(

@@ -87,15 +87,38 @@ def read_split(
     if len(classes) != dataset.classes:
         raise InputError(f"{place} has {len(classes)} classes but {dataset.name} has {dataset.classes}.")
     own = {item.name: item.label for item in source.images}
-    if conflict := find_label_conflict((name, repr(source.classes[own[name]]), label) for name, label in labels.items()):
+    given = {name: source.classes[own[name]] for name in labels}
+    if conflict := find_label_conflict((name, repr(given[name]), label) for name, label in labels.items()):
         raise InputError(
             f"{place} contradicts the labels of its images: {conflict} in the source; get the split file, or the "
             "download, again."
         )
     content = json.dumps({part: sorted((p, label) for p, label, _ in entries[part]) for part in _PARTS})
-    given = {label: source.classes[own[name]] for name, label in labels.items()}
-    titles = tuple(classes[i] or given[i] for i in range(dataset.classes))
+    by_label = {label: given[name] for name, label in labels.items()}
+    _check_titles(place, {by_label[label]: title for label, title in classes.items() if title})
+    titles = tuple(classes[i] or by_label[i] for i in range(dataset.classes))
     return lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}"
+
+
+def _check_titles(place: Path, titles: dict[str, str]) -> None:
+    """Refuses names of classes that the source gives to others of its classes.
+
+    Args:
+        place: The split, for errors.
+        titles: The split's name per name in the source; CoOp's are often other words for the same.
+    """
+
+    def plain(name: str) -> str:
+        return "".join(letter for letter in name.lower() if letter.isalnum())
+
+    known = {plain(own): own for own in titles}
+    for own, title in titles.items():
+        other = known.get(plain(title), own)
+        if other != own:
+            raise InputError(
+                f"{place} calls the images of class {own!r} {title!r}, but the source has another class {other!r}; get "
+                "the split file, or the download, again."
+            )
 
 
 def _read_json(path: Path) -> Any:
@@ -162,8 +185,8 @@ def _number_from_zero(entries: _Entries, place: Path) -> tuple[_Entries, str]:
     if ids == list(range(len(ids))):
         return numbered, ""
     return numbered, (
-        f"The class ids of these files, {len(ids)} numbers from {ids[0]} to {ids[-1]}, were numbered from 0 on in their "
-        "order, as VPT's loader does."
+        f"The class ids of these files, {len(ids)} numbers from {ids[0]} to {ids[-1]}, were numbered from 0 on in "
+        "their order, as VPT's loader does."
     )
 
 
