@@ -137,8 +137,8 @@ def is_earlier_version(path: Path) -> bool:
     """Whether a file has the form without checksums that was written before: pixels, shapes, and ``n`` at the end."""
     file_bytes = path.stat().st_size
     with path.open("rb") as file:
-        (n,) = np.frombuffer(_read_at(file, max(0, file_bytes - 8), 8) or bytes(8), "<i8").tolist()
-        if not 1 <= n <= file_bytes // 24 or file_bytes < 24 * n + 8:
+        n = int.from_bytes(_read_at(file, max(0, file_bytes - 8), 8), "little")
+        if n < 1 or file_bytes < 24 * n + 8:
             return False
         shapes = np.frombuffer(_read_at(file, file_bytes - 8 - 24 * n, 24 * n), "<i8").reshape(n, 3)
     return bool(3 * shapes[:, 1] @ shapes[:, 2] == file_bytes - 8 - 24 * n and shapes[0, 0] == 0)
