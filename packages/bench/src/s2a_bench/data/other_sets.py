@@ -28,20 +28,25 @@ _ARCHIVE = re.compile(r"(\.(zip|tar|tgz|tbz2|txz|gz|bz2|xz))+$")
 def find_namesake(dataset: Dataset, name: str) -> Dataset | None:
     """The other dataset that a folder's or archive's name stands for; ``None``: none, or this one's name is in it.
 
+    Of several names in one the longest counts: ``vtab_cifar100`` is named after cifar100, not after cifar.
+
     Args:
         dataset: What the folder is taken for.
         name: Without the folders above it, e.g. ``"dsprites_loc"``, ``"dSprites-loc.zip"``, ``"vtab_dsprites_loc"``.
     """
     words = _words(_ARCHIVE.sub("", name.lower()))
-    if any(own in words for own in map(_words, (dataset.name, *dataset.aliases))):
-        return None
-    others = [other for other in datasets.DATASETS.values() if not other.embedded and other.name != dataset.name]
-    # The longest name: "cifar100_images" is cifar100's.
-    found = [other for other in others if _words(other.name) in words]
-    if found:
-        return max(found, key=lambda other: len(other.name))
-    aliases = {_words(alias): other for other in others if other.suite == dataset.suite for alias in other.aliases}
-    return aliases.get(words)
+    named: dict[str, Dataset | None] = {}
+    for other in datasets.DATASETS.values():
+        if not other.embedded and other.name != dataset.name:
+            named[_words(other.name)] = other
+            # Other names may be everyday words ("real", "sun"): they must be the whole name, and of the same suite.
+            named |= {
+                _words(alias): other
+                for alias in other.aliases
+                if other.suite == dataset.suite and _words(alias) == words
+            }
+    named |= {_words(own): None for own in (dataset.name, *dataset.aliases)}
+    return named.get(max((each for each in named if each in words), key=len, default=""))
 
 
 def _words(name: str) -> str:
