@@ -129,7 +129,7 @@ def test_a_copied_folder_is_not_loaded_verified_or_listed_as_another(copied):
     assert [(p.file, "describes 'dsprites_loc'" in p.what) for p in problems] == [("manifest.json", True)]
     rows = {row.name: row for row in list_datasets(copied)}
     assert rows["dsprites_loc"].present and not rows["dsprites_ori"].present
-    assert "describes 'dsprites_loc'" in rows["dsprites_ori"].where
+    assert "describes 'dsprites_loc'" in rows["dsprites_ori"].note
 
 
 def test_a_sweep_on_a_copied_folder_ends_before_anything_runs(copied, tmp_path, capsys):

@@ -12,7 +12,9 @@ import pytest
 import torch
 from bench.small_folders import HALF, SIZES, all_of, config, picture
 from rich.console import Console
+from s2a_bench.cells import run
 from s2a_bench.cli.data import verify_datasets
+from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig
 from s2a_bench.data import folder as layout
 from s2a_bench.data.loading import check_data, load_data
 from s2a_bench.data.table.lookup import DATASETS
@@ -51,6 +53,21 @@ def test_zeroed_pixels_are_named_by_verify_and_made_again_by_the_next_use(which,
     torch.testing.assert_close(all_of(task.scored), before, rtol=0, atol=0)
     assert len(task.notes) == 1 and "made again" in task.notes[0]
     assert path.read_bytes() == whole and of_cache(folder) == []
+
+
+def test_the_record_of_a_cell_says_that_a_cache_was_made_again(svhn):
+    folder, _ = svhn
+    cell = CellConfig(
+        config(folder), BackboneConfig(random_weights=True), MethodConfig("linear"), TrainConfig(1, 0), threads=1
+    )
+    first = run.run(cell)
+    assert (first.status, first.notes) == ("done", []), first.error
+    for path in (folder / layout.CACHE).glob("*.u8"):
+        path.write_bytes(bytes(3 * 32 * 32) + path.read_bytes()[3 * 32 * 32 :])
+    again = run.run(cell)
+    assert (again.cell_id, again.accuracy) == (first.cell_id, first.accuracy)
+    assert [point["loss"] for point in again.curve] == [point["loss"] for point in first.curve]
+    assert len(again.notes) == 2 and all("made again" in note for note in again.notes)
 
 
 def test_a_flipped_bit_a_cut_and_a_foreign_file_are_named(svhn):

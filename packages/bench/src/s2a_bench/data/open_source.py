@@ -12,6 +12,7 @@ from typing import Literal
 from s2a_bench.data import splits
 from s2a_bench.data.folder import compute_content_id, sha256
 from s2a_bench.data.labels import find_folder_conflict
+from s2a_bench.data.other_sets import find_by_counts
 from s2a_bench.data.readers import noah, registry
 from s2a_bench.data.readers import published_splits as split_files
 from s2a_bench.data.readers.source import Source, SourceImage
@@ -139,9 +140,13 @@ def _check_counts(dataset: Dataset, place: Path, split: splits.Split) -> None:
     for name, items in split.lists.items():
         expected = dataset.count(name)
         if expected is not None and len(items) != expected:
+            counts = {each: len(found) for each, found in split.lists.items()}
+            if other := find_by_counts(dataset, counts):
+                advice = f"these are the counts of {other.name}, so prepare {other.name} from it."
+            else:
+                advice = "some images are missing or added, so download it again."
             raise InputError(
-                f"{place} gives {len(items)} images for {name}.txt but {dataset.name} has {expected}; "
-                "some images are missing or added, so download it again."
+                f"{place} gives {len(items)} images for {name}.txt but {dataset.name} has {expected}; {advice}"
             )
 
 

@@ -54,6 +54,15 @@ def _words(name: str) -> str:
     return f" {re.sub('[^a-z0-9]+', ' ', name.lower()).strip()} "
 
 
+def find_by_counts(dataset: Dataset, counts: Mapping[str, int]) -> Dataset | None:
+    """The other dataset of the suite whose lists have just as many images, all of them; ``None``: there is none."""
+    for other in datasets.DATASETS.values():
+        known = {name: other.count(name) for name in other.lists}
+        if other.suite == dataset.suite and other.name != dataset.name and known == counts:
+            return other
+    return None
+
+
 def find_fitting(dataset: Dataset, labels: Mapping[str, Sequence[int]]) -> Dataset | None:
     """The other dataset of the suite whose lists these are; ``None``: they may be this one's.
 
