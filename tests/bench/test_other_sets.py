@@ -109,6 +109,14 @@ def test_a_prepared_folder_of_another_dataset_is_refused_whatever_its_name(tmp_p
     assert prepare_dataset("dsprites_loc", named, tmp_path / "root").name == "dsprites_loc"
 
 
+def test_made_up_images_are_not_prepared_as_real_ones(tmp_path):
+    theirs = write_lists(tmp_path / "vt" / "dsprites_loc", "dsprites_loc")
+    prepare_dataset("dsprites_loc", theirs, theirs.parent)
+    values = json.loads((theirs / layout.MANIFEST).read_text())
+    (theirs / layout.MANIFEST).write_text(json.dumps({**values, "synthetic": True}))
+    refused("dsprites_loc", theirs, tmp_path / "root", "were made up", "--data-dir")
+
+
 @pytest.fixture
 def copied(tmp_path) -> Path:
     """A data root in which the folder of one dataset lies under another's name."""

@@ -116,6 +116,8 @@ def explain_other_set(
             f"its {MANIFEST} describes {manifest.dataset!r}, not {dataset.name!r}; give the folder its own name back "
             f"and prepare {dataset.name}"
         )
+    if manifest is not None and manifest.synthetic:
+        return None  # Made-up lists are as long, and as even, as somebody wanted them.
     target = folder.resolve().name
     if manifest is None and target != folder.name and (other := find_namesake(dataset, target)):
         return f"it is a link to a folder {target!r}, which is named after {other.name}; prepare {dataset.name}"

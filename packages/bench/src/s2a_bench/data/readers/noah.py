@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
 from s2a_bench.data.folder import MANIFEST, ListedImage, compute_content_id, parse_list, sha256
 from s2a_bench.data.images import LOSSY_SUFFIXES, looks_reencoded
@@ -100,14 +101,19 @@ def _check_name(tree: Tree, dataset: Dataset, home: str) -> None:
     Raises:
         InputError: It is.
     """
-    stated = _read_stated_dataset(tree, home)
-    if stated == dataset.name:
-        return
-    if stated is not None:
+    values = _read_manifest_beside(tree, home)
+    if values.get("synthetic") is True:
         raise InputError(
-            f"{tree.place}: {home}{MANIFEST} says that these are the images of {stated}, not of {dataset.name}; "
-            f"prepare {stated} from it, or give a source of {dataset.name}."
+            f"{tree.place}: {home}{MANIFEST} says that its images were made up; pass the folder above it to "
+            f"--data-dir, or give a source of {dataset.name}."
         )
+    if values and values["dataset"] != dataset.name:
+        raise InputError(
+            f"{tree.place}: {home}{MANIFEST} says that these are the images of {values['dataset']}, not of "
+            f"{dataset.name}; prepare {values['dataset']} from it, or give a source of {dataset.name}."
+        )
+    if values:
+        return
     if home:
         return  # It was chosen by its name.
     for name in {tree.place.name, tree.place.resolve().name} - {""}:
@@ -124,23 +130,23 @@ def list_other_sets(tree: Tree, dataset: Dataset) -> list[str]:
     found: set[str] = set()
     for path in tree.names:
         home, file = path[: -len(PurePosixPath(path).name)], PurePosixPath(path).name
-        if file == MANIFEST and (stated := _read_stated_dataset(tree, home)):
-            found.add(stated)
+        if file == MANIFEST and (values := _read_manifest_beside(tree, home)):
+            found.add(values["dataset"])
         elif file == _MARKER_LIST and (other := find_namesake(dataset, PurePosixPath(home).name or tree.place.name)):
             found.add(other.name)
     return sorted(found - {dataset.name})
 
 
-def _read_stated_dataset(tree: Tree, home: str) -> str | None:
-    """The dataset that a manifest of this package beside the lists names; ``None``: there is none."""
+def _read_manifest_beside(tree: Tree, home: str) -> dict[str, Any]:
+    """Values of a manifest of this package beside the lists, the dataset's name among them; empty: there is none."""
     if home + MANIFEST not in tree.names:
-        return None
+        return {}
     try:
         values = json.loads(tree.read_text(home + MANIFEST))
     except (ValueError, RecursionError):  # InputError is a ValueError: a file that is no text
-        return None
-    stated = values.get("dataset") if isinstance(values, dict) and "data_id" in values else None
-    return stated if isinstance(stated, str) else None
+        return {}
+    ours = isinstance(values, dict) and "data_id" in values and isinstance(values.get("dataset"), str)
+    return values if ours else {}
 
 
 def _check_reencoding(
