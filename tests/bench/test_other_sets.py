@@ -129,7 +129,7 @@ def copied(tmp_path) -> Path:
 def test_a_copied_folder_is_not_loaded_verified_or_listed_as_another(copied):
     from s2a_bench.data.loading import check_data
 
-    assert check_data(DataConfig("vtab", "dsprites_loc", str(copied)))
+    check_data(DataConfig("vtab", "dsprites_loc", str(copied)))
     for evaluate in ("test", "val"):
         with pytest.raises(InputError, match=r"dsprites_ori is not dsprites_ori: its manifest.json describes"):
             check_data(DataConfig("vtab", "dsprites_ori", str(copied), evaluate=evaluate))
@@ -260,8 +260,10 @@ def test_labels_that_contradict_the_class_folders_are_named_by_verify(tmp_path):
         prepare_dataset("smallnorb_ele", folder, tmp_path / "root")
     (folder / "test.txt").write_text(text)
     made = prepare_dataset("smallnorb_ele", folder, tmp_path / "root")
+    assert [p for p in verify_dataset("smallnorb_ele", tmp_path / "root") if not p.note] == []
     values = json.loads((made / layout.MANIFEST).read_text())
-    name = list(values["files"])[-1]
-    values["files"]["images/other.png"] = {**values["files"].pop(name), "source": "images/kind 0/x.png"}
+    info = next(iter(values["files"].values()))
+    info["source"] = f"images/test/kind {(info['label'] + 1) % 9}/x.png"
     (made / layout.MANIFEST).write_text(json.dumps(values))
-    assert [p for p in verify_dataset("smallnorb_ele", tmp_path / "root") if not p.note]
+    found = [p.what for p in verify_dataset("smallnorb_ele", tmp_path / "root") if not p.note]
+    assert len(found) == 1 and "contradict the class folders" in found[0] and "x.png" in found[0]

@@ -83,7 +83,7 @@ def test_any_flipped_bit_any_cut_and_any_other_name_is_noticed(tmp_path, data, b
                 damaged = whole + data.draw(st.binary(min_size=1, max_size=300))
             case "name":
                 damaged = written(tmp_path / "b.u8", arrays(), name="b.u8").read_bytes()
-            case "count":
+            case _:
                 damaged = written(tmp_path / "b.u8", arrays()[:4], name="a.u8").read_bytes()
         path.write_bytes(damaged)
         found = open_pixel_file(path, len(SIZES))

@@ -25,7 +25,8 @@ from s2a_bench.data.verify import Problem, verify_dataset
 def used(folder: Path) -> Path:
     """Decodes both lists; returns the test list's file."""
     task = load_data(config(folder), size=8, **HALF)
-    all_of(task.train), all_of(task.scored)
+    for part in (task.train, task.scored):
+        all_of(part)
     (path,) = (folder / layout.CACHE).glob("test-*.u8")
     return path
 

@@ -119,7 +119,7 @@ def write_pixel_file(file: BinaryIO, name: str, count: int, images: Iterable[np.
     offset = 0
     for i, image in enumerate(images):
         shapes[i] = offset, image.shape[1], image.shape[2]
-        data = memoryview(np.ascontiguousarray(image).reshape(-1))
+        data = np.ascontiguousarray(image).reshape(-1).data
         file.write(data)
         # The image continues the block that the one before it began, and may begin others.
         while len(data):
