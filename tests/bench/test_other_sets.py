@@ -91,6 +91,9 @@ def test_a_folder_or_archive_named_after_another_dataset_is_refused(tmp_path, wa
     refused(wanted, tmp_path / "link", root, f"named after {given}")
     (tmp_path / wanted).symlink_to(theirs)
     refused(wanted, tmp_path / wanted, root, f"named after {given}")
+    (tmp_path / "links").mkdir()
+    (tmp_path / "links" / wanted).symlink_to(theirs)
+    refused(wanted, tmp_path / "links", root, f"named after {given}")
     refused(wanted, tmp_path / "vt", root, f"no known format of {wanted}", f"it holds {given}")
     assert prepare_dataset(given, theirs, root) == root / given
 

@@ -112,14 +112,13 @@ def _check_name(tree: Tree, dataset: Dataset, home: str) -> None:
             f"{tree.place}: {home}{MANIFEST} says that these are the images of {values['dataset']}, not of "
             f"{dataset.name}; prepare {values['dataset']} from it, or give a source of {dataset.name}."
         )
-    if values:
-        return
-    if home:
-        return  # It was chosen by its name.
-    for name in {tree.place.name, tree.place.resolve().name} - {""}:
+    if values or (home and tree.folder is None):
+        return  # Inside an archive the folder was chosen by its name.
+    place = tree.place if tree.folder is None else tree.folder / home
+    for name in {place.name, place.resolve().name} - {""}:  # of a link, both
         if other := find_namesake(dataset, name):
             raise InputError(
-                f"{tree.place} is named after {other.name}, another dataset, and its lists name no classes that could "
+                f"{place} is named after {other.name}, another dataset, and its lists name no classes that could "
                 f"show otherwise; prepare {other.name} from it, or, if its images are those of {dataset.name}, call it "
                 f"{dataset.name}."
             )
