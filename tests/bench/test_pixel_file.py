@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +190,27 @@ def test_a_damaged_cache_that_cannot_be_replaced_is_not_used(folder, monkeypatch
     pixels = open_pixels(listed(folder), "a")
     for _ in range(2):
         np.testing.assert_array_equal(pixels(np.arange(6), None), want())
+
+
+@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
+def test_several_at_once_make_a_damaged_cache_again_once(folder, monkeypatch, small):
+    monkeypatch.setattr(pixel_file, "BLOCK", 100)
+    if not small:
+        monkeypatch.setattr(decoded, "WHOLE_CHECK_LIMIT", 0)
+    open_pixels(listed(folder), "a")
+    (path,) = (folder / CACHE).glob("*.u8")
+    path.write_bytes(bytes(5 * IMAGE) + path.read_bytes()[5 * IMAGE :])
+    notes: list[str] = []
+    ready = threading.Barrier(4)
+
+    def read(_: int) -> np.ndarray:
+        ready.wait()
+        return open_pixels(listed(folder), "a", note=notes.append)(np.arange(6), None)
+
+    with ThreadPoolExecutor(4) as threads:
+        for found in threads.map(read, range(4)):
+            np.testing.assert_array_equal(found, want())
+    assert len(notes) == 1
 
 
 def test_another_lists_file_under_this_ones_name_is_not_used(folder):
