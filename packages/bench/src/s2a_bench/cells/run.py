@@ -203,6 +203,7 @@ def _train_and_measure(
     record.accuracy = accuracy(inputs.model, inputs.scored(), config.train)
     record.guessing_accuracy = learning.guessing_accuracy(loaded.scored.labels.bincount().tolist())
     record.scoring_seconds = time.perf_counter() - started
+    record.notes += loaded.notes
     if keep and keep.adapters:
         record.adapter_id = _save_adapter(prepared.adapted, adapter_path(keep.output, record.cell_id))
 

@@ -374,6 +374,9 @@ def _steps(console: Console) -> Iterator[Progress]:
     def say(what: str, done: int, total: int) -> None:
         nonlocal last, spoken
         new, now = what != last, time.monotonic()
+        if what.startswith("note: "):  # to be read afterwards: it must not give way to the next step
+            print_verbatim(console, what)
+            return
         if not new and now - spoken < (_LIVE if console.is_terminal else _HEARTBEAT):
             return
         text = f"{what} {done:,}{f'/{total:,}' if total else ''}"

@@ -4,26 +4,22 @@ Two forms, both uint8: *square* ``(3, size, size)``, resized directly; and *shor
 with the aspect ratio kept, from which crops are cut (as VPT does for FGVC: 256 and 224,
 https://github.com/KMnP/vpt).
 
-The cache is one file per list, size, interpolation and Pillow version, mapped into memory by every process that reads
-it. All integers are little-endian; ``n`` is the number of images::
+The cache is one file per list, size, interpolation and Pillow version, whose checksums ``pixel_file`` describes::
 
     <dataset>/.cache/<list>-<data_id>-<form><size>-<interpolation>-pillow<version>.u8
 
-    pixels     of image 0, 1, ..., n-1 one after the other: 3 * h_i * w_i bytes, (3, h_i, w_i) in row-major order
-    shapes     (n, 3) int64: byte offset, height and width of each image
-    count      int64: n
-
-The table of shapes stands at the end, since heights and widths are known only when all images are decoded. A file
-whose count, offsets and size do not agree is ignored and written again.
+A damaged one is made again from the images: a small file is checked when it is opened, the blocks of a larger one when
+they are first read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO, Literal, Protocol
@@ -34,6 +30,7 @@ import torch
 
 from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, sha256
 from s2a_bench.data.images import INTERPOLATIONS, decode_rgb, read_image_bytes, resize_image
+from s2a_bench.data.pixel_file import PixelFile, open_pixel_file, write_pixel_file
 from s2a_bench.errors import InputError
 from s2a_bench.files import locked, replacing
 
@@ -42,6 +39,9 @@ CACHE_LIMIT = 64_000_000_000
 
 MEMORY_LIMIT = 1_000_000_000
 """Largest decoded list, in bytes, that a process keeps for itself where there is no cache."""
+
+WHOLE_CHECK_LIMIT = 64_000_000
+"""Largest decoded list, in bytes, whose cache is checked as a whole when it is opened (well below 0.1 s)."""
 
 DecodedForm = Literal["square", "short"]
 
@@ -108,20 +108,27 @@ def short_side(size: int) -> int:
     return round(size * 8 / 7)
 
 
-def open_pixels(listed: ImageList, name: str | None, read_once: bool = False) -> Pixels:
+def _ignore_note(text: str) -> None:
+    pass
+
+
+def open_pixels(
+    listed: ImageList, name: str | None, read_once: bool = False, note: Callable[[str], None] = _ignore_note
+) -> Pixels:
     """Opens a list's images: from the cache, else decoded into memory, else decoded on demand.
 
     Args:
         listed: The images.
         name: Names list and data id in the cache's file name; ``None``: use no cache.
         read_once: Each image is read once: without a cache, nothing is kept in memory.
+        note: Told, in a sentence, when a damaged cache was made again; also later, when its images are read.
 
     Raises:
         InputError: An image is missing, damaged, or was changed after it was prepared.
     """
-    cached = None if name is None else _open_or_write_cache(listed, name)
-    if cached is not None:
-        return _pixels_from_cache(listed, cached)
+    cached = None if name is None else _open_or_write_cache(listed, name, note)
+    if cached is not None and name is not None:
+        return _pixels_from_cache(listed, name, cached, note)
     if not read_once and len(listed.entries) * _estimate_image_bytes(listed) <= MEMORY_LIMIT:
         images = list(listed.decode_many(range(len(listed.entries))))
         if listed.form == "square":
@@ -181,16 +188,22 @@ def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generat
 
 # --- The cache -------------------------------------------------------------------------------------------------------
 
-_Shapes = np.ndarray  # (N, 3) int64: byte offset, height, width
 
-
-def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) -> Pixels:
-    data, shapes = cached
-    if listed.form == "square":
-        array = data.reshape(len(shapes), 3, listed.size, listed.size)
-        return lambda indices, generator: array[indices]
+def _pixels_from_cache(listed: ImageList, name: str, cached: PixelFile, note: Callable[[str], None]) -> Pixels:
+    on_demand = decode_on_demand(listed)
+    current: PixelFile | None = cached
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        nonlocal current
+        if current is not None and not current.holds(indices):
+            current = _open_or_write_cache(listed, name, note, check=True)
+            if current is not None and not current.holds(indices):  # a disk that does not keep what is written
+                current = None
+        if current is None:
+            return on_demand(indices, generator)
+        data, shapes = current.pixels, current.shapes
+        if listed.form == "square":
+            return data.reshape(len(shapes), 3, listed.size, listed.size)[indices]
         images = []
         for offset, height, width in shapes[indices].tolist():
             images.append(data[offset : offset + 3 * height * width].reshape(3, height, width))
@@ -199,20 +212,28 @@ def _pixels_from_cache(listed: ImageList, cached: tuple[np.ndarray, _Shapes]) ->
     return pixels
 
 
-def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Shapes] | None:
+def _open_or_write_cache(
+    listed: ImageList, name: str, note: Callable[[str], None], check: bool = False
+) -> PixelFile | None:
     """Opens the decoded list under ``.cache`` and writes it first if need be; ``None``: too large, or not writable.
 
     A process that finds another one writing waits for it and uses its file.
+
+    Args:
+        listed: The images.
+        name: See ``open_pixels``.
+        note: See ``open_pixels``.
+        check: Whether a file of any size is checked as a whole.
     """
     stem = f"{name}-{listed.form}{listed.size}-{listed.interpolation}-pillow{PIL.__version__}"
     path = listed.folder / CACHE / f"{stem}.u8"
     try:
-        found = _open_cache(path, listed)
+        found = _open_cache(path, listed, check)
         if found is None and listed.entries:
             path.parent.mkdir(exist_ok=True)
             with locked(path.parent, wait=True):
                 # Another process may have written it while this one waited for the lock.
-                found = _open_cache(path, listed)
+                found = _open_cache(path, listed, check)
                 if found is None:
                     # Left behind by a process that was killed while it wrote.
                     for stale in path.parent.glob(f".{path.name}.*.tmp"):
@@ -221,44 +242,30 @@ def _open_or_write_cache(listed: ImageList, name: str) -> tuple[np.ndarray, _Sha
                     expected = len(listed.entries) * _estimate_image_bytes(listed)
                     if expected > min(CACHE_LIMIT, shutil.disk_usage(path.parent).free // 2):
                         return None
+                    damaged = path.exists()
                     with replacing(path) as file:
-                        _write_cache(file, listed)
-                    found = _open_cache(path, listed)
+                        _write_cache(file, path.name, listed)
+                    if damaged:
+                        note(
+                            f"The decoded images in {path} were damaged, or of an earlier version without checksums; "
+                            "they were made again from the image files."
+                        )
+                    found = _open_cache(path, listed, check)
     except OSError:
         return None
     return found
 
 
-def _open_cache(path: Path, listed: ImageList) -> tuple[np.ndarray, _Shapes] | None:
-    """Maps a cache file into memory: its pixels as ``(bytes,)`` uint8 and its table of shapes; ``None``: not valid."""
-    try:
-        file_bytes = path.stat().st_size
-        n = len(listed.entries)
-        tail = 8 * (3 * n + 1)  # bytes of shapes and count
-        if file_bytes < tail or not n:
-            return None
-        footer = np.fromfile(path, "<i8", offset=file_bytes - tail)
-        shapes = footer[:-1].reshape(n, 3)
-        # Every image must begin where the one before it ends, and the last end where the table begins.
-        sizes = 3 * shapes[:, 1] * shapes[:, 2]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        if footer[-1] != n or (shapes[:, 0] != starts[:-1]).any() or starts[-1] != file_bytes - tail:
-            return None
-        if listed.form == "square" and (shapes[:, 1:] != listed.size).any():
-            return None
-        return np.memmap(path, np.uint8, "r", shape=(file_bytes - tail,)), shapes
-    except (FileNotFoundError, ValueError):  # absent, or not such a file: it is written again
+def _open_cache(path: Path, listed: ImageList, check: bool) -> PixelFile | None:
+    """Opens a cache file, which is checked as a whole if that is quick or asked for; ``None``: absent or damaged."""
+    found = open_pixel_file(path, len(listed.entries))
+    if found is not None and (check or found.pixels.nbytes <= WHOLE_CHECK_LIMIT) and not found.is_whole():
         return None
+    return found
 
 
-def _write_cache(file: BinaryIO, listed: ImageList) -> None:
+def _write_cache(file: BinaryIO, name: str, listed: ImageList) -> None:
     """Decodes a list into a cache file, 64 images at a time."""
-    n, offset = len(listed.entries), 0
-    shapes = np.empty((n, 3), "<i8")
-    for start in range(0, n, 64):  # not a memory map: a full disk must raise OSError, not kill the process
-        for i, image in enumerate(listed.decode_many(range(start, min(start + 64, n))), start):
-            shapes[i] = offset, image.shape[1], image.shape[2]
-            file.write(np.ascontiguousarray(image).data)
-            offset += image.size
-    file.write(shapes.tobytes())
-    file.write(np.array([n], "<i8").tobytes())
+    n = len(listed.entries)
+    parts = (listed.decode_many(range(start, min(start + 64, n))) for start in range(0, n, 64))
+    write_pixel_file(file, name, n, itertools.chain.from_iterable(parts))

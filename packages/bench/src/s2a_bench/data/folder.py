@@ -104,6 +104,15 @@ class DataIdentity:
     synthetic: bool = False
 
 
+@dataclasses.dataclass(frozen=True)
+class RememberedFile:
+    """An image as it was when a folder without manifest was identified: its hash, size and time of modification."""
+
+    sha256: str
+    bytes: int
+    mtime_ns: int
+
+
 def image_root(folder: Path, manifest: Manifest | None) -> Path:
     """The folder that paths of lists are relative to."""
     return Path(manifest.home) if manifest is not None and manifest.home else folder
@@ -140,7 +149,9 @@ def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
         raise InputError(f"Dataset {dataset.name!r} needs images on disk but no data folder was given; {how}.")
     for name in (dataset.name, *dataset.aliases):
         folder = Path(root) / name
-        if any((folder / f"{each}.txt").is_file() for each in dataset.lists):
+        # Two suites share aliases, and the name of the test list: only the others tell their folders apart.
+        telling = dataset.lists if name == dataset.name else dataset.lists[:3]
+        if any((folder / f"{each}.txt").is_file() for each in telling):
             return folder
     looked = Path(root) / dataset.name
     raise InputError(f"Dataset {dataset.name!r} was not found: no list of images in {looked}; {how}.")
@@ -252,8 +263,8 @@ def identify_folder(
     """Identifies the data of a folder, by its manifest or, without one, by its content.
 
     Without a manifest every listed file is read and hashed once; the result is cached under ``.cache`` for as long as
-    names, sizes and modification times stay the same. It covers only the given lists. Any JPEG counts as
-    lossy: the common tools that write this layout re-encode every image.
+    names, sizes and times of modification and change stay the same. It covers only the given lists. Any JPEG counts
+    as lossy: the common tools that write this layout re-encode every image.
 
     Args:
         folder: The dataset's folder.
@@ -279,14 +290,31 @@ def identify_folder(
     lists = {f"{name}.txt": sha256(read_list_bytes(folder, name)) for name in sorted(entries)}
     lossy = any(path.lower().endswith(LOSSY_SUFFIXES) for path in paths)
     split_id = "lists-" + compute_content_id(lists, {})
-    stamp = [[path, stat.st_size, stat.st_mtime_ns] for path, stat in stats.items()]
+    # The time of change, unlike that of modification, cannot be set back by whoever replaces an image.
+    stamp = [[path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats.items()]
     key = sha256(json.dumps([sorted(lists.items()), stamp]).encode())
     cached = folder / CACHE / f"identity-{'-'.join(sorted(entries))}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         known = json.loads(cached.read_text(encoding="utf-8"))
-        if known["key"] == key:
-            return DataIdentity(str(known["data_id"]), split_id, lossy)
-    data_id = compute_content_id(lists, {path: sha256(read_image_bytes(folder / path)) for path in paths})
+        hashes = {path: each["sha256"] for path, each in known["files"].items()}
+        if known["key"] == key and known["data_id"] == compute_content_id(lists, hashes):
+            return DataIdentity(known["data_id"], split_id, lossy)
+    hashes = {path: sha256(read_image_bytes(folder / path)) for path in paths}
+    data_id = compute_content_id(lists, hashes)
+    remembered = {
+        path: dataclasses.asdict(RememberedFile(hashes[path], stat.st_size, stat.st_mtime_ns))
+        for path, stat in stats.items()
+    }
     with contextlib.suppress(OSError):
-        write_atomic(cached, json.dumps({"key": key, "data_id": data_id}))
+        write_atomic(cached, json.dumps({"key": key, "data_id": data_id, "files": remembered}))
     return DataIdentity(data_id, split_id, lossy)
+
+
+def read_remembered(folder: Path) -> dict[str, RememberedFile]:
+    """What ``identify_folder`` remembers of images, by path; damaged files and those of earlier versions hold none."""
+    found: dict[str, RememberedFile] = {}
+    for cached in sorted((folder / CACHE).glob("identity-*.json")):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+            known = json.loads(cached.read_text(encoding="utf-8"))
+            found |= {str(path): RememberedFile(**each) for path, each in known["files"].items()}
+    return found

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from s2a_bench.data.folder import Manifest, find_dataset_folder, read_manifest
 from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Counts
 from s2a_bench.errors import InputError
@@ -30,7 +31,7 @@ class DatasetStatus:
         synthetic: Whether its images were made up.
         lossy: Whether its images were re-encoded with loss.
         size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
-        note: What its manifest says a reader of results must know.
+        note: What its manifest says a reader of results must know, or why the folder of its name is not it.
     """
 
     name: str
@@ -52,17 +53,21 @@ class DatasetStatus:
 def list_datasets(root: Path | None) -> list[DatasetStatus]:
     """State of every dataset of the table under a data root.
 
-    A folder counts as present with its lists and a readable manifest, if any; ``verify_dataset`` is the full check.
+    A folder counts as present with its lists and a readable manifest, if any, that is not another dataset's;
+    ``verify_dataset`` is the full check.
     """
     rows = []
     for dataset in datasets.DATASETS.values():
-        present, manifest, where = dataset.embedded, None, dataset.where
+        present, manifest, where, reason = dataset.embedded, None, dataset.where, ""
         if not dataset.embedded and root is not None:
             try:
                 folder = find_dataset_folder(dataset, root)
                 manifest = read_manifest(folder)
                 present = all((folder / f"{name}.txt").is_file() for name in dataset.lists)
-                where = str(folder)
+                if other := explain_other_set(dataset, folder, manifest, {}):
+                    present, manifest, reason = False, None, f"{folder} is not {dataset.name}: {other}."
+                else:
+                    where = str(folder)
             except InputError:
                 present = False
         rows.append(
@@ -80,7 +85,7 @@ def list_datasets(root: Path | None) -> list[DatasetStatus]:
                 synthetic=dataset.synthetic or (manifest is not None and manifest.synthetic),
                 lossy=manifest is not None and manifest.lossy,
                 size=_disk_size(manifest) if manifest is not None else "",
-                note=manifest.note if manifest is not None else "",
+                note=manifest.note if manifest is not None else reason,
             )
         )
     return rows

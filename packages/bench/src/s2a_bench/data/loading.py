@@ -30,6 +30,7 @@ from s2a_bench.data.folder import (
 )
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
 from s2a_bench.data.mini import tasks as mini_tasks
+from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
@@ -90,6 +91,7 @@ class TaskData:
         lossy: Whether images were re-encoded with loss after their makers published them.
         synthetic: Whether this package made the images.
         data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
+        notes: Sentences for the record; they come as images are read, e.g. that a damaged cache was made again.
     """
 
     dataset: Dataset
@@ -101,6 +103,7 @@ class TaskData:
     lossy: bool
     synthetic: bool
     data_config: dict[str, Any]
+    notes: list[str] = dataclasses.field(default_factory=list)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,6 +183,7 @@ def load_data(
         view["augment"] = "random crop and mirror"
     limits = (config.limit_train, config.limit_test)
     names = _names_of_used_lists(config, dataset)
+    notes: list[str] = []
     if opened.folder is None:
         train, scored = (
             _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
@@ -189,7 +193,9 @@ def load_data(
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
         train, scored = (
-            _images_from_files(folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once)
+            _images_from_files(
+                folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once, notes
+            )
             for name, limit, read_once in zip(names, limits, (False, True), strict=True)
         )
     return TaskData(
@@ -202,6 +208,7 @@ def load_data(
         lossy=ids.lossy,
         synthetic=dataset.synthetic or ids.synthetic,
         data_config=view,
+        notes=notes,
     )
 
 
@@ -252,7 +259,12 @@ def _open_folder(
     """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
     folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
+    if manifest is not None and (reason := explain_other_set(dataset, folder, manifest, {})):
+        raise InputError(f"{folder} is not {dataset.name}: {reason}.")  # before its lists are called changed
     lists = {name: read_list(folder, name, dataset, manifest) for name in _names_of_used_lists(config, dataset)}
+    labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
+    if reason := explain_other_set(dataset, folder, manifest, labels):
+        raise InputError(f"{folder} is not {dataset.name}: {reason}.")
     train, scored = lists.values()
     if both := {entry.path for entry in train} & {entry.path for entry in scored}:
         raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
@@ -283,6 +295,7 @@ def _images_from_files(
     view: dict[str, Any],
     crop: bool,
     read_once: bool,
+    notes: list[str],
 ) -> Images:
     """Images of a list on disk. No file is opened before the first batch is requested.
 
@@ -294,7 +307,8 @@ def _images_from_files(
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         if not opened:
-            opened.append(open_pixels(listed, name if len(kept) == len(entries) else None, read_once))
+            cached = name if len(kept) == len(entries) else None
+            opened.append(open_pixels(listed, cached, read_once, notes.append))
         return opened[0](indices, generator)
 
     labels = torch.tensor([entry.label for entry in kept], dtype=torch.int64)

@@ -11,8 +11,10 @@ from typing import Literal
 
 from s2a_bench.data import splits
 from s2a_bench.data.folder import compute_content_id, sha256
+from s2a_bench.data.labels import find_folder_conflict
+from s2a_bench.data.other_sets import find_by_counts
+from s2a_bench.data.readers import noah, registry
 from s2a_bench.data.readers import published_splits as split_files
-from s2a_bench.data.readers import registry
 from s2a_bench.data.readers.source import Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset, Preparation
@@ -75,10 +77,14 @@ def open_source(
         reader = registry.find_reader(tree, dataset)
         if reader is None:
             accepted = describe_accepted_sources(dataset, preparation)
-            raise InputError(f"{place} contains no known format of {dataset.name}; give {accepted}.")
+            others = noah.list_other_sets(tree, dataset)
+            held = f" (it holds {', '.join(others)})" if others else ""
+            raise InputError(f"{place} contains no known format of {dataset.name}{held}; give {accepted}.")
         source = reader.open(tree, dataset)
         _check_source(dataset, place, source)
         source = _apply_published_split(dataset, preparation, tree, source, split)
+        if conflict := find_folder_conflict(((item.name, item.label) for item in source.images), dataset.classes):
+            raise InputError(f"{place} contradicts itself: {conflict}; download it again.")
         chosen = splits.split_source(dataset, preparation, source)
         if synthetic != "miniature":
             _check_counts(dataset, place, chosen)
@@ -116,7 +122,8 @@ def _apply_published_split(
         given = found
     elif not kind:
         raise InputError(f"{dataset.name} takes no split file: its lists follow from its source alone.")
-    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source)
+    notes: list[str] = []
+    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source, notes)
     items = tuple(dataclasses.replace(item, label=labels[item.name]) for item in source.images if item.name in labels)
     renamed: dict[str, str] = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
     return dataclasses.replace(
@@ -125,7 +132,7 @@ def _apply_published_split(
         classes=classes,
         lists={renamed[name]: names for name, names in lists.items()},
         split_id=split_id,
-        note=f"The lists of {given.name}. {source.note}".strip(),
+        note=" ".join((f"The lists of {given.name}.", *notes, source.note)).strip(),
     )
 
 
@@ -133,9 +140,13 @@ def _check_counts(dataset: Dataset, place: Path, split: splits.Split) -> None:
     for name, items in split.lists.items():
         expected = dataset.count(name)
         if expected is not None and len(items) != expected:
+            counts = {each: len(found) for each, found in split.lists.items()}
+            if other := find_by_counts(dataset, counts):
+                advice = f"these are the counts of {other.name}, so prepare {other.name} from it."
+            else:
+                advice = "some images are missing or added, so download it again."
             raise InputError(
-                f"{place} gives {len(items)} images for {name}.txt but {dataset.name} has {expected}; "
-                "some images are missing or added, so download it again."
+                f"{place} gives {len(items)} images for {name}.txt but {dataset.name} has {expected}; {advice}"
             )
 
 

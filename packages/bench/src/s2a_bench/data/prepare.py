@@ -25,7 +25,7 @@ from s2a_bench.data.open_source import (
 )
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset, Preparation
-from s2a_bench.data.verify import Problem, Progress, verify_folder
+from s2a_bench.data.verify import Problem, Progress, describe_absent_classes, verify_folder
 from s2a_bench.errors import InputError
 from s2a_bench.files import reserved, sync_folder, write_atomic
 
@@ -50,7 +50,7 @@ def prepare_dataset(
         name: Dataset with a preparation.
         source: The archive, the folder it extracts to, or a folder that holds either.
         root: Data root; made if need be.
-        progress: Called with each step.
+        progress: Called with each step, and with notes, which begin with ``"note: "``.
         split: A published split: CoOp's ``split_zhou_*.json``, or a folder of VPT's ``train.json``, ``val.json`` and
             ``test.json``. One that lies in the source is found by itself.
         synthetic: The source was made up by this package: the folder, and every record, says so. The counts of a
@@ -143,8 +143,19 @@ def _adopt_folder(dataset: Dataset, opened: OpenedSource, folder: Path, progress
     if problems := _without_notes(verify_folder(dataset, folder, progress)):
         (folder / MANIFEST).unlink()
         raise InputError(f"{folder} cannot be used: {problems[0]} (problems in all: {len(problems)}).")
+    _tell_absent_classes(dataset, opened, progress)
     progress("used in place", 1, 1)
     return folder
+
+
+def _tell_absent_classes(dataset: Dataset, opened: OpenedSource, progress: Progress) -> None:
+    for note in _absent_classes(dataset, opened):
+        progress(f"note: {note}", 1, 1)
+
+
+def _absent_classes(dataset: Dataset, opened: OpenedSource) -> list[Problem]:
+    labels = {name: [item.label for item in items] for name, items in opened.split.lists.items()}
+    return describe_absent_classes(dataset, labels, opened.source.classes)
 
 
 def _build_folder(
@@ -166,6 +177,7 @@ def _build_folder(
         (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
         if problems := _without_notes(verify_folder(dataset, temporary, progress)):
             raise InputError(f"{opened.place} cannot be used: {problems[0].what} (problems in all: {len(problems)}).")
+        _tell_absent_classes(dataset, opened, progress)
         progress("writing to disk", 0, 1)
         temporary.chmod(0o755)
         os.sync()  # one flush for thousands of files, before the name appears
@@ -220,6 +232,7 @@ def _make_manifest(
     note = opened.split.note
     if opened.synthetic:
         note = f"SYNTHETIC: made up by this package in the form of {dataset.name}; it holds none of its images. {note}"
+    note = " ".join((note, *(f"{problem.what}." for problem in _absent_classes(dataset, opened))))
     lossy_suffixes = any(path.lower().endswith((".jpg", ".jpeg", ".webp")) for path in files)
     return Manifest(
         dataset=dataset.name,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from s2a_bench.data.folder import (
+    CACHE,
     MANIFEST,
     ListedImage,
     Manifest,
@@ -20,15 +21,22 @@ from s2a_bench.data.folder import (
     parse_list,
     read_list_bytes,
     read_manifest,
+    read_remembered,
     sha256,
 )
 from s2a_bench.data.images import describe_conversions, is_image
+from s2a_bench.data.labels import find_folder_conflict
+from s2a_bench.data.other_sets import explain_other_set
+from s2a_bench.data.pixel_file import is_earlier_version, open_pixel_file
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
 Progress = Callable[[str, int, int], None]
 """Progress callback: the step, how many are done, and how many in all (0: not known)."""
+
+_SHOWN_CLASSES = 20
+"""Classes without an image that are named; the rest is counted."""
 
 _Inspected = tuple[str | None, list[tuple[str, bool]]]
 
@@ -58,7 +66,8 @@ class Problem:
 def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> list[Problem]:
     """Lists all errors and notes about a dataset's folder.
 
-    Without a manifest (a folder made by another tool) hashes cannot be compared; everything else is checked.
+    Without a manifest (a folder made by another tool) hashes are compared with those of the first use, if it was used;
+    everything else is checked. So are the decoded images of earlier uses, each byte of them.
 
     Args:
         name: Dataset.
@@ -71,11 +80,12 @@ def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> l
     dataset = datasets.find_dataset(name)
     if dataset.embedded:
         raise InputError(f"Dataset {dataset.name!r} is embedded in the package; there is nothing to verify on disk.")
-    return verify_folder(dataset, find_dataset_folder(dataset, root), progress)
+    folder = find_dataset_folder(dataset, root)
+    return [*verify_folder(dataset, folder, progress), *_check_caches(folder, progress)]
 
 
 def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = None) -> list[Problem]:
-    """As ``verify_dataset``, for a folder at any path."""
+    """As ``verify_dataset``, for a folder at any path and without its cache."""
     problems: list[Problem] = []
     manifest: Manifest | None = None
     try:
@@ -88,6 +98,9 @@ def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = No
         lists[name] = _check_list(folder, name, dataset, manifest, problems, list_hashes)
     hashes = _check_images(image_root(folder, manifest), lists, manifest, problems, progress)
     _check_splits(dataset, lists, hashes, problems)
+    _check_labels(dataset, folder, lists, manifest, problems)
+    if manifest is None:
+        _check_remembered(folder, lists, hashes, problems)
     if manifest is not None:
         _check_manifest(folder, dataset, manifest, hashes, problems, list_hashes)
     return problems
@@ -222,6 +235,110 @@ def _check_splits(
         problems.append(Problem(f"{both}.txt", None, f"{missing} images of {train}.txt and {val}.txt are absent"))
 
 
+def _check_labels(
+    dataset: Dataset,
+    folder: Path,
+    lists: dict[str, list[ListedImage]],
+    manifest: Manifest | None,
+    problems: list[Problem],
+) -> None:
+    """Checks that the labels are this dataset's and those of the class folders; classes without an image are notes."""
+    labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
+    if reason := explain_other_set(dataset, folder, manifest, labels):
+        stated = manifest is not None and manifest.dataset != dataset.name
+        problems.append(Problem(MANIFEST if stated else f"{dataset.lists.test}.txt", None, reason))
+
+    def name_in_source(path: str) -> str:
+        known = manifest.files.get(path) if manifest is not None else None
+        return known.source if known is not None else path
+
+    images = {name_in_source(entry.path): entry.label for entries in lists.values() for entry in entries}
+    if conflict := find_folder_conflict(images.items(), dataset.classes):
+        what = f"the labels contradict the class folders: {conflict}"
+        problems.append(Problem(f"{dataset.lists.both}.txt", None, what))
+    titles = manifest.classes if manifest is not None else ()
+    problems += describe_absent_classes(dataset, labels, titles)
+
+
+def describe_absent_classes(
+    dataset: Dataset, labels: Mapping[str, Sequence[int]], titles: Sequence[str] = ()
+) -> list[Problem]:
+    """Notes of classes that have no image, in all lists together or in the one that is trained on or scored.
+
+    Args:
+        dataset: Tells how many classes there are.
+        labels: Labels by list.
+        titles: Names of the classes, where they are known.
+    """
+    absent = {name: set(range(dataset.classes)).difference(each) for name, each in labels.items() if each}
+    nowhere = set[int]().union(*absent.values()).intersection(*absent.values())
+    both, test = dataset.lists.both, dataset.lists.test
+    notes = []
+    for name, missing, where in (
+        (test, nowhere, "in any list"),
+        (both, absent.get(both, nowhere) - nowhere, "to train on"),
+        (test, absent.get(test, nowhere) - nowhere, "in the test list"),
+    ):
+        if missing:
+            shown = [_class_name(label, titles) for label in sorted(missing)[:_SHOWN_CLASSES]]
+            more = f" and {len(missing) - len(shown)} more" if len(missing) > len(shown) else ""
+            what = f"{len(missing)} of {dataset.classes} classes have no image {where}: {', '.join(shown)}{more}"
+            notes.append(Problem(f"{name}.txt", None, what, note=True))
+    return notes
+
+
+def _class_name(label: int, titles: Sequence[str]) -> str:
+    title = titles[label] if label < len(titles) else ""
+    return f"{label}" if title in ("", f"{label}", f"class {label}") else f"{label} ({title})"
+
+
+def _check_remembered(
+    folder: Path, lists: dict[str, list[ListedImage]], hashes: dict[str, str], problems: list[Problem]
+) -> None:
+    """Compares images of a folder without manifest with what they were when they were first used.
+
+    Whoever gives an image another size or time has it hashed anew at the next use; other contents go unnoticed there.
+    """
+    remembered = read_remembered(folder)
+    told: set[str] = set()
+    for name, entries in lists.items():
+        for entry in entries:
+            known = remembered.get(entry.path)
+            if known is None or entry.path in told or hashes.get(entry.path, known.sha256) == known.sha256:
+                continue
+            told.add(entry.path)
+            stat = (folder / entry.path).stat()
+            if (stat.st_size, stat.st_mtime_ns) == (known.bytes, known.mtime_ns):
+                what = (
+                    f"{entry.path} was changed: it is not the image that was first used, though its size and time are; "
+                    f"bring that back, or delete {folder / CACHE} so that it counts as other data"
+                )
+                problems.append(Problem(f"{name}.txt", entry.line, what))
+
+
+def _check_caches(folder: Path, progress: Progress | None) -> list[Problem]:
+    """Compares all decoded images under ``.cache`` with their checksums."""
+    problems: list[Problem] = []
+    files = sorted((folder / CACHE).glob("*.u8"))
+    for done, path in enumerate(files):
+        if progress is not None:
+            progress("checking decoded images, files", done, len(files))
+        where = f"{CACHE}/{path.name}"
+        again = "the next time they are used, they are made again"
+        try:
+            cached = open_pixel_file(path)
+            if cached is None and is_earlier_version(path):
+                what = f"the decoded images are of an earlier version, without checksums; {again}"
+                problems.append(Problem(where, None, what, note=True))
+            elif cached is None or not cached.is_whole():
+                problems.append(Problem(where, None, f"the decoded images are damaged; {again}, or delete the file"))
+        except FileNotFoundError:
+            continue  # another process has just made it again
+        except OSError as error:
+            problems.append(Problem(where, None, f"the decoded images cannot be read ({error.strerror or error})"))
+    return problems
+
+
 def _check_manifest(
     folder: Path,
     dataset: Dataset,
@@ -230,8 +347,6 @@ def _check_manifest(
     problems: list[Problem],
     list_hashes: dict[str, str],
 ) -> None:
-    if manifest.dataset != dataset.name:
-        problems.append(Problem(MANIFEST, None, f"it describes {manifest.dataset!r}, not {dataset.name!r}"))
     if len(manifest.classes) != dataset.classes:
         problems.append(Problem(MANIFEST, None, f"{len(manifest.classes)} classes, expected {dataset.classes}"))
     stated = compute_content_id(manifest.lists, {path: info.sha256 for path, info in manifest.files.items()})

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from s2a_bench.data.labels import find_label_conflict
 from s2a_bench.data.readers._folders import check_unique, make_reader, preparation_of, read_lines
 from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree, path_below
@@ -30,6 +31,23 @@ def _make_source(
     if len(names) != dataset.classes:
         raise InputError(f"{tree.place} has {len(names)} classes but {dataset.name} has {dataset.classes}.")
     return Source(tuple(items), names, make_reader(tree, {item.name: paths[item.name] for item in items}), note=note)
+
+
+def _check_labels(tree: Tree, what: str, items: Iterable[SourceImage], classes: Iterable[str]) -> None:
+    """Refuses labels that do not map one to one to the classes that the images' own names state.
+
+    Args:
+        tree: Files.
+        what: The file that holds the labels, for errors.
+        items: Images with their labels.
+        classes: By the names, one for each image.
+    """
+    stated = ((item.name, repr(own), item.label + 1) for item, own in zip(items, classes, strict=True))
+    if conflict := find_label_conflict(stated):
+        raise InputError(
+            f"{what} in {tree.place} contradicts the names of its images: {conflict} (counted from 1); "
+            "download it again."
+        )
 
 
 def _paths_below(tree: Tree, folder: str) -> dict[str, str]:
@@ -148,6 +166,7 @@ def open_pets(tree: Tree, dataset: Dataset) -> Source:
             if names.setdefault(label, title) != title:
                 raise InputError(f"{tree.place}, {path}:{number}: class {words[1]} is {names[label]} and {title}.")
             items.append(SourceImage(f"{words[0]}.jpg", label, part, f"{words[0]}.jpg"))
+    _check_labels(tree, "annotations/", items, (item.name.rpartition("_")[0] for item in items))
     return _make_source(tree, dataset, items, [names[label] for label in sorted(names)], paths)
 
 
@@ -183,7 +202,16 @@ def open_cub(tree: Tree, dataset: Dataset) -> Source:
         label = _parse_number(labels[key], f"{tree.place}, image_class_labels.txt, image {key}", 1, dataset.classes) - 1
         part = ("test", "train")[_parse_number(split[key], f"{tree.place}, train_test_split.txt, image {key}", 0, 1)]
         items.append(SourceImage(name, label, part))
-    return _make_source(tree, dataset, items, [titles[key] for key in sorted(titles)], _paths_below(tree, "images"))
+    folders = [item.name.rpartition("/")[0] for item in items]
+    _check_labels(tree, "image_class_labels.txt", items, folders)
+    classes = [titles[key] for key in sorted(titles)]
+    for item, folder in zip(items, folders, strict=True):
+        if item.label < len(classes) and folder != classes[item.label] and folder in classes:
+            raise InputError(
+                f"{tree.place}: {item.name} has label {item.label + 1} in image_class_labels.txt, which is "
+                f"{classes[item.label]} in classes.txt; download it again."
+            )
+    return _make_source(tree, dataset, items, classes, _paths_below(tree, "images"))
 
 
 # --- Dogs ------------------------------------------------------------------------------------------------------------
@@ -208,6 +236,7 @@ def open_dogs(tree: Tree, dataset: Dataset) -> Source:
             if names.setdefault(number, title) != title:
                 raise InputError(f"{part}_list.mat in {tree.place}: class {number} is {names[number]} and {title}.")
             items.append(SourceImage(name, number - 1, part))
+    _check_labels(tree, "train_list.mat or test_list.mat", items, (item.name.split("/")[0] for item in items))
     return _make_source(tree, dataset, items, [names[label] for label in sorted(names)], _paths_below(tree, "Images"))
 
 

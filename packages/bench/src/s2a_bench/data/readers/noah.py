@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import PurePosixPath
+from typing import Any
 
-from s2a_bench.data.folder import ListedImage, compute_content_id, parse_list, sha256
+from s2a_bench.data.folder import MANIFEST, ListedImage, compute_content_id, parse_list, sha256
 from s2a_bench.data.images import LOSSY_SUFFIXES, looks_reencoded
+from s2a_bench.data.other_sets import find_fitting, find_namesake
 from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import VTAB_LISTS, Dataset
@@ -40,10 +43,12 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
     images decides (``images.looks_reencoded``).
 
     Raises:
-        InputError: A list is missing, malformed, or names an image that is not there.
+        InputError: A list is missing, malformed, or names an image that is not there; or the folder is another
+            dataset's, by its manifest, its name, or its lists.
     """
     home = _find_lists_folder(tree, dataset)
     assert home is not None
+    _check_name(tree, dataset, home)
     present = set(tree.names)
     lists: dict[str, tuple[str, ...]] = {}
     hashes: dict[str, str] = {}
@@ -66,6 +71,12 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
                 )
             paths.append(entry.path)
         lists[name] = tuple(paths)
+    labels = {name: [items[path].label for path in paths] for name, paths in lists.items()}
+    if other := find_fitting(dataset, labels):
+        raise InputError(
+            f"{tree.place}: the lists in {home or '.'} are those of {other.name}, by their counts of images and how "
+            f"often each label occurs, and not those of {dataset.name}; prepare {other.name} from it."
+        )
 
     def read(names: frozenset[str]) -> Iterator[tuple[str, bytes]]:
         for name, data in tree.read_many(home + n for n in names):
@@ -82,6 +93,59 @@ def open_noah(tree: Tree, dataset: Dataset) -> Source:
         lossy=lossy,
         note=note,
     )
+
+
+def _check_name(tree: Tree, dataset: Dataset, home: str) -> None:
+    """Refuses a folder that by its manifest, or else by its name, is another dataset's.
+
+    Raises:
+        InputError: It is.
+    """
+    values = _read_manifest_beside(tree, home)
+    if values.get("synthetic") is True:
+        raise InputError(
+            f"{tree.place}: {home}{MANIFEST} says that its images were made up; pass the folder above it to "
+            f"--data-dir, or give a source of {dataset.name}."
+        )
+    if values and values["dataset"] != dataset.name:
+        raise InputError(
+            f"{tree.place}: {home}{MANIFEST} says that these are the images of {values['dataset']}, not of "
+            f"{dataset.name}; prepare {values['dataset']} from it, or give a source of {dataset.name}."
+        )
+    if values or (home and tree.folder is None):
+        return  # Inside an archive the folder was chosen by its name.
+    place = tree.place if tree.folder is None else tree.folder / home
+    for name in {place.name, place.resolve().name} - {""}:  # of a link, both
+        if other := find_namesake(dataset, name):
+            raise InputError(
+                f"{place} is named after {other.name}, another dataset, and its lists name no classes that could "
+                f"show otherwise; prepare {other.name} from it, or, if its images are those of {dataset.name}, call it "
+                f"{dataset.name}."
+            )
+
+
+def list_other_sets(tree: Tree, dataset: Dataset) -> list[str]:
+    """Names of other datasets whose standard folders are in the tree, by their manifests or the folders' names."""
+    found: set[str] = set()
+    for path in tree.names:
+        home, file = path[: -len(PurePosixPath(path).name)], PurePosixPath(path).name
+        if file == MANIFEST and (values := _read_manifest_beside(tree, home)):
+            found.add(values["dataset"])
+        elif file == _MARKER_LIST and (other := find_namesake(dataset, PurePosixPath(home).name or tree.place.name)):
+            found.add(other.name)
+    return sorted(found - {dataset.name})
+
+
+def _read_manifest_beside(tree: Tree, home: str) -> dict[str, Any]:
+    """Values of a manifest of this package beside the lists, the dataset's name among them; empty: there is none."""
+    if home + MANIFEST not in tree.names:
+        return {}
+    try:
+        values = json.loads(tree.read_text(home + MANIFEST))
+    except (ValueError, RecursionError):  # InputError is a ValueError: a file that is no text
+        return {}
+    ours = isinstance(values, dict) and "data_id" in values and isinstance(values.get("dataset"), str)
+    return values if ours else {}
 
 
 def _check_reencoding(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.data.folder import sha256
+from s2a_bench.data.labels import find_label_conflict
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
@@ -34,15 +35,21 @@ def find_split(tree: Tree) -> Path | None:
 
 
 def read_split(
-    place: Path, kind: str, dataset: Dataset, source: Source
+    place: Path, kind: str, dataset: Dataset, source: Source, notes: list[str] | None = None
 ) -> tuple[dict[str, tuple[str, ...]], dict[str, int], tuple[str, ...], str]:
     """Reads a published split and matches its paths with the images of a source.
+
+    CoOp's labels count from 0. VPT's may be any whole numbers: its loader numbers the sorted ids of a file from 0 on
+    (https://github.com/KMnP/vpt, ``src/data/datasets/json_dataset.py``), and so they are here, over the three files
+    together, so that a class that is absent from one of them does not shift the others. Either way the labels must map
+    one to one to the classes of the source.
 
     Args:
         place: CoOp's JSON file, or the folder of VPT's three.
         kind: ``"coop"`` or ``"vpt"``: which the dataset takes.
         dataset: Tells the number of classes.
         source: Its images are matched by the longest unambiguous ending of their names.
+        notes: What a reader of results must know is appended.
 
     Returns:
         Names of images per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a
@@ -50,9 +57,14 @@ def read_split(
 
     Raises:
         InputError: Not such a file, a path that names no image or several, an image listed twice, a label out of
-            range, or another number of classes.
+            range, another number of classes, or labels that contradict the source's.
     """
-    entries = _read_coop(place) if kind == "coop" else _read_vpt(place)
+    if kind == "coop":
+        entries = _read_coop(place)
+    else:
+        entries, note = _number_from_zero(_read_vpt(place), place)
+        if notes is not None and note:
+            notes.append(note)
     find = _make_finder(source, place)
     lists: dict[str, tuple[str, ...]] = {}
     labels: dict[str, int] = {}
@@ -74,9 +86,39 @@ def read_split(
         lists[part] = tuple(names)
     if len(classes) != dataset.classes:
         raise InputError(f"{place} has {len(classes)} classes but {dataset.name} has {dataset.classes}.")
+    own = {item.name: item.label for item in source.images}
+    given = {name: source.classes[own[name]] for name in labels}
+    if conflict := find_label_conflict((name, repr(given[name]), label) for name, label in labels.items()):
+        raise InputError(
+            f"{place} contradicts the labels of its images: {conflict} in the source; get the split file, or the "
+            "download, again."
+        )
     content = json.dumps({part: sorted((p, label) for p, label, _ in entries[part]) for part in _PARTS})
-    titles = tuple(classes[i] or source.classes[i] for i in range(dataset.classes))
+    by_label = {label: given[name] for name, label in labels.items()}
+    _check_titles(place, {by_label[label]: title for label, title in classes.items() if title})
+    titles = tuple(classes[i] or by_label[i] for i in range(dataset.classes))
     return lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}"
+
+
+def _check_titles(place: Path, titles: dict[str, str]) -> None:
+    """Refuses names of classes that the source gives to others of its classes.
+
+    Args:
+        place: The split, for errors.
+        titles: The split's name per name in the source; CoOp's are often other words for the same.
+    """
+
+    def plain(name: str) -> str:
+        return "".join(letter for letter in name.lower() if letter.isalnum())
+
+    known = {plain(own): own for own in titles}
+    for own, title in titles.items():
+        other = known.get(plain(title), own)
+        if other != own:
+            raise InputError(
+                f"{place} calls the images of class {own!r} {title!r}, but the source has another class {other!r}; get "
+                "the split file, or the download, again."
+            )
 
 
 def _read_json(path: Path) -> Any:
@@ -125,6 +167,27 @@ def _read_vpt(place: Path) -> _Entries:
             )
         found[part] = [(path, label, "") for path, label in values.items()]
     return found
+
+
+def _number_from_zero(entries: _Entries, place: Path) -> tuple[_Entries, str]:
+    """The entries with the sorted ids of all parts numbered from 0 on, and a note if that changes them.
+
+    Raises:
+        InputError: An id that is no whole number.
+    """
+    for part, rows in entries.items():
+        for path, label, _ in rows:
+            if isinstance(label, bool) or not isinstance(label, int):
+                raise InputError(f"{place / part}.json: {path} has label {label!r}, which is no whole number.")
+    ids = sorted({label for rows in entries.values() for _, label, _ in rows})
+    numbers = {label: number for number, label in enumerate(ids)}
+    numbered = {part: [(path, numbers[label], title) for path, label, title in rows] for part, rows in entries.items()}
+    if ids == list(range(len(ids))):
+        return numbered, ""
+    return numbered, (
+        f"The class ids of these files, {len(ids)} numbers from {ids[0]} to {ids[-1]}, were numbered from 0 on in "
+        "their order, as VPT's loader does."
+    )
 
 
 def _make_finder(source: Source, place: Path) -> Any:
