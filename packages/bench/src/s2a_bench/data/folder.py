@@ -20,6 +20,7 @@ from typing import Any
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 
@@ -183,12 +184,9 @@ def decode_list(data: bytes, path: Path) -> str:
     """A list's text.
 
     Raises:
-        InputError: It is not UTF-8.
+        InputError: It is not text.
     """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"List {path} is not text ({error.reason} at byte {error.start}).") from error
+    return decode_text(data, f"List {path}")
 
 
 def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[ListedImage]:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from s2a_bench.data.images import is_image
+from s2a_bench.data.images import UNREAD_SUFFIXES, is_image
 from s2a_bench.data.readers._folders import (
-    UNREAD_SUFFIXES,
     ClassImage,
     assign_class_labels,
     check_depth,
