@@ -182,7 +182,7 @@ def read_lines(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
         InputError: It cannot be read, is no text or has no such line.
     """
     empty = True
-    for number, line in enumerate(tree.read_text(path).splitlines(), 1):
+    for number, line in enumerate(tree.read_text(path).split("\n"), 1):
         if line.strip():
             empty = False
             yield number, line.strip()

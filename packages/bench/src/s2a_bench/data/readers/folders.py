@@ -189,7 +189,7 @@ def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
 UCF101_FOLDER = "UCF-101-midframes"
 _UCF101_LISTS = ("classInd.txt", "trainlist01.txt", "testlist01.txt")
 _UCF101_GROUPS, _UCF101_TEST_GROUPS = 25, 7
-_VIDEO = re.compile(r"v_([A-Za-z0-9]+)_g([0-9]+)_c([0-9]+)")
+_VIDEO = re.compile(r"v_([A-Za-z0-9]+)_g([0-9]{1,4})_c([0-9]+)")
 
 
 def _normalise_name(name: str) -> str:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.data.folder import sha256
+from s2a_bench.data.limits import read_file
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 
 _PARTS = ("train", "val", "test")
@@ -87,7 +89,9 @@ def _read_json(path: Path) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        return json.loads(decode_text(read_file(path), str(path)), object_pairs_hook=unique)
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"Split file {path} cannot be read ({error}); get it again.") from error
 
