@@ -440,7 +440,7 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
 def test_class_names_of_an_export_end_with_their_line(end: str, tmp_path: Path):
     place = made("cifar", tmp_path)
     file = next(place.rglob("label.labels.txt"))
-    names = file.read_text().split()
+    names = file.read_text().splitlines()
     file.write_bytes(b"\xef\xbb\xbf" + end.join(names).encode() + end.encode())
     assert opened("cifar", place, lambda source: source.classes) == tuple(names)
 

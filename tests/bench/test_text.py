@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from bench.folder_sources import DOMAIN_ROW, EUROSAT_ROW, ROW, SUN_ROW, load, write
+from s2a_bench.cli.main import main
 from s2a_bench.data.folder import read_list
 from s2a_bench.data.open_source import open_source
 from s2a_bench.data.readers.listed import READERS as LISTED
@@ -136,3 +137,25 @@ def test_sun397_with_a_name_that_is_no_text(tmp_path):
     write(tmp_path, [os.fsdecode(b"SUN397/a/aar/sun_caf\xe9.jpg")])
     with pytest.raises(InputError, match="not UTF-8"):
         chosen(tmp_path, SUN_ROW)
+
+
+LONG = "x" * 5000
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("data", "prepare", "eurosat", "--from", LONG, "--data-dir", "D"),
+        ("data", "prepare", "eurosat", "--from", "F", "--split", LONG, "--data-dir", "D"),
+        ("data", "prepare", "eurosat", "--from", "F", "--data-dir", LONG),
+        ("data", "verify", "eurosat", "--data-dir", LONG),
+        ("data", "list", "--data-dir", LONG),
+    ],
+    ids=["--from", "--split", "--data-dir of prepare", "of verify", "of list"],
+)
+def test_a_path_that_is_too_long_is_one_sentence(tmp_path, monkeypatch, capsys, arguments):
+    monkeypatch.chdir(tmp_path)
+    eurosat(tmp_path / "F", "fine.jpg")
+    assert main(list(arguments)) == 2
+    said = capsys.readouterr().err.strip()
+    assert said.startswith("s2a-bench: ") and "\n" not in said
