@@ -409,3 +409,24 @@ def test_no_room_to_unpack_is_said_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr("s2a_bench.data.readers.archives.copy_stream", full)
     with Tree(tmp_path / "x.zip") as tree, pytest.raises(InputError, match=r"no room to unpack .*TMPDIR"):
         tree.path_on_disk("x.mat")
+
+
+def test_names_with_backslashes_in_a_folder_are_read_as_paths(tmp_path):
+    """What a tool leaves that takes the names of a zip from Windows by the letter."""
+    folder(tmp_path, {"set\\cats\\x.jpg": b"1", "set\\dogs\\y.jpg": b"2"})
+    assert content(tmp_path) == {"set/cats/x.jpg": b"1", "set/dogs/y.jpg": b"2"}
+    with Tree(tmp_path) as tree:
+        assert tree.folder is None  # the names are no paths of files
+
+
+@pytest.mark.parametrize("name", ["x.rar", "x.7z", "x.tar.zst"])
+def test_kinds_of_archives_that_are_not_read_are_called_so(tmp_path, name):
+    folder(tmp_path, {name: b"Rar!"})
+    refused(tmp_path / name, "of a kind that is not read here; extract it")
+
+
+def test_no_folder_to_unpack_to_is_said_as_such(tmp_path, monkeypatch):
+    zipped(tmp_path / "x.zip", {"x.mat": b"1"})
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "gone"))
+    with Tree(tmp_path / "x.zip") as tree, pytest.raises(InputError, match="TMPDIR"):
+        tree.path_on_disk("x.mat")

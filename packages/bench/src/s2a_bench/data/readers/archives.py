@@ -173,17 +173,19 @@ class _StrictHeader(tarfile.TarInfo):
     """A header that is an error where it is damaged or missing: ``tarfile`` takes it for the end of the archive."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
         try:
-            header = super().frombuf(buf, encoding, errors)
+            return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end: a block of zeros
             raise
         except tarfile.HeaderError as error:
             raise tarfile.ReadError(f"a header is damaged or cut off ({error})") from error
-        # These are read whole into memory.
-        if header.type in _EXTENDED_HEADERS and header.size > _LONGEST_HEADER:
-            raise tarfile.ReadError(f"a header takes {header.size:,} bytes")
-        return header
+
+    def _proc_member(self, archive: tarfile.TarFile) -> Any:
+        """The hook that ``tarfile`` leaves to subclasses; it reads long names whole into memory."""
+        if self.type in _EXTENDED_HEADERS and self.size > _LONGEST_HEADER:
+            raise tarfile.ReadError(f"a header takes {self.size:,} bytes")
+        return super()._proc_member(archive)  # type: ignore[misc]
 
 
 _EXTENDED_HEADERS = (

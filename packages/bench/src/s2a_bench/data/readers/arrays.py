@@ -280,7 +280,7 @@ def _get_own_array(file: h5py.File, key: str, what: str) -> h5py.Dataset:
     links = file.id.links  # Unlike h5py's own look-up, these do not follow a link to see whether there is anything.
     if not links.exists(key.encode()):
         raise InputError(f"{what} has no array {key!r}; download it again.")
-    if links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:
+    if links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:  # type: ignore[attr-defined]
         raise InputError(f"{what} has a link in place of the array {key!r}, which is not followed; download it again.")
     found = file[key]
     if not isinstance(found, h5py.Dataset):

@@ -143,7 +143,7 @@ def _make_finder(source: Source, place: Path) -> Any:
             ends.setdefault("/".join(parts[i:]), []).append(item.name)
 
     def find(path: str) -> str:
-        parts = path.split("/")
+        parts = path.replace("\\", "/").split("/")  # Some copies were written on Windows.
         for i in range(len(parts)):
             found = ends.get("/".join(parts[i:]), [])
             if len(found) == 1:

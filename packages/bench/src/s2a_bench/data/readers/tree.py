@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import dataclasses
 import errno
 import fnmatch
 import gzip
@@ -15,20 +13,19 @@ import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
 
-from s2a_bench.data.limits import copy_stream, read_file, read_stream, unpacked_limit
 from s2a_bench.data.readers.archives import Archive, open_archive
+from s2a_bench.data.readers.contents import PACKED_ALONE, Content, InArchive, OnDisk, PackedAlone, hash_copy
 from s2a_bench.data.readers.member_paths import is_hidden
 from s2a_bench.data.readers.walk import list_files, path_exists
 from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_UNREAD_ARCHIVES = (".rar", ".7z", ".zst", ".lz", ".lz4", ".z")
 _DEEPEST = 4
 """How deep archives may lie in archives: one made to unpack itself goes on for ever."""
 _LONGEST_NAME = 200
@@ -48,17 +45,6 @@ ARCHIVE_ERRORS = (
     OverflowError,
     MemoryError,
 )
-
-
-@dataclasses.dataclass(frozen=True)
-class _File:
-    """One place that holds a path's content: an archive (its position in ``Tree._packs``), or the disk (-1)."""
-
-    where: str
-    pack: int
-    read: Callable[[], bytes]
-    copy: Callable[[IO[bytes]], None]
-    path: Path | None = None
 
 
 class Tree:
@@ -89,8 +75,8 @@ class Tree:
         """
         self.place = place
         self.folder: Path | None = None
-        self._files: dict[str, list[_File]] = {}
-        self._packs: list[Archive] = []
+        self._files: dict[str, list[Content]] = {}
+        self._packs: list[tuple[Archive, str]] = []  # with their names in error messages
         self._scratch: Path | None = None
         self._unpacked = 0
         self._on_disk: dict[str, Path] = {}
@@ -111,7 +97,7 @@ class Tree:
 
     def close(self) -> None:
         """Deletes what was unpacked to disk."""
-        for pack in self._packs:
+        for pack, _ in self._packs:
             pack.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
@@ -168,29 +154,29 @@ class Tree:
         """
         wanted = {name: self._find_files(name) for name in sorted(set(names))}
         digests: dict[str, bytes] = {}  # of those that are found twice
-        for name, files in wanted.items():
-            if files[0].pack < 0:
-                with self._explain_errors(files[0].where):
-                    data = files[0].read()
-                for other in files[1:]:
-                    if other.pack < 0:
+        for name, found in wanted.items():
+            if not isinstance(found[0], InArchive):
+                with self._explain_errors(found[0].where):
+                    data = found[0].read()
+                for other in found[1:]:
+                    if not isinstance(other, InArchive):
                         with self._explain_errors(other.where):
-                            self._check_same(name, files[0], other, _digest(data), _digest(other.read()))
-                if len(files) > 1:
+                            self._check_same(name, found[0], other, _digest(data), _digest(other.read()))
+                if len(found) > 1:
                     digests[name] = _digest(data)
                 yield name, data
-        for number, pack in enumerate(self._packs):
-            mine = {name for name, files in wanted.items() if any(file.pack == number for file in files)}
+        for pack, where in self._packs:
+            mine = {
+                n: c for n, found in wanted.items() for c in found if isinstance(c, InArchive) and c.archive is pack
+            }
             if mine:
-                with self._explain_errors(str(pack.path)):
-                    for name, data in pack.stream(mine):
-                        files = wanted[name]
-                        if len(files) > 1:
-                            own = next(file for file in files if file.pack == number)
-                            self._check_same(
-                                name, files[0], own, digests.setdefault(name, _digest(data)), _digest(data)
-                            )
-                        if files[0].pack == number:
+                with self._explain_errors(where):
+                    for name, data in pack.stream(set(mine)):
+                        first = wanted[name][0]
+                        if len(wanted[name]) > 1:
+                            known = digests.setdefault(name, _digest(data))
+                            self._check_same(name, first, mine[name], known, _digest(data))
+                        if first is mine[name]:
                             yield name, data
 
     def read_text(self, name: str) -> str:
@@ -209,22 +195,23 @@ class Tree:
         """
         first, *others = self._find_files(name)
         if name not in self._on_disk:
-            path = first.path
-            if path is None:
+            if isinstance(first, OnDisk):
+                path = first.path
+            else:
                 path = self._scratch_path(PurePosixPath(name).name)
                 self._unpack(first, path)
             for other in others:
                 with self._explain_errors(other.where):
-                    self._check_same(name, first, other, _copy_digest(first), _copy_digest(other))
+                    self._check_same(name, first, other, hash_copy(first), hash_copy(other))
             self._on_disk[name] = path
         return self._on_disk[name]
 
-    def _find_files(self, name: str) -> list[_File]:
+    def _find_files(self, name: str) -> list[Content]:
         if name not in self._files:
             raise InputError(f"{self.place} holds no file {name}; download it again.")
         return self._files[name]
 
-    def _check_same(self, name: str, first: _File, other: _File, one: bytes, two: bytes) -> None:
+    def _check_same(self, name: str, first: Content, other: Content, one: bytes, two: bytes) -> None:
         if one != two:
             raise InputError(
                 f"{first.where} and {other.where} both hold {name}, each with another content; give the one that is "
@@ -233,15 +220,21 @@ class Tree:
 
     def _scratch_path(self, name: str) -> Path:
         """A new path in the temporary folder, which ends like ``name``."""
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
-        folder = self._scratch / f"{self._unpacked:05d}"
-        self._unpacked += 1
-        folder.mkdir()
+        try:
+            if self._scratch is None:
+                self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
+            folder = self._scratch / f"{self._unpacked:05d}"
+            self._unpacked += 1
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"{self.place} has to be unpacked, but there is no folder for it ({error.strerror or error}); name one "
+                "with the environment variable TMPDIR."
+            ) from error
         short = len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME
         return folder / (name if short else f"file{PurePosixPath(name).suffix[:16]}")
 
-    def _unpack(self, file: _File, path: Path) -> None:
+    def _unpack(self, file: Content, path: Path) -> None:
         partial = path.with_name(path.name + ".partial")  # so that an interrupted copy is never used
         try:
             with self._explain_errors(file.where), partial.open("wb") as out:
@@ -266,10 +259,15 @@ class Tree:
             else:
                 self.folder = place
                 for path in list_files(place):
-                    self._add_file(path, path.relative_to(place).as_posix())
+                    name = path.relative_to(place).as_posix()
+                    if "\\" in name:  # A zip made on Windows was extracted by a tool that took it by the letter.
+                        name, self.folder = name.replace("\\", "/"), None
+                    self._add_file(path, name)
         elif there and place.is_file():
             if place.name.lower().endswith(ARCHIVE_SUFFIXES) or self._is_listed_archive(place.name):
                 self._add_archive(place, str(place), 1)
+            elif place.suffix.lower() in _UNREAD_ARCHIVES:
+                raise InputError(f"{place} is an archive of a kind that is not read here; extract it, give the folder.")
             else:
                 self._add_file(place, place.name)
         else:
@@ -284,46 +282,25 @@ class Tree:
         if is_hidden(name):
             return
         suffix = path.suffix.lower()
-        if suffix in _COMPRESSED and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
-            opened = _COMPRESSED[suffix]
-
-            def read() -> bytes:
-                with opened(path, "rb") as stream:
-                    return read_stream(stream, str(path))
-
-            def copy(out: IO[bytes]) -> None:
-                with opened(path, "rb") as stream:
-                    copy_stream(stream, out, unpacked_limit(path.stat().st_size), str(path))
-
-            self._files.setdefault(name[: -len(suffix)], []).append(_File(str(path), -1, read, copy))
+        if suffix in PACKED_ALONE and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+            self._files.setdefault(name[: -len(suffix)], []).append(PackedAlone(path))
         else:
-
-            def copy_plain(out: IO[bytes]) -> None:
-                with path.open("rb") as stream:
-                    shutil.copyfileobj(stream, out, 1 << 20)
-
-            file = _File(str(path), -1, lambda: read_file(path), copy_plain, path)
-            self._files.setdefault(name, []).insert(0, file)  # before the same file packed
+            self._files.setdefault(name, []).insert(0, OnDisk(path))  # before the same file packed
 
     def _add_archive(self, path: Path, where: str, depth: int) -> None:
         if depth > _DEEPEST:
             raise InputError(f"{where} lies in {_DEEPEST} archives, one in another; extract it yourself and give it.")
         with self._explain_errors(where):
             pack = open_archive(path)
-        number = len(self._packs)
-        self._packs.append(pack)
+        self._packs.append((pack, where))
         for name in pack.members:
             inner = PurePosixPath(name).name
             if self._is_listed_archive(inner) and name.lower().endswith(ARCHIVE_SUFFIXES):
-                file = self._make_packed_file(pack, number, name, where)
                 unpacked = self._scratch_path(inner)
-                self._unpack(file, unpacked)
+                self._unpack(InArchive(pack, name, where), unpacked)
                 self._add_archive(unpacked, f"{name} in {where}", depth + 1)
             else:
-                self._files.setdefault(name, []).append(self._make_packed_file(pack, number, name, where))
-
-    def _make_packed_file(self, pack: Archive, number: int, name: str, where: str) -> _File:
-        return _File(where, number, lambda: pack.read(name), lambda out: pack.copy(name, out))
+                self._files.setdefault(name, []).append(InArchive(pack, name, where))
 
     @contextmanager
     def _explain_errors(self, what: str) -> Iterator[None]:
@@ -347,6 +324,10 @@ class Tree:
                 "folder."
             ) from error
         except ARCHIVE_ERRORS as error:
+            if "multiple disks" in str(error):
+                raise InputError(
+                    f"{what} is one part of an archive in several; extract all of them yourself and give the folder."
+                ) from error
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             raise InputError(f"{what} is not a readable archive ({reason}); download it again.") from error
 
@@ -357,22 +338,6 @@ def _shorten(path: str) -> str:
 
 def _digest(data: bytes) -> bytes:
     return hashlib.sha256(data).digest()
-
-
-class _Digest:
-    """A file that is only hashed."""
-
-    def __init__(self) -> None:
-        self.hash = hashlib.sha256()
-
-    def write(self, data: bytes) -> None:
-        self.hash.update(data)
-
-
-def _copy_digest(file: _File) -> bytes:
-    out: Any = _Digest()
-    file.copy(out)
-    return out.hash.digest()
 
 
 def _path_below(name: str, parts: tuple[str, ...]) -> str | None:
