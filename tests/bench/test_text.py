@@ -67,14 +67,9 @@ def test_every_reader_of_lists_takes_every_way(tmp_path, way):
         (name, int(name.split("_")[1]), "train" if name.endswith("_1.jpg") else "test") for name in names
     }
     # CoOp's split file
-    rows = {
-        part: [
-            [name.replace("/", "\\" if way.startswith("Windows") else "/"), int(name.split("_")[1]), name.split("/")[1]]
-            for name in names
-        ]
-        for part in ("train",)
-    }
-    rows |= {"train": rows["train"][:3:2] + rows["train"][4:5], "val": rows["train"][1:2], "test": rows["train"][3:4]}
+    slash = "\\" if way.startswith("Windows") else "/"
+    every = [[name.replace("/", slash), int(name.split("_")[1]), name.split("/")[1]] for name in names]
+    rows = {"train": every[:3:2] + every[4:5], "val": every[1:2], "test": every[3:4]}
     (tmp_path / "split_zhou_x.json").write_bytes(WAYS[way](json.dumps(rows)))
     lists, labels, *_ = read_split(tmp_path / "split_zhou_x.json", "coop", DOMAIN_ROW, source)
     assert lists["val"] == (names[1],) and labels[names[3]] == 1

@@ -400,6 +400,24 @@ def test_a_tar_header_made_to_fill_memory(tmp_path):
     refused(tmp_path / "x.tar", "not a readable archive")
 
 
+@pytest.mark.parametrize("kind", [tarfile.REGTYPE, tarfile.GNUTYPE_LONGNAME, tarfile.XHDTYPE])
+@pytest.mark.parametrize("size", [-512, -1024, -(1 << 40)])
+def test_a_tar_that_states_a_negative_size_does_not_go_round_in_circles(tmp_path, kind, size):
+    info, _ = entry("a/x.jpg", kind)
+    raw = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    raw[124:136] = b"\xff" + (size & (1 << 88) - 1).to_bytes(11, "big")
+    raw[148:156] = b" " * 8
+    raw[148:156] = b"%06o\0 " % sum(raw[:512])
+    first = tar_of(tmp_path / "x.tar", entry("a/y.jpg", data=b"1"), mode="w").read_bytes()[:1024]
+    (tmp_path / "x.tar").write_bytes(first + raw + bytes(4096))
+    refused(tmp_path / "x.tar", "not a readable archive .*a size of -")
+
+
+def test_a_place_that_is_a_pipe_is_not_opened(tmp_path):
+    os.mkfifo(tmp_path / "x.tar.gz")
+    refused(tmp_path / "x.tar.gz", "is no file and no folder")
+
+
 def test_no_room_to_unpack_is_said_as_such(tmp_path, monkeypatch):
     zipped(tmp_path / "x.zip", {"x.mat": b"1"})
 

@@ -175,7 +175,9 @@ class _StrictHeader(tarfile.TarInfo):
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
         try:
-            return super().fromtarfile(archive)
+            found = super().fromtarfile(archive)
+            found._check_size()
+            return found
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # the mark of the end: a block of zeros
             raise
         except tarfile.HeaderError as error:
@@ -183,9 +185,14 @@ class _StrictHeader(tarfile.TarInfo):
 
     def _proc_member(self, archive: tarfile.TarFile) -> Any:
         """The hook that ``tarfile`` leaves to subclasses; it reads long names whole into memory."""
+        self._check_size()
         if self.type in _EXTENDED_HEADERS and self.size > _LONGEST_HEADER:
             raise tarfile.ReadError(f"a header takes {self.size:,} bytes")
         return super()._proc_member(archive)  # type: ignore[misc]
+
+    def _check_size(self) -> None:
+        if self.size < 0:  # ``tarfile`` would go back, and round and round.
+            raise tarfile.ReadError(f"{self.name[:80]} states a size of {self.size}")
 
 
 _EXTENDED_HEADERS = (

@@ -271,9 +271,8 @@ class Tree:
             else:
                 self._add_file(place, place.name)
         else:
-            raise InputError(
-                f"Source {_shorten(str(place))} does not exist; give the archive, or the folder that holds it."
-            )
+            state = "is no file and no folder" if there else "does not exist"
+            raise InputError(f"Source {_shorten(str(place))} {state}; give the archive, or the folder that holds it.")
 
     def _is_listed_archive(self, name: str) -> bool:
         return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in self._archives)
