@@ -173,7 +173,7 @@ class _StrictHeader(tarfile.TarInfo):
     """A header that is an error where it is damaged or missing: ``tarfile`` takes it for the end of the archive."""
 
     @classmethod
-    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
+    def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:  # type: ignore[override]
         try:
             found = super().fromtarfile(archive)
             found._check_size()
