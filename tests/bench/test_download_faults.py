@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import dataclasses
+import http.client
 import os
+import re
 import shutil
 import socket
 import types
+import urllib.request
 from pathlib import Path
+from typing import Any
 
 import pytest
 from bench.web_site import DATA, OTHER, Answer, Site, closed_port, failing, left, md5
 from s2a_bench.data import http as web
 from s2a_bench.data.download import download_files
+from s2a_bench.data.table.rows import TABLE
 from s2a_bench.data.table.types import RemoteFile
 
 pytestmark = pytest.mark.usefixtures("quick_web")
@@ -88,6 +94,57 @@ def test_redirects_are_followed_and_resumed(site: Site, tmp_path: Path) -> None:
 def test_redirects_lead_nowhere_but_to_the_web(site: Site, tmp_path: Path, target: str, words: str) -> None:
     said = failing([site.remote("f.zip", "", Answer(status=302, location=target))], tmp_path, None)
     assert "1 file could not be downloaded" in said and words in said and left(tmp_path) == []
+
+
+class PlainHttps(urllib.request.HTTPSHandler):
+    """``https://`` addresses without encryption, so that the test's server can answer them."""
+
+    def https_open(self, req: urllib.request.Request) -> Any:
+        return self.do_open(http.client.HTTPConnection, req)
+
+
+@pytest.mark.parametrize("digest", [None, ""])
+@pytest.mark.parametrize("there", [False, True])
+def test_https_does_not_fall_back_to_http(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, digest: str | None, there: bool
+) -> None:
+    monkeypatch.setattr(urllib.request, "HTTPSHandler", PlainHttps)
+    site.answers["/f.zip"] = [Answer()]
+    remote = site.remote("start", digest, Answer(status=302, location=f"http://127.0.0.1:{site.port}/f.zip"))
+    remote = dataclasses.replace(remote, url=remote.url.replace("http://", "https://"))
+    if there:  # what lies there by hand is asked about, but never replaced by what comes over http
+        (tmp_path / "start").write_bytes(DATA if digest is None else b"by hand")
+        download_files([remote], tmp_path, None)
+        return
+    said = failing([remote], tmp_path, None)
+    assert f"leads from https to http://127.0.0.1:{site.port}/f.zip" in said and left(tmp_path) == []
+    assert site.statuses == [302]
+
+
+def test_http_without_a_digest_is_refused_before_anything_is_asked(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(socket, "create_connection", lambda *a, **k: pytest.fail(f"asked {a}"))
+    said = failing([RemoteFile("http://example.org/f.zip", "f.zip")], tmp_path, None)
+    assert "http:// without a digest is refused" in said and left(tmp_path) == []
+    (tmp_path / "f.zip").write_bytes(b"by hand")
+    assert download_files([RemoteFile("http://example.org/f.zip", "f.zip")], tmp_path, None)
+
+
+def test_a_redirect_to_http_of_another_machine_needs_a_digest(site: Site, tmp_path: Path) -> None:
+    moved = Answer(status=302, location="http://example.invalid/f.zip")
+    assert "http:// without a digest is refused" in failing([site.remote("f.zip", "", moved)], tmp_path, None)
+    assert site.statuses == [302] and left(tmp_path) == []
+
+
+def test_every_download_of_the_table_has_a_digest_of_the_right_form() -> None:
+    remotes = [remote for dataset in TABLE for remote in dataset.remotes]
+    assert len(remotes) == 66
+    for remote in remotes:
+        assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", remote.digest), remote
+    by_address = {(remote.url, remote.digest) for remote in remotes}
+    assert len(by_address) == len({url for url, _ in by_address}), "one address, two digests"
+    assert len({digest for _, digest in by_address}) == len(by_address), "two addresses, one digest"
 
 
 def test_a_host_that_cannot_be_reached_is_tried_once_for_all_its_files(

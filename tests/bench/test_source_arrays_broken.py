@@ -7,6 +7,7 @@ import os
 import pickle
 import shutil
 import sys
+import zipfile
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +23,7 @@ from bench.array_sources import (
     ROWS,
     Content,
     fresh,
+    h5py,
     matrix,
     opened,
     whole,
@@ -243,3 +245,101 @@ def test_a_library_that_is_not_installed_is_named(
     monkeypatch.setitem(sys.modules, library, None)
     with pytest.raises(InputError, match="pip install 's2a-bench" if name == "pcam" else "pip install scipy"):
         opened(ROWS[name], made[name], whole)
+
+
+# Files that take their content from elsewhere
+
+
+def from_elsewhere(path: Path, how: str, secret: Path) -> None:
+    """An HDF5 file whose array ``x`` is the content of another file."""
+    shape = (3, 96, 96, 3)
+    with h5py.File(secret.with_suffix(".h5"), "w") as file:
+        file["x"] = np.ones(shape, np.uint8)
+    with h5py.File(path, "w") as file:
+        match how:
+            case "external link":
+                file["x"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "x")
+            case "dangling external link":
+                file["x"] = h5py.ExternalLink("/nowhere.h5", "x")
+            case "soft link":
+                file["there"] = h5py.ExternalLink(str(secret.with_suffix(".h5")), "/")
+                file["x"] = h5py.SoftLink("/there/x")
+            case "raw bytes":
+                file.create_dataset("x", shape, np.uint8, external=[(str(secret), 0, 27648 * 3)])
+            case "virtual":
+                layout = h5py.VirtualLayout(shape, np.uint8)
+                layout[:] = h5py.VirtualSource(str(secret.with_suffix(".h5")), "x", shape)
+                file.create_virtual_dataset("x", layout)
+
+
+@pytest.mark.parametrize("how", ["external link", "dangling external link", "soft link", "raw bytes", "virtual"])
+@pytest.mark.parametrize("half", ["x", "y"])
+def test_hdf5_takes_nothing_from_other_files(tmp_path, how, half):
+    secret = tmp_path / "secret"
+    secret.write_bytes(bytes(range(1, 251)) * 500)
+    place = tmp_path / "source"
+    place.mkdir()
+    write("pcam", fresh("pcam"), place)
+    if half == "x":
+        from_elsewhere(place / PCAM.format("valid", "x"), how, secret)
+    else:
+        from_elsewhere(tmp_path / "made.h5", how, secret)
+        with h5py.File(tmp_path / "made.h5", "a") as file:
+            file.move("x", "y")
+        (tmp_path / "made.h5").rename(place / PCAM.format("valid", "y"))
+    with pytest.raises(InputError, match=r"link in place of|from other files") as caught:
+        opened(ROWS["pcam"], place, whole)
+    assert "\n" not in str(caught.value)
+
+
+def test_an_array_of_a_size_that_nobody_has(tmp_path):
+    """A few bytes claim 2 ** 50 images: neither labels nor images may be asked for in memory."""
+    write("pcam", fresh("pcam"), tmp_path)
+    for half, shape in (("x", (1 << 50, 96, 96, 3)), ("y", (1 << 50, 1, 1, 1)), ("y", (3, 1 << 40, 1, 1))):
+        with h5py.File(tmp_path / PCAM.format("test", half), "w") as file:
+            file.create_dataset(half, shape, np.uint8, chunks=(1, 1, 1, 1))
+        with pytest.raises(InputError, match=r"of a size that no data set has|not a whole number for each"):
+            opened(ROWS["pcam"], tmp_path, whole)
+        write("pcam", fresh("pcam"), tmp_path)
+
+
+def test_an_npz_with_a_header_of_nonsense(tmp_path):
+    for header in (
+        "{'descr': '|u1', 'fortran_order': False, 'shape': (-5, 64, 64), }",
+        "(" * 5000,
+        "{'descr': 1",
+        "\0",
+    ):
+        text = header.encode().ljust(118 + 5000) + b"\n"
+        with zipfile.ZipFile(tmp_path / DSPRITES, "w") as archive:
+            archive.writestr("imgs.npy", b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text)
+        with pytest.raises(InputError, match=r"cannot be read|not uint8"):
+            opened(ROWS["dsprites_ori"], tmp_path, whole)
+
+
+class _Flagged:
+    """A dtype whose pickle sets flags that make NumPy take numbers for addresses."""
+
+    def __reduce__(self) -> Any:
+        return np.dtype, ("u1", False, True), (3, "|", None, ("a",), {"a": (np.dtype("u1"), 0)}, 8, 1, 27)
+
+
+def test_a_pickle_cannot_set_the_state_of_numpys_own_objects(tmp_path):
+    content = fresh("cifar100")
+    content["train"]["extra"] = _Flagged()
+    write("cifar100", content, tmp_path)
+    with pytest.raises(InputError, match="compound type"):
+        opened(ROWS["cifar100"], tmp_path, whole)
+
+
+def test_a_pickle_leaves_nothing_behind_for_the_next(tmp_path):
+    """BUILD sets attributes of what a global name stands for, here of the function that makes types."""
+    evil = b"cnumpy\ndtype\n}S'__defaults__'\n(S'u1'\ntsb0}."
+    (tmp_path / "train").write_bytes(evil)
+    content = fresh("cifar100")
+    content["train"] = evil
+    write("cifar100", content, tmp_path)
+    with pytest.raises(InputError):
+        opened(ROWS["cifar100"], tmp_path, whole)
+    write("cifar100", fresh("cifar100"), tmp_path)
+    assert opened(ROWS["cifar100"], tmp_path, whole)

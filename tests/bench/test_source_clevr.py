@@ -171,6 +171,7 @@ BROKEN: dict[str, tuple[str, Any, str]] = {
     "no objects": ("distance", [scene(0, [])], "Scene 0 of .* nearest object at nan"),
     "behind the camera": ("distance", [scene(0, [0, 9, 9])], "Scene 0 of .* at 0, not within 0 and 100"),
     "too far": ("distance", [scene(0, [101, 102, 103])], "Scene 0 of .* at 101"),
+    "farther than numbers go": ("distance", [scene(0, [10**400] * 3)], "no number of single precision"),
     "text as a distance": ("distance", [scene(0, ["near", 9, 9])], "Scene 0 of .* pixel_coords"),
     "two coordinates": ("count", [GOOD | {"objects": [{"pixel_coords": [1, 2]}] * 3}], "three numbers"),
     "no coordinates": ("count", [GOOD | {"objects": [{"shape": "cube"}] * 3}], "three numbers"),

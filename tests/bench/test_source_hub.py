@@ -337,6 +337,9 @@ BROKEN: dict[str, tuple[Callable[[Path], Path], str]] = {
     "image empty": (of(table(image=[{"bytes": b"", "path": None}] * 4)), "Row 0 of .* has no image"),
     "note no JSON": (with_note(b"{"), "note of the library datasets in .* is damaged"),
     "note of something else": (with_note(b'{"info": 7}'), "note of the library datasets in .* is damaged"),
+    "note too deep": (with_note(b'{"info":' + b"[" * 200_000), "is damaged"),
+    "note with a number for names": (with_note(b'{"info": {"features": {"label": {"names": 7}}}}'), "is damaged"),
+    "note with text for names": (with_note(b'{"info": {"features": {"label": {"names": "abc"}}}}'), "is damaged"),
     "note without the label": (with_note(b'{"info": {"features": {}}}'), "is damaged"),
 }
 

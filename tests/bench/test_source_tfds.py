@@ -409,6 +409,12 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         lambda place: described(place, splits=[{"name": "train", "shardLengths": ["many"]}]),
         "with their shardLengths",
     ),
+    "endless lengths": (
+        "dmlab",
+        lambda place: described(place, splits=[{"name": "train", "shardLengths": [float("inf")]}]),
+        "with their shardLengths",
+    ),
+    "too deep": ("dmlab", lambda place: info(place).write_text("[" * 200_000), "is not JSON"),
     "split missing": (
         "dmlab",
         lambda place: described(place, splits=json.loads(info(place).read_text())["splits"][:2]),
@@ -428,6 +434,15 @@ BROKEN: dict[str, tuple[str, Callable[[Path], Any], str]] = {
         "has 2 classes but cifar has 100",
     ),
 }
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_class_names_of_an_export_end_with_their_line(end: str, tmp_path: Path):
+    place = made("cifar", tmp_path)
+    file = next(place.rglob("label.labels.txt"))
+    names = file.read_text().splitlines()
+    file.write_bytes(b"\xef\xbb\xbf" + end.join(names).encode() + end.encode())
+    assert opened("cifar", place, lambda source: source.classes) == tuple(names)
 
 
 @pytest.mark.parametrize("case", BROKEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import signal
 import sys
 from collections.abc import Sequence
@@ -78,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"s2a-bench: {sentence}", file=sys.stderr)
         return BAD_INPUT
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            given = str(error.filename)
+            print(
+                f"s2a-bench: The path {given[:80]}... is too long for the file system; give another.", file=sys.stderr
+            )
+            return BAD_INPUT
         if (full := failures.full_sentence(error)) is None:
             raise
         print(f"s2a-bench: {full}", file=sys.stderr)

@@ -20,6 +20,7 @@ from typing import Any
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 
@@ -159,7 +160,7 @@ def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
 
 def parse_list(text: str, classes: int) -> Iterator[ListedImage | tuple[int, str]]:
     """Yields the images of a list, and ``(line, message)`` for each malformed line. Empty lines are skipped."""
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):  # A name may hold what Unicode takes for a line end.
         if not line.strip():
             continue
         path, _, label = line.strip().rpartition(" ")
@@ -169,8 +170,8 @@ def parse_list(text: str, classes: int) -> Iterator[ListedImage | tuple[int, str
             yield number, f"{line!r} is not of the form 'images/test/000000.jpg 17'"
         elif path.startswith("/") or ".." in parts or "\\" in path or "\0" in path:
             yield number, f"{path!r} is not a plain path under the dataset's folder"
-        elif int(label) >= classes:
-            yield number, f"label {label} is out of range; there are {classes} classes, counted from 0"
+        elif len(label) > 9 or int(label) >= classes:
+            yield number, f"label {label[:20]} is out of range; there are {classes} classes, counted from 0"
         else:
             yield ListedImage(path, int(label), number)
 
@@ -194,12 +195,9 @@ def decode_list(data: bytes, path: Path) -> str:
     """A list's text.
 
     Raises:
-        InputError: It is not UTF-8.
+        InputError: It is not text.
     """
-    try:
-        return data.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"List {path} is not text ({error.reason} at byte {error.start}).") from error
+    return decode_text(data, f"List {path}")
 
 
 def read_list(folder: Path, name: str, dataset: Dataset, manifest: Manifest | None = None) -> list[ListedImage]:

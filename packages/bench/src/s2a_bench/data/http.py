@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import errno
 import http.client
+import ipaddress
 import json
 import re
 import shutil
@@ -87,7 +88,8 @@ def download_file(url: str, part: Path, checked: bool, progress: Callable[[int, 
     Args:
         url: ``http://`` or ``https://``.
         part: In a folder that exists. Stays, with its note, when something goes wrong.
-        checked: Whether the caller compares a digest: only then is a part resumed without an ETag or date.
+        checked: Whether the caller compares a digest: only then is a part resumed without an ETag or date, and only
+            then may the address be ``http://``.
         progress: Called with bytes done and in all (0: not known), in steps of 1 MiB.
 
     Raises:
@@ -120,8 +122,8 @@ def expected_size(part: Path) -> int:
 
 
 def size_on_server(url: str) -> int:
-    """A file's size as its server states it; 0: not known."""
-    with contextlib.suppress(DownloadFailure), _open_url(url, {}, "HEAD") as response:
+    """A file's size as its server states it; 0: not known, or not to be believed."""
+    with contextlib.suppress(DownloadFailure), _open_url(url, {}, False, "HEAD") as response:
         stated = response.headers.get("Content-Length", "")
         return int(stated) if response.status == 200 and stated.isdigit() else 0
     return 0
@@ -141,7 +143,7 @@ def _request_once(url: str, part: Path, checked: bool, progress: Callable[[int, 
         if note.validator:
             headers["If-Range"] = note.validator
     try:
-        with _open_url(url, headers) as response:
+        with _open_url(url, headers, checked) as response:
             if response.status == 206 and note is not None and start:
                 goal = _check_continuation(response, note, start, checked)
             elif response.status == 200:
@@ -205,8 +207,35 @@ def _copy_response(
     progress(done, goal)
 
 
+def refuse_unsafe(url: str, checked: bool) -> None:
+    """Refuses an address whose answer anyone on the way could change without being noticed.
+
+    Args:
+        url: Any address.
+        checked: Whether a digest tells if what arrived is right.
+
+    Raises:
+        DownloadFailure: It is ``http://``, of another machine, and there is no digest.
+    """
+    address = urllib.parse.urlsplit(url)
+    if address.scheme == "http" and not checked and not _is_this_machine(address.hostname or ""):
+        raise DownloadFailure(
+            "http:// without a digest is refused, since anyone on the way could change the file unnoticed"
+        )
+
+
+def _is_this_machine(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects from the web to the web only."""
+    """Follows redirects from the web to the web only, and from https not to http."""
+
+    def __init__(self, checked: bool) -> None:
+        self.checked = checked
 
     def http_error_302(
         self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage
@@ -230,13 +259,20 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     ) -> urllib.request.Request | None:
         if urllib.parse.urlsplit(newurl).scheme not in ("http", "https"):
             raise urllib.error.HTTPError(newurl, code, f"leads to {newurl}, which is not the web", headers, fp)
+        if req.type == "https" and urllib.parse.urlsplit(newurl).scheme == "http":
+            raise urllib.error.HTTPError(newurl, code, f"leads from https to {newurl}", headers, fp)
+        try:
+            refuse_unsafe(newurl, self.checked)
+        except DownloadFailure as failure:
+            raise urllib.error.HTTPError(newurl, code, f"leads to {newurl}; {failure}", headers, fp) from failure
         return super().redirect_request(req, fp, code, msg, headers, newurl)
 
 
-def _open_url(url: str, headers: Mapping[str, str], method: str = "GET") -> http.client.HTTPResponse:
+def _open_url(url: str, headers: Mapping[str, str], checked: bool, method: str = "GET") -> http.client.HTTPResponse:
+    refuse_unsafe(url, checked)
     request = urllib.request.Request(url, headers={"User-Agent": _AGENT, **headers}, method=method)
     try:
-        return urllib.request.build_opener(_Redirects).open(request, timeout=_TIMEOUT)
+        return urllib.request.build_opener(_Redirects(checked)).open(request, timeout=_TIMEOUT)
     except urllib.error.HTTPError as error:
         with error:
             total = re.fullmatch(r"bytes \*/(\d+)", error.headers.get("Content-Range", "").strip())
@@ -271,7 +307,7 @@ def _read_note(part: Path) -> _PartialNote | None:
     try:
         values = json.loads(_note_path(part).read_text(encoding="utf-8"))
         return _PartialNote(str(values["url"]), str(values["validator"]), int(values["total"]))
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError, OverflowError):
         return None
 
 

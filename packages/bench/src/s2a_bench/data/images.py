@@ -10,10 +10,17 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from s2a_bench.data.limits import read_file
 from s2a_bench.errors import InputError
 
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".webp")
-LOSSY_SUFFIXES = (".jpg", ".jpeg", ".webp")
+_JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".jif", ".jfi", ".pjpeg", ".pjp")
+IMAGE_SUFFIXES = (*_JPEG_SUFFIXES, ".png", ".ppm", ".pgm", ".pnm", ".bmp", ".webp")
+LOSSY_SUFFIXES = (*_JPEG_SUFFIXES, ".webp")
+UNREAD_SUFFIXES = (".tif", ".tiff", ".gif", ".apng", ".avif", ".heic", ".heif", ".jp2", ".j2k", ".jxl", ".tga", ".psd")
+"""Image formats that are not read here. They are refused, since skipping them would silently lose images."""
+_FORMATS = ("JPEG", "PNG", "PPM", "BMP", "WEBP", "GIF", "TIFF")
+"""What is decoded, whatever a file is called: some sets hold GIF files that are called .jpg. Pillow's other formats
+stay shut: EPS would start Ghostscript, and nobody needs their parsers."""
 INTERPOLATIONS = {
     "nearest": Image.Resampling.NEAREST,
     "bilinear": Image.Resampling.BILINEAR,
@@ -23,8 +30,6 @@ INTERPOLATIONS = {
 
 MAX_PIXELS = 89_478_485
 """Largest number of pixels accepted: Pillow's own limit against decompression bombs."""
-
-_IMAGE_ERRORS = (OSError, ValueError, SyntaxError, EOFError, Image.DecompressionBombError)
 
 
 def is_image(name: str) -> bool:
@@ -38,10 +43,10 @@ def read_image_bytes(path: Path) -> bytes:
     """The content of an image file.
 
     Raises:
-        InputError: It is missing or cannot be read.
+        InputError: It is missing, cannot be read or is far too large.
     """
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(f"Image {path} cannot be read ({error.strerror or error}).") from error
 
@@ -100,7 +105,7 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
     if not data:
         raise InputError(f"Image {name} is empty (0 bytes); get the file again.")
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with open_image(data) as image:
             if image.width * image.height > (Image.MAX_IMAGE_PIXELS or MAX_PIXELS):
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
             if image.mode in _DEEP_MODES:
@@ -113,8 +118,18 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
         raise InputError(f"Image {name} is huge ({error}); make it smaller first.") from error
     except InputError:
         raise
-    except _IMAGE_ERRORS as error:
-        raise InputError(f"Image {name} cannot be decoded ({error}); it is damaged or not an image.") from error
+    except Exception as error:  # A decoder may raise anything on a damaged file.
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"Image {name} cannot be decoded ({reason}); it is damaged or not an image.") from error
+
+
+def open_image(data: bytes) -> Image.Image:
+    """Opens an image without decoding it; only formats in which datasets come are tried.
+
+    Raises:
+        Exception: It is no such image; Pillow raises errors of many types.
+    """
+    return Image.open(io.BytesIO(data), formats=_FORMATS)
 
 
 def looks_reencoded(samples: Sequence[bytes]) -> bool:
@@ -128,14 +143,14 @@ def looks_reencoded(samples: Sequence[bytes]) -> bool:
     """
     out = io.BytesIO()
     Image.new("RGB", (16, 16)).save(out, "JPEG")
-    with Image.open(io.BytesIO(out.getvalue())) as image:
+    with open_image(out.getvalue()) as image:
         usual = getattr(image, "quantization", None)
     tables = []
     for data in samples:
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with open_image(data) as image:
                 tables.append(getattr(image, "quantization", None))
-        except _IMAGE_ERRORS:
+        except Exception:  # Whoever decodes it will say what is wrong with it.
             continue
     # A grey JPEG has the first table only.
     return bool(tables) and all(t and usual and all(usual.get(k) == v for k, v in t.items()) for t in tables)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
@@ -104,10 +105,24 @@ def _check_source(dataset: Dataset, place: Path, source: Source) -> None:
         if item.name in seen:
             raise InputError(f"{place} holds {item.name} twice; download it again.")
         seen.add(item.name)
+        _check_name(place, item.name)
         if not 0 <= item.label < dataset.classes:
             raise InputError(
                 f"{place}: {item.name} has label {item.label}; there are {dataset.classes} classes, counted from 0."
             )
+
+
+def _check_name(place: Path, name: str) -> None:
+    """Refuses names that lists, manifests and records, which are text, could not hold."""
+    try:
+        name.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raw = os.fsencode(name)
+        raise InputError(
+            f"{place} holds an image whose name is not UTF-8, {raw!r}; rename it, for example with the tool convmv."
+        ) from error
+    if "\n" in name or "\r" in name:
+        raise InputError(f"{place} holds an image whose name has a line break in it, {name!r}; rename it.")
 
 
 def _apply_published_split(

@@ -15,6 +15,7 @@ from pathlib import Path, PurePosixPath
 
 from s2a_bench.data import splits
 from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, compute_content_id, read_manifest, sha256
+from s2a_bench.data.images import LOSSY_SUFFIXES
 from s2a_bench.data.open_source import (
     OpenedSource,
     Synthetic,
@@ -23,6 +24,7 @@ from s2a_bench.data.open_source import (
     open_source,
     read_chosen,
 )
+from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.data.verify import Problem, Progress, describe_absent_classes, verify_folder
@@ -67,7 +69,7 @@ def prepare_dataset(
     preparation = _preparation_of(dataset)
     progress = progress or _ignore_progress
     root, source = Path(root), Path(source)
-    if not source.exists():
+    if not path_exists(source):
         raise InputError(f"Source {source} does not exist; give {describe_accepted_sources(dataset, preparation)}.")
     try:
         root.mkdir(parents=True, exist_ok=True)
@@ -233,7 +235,7 @@ def _make_manifest(
     if opened.synthetic:
         note = f"SYNTHETIC: made up by this package in the form of {dataset.name}; it holds none of its images. {note}"
     note = " ".join((note, *(f"{problem.what}." for problem in _absent_classes(dataset, opened))))
-    lossy_suffixes = any(path.lower().endswith((".jpg", ".jpeg", ".webp")) for path in files)
+    lossy_suffixes = any(path.lower().endswith(LOSSY_SUFFIXES) for path in files)
     return Manifest(
         dataset=dataset.name,
         data_id=compute_content_id(hashes, {path: info.sha256 for path, info in files.items()}),

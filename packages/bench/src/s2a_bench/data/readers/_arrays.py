@@ -15,6 +15,9 @@ from s2a_bench.errors import InputError
 ReadRows = Callable[[str, np.ndarray], Iterator[tuple[int, np.ndarray]]]
 """From a part and sorted positions in it to ``(position, image)``, images being ``(H, W)`` or ``(H, W, 3)`` uint8."""
 
+MAX_IMAGES = 10_000_000
+"""Images that an array may claim to hold, more than any data set has; the claim of a damaged file would fill memory."""
+
 _NAME = re.compile(r"(?:(train|val|test)/)?([0-9]{6,})\.png")
 _AGAIN = "download it again"
 

@@ -6,13 +6,10 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from s2a_bench.data.images import LOSSY_SUFFIXES, is_image
+from s2a_bench.data.images import LOSSY_SUFFIXES, UNREAD_SUFFIXES, is_image
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset, Preparation
 from s2a_bench.errors import InputError
-
-UNREAD_SUFFIXES = (".tif", ".tiff", ".gif")
-"""Image formats that are not decoded here. They are refused, since skipping them would silently lose images."""
 
 
 class ClassImage(NamedTuple):
@@ -185,7 +182,7 @@ def read_lines(tree: Tree, path: str) -> Iterator[tuple[int, str]]:
         InputError: It cannot be read, is no text or has no such line.
     """
     empty = True
-    for number, line in enumerate(tree.read_text(path).splitlines(), 1):
+    for number, line in enumerate(tree.read_text(path).split("\n"), 1):
         if line.strip():
             empty = False
             yield number, line.strip()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import io
-import pickle
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from s2a_bench.data.limits import MAX_FILE_BYTES
 from s2a_bench.data.readers import arrays_big
-from s2a_bench.data.readers._arrays import check_integers, make_array_source, split_into_blocks
+from s2a_bench.data.readers._arrays import MAX_IMAGES, check_integers, make_array_source, split_into_blocks
+from s2a_bench.data.readers.pickles import load_dictionary
 from s2a_bench.data.readers.source import Reader, Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
@@ -126,59 +126,17 @@ def _read_batch(tree: Tree, path: str, form: _CifarLayout) -> tuple[np.ndarray, 
 def _load_pickle(tree: Tree, path: str) -> dict[str, Any]:
     content = tree.read(path)
     try:
-        found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
-        if not isinstance(found, dict):
-            raise pickle.UnpicklingError(f"it holds a {type(found).__name__}, not a dictionary")
-        return {key.decode("latin1") if isinstance(key, bytes) else str(key): value for key, value in found.items()}
+        return load_dictionary(content)
     except Exception as error:  # a damaged pickle of arrays may raise any exception
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{path} in {tree.place} is not a CIFAR pickle ({reason}); download it again.") from error
 
 
-def _make_dtype(text: object, align: object = False, copy: object = False) -> np.dtype:
-    if text not in ("u1", "i4", "i8"):
-        raise pickle.UnpicklingError(f"it holds an array of {text!r}")
-    return np.dtype(
-        str(text), align=bool(align), copy=True
-    )  # a copy: the pickle sets its state, which must not change NumPy's own
-
-
-def _encode_latin1(text: str, encoding: str) -> bytes:
-    if encoding != "latin1":
-        raise pickle.UnpicklingError(f"it asks for the codec {encoding!r}")
-    return text.encode("latin1")
-
-
-def _allowed_names() -> dict[tuple[str, str], Any]:
-    """The global names that pickles of arrays refer to, from Python 2 and NumPy 1 to now."""
-    array = np.zeros(1, np.uint8)
-    names: dict[tuple[str, str], Any] = {
-        ("numpy", "ndarray"): np.ndarray,
-        ("numpy", "dtype"): _make_dtype,
-        ("_codecs", "encode"): _encode_latin1,
-    }
-    for core in ("numpy.core", "numpy._core"):
-        names[f"{core}.multiarray", "_reconstruct"] = array.__reduce_ex__(2)[0]
-        names[f"{core}.numeric", "_frombuffer"] = array.__reduce_ex__(5)[0]
-    return names
-
-
-class _Unpickler(pickle.Unpickler):
-    """An unpickler restricted to numbers, text, lists, dictionaries and NumPy arrays, so that no code can run.
-
-    See https://docs.python.org/3/library/pickle.html#restricting-globals.
-    """
-
-    def find_class(self, module: str, name: str) -> Any:
-        allowed = _allowed_names()
-        if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused, for it could run any code")
-        return allowed[module, name]
-
-
 # --- SVHN ------------------------------------------------------------------------------------------------------------
 
 _SVHN = {"train": "train_32x32.mat", "test": "test_32x32.mat"}
+_SVHN_MOST = 600_000
+"""Images that a file may claim to hold: the largest, extra_32x32.mat, has 531,131."""
 
 
 def recognises_svhn(tree: Tree, dataset: Dataset) -> bool:
@@ -203,6 +161,8 @@ def open_svhn(tree: Tree, dataset: Dataset) -> Source:
         shape, kind = shapes.get("X", ((), "nothing"))
         if len(shape) != 4 or shape[:3] != (32, 32, 3) or kind != "uint8":
             raise InputError(f"{what} holds X as {kind} {shape}, not uint8 (32, 32, 3, N); download it again.")
+        if shape[3] > _SVHN_MOST or np.prod(shapes.get("y", ((0,), ""))[0], dtype=object) > MAX_IMAGES:
+            raise InputError(f"{what} claims more than {_SVHN_MOST:,} images; it is damaged, so download it again.")
         if "y" not in shapes:
             raise InputError(f"{what} has no labels y; download it again.")
         found = check_integers(_load_mat(tree, name, "y"), shape[3], 1, 10, f"Labels of {what}")
@@ -263,6 +223,11 @@ def open_pcam(tree: Tree, dataset: Dataset) -> Source:
                 f"{names['x']} in {tree.place} holds {kind} {shape}, not uint8 (N, 96, 96, 3); download it again."
             )
         with _open_hdf5(tree, names["y"], "y") as values:
+            if values.dtype.kind not in "iuf" or values.size > MAX_IMAGES:
+                raise InputError(
+                    f"Labels of {names['y']} in {tree.place} are {values.dtype} {values.shape}, not a whole number for "
+                    "each image; download it again."
+                )
             found = np.asarray(values[()])
         labels[part] = check_integers(found, shape[0], 0, 1, f"Labels of {names['y']} in {tree.place}")
 
@@ -295,15 +260,39 @@ def _open_hdf5(tree: Tree, name: str, key: str) -> Iterator[h5py.Dataset]:
         ) from error
     try:
         with h5py.File(path, "r") as file:
-            found = file[key] if key in file else None
-            if not isinstance(found, h5py.Dataset):
-                raise InputError(f"{name} in {tree.place} has no array {key!r}; download it again.")
+            found = _get_own_array(file, key, f"{name} in {tree.place}")
             yield found
     except (OSError, KeyError, RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
         reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
         raise InputError(f"{name} in {tree.place} is not a sound HDF5 file ({reason}); download it again.") from error
+
+
+def _get_own_array(file: h5py.File, key: str, what: str) -> h5py.Dataset:
+    """An array that lies in the file itself, and is of a size that can be read.
+
+    HDF5 can take an array's values from any other file that the user may read: by links, as raw bytes, or as a
+    "virtual" array. A download that does so would put the content of such files into a data set that others are given.
+    """
+    import h5py
+
+    links = file.id.links  # Unlike h5py's own look-up, these do not follow a link to see whether there is anything.
+    if not links.exists(key.encode()):
+        raise InputError(f"{what} has no array {key!r}; download it again.")
+    if links.get_info(key.encode()).type != h5py.h5l.TYPE_HARD:  # type: ignore[attr-defined]
+        raise InputError(f"{what} has a link in place of the array {key!r}, which is not followed; download it again.")
+    found = file[key]
+    if not isinstance(found, h5py.Dataset):
+        raise InputError(f"{what} has no array {key!r}; download it again.")
+    if found.external or found.is_virtual:
+        raise InputError(f"{what} takes the array {key!r} from other files, which is refused; download it again.")
+    chunk = found.dtype.itemsize * int(np.prod(found.chunks or (1,), dtype=object))
+    if not found.shape or found.shape[0] > MAX_IMAGES or chunk > MAX_FILE_BYTES:
+        raise InputError(
+            f"{what} has an array {key!r} of a size that no data set has {found.shape}; download it again."
+        )
+    return found
 
 
 READERS = (

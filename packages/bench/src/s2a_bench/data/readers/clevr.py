@@ -117,8 +117,9 @@ def _keep_needed(found: dict[str, Any]) -> Any:
 
 
 def _read_scenes(tree: Tree, path: str) -> list[Any]:
+    data = tree.read(path)
     try:
-        found = json.loads(tree.read(path), object_hook=_keep_needed)
+        found = json.loads(data, object_hook=_keep_needed)
     except (ValueError, RecursionError) as error:
         reason = str(error).rstrip(".")
         raise InputError(f"{path} in {tree.place} is not JSON ({reason}); extract it again.") from error
@@ -140,6 +141,8 @@ def _label_scene(scene: Any, target: str, what: str) -> tuple[str, int]:
         distances.append(place[2])
     try:
         return file, scene_label(target, min(distances, default=float("nan")), len(distances))
+    except OverflowError as error:
+        raise InputError(f"{what} has a distance that is no number of single precision; extract it again.") from error
     except ValueError as error:
         raise InputError(f"{what} {error}; extract it again.") from error
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import PurePosixPath
 
-from s2a_bench.data.images import is_image
+from s2a_bench.data.images import UNREAD_SUFFIXES, is_image
 from s2a_bench.data.readers._folders import (
-    UNREAD_SUFFIXES,
     ClassImage,
     assign_class_labels,
     check_depth,
@@ -190,7 +189,7 @@ def open_image_folder(tree: Tree, dataset: Dataset) -> Source:
 UCF101_FOLDER = "UCF-101-midframes"
 _UCF101_LISTS = ("classInd.txt", "trainlist01.txt", "testlist01.txt")
 _UCF101_GROUPS, _UCF101_TEST_GROUPS = 25, 7
-_VIDEO = re.compile(r"v_([A-Za-z0-9]+)_g([0-9]+)_c([0-9]+)")
+_VIDEO = re.compile(r"v_([A-Za-z0-9]+)_g([0-9]{1,4})_c([0-9]+)")
 
 
 def _normalise_name(name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import PurePosixPath
 
-from s2a_bench.data.images import is_image
+from s2a_bench.data.images import UNREAD_SUFFIXES, is_image
 from s2a_bench.data.readers._folders import (
     check_unique,
     common_folder,
@@ -91,7 +91,13 @@ def _find_sun397_images(tree: Tree) -> tuple[dict[str, str], set[str]]:
     prefixes: set[str] = set()
     for path in tree.names:
         whole = (*lacking, *path.split("/"))
-        if not is_image(path) or SUN397_FOLDER not in whole[:-1]:
+        if SUN397_FOLDER not in whole[:-1]:
+            continue
+        if path.lower().endswith(UNREAD_SUFFIXES):
+            raise InputError(
+                f"{tree.place} holds {path}, a kind of image that is not read here; give the original JPEG files."
+            )
+        if not is_image(path):
             continue
         start = len(whole) - whole[::-1].index(SUN397_FOLDER)
         if len(whole) - start < 3:
@@ -150,7 +156,8 @@ def _draw_sun397_parts(paths: dict[str, str], seed: int) -> dict[str, str]:
 
     def draw(name: str) -> tuple[bool, str]:
         # The image that decoders disagree about must not be scored: it is in train, as in tensorflow_datasets.
-        return name != _SUN397_UNSTABLE, hashlib.sha256(f"part {seed} {name}".encode()).hexdigest()
+        text = f"part {seed} {name}".encode("utf-8", "surrogateescape")
+        return name != _SUN397_UNSTABLE, hashlib.sha256(text).hexdigest()
 
     order = sorted(paths, key=draw)
     whole = sum(_SUN397_SIZES.values())
@@ -204,7 +211,7 @@ def open_domainnet(tree: Tree, dataset: Dataset) -> Source:
             where = f"{tree.place}, {file}:{number}"
             name, _, text = line.rpartition(" ")
             name, pieces = name.strip(), PurePosixPath(name.strip()).parts
-            if not (text.isascii() and text.isdigit() and len(pieces) == 3 and pieces[0] == domain):
+            if not (text.isascii() and text.isdigit() and len(text) < 10 and len(pieces) == 3 and pieces[0] == domain):
                 raise InputError(f"{where}: expected '{domain}/<class>/<image> <label>', not {line!r}.")
             label, folder = int(text), pieces[1]
             if label >= dataset.classes:

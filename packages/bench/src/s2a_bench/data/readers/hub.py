@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 from s2a_bench.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES, looks_reencoded
+from s2a_bench.data.readers._arrays import MAX_IMAGES
 from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
@@ -171,6 +172,8 @@ class _ParquetTable:
             self.rows = int(file.metadata.num_rows)
             if not self.rows:
                 raise InputError(f"{self.what} is empty; download it again.")
+            if self.rows > MAX_IMAGES:
+                raise InputError(f"{self.what} claims {self.rows:,} rows; it is damaged, so download it again.")
             self.labels: list[int] = _check_integers(
                 file.read(columns=[label]).column(0), f"Column {label!r} of {self.what}"
             )
@@ -196,7 +199,9 @@ class _ParquetTable:
         try:
             with pq.ParquetFile(self._local) as file:
                 yield file
-        except (pa.ArrowException, OSError) as error:
+        except InputError:
+            raise
+        except (pa.ArrowException, OSError, ValueError, MemoryError) as error:
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
             raise InputError(f"{self.what} cannot be read ({reason}); download it again.") from error
 
@@ -206,7 +211,7 @@ class _ParquetTable:
         if self._paths:
             with self._open() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
-            suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
+                suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
             if len(suffixes) != self.rows:
                 raise InputError(
                     f"{self.what} states {self.rows} rows but has {len(suffixes)} paths; download it again."
@@ -300,9 +305,13 @@ def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | 
     try:
         feature = json.loads(text)["info"]["features"][label]
         names = feature.get("names")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"The note of the library datasets in {what} is damaged ({error}).") from error
-    return tuple(map(str, names)) if names else None
+        if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise ValueError("its names of classes are no list of text")
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(
+            f"The note of the library datasets in {what} is damaged ({error!r}); download it again."
+        ) from error
+    return tuple(names) if names else None
 
 
 def _image_suffix(path: str | None) -> str:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
 from s2a_bench.data.labels import find_label_conflict
+from s2a_bench.data.readers._arrays import MAX_IMAGES
 from s2a_bench.data.readers._folders import check_unique, make_reader, preparation_of, read_lines
 from s2a_bench.data.readers.source import Reader, Source, SourceImage
 from s2a_bench.data.readers.tree import Tree, path_below
@@ -71,9 +73,12 @@ def _load_mat(tree: Tree, file: str, *names: str) -> list[np.ndarray]:
         raise InputError(f"{file} needs scipy, which is not installed: pip install scipy.") from error
     path = tree.path_on_disk(tree.find(file))
     try:
-        values = scipy.io.loadmat(path)
+        if any(math.prod(shape) > MAX_IMAGES for _, shape, _ in scipy.io.whosmat(path)):
+            raise ValueError("it claims lists of a length that no data set has")
+        values = scipy.io.loadmat(path, variable_names=names)
     except Exception as error:  # scipy's parser may raise any exception on a damaged file
-        raise InputError(f"{file} in {tree.place} is damaged ({type(error).__name__}); download it again.") from error
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{file} in {tree.place} is damaged ({reason}); download it again.") from error
     for name in names:
         if name not in values:
             raise InputError(f"{file} in {tree.place} has no variable {name!r}; it is another file.")
@@ -91,8 +96,8 @@ def _check_integers(values: Any, what: str, low: int, high: int) -> list[int]:
 
 
 def _parse_number(text: str, where: str, low: int, high: int) -> int:
-    if not (text.isascii() and text.isdigit() and low <= int(text) <= high):
-        raise InputError(f"{where}: {text!r} is not a whole number from {low} to {high}.")
+    if not (text.isascii() and text.isdigit() and len(text) < 10 and low <= int(text) <= high):
+        raise InputError(f"{where}: {text[:40]!r} is not a whole number from {low} to {high}.")
     return int(text)
 
 

@@ -9,9 +9,11 @@ from typing import Any
 
 from s2a_bench.data.folder import sha256
 from s2a_bench.data.labels import find_label_conflict
+from s2a_bench.data.limits import read_file
 from s2a_bench.data.readers.source import Source
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 
 _PARTS = ("train", "val", "test")
@@ -129,7 +131,9 @@ def _read_json(path: Path) -> Any:
         return found
 
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=unique)
+        return json.loads(decode_text(read_file(path), str(path)), object_pairs_hook=unique)
+    except InputError:
+        raise
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"Split file {path} cannot be read ({error}); get it again.") from error
 
@@ -202,7 +206,7 @@ def _make_finder(source: Source, place: Path) -> Any:
             ends.setdefault("/".join(parts[i:]), []).append(item.name)
 
     def find(path: str) -> str:
-        parts = path.split("/")
+        parts = path.replace("\\", "/").split("/")  # Some copies were written on Windows.
         for i in range(len(parts)):
             found = ends.get("/".join(parts[i:]), [])
             if len(found) == 1:

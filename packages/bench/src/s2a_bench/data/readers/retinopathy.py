@@ -182,12 +182,13 @@ def _find_images(tree: Tree, folder: str, marked: bool) -> dict[str, str]:
         file = PurePosixPath(path)
         if file.parent.name != folder:
             continue
-        if file.suffix == ".png" and not marked:
+        suffix = file.suffix.lower()
+        if suffix == ".png" and not marked:
             raise InputError(
                 f"{path} in {tree.place} is a PNG file, but the competition's images are .jpeg; give those, or put an "
                 f"empty file {PROCESSED_MARKER} beside {TRAIN_LABELS} if they are in VTAB-1k's form already."
             )
-        if file.suffix in suffixes:
+        if suffix in suffixes:
             if file.stem in found:
                 raise InputError(f"{tree.place} holds image {file.stem} twice: {found[file.stem]} and {path}.")
             found[file.stem] = path

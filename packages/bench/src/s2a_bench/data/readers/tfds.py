@@ -200,7 +200,7 @@ def _shard_lengths(tree: Tree, folder: str, info: dict[str, Any]) -> dict[str, l
     """Records per shard of each split."""
     try:
         return {split["name"]: [int(n) for n in split["shardLengths"]] for split in info["splits"]}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError(
             f"{folder}{_INFO} in {tree.place} does not list its splits with their shardLengths; export it again with "
             "tensorflow_datasets 3 or later."
@@ -279,7 +279,7 @@ def _usable_image(form: TfdsExport, shard: _Shard, number: int, data: bytes) -> 
         return image
     try:
         return form.fix(image)
-    except (OSError, ValueError, SyntaxError) as error:
+    except Exception as error:  # A decoder may raise anything on a damaged image.
         raise InputError(f"Record {number} of {shard.what}: its image cannot be used ({error}).") from error
 
 

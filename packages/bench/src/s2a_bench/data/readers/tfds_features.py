@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 from collections.abc import Callable, Mapping
 
 import numpy as np
-from PIL import Image
 
+from s2a_bench.data.images import open_image
 from s2a_bench.data.readers.clevr import TARGETS, interval_index, scene_label
 from s2a_bench.data.readers.pixels import encode_png
 from s2a_bench.data.readers.tfrecord import Value
@@ -121,7 +120,7 @@ def _dsprites_export(feature: str, values: int, title: str) -> TfdsExport:
 
 def _scale_to_255(data: bytes) -> bytes:
     """Converts an image whose pixels are stored as 0 and 1 to 0 and 255."""
-    with Image.open(io.BytesIO(data)) as image:
+    with open_image(data) as image:
         pixels = np.asarray(image)
     if pixels.ndim != 2 or pixels.max() > 1:
         raise ValueError(f"has an image of shape {pixels.shape} with pixels up to {pixels.max()}, not of 0 and 1")

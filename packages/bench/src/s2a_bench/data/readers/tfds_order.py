@@ -63,4 +63,4 @@ def _key_bytes(key: Key) -> bytes:
     if isinstance(key, bytes):
         return key
     # A key is often a path, which must hash alike on Windows; bytes are taken as they are.
-    return str(key).replace("\\", "/").encode()
+    return str(key).replace("\\", "/").encode("utf-8", "surrogateescape")

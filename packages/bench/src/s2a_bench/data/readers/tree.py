@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
-import bz2
+import errno
+import fnmatch
 import gzip
+import hashlib
 import lzma
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from s2a_bench.data.readers.archives import Archive, open_archive
+from s2a_bench.data.readers.contents import PACKED_ALONE, Content, InArchive, OnDisk, PackedAlone, hash_copy
+from s2a_bench.data.readers.member_paths import is_hidden
+from s2a_bench.data.readers.walk import list_files, path_exists
+from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 
 ARCHIVE_SUFFIXES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.bz2", ".tbz2", ".tar.xz", ".txz")
-_COMPRESSED = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+_UNREAD_ARCHIVES = (".rar", ".7z", ".zst", ".lz", ".lz4", ".z")
+_DEEPEST = 4
+"""How deep archives may lie in archives: one made to unpack itself goes on for ever."""
+_LONGEST_NAME = 200
+"""Bytes of a file name that is kept where a file is unpacked to disk."""
 
 ARCHIVE_ERRORS = (
     tarfile.TarError,
     zipfile.BadZipFile,
-    gzip.BadGzipFile,
     zlib.error,
     lzma.LZMAError,
     EOFError,
-    NotImplementedError,  # a zip with an unknown compression
-    RuntimeError,  # an encrypted zip
+    RuntimeError,
+    # What the parsers raise where lengths and numbers make no sense:
+    struct.error,
+    ValueError,
+    LookupError,
+    OverflowError,
+    MemoryError,
 )
 
 
@@ -37,7 +51,8 @@ class Tree:
     """The files of a download by path (``/`` between parts, no leading ``/``), packed or not.
 
     Hidden files and macOS's ``__MACOSX`` copies are left out. Archives among ``archives`` are looked into; any other
-    file is only a file. A file packed alone (``x.mat.gz``) is listed, and read, unpacked (``x.mat``).
+    file is only a file. A file packed alone (``x.mat.gz``) is listed, and read, unpacked (``x.mat``). Where a path is
+    found twice, in two archives or packed and unpacked, both must hold the same.
 
     Use it as a context manager: what had to be unpacked to disk is deleted at its end.
 
@@ -51,23 +66,28 @@ class Tree:
 
         Args:
             place: Folder or file.
-            archives: Names of archives to look into, with ``*`` for anything; where a folder holds some of them, the
-                tree is their content and the files next to them, and not the folder's sub-folders.
+            archives: Names of archives to look into, with ``*`` for anything and in upper or lower case; where a
+                folder holds some of them, the tree is their content and the files next to them, and not the folder's
+                sub-folders.
 
         Raises:
-            InputError: Nothing there, or a broken archive.
+            InputError: Nothing there, or an archive that is broken or has a password.
         """
         self.place = place
         self.folder: Path | None = None
-        self._readers: dict[str, tuple[int, Callable[[], bytes]]] = {}
-        self._packs: list[Archive] = []
+        self._files: dict[str, list[Content]] = {}
+        self._packs: list[tuple[Archive, str]] = []  # with their names in error messages
         self._scratch: Path | None = None
-        self._archives = tuple(name for name in archives if name)  # the name of "." is empty
+        self._unpacked = 0
+        self._on_disk: dict[str, Path] = {}
+        self._archives = tuple(name.lower() for name in archives if name)  # the name of "." is empty
         try:
             self._open(place)
         except BaseException:
             self.close()
             raise
+        self.names: list[str] = sorted(self._files)
+        """Every path, sorted."""
 
     def __enter__(self) -> Tree:
         return self
@@ -77,18 +97,13 @@ class Tree:
 
     def close(self) -> None:
         """Deletes what was unpacked to disk."""
-        for pack in self._packs:
+        for pack, _ in self._packs:
             pack.close()
         if self._scratch is not None:
             shutil.rmtree(self._scratch, ignore_errors=True)
             self._scratch = None
 
     # --- Finding -----------------------------------------------------------------------------------------------------
-
-    @property
-    def names(self) -> list[str]:
-        """Every path, sorted."""
-        return sorted(self._readers)
 
     def files_under(self, folder: str) -> list[str]:
         """Paths below a folder of that name (one or more parts), at whatever depth it lies, sorted."""
@@ -113,7 +128,7 @@ class Tree:
 
     def _paths_ending_with(self, path: str) -> list[str]:
         tail = "/" + path
-        return [name for name in self._readers if name == path or name.endswith(tail)]
+        return [name for name in self._files if name == path or name.endswith(tail)]
 
     # --- Reading -----------------------------------------------------------------------------------------------------
 
@@ -121,12 +136,15 @@ class Tree:
         """The content of one file; ``read_many`` is far quicker for many in a compressed archive.
 
         Raises:
-            InputError: It is not there or cannot be read.
+            InputError: It is not there, cannot be read or is too large for memory, or two archives hold it otherwise.
         """
-        if name not in self._readers:
-            raise InputError(f"{self.place} holds no file {name}; download it again.")
-        with self._explain_errors(name):
-            return self._readers[name][1]()
+        first, *others = self._find_files(name)
+        with self._explain_errors(first.where):
+            data = first.read()
+        for other in others:
+            with self._explain_errors(other.where):
+                self._check_same(name, first, other, _digest(data), _digest(other.read()))
+        return data
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
         """``(path, content)`` of some files, each once, in the order in which they are packed.
@@ -134,143 +152,191 @@ class Tree:
         Raises:
             InputError: As ``read``.
         """
-        wanted = set(names)
-        for name in sorted(wanted, key=lambda name: (self._readers[name][0] if name in self._readers else -1, name)):
-            if name not in self._readers or self._readers[name][0] < 0:
-                yield name, self.read(name)
-        for number, pack in enumerate(self._packs):
-            # Two archives may hold the same path; each comes once, from the one that ``read`` takes.
-            mine = {name for name in wanted & pack.members.keys() if self._readers[name][0] == number}
+        wanted = {name: self._find_files(name) for name in sorted(set(names))}
+        digests: dict[str, bytes] = {}  # of those that are found twice
+        for name, found in wanted.items():
+            if not isinstance(found[0], InArchive):
+                with self._explain_errors(found[0].where):
+                    data = found[0].read()
+                for other in found[1:]:
+                    if not isinstance(other, InArchive):
+                        with self._explain_errors(other.where):
+                            self._check_same(name, found[0], other, _digest(data), _digest(other.read()))
+                if len(found) > 1:
+                    digests[name] = _digest(data)
+                yield name, data
+        for pack, where in self._packs:
+            mine = {
+                n: c for n, found in wanted.items() for c in found if isinstance(c, InArchive) and c.archive is pack
+            }
             if mine:
-                with self._explain_errors(str(pack.path)):
-                    yield from pack.stream(mine)
+                with self._explain_errors(where):
+                    for name, data in pack.stream(set(mine)):
+                        first = wanted[name][0]
+                        if len(wanted[name]) > 1:
+                            known = digests.setdefault(name, _digest(data))
+                            self._check_same(name, first, mine[name], known, _digest(data))
+                        if first is mine[name]:
+                            yield name, data
 
     def read_text(self, name: str) -> str:
-        """A file as UTF-8 text.
+        """A text file's content, as ``text.decode_text`` takes it.
 
         Raises:
             InputError: As ``read``, or it is not text.
         """
-        try:
-            return self.read(name).decode("utf-8-sig")
-        except UnicodeDecodeError as error:
-            raise InputError(f"{name} in {self.place} is not text ({error.reason} at byte {error.start}).") from error
+        return decode_text(self.read(name), f"{name} in {self.place}")
 
     def path_on_disk(self, name: str) -> Path:
         """A path on disk with a file's content, for libraries that open files themselves; unpacked first if need be.
 
         Raises:
-            InputError: As ``read``.
+            InputError: As ``read``, or there is no room for it.
         """
-        if self.folder is not None and (self.folder / name).is_file():
-            return self.folder / name
-        if self.place.is_file() and name == self.place.name:
-            return self.place
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
-        path = self._scratch / name.replace("/", "__")
-        if not path.exists():
-            with self._explain_errors(name):
-                pack = next((p for p in self._packs if name in p.members), None)
-                partial = path.with_name(path.name + ".partial")  # so that an interrupted copy is never used
-                with partial.open("wb") as out:
-                    if pack is not None:
-                        pack.copy(name, out)
-                    elif name in self._packed:
-                        with self._packed[name]() as stream:
-                            shutil.copyfileobj(stream, out, 1 << 20)
-                    else:
-                        out.write(self._readers[name][1]())
-                partial.rename(path)
-        return path
+        first, *others = self._find_files(name)
+        if name not in self._on_disk:
+            if isinstance(first, OnDisk):
+                path = first.path
+            else:
+                path = self._scratch_path(PurePosixPath(name).name)
+                self._unpack(first, path)
+            for other in others:
+                with self._explain_errors(other.where):
+                    self._check_same(name, first, other, hash_copy(first), hash_copy(other))
+            self._on_disk[name] = path
+        return self._on_disk[name]
+
+    def _find_files(self, name: str) -> list[Content]:
+        if name not in self._files:
+            raise InputError(f"{self.place} holds no file {name}; download it again.")
+        return self._files[name]
+
+    def _check_same(self, name: str, first: Content, other: Content, one: bytes, two: bytes) -> None:
+        if one != two:
+            raise InputError(
+                f"{first.where} and {other.where} both hold {name}, each with another content; give the one that is "
+                "meant, or extract them yourself into folders of their own."
+            )
+
+    def _scratch_path(self, name: str) -> Path:
+        """A new path in the temporary folder, which ends like ``name``."""
+        try:
+            if self._scratch is None:
+                self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
+            folder = self._scratch / f"{self._unpacked:05d}"
+            self._unpacked += 1
+            folder.mkdir()
+        except OSError as error:
+            raise InputError(
+                f"{self.place} has to be unpacked, but there is no folder for it ({error.strerror or error}); name one "
+                "with the environment variable TMPDIR."
+            ) from error
+        short = len(name.encode("utf-8", "surrogateescape")) <= _LONGEST_NAME
+        return folder / (name if short else f"file{PurePosixPath(name).suffix[:16]}")
+
+    def _unpack(self, file: Content, path: Path) -> None:
+        partial = path.with_name(path.name + ".partial")  # so that an interrupted copy is never used
+        try:
+            with self._explain_errors(file.where), partial.open("wb") as out:
+                file.copy(out)
+            partial.rename(path)
+        finally:
+            partial.unlink(missing_ok=True)
 
     # --- Opening -----------------------------------------------------------------------------------------------------
 
     def _open(self, place: Path) -> None:
-        self._packed: dict[str, Callable[[], Any]] = {}
-        if place.is_dir():
-            packs = [path for path in _list_files(place) if self._is_listed_archive(path.name) and path.parent == place]
+        there = path_exists(place)
+        if there and place.is_dir():
             # Downloads often lie one folder deeper: <place>/caltech-101/101_ObjectCategories.tar.gz.
-            packs = packs or [p for p in _list_files(place, depth=2) if self._is_listed_archive(p.name)]
+            near = [path for path in list_files(place, depth=2) if self._is_listed_archive(path.name)]
+            packs = [path for path in near if path.parent == place] or near
             if packs:
-                for path in packs:
-                    self._add_archive(path)
-                for path in {p for pack in packs for p in pack.parent.iterdir() if p.is_file()} - set(packs):
+                for path in sorted({p for pack in packs for p in pack.parent.iterdir() if p.is_file()} - set(packs)):
                     self._add_file(path, path.name)
+                for path in packs:
+                    self._add_archive(path, str(path), 1)
             else:
                 self.folder = place
-                for path in _list_files(place):
-                    self._add_file(path, path.relative_to(place).as_posix())
-        elif place.is_file():
+                for path in list_files(place):
+                    name = path.relative_to(place).as_posix()
+                    if "\\" in name:  # A zip made on Windows was extracted by a tool that took it by the letter.
+                        name, self.folder = name.replace("\\", "/"), None
+                    self._add_file(path, name)
+        elif there and place.is_file():
             if place.name.lower().endswith(ARCHIVE_SUFFIXES) or self._is_listed_archive(place.name):
-                self._add_archive(place)
+                self._add_archive(place, str(place), 1)
+            elif place.suffix.lower() in _UNREAD_ARCHIVES:
+                raise InputError(f"{place} is an archive of a kind that is not read here; extract it, give the folder.")
             else:
                 self._add_file(place, place.name)
         else:
-            raise InputError(f"Source {place} does not exist; give the archive, or the folder that holds it.")
+            state = "is no file and no folder" if there else "does not exist"
+            raise InputError(f"Source {_shorten(str(place))} {state}; give the archive, or the folder that holds it.")
 
     def _is_listed_archive(self, name: str) -> bool:
-        return any(name == pattern or PurePosixPath(name).match(pattern) for pattern in self._archives)
+        return any(fnmatch.fnmatchcase(name.lower(), pattern) for pattern in self._archives)
 
     def _add_file(self, path: Path, name: str) -> None:
-        if _is_hidden(name):
+        if is_hidden(name):
             return
         suffix = path.suffix.lower()
-        if suffix in _COMPRESSED and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
-            name = name[: -len(suffix)]
-            opened = _COMPRESSED[suffix]
-            self._packed[name] = lambda: opened(path, "rb")
-            self._readers[name] = (-1, lambda: _read_all(opened(path, "rb")))
+        if suffix in PACKED_ALONE and not path.name.lower().endswith(ARCHIVE_SUFFIXES):
+            self._files.setdefault(name[: -len(suffix)], []).append(PackedAlone(path))
         else:
-            self._readers[name] = (-1, path.read_bytes)
+            self._files.setdefault(name, []).insert(0, OnDisk(path))  # before the same file packed
 
-    def _add_archive(self, path: Path) -> None:
-        with self._explain_errors(str(path)):
+    def _add_archive(self, path: Path, where: str, depth: int) -> None:
+        if depth > _DEEPEST:
+            raise InputError(f"{where} lies in {_DEEPEST} archives, one in another; extract it yourself and give it.")
+        with self._explain_errors(where):
             pack = open_archive(path)
-        self._packs.append(pack)
+        self._packs.append((pack, where))
         for name in pack.members:
-            if self._is_listed_archive(PurePosixPath(name).name) and name.lower().endswith(ARCHIVE_SUFFIXES):
-                self._add_archive(self._extract_inner(pack, name))
-            elif not _is_hidden(name):
-                self._readers[name] = (len(self._packs) - 1, lambda pack=pack, name=name: pack.read(name))
-
-    def _extract_inner(self, pack: Archive, name: str) -> Path:
-        """Copies an archive within an archive to disk."""
-        if self._scratch is None:
-            self._scratch = Path(tempfile.mkdtemp(prefix="s2a-source-"))
-        path = self._scratch / PurePosixPath(name).name
-        with self._explain_errors(f"{pack.path} ({name})"), path.open("wb") as out:
-            pack.copy(name, out)
-        return path
+            inner = PurePosixPath(name).name
+            if self._is_listed_archive(inner) and name.lower().endswith(ARCHIVE_SUFFIXES):
+                unpacked = self._scratch_path(inner)
+                self._unpack(InArchive(pack, name, where), unpacked)
+                self._add_archive(unpacked, f"{name} in {where}", depth + 1)
+            else:
+                self._files.setdefault(name, []).append(InArchive(pack, name, where))
 
     @contextmanager
     def _explain_errors(self, what: str) -> Iterator[None]:
         try:
             yield
+        except InputError:
+            raise
+        except OSError as error:  # gzip.BadGzipFile is one.
+            reason = error.strerror or error
+            if isinstance(error, gzip.BadGzipFile):
+                raise InputError(f"{what} is not a readable archive ({reason}); download it again.") from error
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise InputError(
+                    f"There is no room to unpack {what} in {tempfile.gettempdir()} ({reason}); make room, or name "
+                    "another folder with the environment variable TMPDIR."
+                ) from error
+            raise InputError(f"{what} cannot be read ({reason}); check the file and its permissions.") from error
+        except NotImplementedError as error:
+            raise InputError(
+                f"{what} is packed in a way that cannot be read here ({error}); extract it yourself and give the "
+                "folder."
+            ) from error
         except ARCHIVE_ERRORS as error:
+            if "multiple disks" in str(error):
+                raise InputError(
+                    f"{what} is one part of an archive in several; extract all of them yourself and give the folder."
+                ) from error
             reason = (str(error) or type(error).__name__).splitlines()[0].rstrip(":")
             raise InputError(f"{what} is not a readable archive ({reason}); download it again.") from error
-        except OSError as error:
-            reason = error.strerror or error
-            raise InputError(f"{what} cannot be read ({reason}); check the file and its permissions.") from error
 
 
-def _is_hidden(name: str) -> bool:
-    return any(part.startswith((".", "__MACOSX")) for part in name.split("/"))
+def _shorten(path: str) -> str:
+    return path if len(path) <= 300 else f"{path[:150]}...{path[-100:]}"
 
 
-def _list_files(folder: Path, depth: int = 64) -> list[Path]:
-    found: list[Path] = []
-    try:
-        inside = sorted(folder.iterdir())
-    except OSError as error:
-        raise InputError(f"{folder} cannot be read ({error.strerror}); check its permissions.") from error
-    for path in inside:
-        if path.is_dir() and depth > 1 and not path.name.startswith("."):
-            found += _list_files(path, depth - 1)
-        elif path.is_file():
-            found.append(path)
-    return found
+def _digest(data: bytes) -> bytes:
+    return hashlib.sha256(data).digest()
 
 
 def _path_below(name: str, parts: tuple[str, ...]) -> str | None:
@@ -287,8 +353,3 @@ def path_below(name: str, folder: str) -> str:
     rest = _path_below(name, tuple(PurePosixPath(folder).parts))
     assert rest is not None, (name, folder)
     return rest
-
-
-def _read_all(stream: Any) -> bytes:
-    with stream:
-        return stream.read()

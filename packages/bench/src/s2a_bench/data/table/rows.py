@@ -158,7 +158,7 @@ _VTAB = (
         aliases=("sun",),
         remotes=(
             RemoteFile(
-                "http://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
+                "https://vision.princeton.edu/projects/2010/SUN/SUN397.tar.gz",
                 "SUN397.tar.gz",
                 "md5:8ca2778205c41d23104230ba66911c7a",
             ),
@@ -347,12 +347,20 @@ _FGVC = (
         make_counts(10800, 1200, 8580),
         "Khosla et al. 2011",
         "non-commercial research",
-        "http://vision.stanford.edu/aditya86/ImageNetDogs (images.tar, lists.tar)",
+        "https://vision.stanford.edu/aditya86/ImageNetDogs (images.tar, lists.tar)",
         Preparation("dogs", OfficialRule(0.1), ("images.tar", "lists.tar"), splits="vpt"),
         aliases=("dogs", "stanford_dogs"),
         remotes=(
-            RemoteFile("http://vision.stanford.edu/aditya86/ImageNetDogs/images.tar", "images.tar"),
-            RemoteFile("http://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar", "lists.tar"),
+            RemoteFile(
+                "https://vision.stanford.edu/aditya86/ImageNetDogs/images.tar",
+                "images.tar",
+                "sha256:a443fc2f9a851aa1a7b8e4fa4af94b8459fce2c9f5a2f4dd4669cf9673a4ec58",
+            ),
+            RemoteFile(
+                "https://vision.stanford.edu/aditya86/ImageNetDogs/lists.tar",
+                "lists.tar",
+                "sha256:34b47cacd9a98b5d150e084f24d29391c084c55272295ec65c85651bc35f4d6c",
+            ),
         ),
     ),
     fgvc_dataset(

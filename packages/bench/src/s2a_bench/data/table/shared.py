@@ -1,6 +1,7 @@
 """Values that several rows of the table of datasets share: makers, downloads, digests, constructors of rows.
 
-Digests of downloads are those torchvision 0.29 states.
+Digests of downloads are those that torchvision 0.29 or tensorflow_datasets 4.9.10 states; that of dSprites is stated,
+alike, by a dozen public loaders of it.
 """
 
 from __future__ import annotations
@@ -69,10 +70,46 @@ def fgvc_dataset(
     return Dataset(name, "fgvc", FINE_GRAINED, classes, sizes, source, licence, where, preparation=preparation, **more)
 
 
+_DOMAINNET_DIGESTS = {
+    "clipart": (
+        "f8f248a3e8bbc9868c523ae24e6601b4c2ad102afc60c0efeb4f3255df22354d",
+        "affdadf5f95a7583e6b98030a3d35007e2613ee4dd942393c5a705ec2b429312",
+        "62c8e36aaba1c41ad9e249099739707220a44c08f167b37ef420f34a31628a6b",
+    ),
+    "infograph": (
+        "891e14f476317e97b6f06d6498c11d0a5b8d0c8b57210765ed9beb072da611fa",
+        "36b44cbd41a2915e0dc73b4f4be8862a6f3c220f93c8d63fb2439beeae3aefda",
+        "413cfa54ac92e7e6b242f4f09fbd9c8ace85c4deaf3cb6c81ff6b68264460136",
+    ),
+    "painting": (
+        "fa47e6d405503ea0286cabd767f176bd30e988b63ddd7b9db16cf030c9770015",
+        "f1da38d50a702fddf1329f85bc607d7a2abcae7e6aec75e1fd49cc1bd340d47b",
+        "11472b13b5188e09f06918b12eebb660588c97a20e43e268d9b02e3e37eb8f97",
+    ),
+    "quickdraw": (
+        "9f37df2a8c3733703dbb35ad9964202a65f675ca30137756457537536b485d84",
+        "3a5edd3bc215772010eebc87f158707703dd7e48091d13b816af81326a9d1c0f",
+        "2a00a60650a453c65c356da748fec54084a197272137c440e7d52d08947357bf",
+    ),
+    "real": (
+        "d7fe010b430c5b510f85d657d38c4a1924822695fabea4fef57bd00dba251d63",
+        "19d483256d24aef19e581b65eda8333fd918aef3eb733fe499ff384120e3a289",
+        "2b3f75bcde309aeb5931292084b2162e936b5f189e3bb1ad716f0f74c460864c",
+    ),
+    "sketch": (
+        "23a7dbae7016b343e934399beaa8a68728fb5e570ebe2c71df9b75cf91c499fc",
+        "72f4bc6afa5702a1ccba800d0053c1427de87439dfaf246dbc9a2e71abfec54f",
+        "3fb48fca18c507c4321f007c3f62b308ec232ff6928cbfe2af64e76ec366e840",
+    ),
+}
+"""Domain -> sha256 of the images, of the training list and of the test list."""
+
+
 def domainnet_dataset(name: str, train: int, test: int) -> Dataset:
     """One of DomainNet's domains (the cleaned lists); a tenth of each class's training images is held out."""
     preparation = Preparation("domainnet", OfficialRule(), (f"{name}.zip",), target=name, in_place=True)
-    address = "http://csr.bu.edu/ftp/visda/2019/multi-source"
+    address = "https://csr.bu.edu/ftp/visda/2019/multi-source"
+    images, train_list, test_list = (f"sha256:{digest}" for digest in _DOMAINNET_DIGESTS[name])
     ground = "groundtruth/" if name in ("clipart", "painting") else ""
     return Dataset(
         f"domainnet_{name}",
@@ -86,9 +123,9 @@ def domainnet_dataset(name: str, train: int, test: int) -> Dataset:
         (name,),
         preparation=preparation,
         remotes=(
-            RemoteFile(f"{address}/{ground}{name}.zip", f"{name}.zip"),
-            RemoteFile(f"{address}/domainnet/txts/{name}_train.txt", f"{name}_train.txt"),
-            RemoteFile(f"{address}/domainnet/txts/{name}_test.txt", f"{name}_test.txt"),
+            RemoteFile(f"{address}/{ground}{name}.zip", f"{name}.zip", images),
+            RemoteFile(f"{address}/domainnet/txt/{name}_train.txt", f"{name}_train.txt", train_list),
+            RemoteFile(f"{address}/domainnet/txt/{name}_test.txt", f"{name}_test.txt", test_list),
         ),
     )
 
@@ -184,18 +221,28 @@ DSPRITES: dict[str, Any] = {
     "where": f"https://github.com/google-deepmind/dsprites-dataset ({DSPRITES_NPZ})",
 }
 DSPRITES_FILE = (
-    RemoteFile(f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{DSPRITES_NPZ}", DSPRITES_NPZ),
+    RemoteFile(
+        f"https://github.com/google-deepmind/dsprites-dataset/raw/master/{DSPRITES_NPZ}",
+        DSPRITES_NPZ,
+        "md5:7da33b31b13a06f4b04a70402ce90c2e",
+    ),
 )
 NORB: dict[str, Any] = {
     "source": "LeCun et al. 2004",
     "licence": "research use",
     "where": "https://cs.nyu.edu/~ylclab/data/norb-v1.0-small (the six smallnorb-*.mat.gz)",
 }
-NORB_SETS = ("smallnorb-5x46789x9x18x6x2x96x96-training", "smallnorb-5x01235x9x18x6x2x96x96-testing")
+_NORB_TRAIN, _NORB_TEST = "smallnorb-5x46789x9x18x6x2x96x96-training", "smallnorb-5x01235x9x18x6x2x96x96-testing"
 NORB_FILES = tuple(
-    RemoteFile(f"https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/{name}-{part}.mat.gz", f"{name}-{part}.mat.gz")
-    for name in NORB_SETS
-    for part in ("dat", "cat", "info")
+    RemoteFile(f"https://cs.nyu.edu/~ylclab/data/norb-v1.0-small/{name}.mat.gz", f"{name}.mat.gz", f"sha256:{digest}")
+    for name, digest in (
+        (f"{_NORB_TRAIN}-dat", "5ffd6272a07d32695ee1082a26a41a93a37aab8c28da047f8c34ed348d214873"),
+        (f"{_NORB_TRAIN}-cat", "2784e542c1922060691090952b6cd6278879a216c90f81476f0f00256d42cdaa"),
+        (f"{_NORB_TRAIN}-info", "de7eb932ebe7a4ee16217fead60660d0eb3d23632c2f4d1c51f88c501c17bf32"),
+        (f"{_NORB_TEST}-dat", "cf7104eed3e51174d2f65b66d1e5878b9da233b886f161b0d88f4510ba2c7474"),
+        (f"{_NORB_TEST}-cat", "ecaf6d5bb8c3bc5eab9cf0258f6d2198dd474e016e374836fc097f2e5ff509ff"),
+        (f"{_NORB_TEST}-info", "16adf314226327ee006d1a44db8cfef52773c06c829951d5653a9f6f310248a2"),
+    )
 )
 PCAM = "camelyonpatch_level_2_split"
 PCAM_FILES = tuple(

@@ -124,7 +124,8 @@ class RemoteFile:
     Attributes:
         url: ``https://...``, or ``hf://datasets/OWNER/NAME/PATH`` for the Hugging Face hub.
         file: Name of the downloaded file.
-        digest: ``"md5:..."`` or ``"sha256:..."`` of its content as its makers or torchvision state it; ``""``: none.
+        digest: ``"md5:..."`` or ``"sha256:..."`` of its content as its makers, torchvision or tensorflow_datasets state
+            it; ``""``: none, and then an ``http://`` address is refused.
     """
 
     url: str
