@@ -76,8 +76,8 @@ def run_stage(
     with only_writer(output):
         plan = find(cells, output)
         placement = place(plan, output, request.device, options.resources, small=request.suite in grid.BACKBONES)
-        for sentence in plan.broken:
-            notify(listeners, "message", f"Running a cell again: {sentence}", "warning")
+        for sentence in plan.problems:
+            notify(listeners, "message", sentence, "warning")
         notify(listeners, "planned", plan)
         notify(listeners, "message", plan_sentence(plan), "info")
         if placement.sentence:
@@ -166,7 +166,8 @@ def plan_sentence(plan: Plan) -> str:
     """How many cells there are, are done, and run: ``12 cells: 4 done, 8 to run, 1 of them failed before.``."""
     again = f", {len(plan.again)} of them failed before" if plan.again else ""
     todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
-    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
+    newer = f", {len(plan.newer)} of a newer version left alone" if plan.newer else ""
+    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}{newer}."
 
 
 def failure_line(record: Record, cell: CellConfig) -> str:
