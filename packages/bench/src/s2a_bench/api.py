@@ -121,7 +121,8 @@ def sweep(
         InputError: Bad input, before anything ran: one sentence.
         S2AError: A method or a value that its config does not take, before anything ran.
         SweepStopped: The output folder cannot be written any more, the cluster went away, or a newer version of
-            s2a-bench wrote the record of a cell: cells without a record are left. What is done is safe, and the same call goes on from there.
+            s2a-bench wrote the record of a cell: cells without a record are left. What is done is safe, and the same
+            call goes on from there.
         KeyboardInterrupt: As it came. What is done is safe, and the same call goes on from there.
     """
     job = prepare(

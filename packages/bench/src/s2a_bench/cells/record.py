@@ -355,7 +355,7 @@ def list_files(output: Path) -> list[Path]:
 
 
 def read_all(output: Path) -> Iterator[tuple[Path, Record | ValueError]]:
-    """Every record under ``output`` in the order of cell ids; a file that is none comes as its error, never silently."""
+    """Every record under ``output`` in the order of cell ids; a file that is none comes as its error."""
     for path in list_files(output):
         try:
             yield path, read(path)
