@@ -40,7 +40,9 @@ def open_default(path: Path, artifacts: str, connect: Callable[[], Any]) -> tupl
     create(path, artifacts)
     try:
         _check(path)
-        return connect(), None
+        opened = connect()
+        _check_columns(path)
+        return opened, None
     except Exception as error:
         if any(words in str(error).lower() for words in _PASSING):
             raise
@@ -62,6 +64,19 @@ def _check(path: Path) -> None:
         (answer,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     if answer != "ok":
         raise sqlite3.DatabaseError(answer)
+
+
+def _check_columns(path: Path) -> None:
+    """Looks for every column that MLflow uses: it opens databases whose migration was interrupted and fails later."""
+    try:
+        from mlflow.store.db.base_sql_model import Base
+    except ImportError:  # another version keeps its tables elsewhere
+        return
+    with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
+        for table in Base.metadata.tables.values():
+            found = {row[1] for row in connection.execute(f'PRAGMA table_info("{table.name}")')}
+            if missing := {column.name for column in table.columns} - found:
+                raise sqlite3.DatabaseError(f"table {table.name} has no column {min(missing)}")
 
 
 def create(path: Path, artifacts: str) -> None:
