@@ -250,6 +250,16 @@ def test_a_database_that_was_named_is_left_alone_and_the_sweep_goes_on_untracked
     assert sorted(tmp_path.glob("*shared.db*")) == [path]
 
 
+def test_a_good_database_is_taken_as_it_is(tmp_path, monkeypatch):
+    from s2a_bench.tracking import database
+
+    assert track.open_store(None, tmp_path).aside is None
+    assert track.open_store(None, tmp_path).aside is None
+    monkeypatch.setattr(database, "_find_missing_columns", lambda path: ["of another version"])
+    assert track.open_store(None, tmp_path).aside is None
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".output.json", "mlflow.db"]
+
+
 def test_a_database_that_is_busy_is_not_taken_for_a_broken_one(tmp_path, fresh_database, monkeypatch):
     from s2a_bench.tracking import database
 

@@ -78,11 +78,11 @@ def run_stage(
         placement = place(plan, output, request.device, options.resources, small=request.suite in grid.BACKBONES)
         for sentence in plan.problems:
             notify(listeners, "message", sentence, "warning")
-        notify(listeners, "planned", plan)
-        notify(listeners, "message", plan_sentence(plan), "info")
-        if placement.sentence:
-            notify(listeners, "message", placement.sentence, "info")
         try:
+            notify(listeners, "planned", plan)
+            notify(listeners, "message", plan_sentence(plan), "info")
+            if placement.sentence:
+                notify(listeners, "message", placement.sentence, "info")
             if plan.todo:
                 stops = halving(plan, output) if halving else None
                 _run_cells(plan, options, placement, listeners, stops, engine)
@@ -94,6 +94,9 @@ def run_stage(
             notify(listeners, "ended", end)
             text = f"Interrupted: {_done(end)} cells are done; the same command goes on from there."
             notify(listeners, "message", text, "info")
+            raise
+        except SystemExit:  # Ray's handler of SIGTERM, while Ray starts
+            notify(listeners, "ended", _killed(plan, output))
             raise
         except Exception as error:
             end = _killed(plan, output)

@@ -38,15 +38,19 @@ def open_default(path: Path, artifacts: str, connect: Callable[[], Any]) -> tupl
         Exception: As ``connect``, where a new database would not help.
     """
     create(path, artifacts)
+    opened = None
     try:
         _check(path)
         opened = connect()
-        _check_columns(path)
+        if missing := _find_missing_columns(path):
+            raise sqlite3.DatabaseError(f"without {missing[0]}")
         return opened, None
     except Exception as error:
         if any(words in str(error).lower() for words in _PASSING):
             raise
         with _grown(path, artifacts) as fresh:  # first: if MLflow cannot make one, the old one is not to blame
+            if opened is not None and _find_missing_columns(fresh):
+                return opened, None  # no database of this version of MLflow has them
             aside = set_aside(path)
             for ending in _BESIDE:
                 with contextlib.suppress(OSError):
@@ -66,17 +70,19 @@ def _check(path: Path) -> None:
         raise sqlite3.DatabaseError(answer)
 
 
-def _check_columns(path: Path) -> None:
-    """Looks for every column that MLflow uses: it opens databases whose migration was interrupted and fails later."""
+def _find_missing_columns(path: Path) -> list[str]:
+    """Columns that MLflow uses and a database lacks: one whose migration was interrupted opens, and fails later."""
     try:
         from mlflow.store.db.base_sql_model import Base
     except ImportError:  # another version keeps its tables elsewhere
-        return
+        return []
+    missing = []
     with contextlib.closing(sqlite3.connect(path, timeout=30)) as connection:
         for table in Base.metadata.tables.values():
-            found = {row[1] for row in connection.execute(f'PRAGMA table_info("{table.name}")')}
-            if missing := {column.name for column in table.columns} - found:
-                raise sqlite3.DatabaseError(f"table {table.name} has no column {min(missing)}")
+            # Not table_info, which leaves computed columns out.
+            found = {row[1] for row in connection.execute(f'PRAGMA table_xinfo("{table.name}")')}
+            missing += [f"{table.name}.{column.name}" for column in table.columns if column.name not in found]
+    return missing
 
 
 def create(path: Path, artifacts: str) -> None:
