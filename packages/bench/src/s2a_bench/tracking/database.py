@@ -38,19 +38,18 @@ def open_default(path: Path, artifacts: str, connect: Callable[[], Any]) -> tupl
         Exception: As ``connect``, where a new database would not help.
     """
     create(path, artifacts)
-    opened = None
+    missing: list[str] = []
     try:
         _check(path)
-        opened = connect()
         if missing := _find_missing_columns(path):
             raise sqlite3.DatabaseError(f"without {missing[0]}")
-        return opened, None
+        return connect(), None
     except Exception as error:
         if any(words in str(error).lower() for words in _PASSING):
             raise
         with _grown(path, artifacts) as fresh:  # first: if MLflow cannot make one, the old one is not to blame
-            if opened is not None and _find_missing_columns(fresh):
-                return opened, None  # no database of this version of MLflow has them
+            if missing and missing == _find_missing_columns(fresh):
+                return connect(), None  # no database of this version of MLflow has them
             aside = set_aside(path)
             for ending in _BESIDE:
                 with contextlib.suppress(OSError):
@@ -74,6 +73,7 @@ def _find_missing_columns(path: Path) -> list[str]:
     """Columns that MLflow uses and a database lacks: one whose migration was interrupted opens, and fails later."""
     try:
         from mlflow.store.db.base_sql_model import Base
+        from mlflow.store.tracking.dbmodels import models  # noqa: F401 fills ``Base``
     except ImportError:  # another version keeps its tables elsewhere
         return []
     missing = []
