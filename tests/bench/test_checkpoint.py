@@ -273,6 +273,44 @@ def test_what_killed_processes_left_is_cleared_and_nothing_else(tmp_path):
     assert len(list((tmp_path / "records").iterdir())) == 2
 
 
+def test_what_a_cell_trained_is_kept_unless_it_is_refused_or_large(tmp_path, monkeypatch):
+    found = run.run(cell(), keep=Keep(tmp_path / "default"))
+    assert recorded_adapter(found, tmp_path / "default") is not None and found.notes == []
+    refused = run.run(cell(), keep=Keep(tmp_path / "refused", adapters=False))
+    assert (refused.status, refused.adapter_id, refused.notes) == ("done", "", [])
+    assert not (tmp_path / "refused" / "adapters").exists()
+    monkeypatch.setattr(run, "ADAPTER_BYTES", 1000)
+    large = run.run(cell(), keep=Keep(tmp_path / "large"))
+    assert (large.status, large.adapter_id) == ("done", "") and not (tmp_path / "large" / "adapters").exists()
+    (note,) = large.notes
+    assert "was not kept" in note and "--keep-adapters" in note
+    asked = run.run(cell(), keep=Keep(tmp_path / "asked", adapters=True))
+    assert recorded_adapter(asked, tmp_path / "asked") is not None and asked.notes == []
+    assert found.accuracy == refused.accuracy == large.accuracy == asked.accuracy
+
+
+@pytest.mark.parametrize("obstacle", ["a full disk", "a file in the folder's place", "a state that no file can hold"])
+def test_an_adapter_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch, obstacle):
+    import s2a
+
+    def full(adapted, path):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
+    def unable(adapted, path):
+        raise NotImplementedError("a quantised tensor")
+
+    if obstacle == "a full disk":
+        monkeypatch.setattr(s2a, "save", full)
+    elif obstacle == "a state that no file can hold":
+        monkeypatch.setattr(s2a, "save", unable)
+    else:
+        (tmp_path / "adapters").touch()
+    found = run.run(cell(), keep=Keep(tmp_path))
+    assert (found.status, found.adapter_id) == ("done", "") and found.accuracy is not None
+    (note,) = found.notes
+    assert "could not be kept" in note and "\n" not in note
+
+
 def test_an_adapter_gives_the_cells_model_back(tmp_path):
     import s2a
     from s2a_bench.cells import backbones

@@ -47,6 +47,7 @@ SMALL = ["--datasets", "digits", "--methods", "s2a", "--limit-train", "16", "--l
         (["--max-concurrent", "0"], ["--max-concurrent 0"]),
         (["--tracking-uri", "sqlite:////nowhere/at/all.db"], ["/nowhere/at", "does not exist"]),
         (["--tracking-uri", "gopher://x"], ["gopher"]),
+        (["--keep-adapters", "--no-keep-adapters"], ["exclude each other"]),
     ],
     ids=lambda value: " ".join(value) if value and value[0].startswith("--") else "",
 )

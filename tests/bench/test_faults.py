@@ -242,15 +242,14 @@ def test_the_kernel_kills_for_memory_and_the_cell_goes_on_later(tmp_path, cgroup
 
 @pytest.mark.full
 def test_a_record_that_cannot_be_replaced_ends_the_sweep_in_words(tmp_path):
-    """A folder in the record's place stands for whatever a file system refuses."""
+    """A disk mounted in the record's place stands for whatever a file system neither replaces nor renames."""
     output, log = tmp_path / "out", tmp_path / "log"
     assert ended(command(log, arguments(output))) == 0
     (path,) = records(output)
     shutil.move(path, tmp_path / "kept")
-    path.mkdir()
-    (path / "x").touch()
-    assert ended(command(log, arguments(output))) == 1
-    assert log.read_text().count("s2a-bench: Cannot write to") == 1 and str(path) in log.read_text()
-    shutil.rmtree(path)
+    with small_disk(path, "1m"):
+        assert ended(command(log, arguments(output))) == 1
+        assert log.read_text().count("s2a-bench: Cannot write to") == 1 and str(path) in log.read_text()
+    path.rmdir()
     shutil.move(tmp_path / "kept", path)
     assert ended(command(log, arguments(output))) == 0

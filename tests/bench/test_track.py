@@ -17,6 +17,7 @@ from bench.factories import make_grid, make_record
 from s2a_bench.cells.outputs import adapter_path, file_id
 from s2a_bench.cells.record import Record, record_path, write
 from s2a_bench.errors import InputError
+from s2a_bench.sweeps.output_lock import only_writer
 from s2a_bench.tracking import names as track_names
 from s2a_bench.tracking import runs as track
 from s2a_bench.tracking.runs import TrackingError
@@ -174,14 +175,20 @@ def test_a_dead_store_is_a_tracking_error(store, monkeypatch):
             attempt()
 
 
-def test_a_larger_sweep_takes_over_the_cells_it_shares(store):
+def test_a_cell_of_two_sweeps_has_a_run_in_each(store):
     records = make_grid(["lora"], ["digits"], (0, 1, 2))
-    small = log_all(store, records[:2])
-    large = log_all(store, records)
-    assert small.run_id != large.run_id
-    assert len(cells(store)) == 3
-    assert {run.data.tags["mlflow.parentRunId"] for run in cells(store)} == {large.run_id}
-    assert {run.data.tags["sweep_id"] for run in cells(store)} == {large.sweep_id}
+    first = log_all(store, records[:2])
+    second = log_all(store, records[1:])
+    for sweep, own in ((first, records[:2]), (second, records[1:])):
+        children = [run for run in cells(store) if run.data.tags["mlflow.parentRunId"] == sweep.run_id]
+        assert sorted(run.data.tags["cell_id"] for run in children) == sorted(record.cell_id for record in own)
+        assert {run.data.tags["sweep_id"] for run in children} == {sweep.sweep_id}
+    # A record that changes is shown by both.
+    changed = dataclasses.replace(records[1], accuracy=12.0)
+    log_all(store, [changed, records[2]])
+    shown = [run for run in cells(store) if run.data.tags["cell_id"] == changed.cell_id]
+    assert {run.data.tags["mlflow.parentRunId"] for run in shown} == {first.run_id, second.run_id}
+    assert [run.data.metrics["accuracy"] for run in shown] == [12.0, 12.0]
 
 
 def test_doubles_of_a_race_are_cleared(store):
@@ -242,12 +249,16 @@ def test_rebuild_closes_what_a_dead_server_left_open(store, tmp_path):
     for record in records:
         track.log_cell(sweep, record)  # and then the server was gone: nobody closed the parent
     before = {run.info.run_id for run in cells(store)}
-    other = track.start_sweep(store, "mini", ["of another output"])
+    killed = track.start_sweep(store, "mini", ["never ended"])
     assert track.rebuild(tmp_path) == 0
     status = {run.info.run_id: run.info.status for run in sweeps(store)}
-    assert status == {sweep.run_id: "FINISHED", other.run_id: "RUNNING"}
+    assert status == {sweep.run_id: "FINISHED", killed.run_id: "KILLED"}
     assert [item.path for item in store.client.list_artifacts(sweep.run_id)] == ["report.html"]
     assert {run.info.run_id for run in cells(store)} == before
+    track.start_sweep(store, "mini", ["never ended"])
+    with only_writer(tmp_path):
+        assert track.rebuild(tmp_path) == 0
+    assert store.client.get_run(killed.run_id).info.status == "RUNNING", "a sweep that runs in the folder is left alone"
 
 
 def test_the_adapter_of_a_cell_is_logged_if_it_is_the_records_own(store, tmp_path):

@@ -67,7 +67,7 @@ def sweep(
     search: str | int = "none",
     search_scheduler: Literal["none", "asha"] = "none",
     checkpoint_every: float = CHECKPOINT_SECONDS,
-    keep_adapters: bool = False,
+    keep_adapters: bool | None = None,
     ray_address: str | None = None,
     gpu_memory_gb: float | None = None,
     no_feature_cache: bool = False,
@@ -106,7 +106,8 @@ def sweep(
             rate, weight decay and scale on val, with the same number of trials for every method.
         search_scheduler: ``none``: every trial comes to its end. ``asha``: Ray Tune stops trials that fall behind.
         checkpoint_every: Seconds between checkpoints of a running cell; 0: after every epoch, infinity: none.
-        keep_adapters: Keep what each cell trained, ``<output>/adapters/CELL.safetensors`` (``s2a.load`` reads it).
+        keep_adapters: Whether to keep what each cell trained, ``<output>/adapters/CELL.safetensors`` (``s2a.load``
+            reads it); ``None``: unless it is larger than 50 MB. What a search's trials trained is not kept.
         ray_address: ``HOST:PORT`` of a running Ray cluster to use instead of this machine; ``auto``: the one here.
         gpu_memory_gb: Memory of a GPU, in GB; cells get shares of it by their predicted memory.
         no_feature_cache: Run the backbone of ``linear`` in every epoch, instead of once.
@@ -119,8 +120,9 @@ def sweep(
     Raises:
         InputError: Bad input, before anything ran: one sentence.
         S2AError: A method or a value that its config does not take, before anything ran.
-        SweepStopped: The output folder cannot be written any more, or the cluster went away: cells without a record
-            are left. What is done is safe, and the same call goes on from there.
+        SweepStopped: The output folder cannot be written any more, the cluster went away, or a newer version of
+            s2a-bench wrote the record of a cell: cells without a record are left. What is done is safe, and the same
+            call goes on from there.
         KeyboardInterrupt: As it came. What is done is safe, and the same call goes on from there.
     """
     job = prepare(
@@ -155,6 +157,10 @@ def sweep(
         no_feature_cache=no_feature_cache,
     )
     found = execute(job, listeners).result
+    if found.newer:
+        from s2a_bench.sweeps.stage import SweepStopped
+
+        raise SweepStopped(" ".join(found.newer), found.records)
     if found.missing:
         from s2a_bench.sweeps.stage import SweepStopped
 
@@ -168,7 +174,8 @@ def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Li
 
     Args:
         cell: The whole input.
-        output: Folder to which the record, and checkpoints while the cell runs, are written; ``None``: nowhere.
+        output: Folder to which the record, checkpoints while the cell runs, and what it trained (unless larger than
+            50 MB) are written; ``None``: nowhere.
         listeners: Receive ``started``, ``epoch`` and ``finished``.
 
     Returns:
@@ -183,6 +190,8 @@ def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Li
 
     cell_id = cells_run.identify(cell)
     keep = None if output is None else Keep(Path(output).absolute())
+    if keep is not None:
+        records.check_place(keep.output, cell_id)
     notify(listeners, "started", cell_id)
     record = cells_run.run(cell, lambda metrics: notify(listeners, "epoch", cell_id, metrics), keep)
     if keep is not None:
@@ -253,7 +262,7 @@ def prepare(
     search: str | int,
     search_scheduler: Literal["none", "asha"],
     checkpoint_every: float,
-    keep_adapters: bool,
+    keep_adapters: bool | None,
     no_feature_cache: bool,
     data_dir: FilePath | None,
     weights: FilePath | None,
@@ -299,7 +308,7 @@ def prepare(
         keep = Keep(
             keep.output,
             _typed(checkpoint_every, float, "checkpoint_every"),
-            _typed(keep_adapters, bool, "keep_adapters"),
+            _typed(keep_adapters, bool | None, "keep_adapters"),
             not _typed(no_feature_cache, bool, "no_feature_cache"),
         )
     options = RunOptions(keep, ResourceRequest(**_fields(ResourceRequest, others)))

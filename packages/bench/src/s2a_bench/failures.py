@@ -11,7 +11,7 @@ from typing import Protocol
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _DISK = _FULL | {errno.EROFS, errno.EACCES, errno.EPERM, errno.EIO, errno.ESTALE, errno.EFBIG}
-_DISK |= {errno.EISDIR, errno.ENOTDIR}
+_DISK |= {errno.EISDIR, errno.ENOTDIR, errno.EBUSY}
 _ALLOCATORS = ("DefaultCPUAllocator", "alloc_cpu", "out of memory", "std::bad_alloc", "Cannot allocate memory")
 _PROBE_BYTES = 65_536
 

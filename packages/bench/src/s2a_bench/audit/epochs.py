@@ -185,7 +185,7 @@ def read_audit(output: Path, record: Record) -> EpochAudit | None:
     try:
         values: dict[str, Any] = json.loads(audit_path(output, record.cell_id).read_text(encoding="utf-8"))
         found = EpochAudit(**{**values, "test": tuple(values["test"]), "loss": tuple(values["loss"])})
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     whole = found.kind == KIND and found.cell_id == record.cell_id and len(found.test) == record.epochs
     return found if whole else None

@@ -132,7 +132,7 @@ def find_known_score(one: TriedConfig, output: Path) -> TestScore | None:
     try:
         values: dict[str, Any] = json.loads(score_path(output, one.cell_id).read_text(encoding="utf-8"))
         found = TestScore(**values)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return None
     return found if found.kind == KIND and found.cell_id == one.cell_id else None
 

@@ -19,6 +19,9 @@ from s2a_bench.files import process_runs, temporary_owner
 CHECKPOINT_SECONDS = 60.0
 """A killed cell loses about this much of its training."""
 
+ADAPTER_BYTES = 50_000_000
+"""A trained state above this size is kept only where it is asked for: fine-tuning all of ViT-B leaves 340 MB a cell."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
@@ -28,13 +31,14 @@ class Keep:
         output: The output folder.
         checkpoint_every: Seconds of training between two checkpoints, which are written at the ends of epochs; 0:
             after every epoch; infinity: none.
-        adapters: Whether to write the trained state too, in the format of ``s2a.save``.
+        adapters: Whether to write the trained state too, in the format of ``s2a.save``; ``None``: unless it is larger
+            than ``ADAPTER_BYTES``.
         features: Whether heads of frozen backbones are trained on features that are computed once (``features``).
     """
 
     output: Path
     checkpoint_every: float = CHECKPOINT_SECONDS
-    adapters: bool = False
+    adapters: bool | None = None
     features: bool = True
 
     def __post_init__(self) -> None:

@@ -6,14 +6,16 @@ import dataclasses
 import datetime
 import hashlib
 import json
-import re
+import stat
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from s2a_bench.cells import provenance
+from s2a_bench.cells.record_fields import check_fields
 from s2a_bench.config import CellConfig, identifying
 from s2a_bench.data.table import lookup
+from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 
 SCHEMA = 1
@@ -22,6 +24,13 @@ SCHEMA = 1
 PROTOCOL = 2
 """Version of everything in code that decides a cell's result (rendering, order, schedule, scoring). Raise it when
 such code changes: old cells then count as missing, not as comparable."""
+
+_LARGEST_FILE = 100_000_000
+"""Bytes; nothing larger is taken for a record. A curve of a million epochs fits."""
+
+
+class NewerRecord(InputError):
+    """A record that a newer version of s2a-bench wrote. It is read by no one here, and never overwritten."""
 
 
 @dataclasses.dataclass
@@ -189,49 +198,173 @@ def record_path(output: Path, cell: str) -> Path:
 
 
 def write(record: Record, output: Path) -> Path:
-    """Writes ``<output>/records/<cell_id>.json`` atomically and returns its path."""
+    """Writes ``<output>/records/<cell_id>.json`` atomically and returns its path.
+
+    A file there that is no record is set aside first (``set_aside``): nothing that somebody may want is lost.
+
+    Raises:
+        NewerRecord: The record there was written by a newer version; it stays as it is.
+        OSError: It could not be written.
+    """
     path = record_path(output, record.cell_id)
-    write_atomic(path, json.dumps(dataclasses.asdict(record), indent=1, allow_nan=False) + "\n")
+    text = json.dumps(_encodable(dataclasses.asdict(record)), indent=1, allow_nan=False) + "\n"
+    try:
+        read(path)
+    except FileNotFoundError:
+        pass
+    except NewerRecord:
+        raise
+    except ValueError:
+        set_aside(path)
+    write_atomic(path, text)
     return path
+
+
+def check_place(output: Path, cell: str) -> None:
+    """Refuses to run a cell whose record could not be written afterwards.
+
+    Raises:
+        NewerRecord: The record there was written by a newer version.
+    """
+    try:
+        read(record_path(output, cell))
+    except NewerRecord:
+        raise
+    except (OSError, ValueError):
+        pass
+
+
+def set_aside(path: Path) -> Path:
+    """Renames what lies in the place of a file to a free name, ``NAME.bad`` or ``NAME.bad2``, and returns that.
+
+    Raises:
+        OSError: It could not be renamed.
+    """
+    number = 1
+    while True:
+        beside = path.with_name(f"{path.name}.bad{number if number > 1 else ''}")
+        if not beside.exists() and not beside.is_symlink():
+            return path.rename(beside)
+        number += 1
+
+
+def _encodable(value: Any) -> Any:
+    """``value`` with text that UTF-8 can hold: a message may carry a file's name that is no UTF-8."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, Mapping):
+        return {_encodable(key): _encodable(each) for key, each in value.items()}
+    return [_encodable(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 def parse(text: str) -> Record:
     """A record from its JSON.
 
     Raises:
-        ValueError: Not a record of this schema: broken JSON, missing or unknown fields, no id, an unknown status.
+        NewerRecord: It was written by a newer version of s2a-bench.
+        ValueError: Not a record: broken JSON, a missing field, or a value that is not allowed.
     """
-    values = json.loads(text)
-    if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-        raise ValueError(f"expected a record of schema {SCHEMA}")
     try:
-        record = Record(**values)
-    except TypeError as error:
-        raise ValueError(str(error)) from error
-    if not re.fullmatch(r"[\w-]+", str(record.cell_id)) or record.status not in ("done", "failed", "stopped"):
-        raise ValueError(f"content belongs to cell {record.cell_id!r}, status {record.status!r}")
-    return record
+        values = json.loads(text, object_pairs_hook=_unique)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"expected a record of schema {SCHEMA}")
+    schema = values.get("schema")
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise NewerRecord(f"schema {_shorten(schema)}, this version knows {SCHEMA}")
+    if schema != SCHEMA or type(schema) is not int:
+        raise ValueError(f"expected a record of schema {SCHEMA}")
+    fields = dataclasses.fields(Record)
+    left_out = [field.name for field in fields if field.name not in values]
+    unknown = values.keys() - {field.name for field in fields}
+    if unknown and left_out:
+        raise ValueError(f"unknown field {_shorten(min(unknown))}")
+    check_fields(values)
+    if missing := [field.name for field in fields if field.name in left_out and _is_required(field)]:
+        raise ValueError(f"without {', '.join(missing)}")
+    if unknown:  # a version that added fields writes all of these too, and right
+        raise NewerRecord(f"it has the field {_shorten(min(unknown))}, which this version does not know")
+    return Record(**values)
+
+
+def _is_required(field: dataclasses.Field[Any]) -> bool:
+    return field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"two values of {_shorten(next(key for key in keys if keys.count(key) > 1))}")
+    return values
+
+
+def _shorten(value: Any) -> str:
+    return ascii(value)[:80].strip("'\"")
 
 
 def read(path: Path) -> Record:
     """A record from its file.
 
     Raises:
-        ValueError: Not a record of this schema: broken JSON, missing or unknown fields, or another cell's content.
+        FileNotFoundError: There is none.
+        NewerRecord: It was written by a newer version of s2a-bench.
+        ValueError: Anything else that is there, and another cell's content: one sentence with the reason.
     """
     try:
-        record = parse(path.read_text(encoding="utf-8"))
+        record = parse(_read_text(path))
         if record.cell_id != path.stem:
             raise ValueError(f"content belongs to cell {record.cell_id!r}")
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is not a valid record ({error}); delete it and run the sweep again.") from error
+    except NewerRecord as error:
+        raise NewerRecord(
+            f"{_show(path)} was written by a newer version of s2a-bench ({error}) and stays as it is; update "
+            "s2a-bench, or pass another --output."
+        ) from error
+    except FileNotFoundError:
+        if not path.is_symlink():
+            raise
+        raise _invalid(path, "a link that leads nowhere") from None
+    except OSError as error:
+        raise _invalid(path, error.strerror or type(error).__name__) from error
+    except ValueError as error:
+        raise _invalid(path, str(error)) from error
     return record
 
 
+def _read_text(path: Path) -> str:
+    found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ValueError("not a file")  # opening a pipe would wait for ever
+    if found.st_size > _LARGEST_FILE:
+        raise ValueError(f"{found.st_size} bytes long")
+    return path.read_text(encoding="utf-8-sig")
+
+
+def _invalid(path: Path, reason: str) -> ValueError:
+    return ValueError(f"{_show(path)} is not a valid record ({reason}); delete it and run the sweep again.")
+
+
+def _show(path: Path) -> str:
+    """A path that can be printed anywhere, on one line."""
+    text = str(path)
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
+def list_files(output: Path) -> list[Path]:
+    """Files under ``output`` that may be records, in order of their names.
+
+    Hidden files are none: ``._NAME.json`` is what macOS leaves on other file systems.
+    """
+    return sorted(path for path in (output / "records").glob("*.json") if not path.name.startswith("."))
+
+
 def read_all(output: Path) -> Iterator[tuple[Path, Record | ValueError]]:
-    """Every record under ``output`` in the order of cell ids; a broken file comes as its error, never silently."""
-    for path in sorted((output / "records").glob("*.json")):
+    """Every record under ``output`` in the order of cell ids; a file that is none comes as its error."""
+    for path in list_files(output):
         try:
             yield path, read(path)
+        except FileNotFoundError:
+            continue  # removed in between
         except ValueError as error:
             yield path, error

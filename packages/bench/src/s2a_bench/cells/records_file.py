@@ -6,12 +6,13 @@ import dataclasses
 import gzip
 import io
 import json
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
 from s2a_bench.cells import record as records
-from s2a_bench.cells.record import Record
-from s2a_bench.errors import InputError
+from s2a_bench.cells.record import NewerRecord, Record
+from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.files import replacing
 
 
@@ -22,7 +23,8 @@ class ImportResult:
     Attributes:
         new: Written.
         same: There already, with the same content.
-        kept: There already with another content, which stayed: the cell had been run here too.
+        kept: There already with another content, which stayed: the cell had been run here too, or a newer version
+            of s2a-bench has written it.
     """
 
     new: tuple[str, ...]
@@ -34,23 +36,41 @@ def load(path: Path) -> list[Record]:
     """Reads the records of a file.
 
     Raises:
-        InputError: It cannot be read, a line is no record of this version, or two lines are of one cell.
+        InputError: It cannot be read, a line is no record of this version, or two lines are of one cell: all of these
+            lines are named.
     """
     found: dict[str, Record] = {}
-    try:
-        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-        lines = text.decode().splitlines()
-    except (OSError, EOFError, ValueError) as error:
-        raise InputError(f"{path} cannot be read as records, one a line ({error}).") from error
-    for number, line in enumerate(lines, start=1):
+    mistakes = Mistakes()
+    for number, line in enumerate(_read_lines(path), start=1):
+        if not line.strip():
+            continue
         try:
             record = records.parse(line)
+        except NewerRecord as error:
+            sentence = f"Line {number} of {path} was written by a newer version of s2a-bench ({error}); update it."
         except ValueError as error:
-            raise InputError(f"Line {number} of {path} is not a record ({error}); nothing was written.") from error
-        if record.cell_id in found:
-            raise InputError(f"Line {number} of {path} is cell {record.cell_id} a second time; nothing was written.")
-        found[record.cell_id] = record
+            sentence = f"Line {number} of {path} is not a record ({error}); nothing was written."
+        else:
+            if record.cell_id not in found:
+                found[record.cell_id] = record
+                continue
+            sentence = f"Line {number} of {path} is cell {record.cell_id} a second time; nothing was written."
+        mistakes.add(InputError(sentence))
+    mistakes.raise_all()
     return list(found.values())
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is no file; give one of records, one a line.")
+        text = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        # Not splitlines: a text within a record may hold other ends of lines.
+        return text.decode("utf-8-sig").split("\n")
+    except InputError:
+        raise
+    except (OSError, EOFError, ValueError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read as records, one a line ({error}).") from error
 
 
 def import_records(imported: Iterable[Record], output: Path) -> ImportResult:
@@ -64,7 +84,10 @@ def import_records(imported: Iterable[Record], output: Path) -> ImportResult:
     for record in imported:
         try:
             present = records.read(records.record_path(output, record.cell_id))
-        except (OSError, ValueError):
+        except NewerRecord:
+            kept.append(record.cell_id)
+            continue
+        except (OSError, ValueError):  # ``write`` sets aside what is no record
             present = None
         if present == record:
             same.append(record.cell_id)

@@ -26,8 +26,8 @@ from s2a_bench import failures
 from s2a_bench.cells import features, learning, measure, provenance
 from s2a_bench.cells.checkpoint import Checkpointer
 from s2a_bench.cells.identity import IdentifiedCell, OpenCell, adapt, data_format, identify, open_cell
-from s2a_bench.cells.outputs import Keep, adapter_path, features_folder, file_id, remove_checkpoint
-from s2a_bench.cells.record import Record, new_record, write
+from s2a_bench.cells.outputs import ADAPTER_BYTES, Keep, adapter_path, features_folder, file_id, remove_checkpoint
+from s2a_bench.cells.record import Record, check_place, new_record, write
 from s2a_bench.cells.score import accuracy
 from s2a_bench.cells.train import Images, train
 from s2a_bench.config import CellConfig, from_dict
@@ -204,8 +204,8 @@ def _train_and_measure(
     record.guessing_accuracy = learning.guessing_accuracy(loaded.scored.labels.bincount().tolist())
     record.scoring_seconds = time.perf_counter() - started
     record.notes += loaded.notes
-    if keep and keep.adapters:
-        record.adapter_id = _save_adapter(prepared.adapted, adapter_path(keep.output, record.cell_id))
+    if keep and keep.adapters is not False:
+        _keep_adapter(prepared.adapted, record, keep)
 
 
 def _look(config: CellConfig, inputs: TrainingInput, epoch: int) -> dict[str, float]:
@@ -214,11 +214,28 @@ def _look(config: CellConfig, inputs: TrainingInput, epoch: int) -> dict[str, fl
     return {"val_accuracy": accuracy(inputs.model, inputs.scored(), config.train)}
 
 
-def _save_adapter(adapted: s2a.Adapted, path: Path) -> str:
-    make_folder(path.parent)
-    s2a.save(adapted, path)
-    sync_file(path)
-    return file_id(path)
+def _keep_adapter(adapted: s2a.Adapted, record: Record, keep: Keep) -> None:
+    """Writes the trained state; where that fails, or it is too large, the record says so: its numbers stand."""
+    path, size = adapter_path(keep.output, record.cell_id), _trained_bytes(adapted)
+    if keep.adapters is None and size > ADAPTER_BYTES:
+        record.notes.append(
+            f"The trained state was not kept: {size / 1e6:.0f} MB are more than {ADAPTER_BYTES / 1e6:.0f} MB; "
+            "--keep-adapters keeps it."
+        )
+        return
+    try:
+        make_folder(path.parent)
+        s2a.save(adapted, path)
+        sync_file(path)
+        record.adapter_id = file_id(path)
+    except Exception as error:  # a full disk, no memory for a copy, a state that no file can hold
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        record.notes.append(f"The trained state could not be kept ({reason}).")
+
+
+def _trained_bytes(adapted: s2a.Adapted) -> int:
+    """Of what trains, in memory: about the size of the file."""
+    return sum(p.numel() * p.element_size() for p in adapted.parameters() if p.requires_grad)
 
 
 def main(arguments: list[str]) -> int:
@@ -228,8 +245,9 @@ def main(arguments: list[str]) -> int:
         return 2
     try:
         cell = from_dict(CellConfig, json.loads(Path(arguments[0]).read_text(encoding="utf-8")))
+        check_place(Path(arguments[1]), identify(cell))
         record = run(cell, lambda m: print(json.dumps(m), flush=True), Keep(Path(arguments[1])))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     path = write(record, Path(arguments[1]))

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from s2a_bench.audit.selection import select_records
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, print_verbatim, read_records
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
 from s2a_bench.errors import InputError, Mistakes
 
@@ -115,7 +115,7 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
 
     check_device(wanted.device)
     output = output.absolute()
-    have = [found for _, found in read_all(output) if isinstance(found, Record)]
+    have = read_records(output)
     chosen = select_records(
         have, datasets=wanted.datasets, backbones=wanted.backbones, methods=wanted.methods, seeds=wanted.seeds
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -9,6 +10,7 @@ from typing import Annotated
 import tyro
 from rich.console import Console
 
+from s2a_bench.cells.record import Record, list_files, read_all
 from s2a_bench.errors import InputError
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
@@ -41,5 +43,16 @@ def check_records(output: Path) -> None:
     Raises:
         InputError: It has none.
     """
-    if not any((output / "records").glob("*.json")):
+    if not list_files(output):
         raise InputError(f"There are no records under {output / 'records'}; give the --output of a sweep.")
+
+
+def read_records(output: Path) -> list[Record]:
+    """The records of an output folder; each file that is none is named on stderr and left out."""
+    good = []
+    for _, found in read_all(output):
+        if isinstance(found, Record):
+            good.append(found)
+        else:
+            print(f"s2a-bench: left out: {found}", file=sys.stderr)
+    return good

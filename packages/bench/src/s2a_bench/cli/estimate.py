@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, Folder, Names, Number
+from s2a_bench.cli.common import DONE, Folder, Names, Number, read_records
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.request import Request
@@ -191,7 +191,7 @@ def _method(cell: CellConfig) -> str:
 def _from(folder: Path, device: str) -> Costs:
     from s2a_bench.cells import estimate
 
-    good = [found for _, found in read_all(folder.absolute()) if isinstance(found, Record)]
+    good = read_records(folder.absolute())
     costs, count, aside = estimate.from_records(good, device)
     if not count:
         raise InputError(

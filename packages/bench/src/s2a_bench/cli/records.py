@@ -10,9 +10,8 @@ import tyro
 from rich.console import Console
 
 from s2a_bench.cells import records_file
-from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, File, check_records, print_verbatim
-from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.cli.common import DONE, File, check_records, print_verbatim, read_records
+from s2a_bench.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,21 +63,15 @@ def import_records(file: Path, output: Path, console: Console) -> int:
 
 
 def export_records(output: Path, file: Path, console: Console) -> int:
-    """Writes the records of an output folder to a file.
+    """Writes the records of an output folder to a file; files that are none are named and left out.
 
     Raises:
-        InputError: There are none, or one is broken.
+        InputError: There are none.
     """
-    mistakes = Mistakes()
-    with mistakes.collecting():
-        check_records(output)
-    found = []
-    for _, record in read_all(output):
-        if isinstance(record, Record):
-            found.append(record)
-        else:
-            mistakes.add(InputError(str(record)))
-    mistakes.raise_all()
+    check_records(output)
+    found = read_records(output)
+    if not found:
+        raise InputError(f"No file under {output / 'records'} is a valid record; nothing was written.")
     try:
         count = records_file.save(found, file.absolute())
     except OSError as error:

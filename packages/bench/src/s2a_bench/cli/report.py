@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2a_bench.cli.common import DONE, print_verbatim
+from s2a_bench.cli.common import DONE, print_verbatim, read_records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,13 +26,11 @@ class Report:
         Raises:
             InputError: There are no records.
         """
-        from s2a_bench.cells.record import Record, read_all
         from s2a_bench.reports.build import build
         from s2a_bench.reports.terminal import terminal_table
 
         output = self.output.absolute()
         paths = build(output)
-        good = [found for _, found in read_all(output) if isinstance(found, Record)]
-        console.print(terminal_table(good, console.width))
+        console.print(terminal_table(read_records(output), console.width))
         print_verbatim(console, f"Report: {paths.html}")
         return DONE

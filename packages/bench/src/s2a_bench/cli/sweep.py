@@ -25,6 +25,7 @@ from s2a_bench.cli.common import (
     flat,
     print_verbatim,
 )
+from s2a_bench.errors import InputError
 
 if TYPE_CHECKING:
     from s2a_bench.api import Job
@@ -67,7 +68,9 @@ class Sweep:
         checkpoint_every: Seconds between checkpoints of a running cell, from which a killed one goes on; inf: none.
         ray_address: HOST:PORT of a running Ray cluster to use instead of this machine; auto: the one that runs here.
         gpu_memory_gb: Memory of a card; cells get shares of it by their predicted memory.
-        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it).
+        keep_adapters: Keep what each cell trained, <output>/adapters/CELL.safetensors (s2a.load reads it), however
+            large; without this flag what is larger than 50 MB is not kept.
+        no_keep_adapters: Keep nothing that was trained.
         no_feature_cache: Run the backbone of linear in every epoch, instead of once (features: <output>/cache).
     """
 
@@ -98,6 +101,7 @@ class Sweep:
     search_scheduler: Literal["none", "asha"] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     keep_adapters: bool = False
+    no_keep_adapters: bool = False
     ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
     gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
     no_feature_cache: bool = False
@@ -108,7 +112,10 @@ class Sweep:
 
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given |= {"set": flat(self.set), "sweep": flat(self.sweep)}
-        del given["dry_run"]
+        del given["dry_run"], given["no_keep_adapters"]
+        if self.keep_adapters and self.no_keep_adapters:
+            raise InputError("--keep-adapters and --no-keep-adapters exclude each other; give one of them.")
+        given["keep_adapters"] = self.keep_adapters or (False if self.no_keep_adapters else None)
         job = api.prepare(**given)
         return _preview(job, console) if self.dry_run else _sweep(job, console)
 
@@ -136,8 +143,8 @@ def _sweep(job: Job, console: Console) -> int:
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
-        text = f"{done} of {len(last.plan.cells)} cells are done; the same command runs the others again."
-        print_verbatim(console, text)
+        rest = "" if last.plan.newer else "; the same command runs the others again"
+        print_verbatim(console, f"{done} of {len(last.plan.cells)} cells are done{rest}.")
     return DONE if found.result.complete else SOME_FAILED
 
 
@@ -147,6 +154,8 @@ def _preview(job: Job, console: Console) -> int:
     from s2a_bench.sweeps.driver import preview
 
     found = preview(job.request, job.options, job.mode)
+    for problem in found.problems:
+        print(f"s2a-bench: {problem}", file=sys.stderr)
     table = Table("cell", "record", "what", "epochs")
     for row in found.rows:
         table.add_row(row.cell_id or "after the search", row.state, row.text, str(row.epochs))

@@ -44,7 +44,12 @@ class SweepResult:
     @property
     def missing(self) -> int:
         """How many cells have no record because the cluster they ran on went away."""
-        return sum(len(end.plan.cells) - len(end.records) for end in self.stages)
+        return sum(len(end.plan.cells) - len(end.plan.newer) - len(end.records) for end in self.stages)
+
+    @property
+    def newer(self) -> list[str]:
+        """A sentence for each cell that was left alone, since a newer version of s2a-bench wrote its record."""
+        return [sentence for end in self.stages for sentence in end.plan.newer.values()]
 
     @property
     def complete(self) -> bool:
@@ -111,7 +116,7 @@ class PreviewRow:
     """
 
     cell_id: str | None
-    state: Literal["done", "failed", "missing", ""]
+    state: Literal["done", "failed", "missing", "newer", ""]
     text: str
     epochs: int
 
@@ -124,11 +129,13 @@ class Preview:
         rows: All of its cells.
         sentence: How many of them.
         estimate: What the missing ones take in time and memory.
+        problems: What is wrong with records, as sentences.
     """
 
     rows: tuple[PreviewRow, ...]
     sentence: str
     estimate: str
+    problems: tuple[str, ...] = ()
 
 
 def preview(request: Request, options: RunOptions, mode: Mode | None = None) -> Preview:
@@ -142,20 +149,21 @@ def preview(request: Request, options: RunOptions, mode: Mode | None = None) -> 
     if mode is None:
         found = plan(identify(cells), output)
         todo, rows = [found.cells[cell_id] for cell_id in found.todo], _rows(found)
-        sentence, most = plan_sentence(found), ""
+        sentence, most, problems = plan_sentence(found), "", found.problems
     else:
-        todo, rows = _search_rows(cells, mode, request, options)
+        todo, rows, problems = _search_rows(cells, mode, request, options)
         sentence = f"{len(todo)} cells to run, trials and final ones."
         stops = mode.scheduler != "none" and any(cell.trial for cell in todo)
         most = " Trials that are stopped take less." if stops else ""
     estimate = estimate_sentence(todo, output, request.device, options.resources, small=small)
-    return Preview(tuple(rows), sentence, estimate + most)
+    return Preview(tuple(rows), sentence, estimate + most, tuple(problems))
 
 
 def _rows(found: Plan, prefix: str = "", suffix: str = "") -> list[PreviewRow]:
     rows = []
     for cell_id, cell in found.cells.items():
         state = "done" if cell_id in found.done else "failed" if cell_id in found.again else "missing"
+        state = "newer" if cell_id in found.newer else state
         text = f"{prefix}{grid.label(cell)}{suffix}"
         rows.append(PreviewRow(cell_id, state, text, cell.train.epochs))
     return rows
@@ -163,13 +171,14 @@ def _rows(found: Plan, prefix: str = "", suffix: str = "") -> list[PreviewRow]:
 
 def _search_rows(
     cells: Sequence[CellConfig], mode: Mode, request: Request, options: RunOptions
-) -> tuple[list[CellConfig], list[PreviewRow]]:
-    """The missing cells, and all of them: trials, and final cells, those that wait for the search too."""
+) -> tuple[list[CellConfig], list[PreviewRow], list[str]]:
+    """The missing cells, all of them (trials, and final cells, those that wait for the search too), and problems."""
     output = options.keep.output
     known = plan_searches(cells, mode)
     trials = plan_trials(known.trials, output, mode)
     found = results(trials, output)
     todo, rows = [trials.cells[cell_id] for cell_id in trials.todo], _rows(trials, "trial: ")
+    problems = trials.problems
     for each, ids in known.each if request.evaluate == "test" else ():
         choice = search.choose(each, ids, found)
         if choice is None:
@@ -179,4 +188,5 @@ def _search_rows(
         after = plan(identify(search.final_cells(choice)), output)
         todo += [after.cells[cell_id] for cell_id in after.todo]
         rows += _rows(after, suffix=f" ({point_text(choice.point)})")
-    return todo, rows
+        problems += after.problems
+    return todo, rows, problems

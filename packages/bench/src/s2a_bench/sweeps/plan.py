@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from s2a_bench.cells import record as records
-from s2a_bench.cells.record import Record
+from s2a_bench.cells.record import NewerRecord, Record
 from s2a_bench.config import CellConfig
 from s2a_bench.sweeps.checks.cells import identify_all
 
@@ -24,17 +24,24 @@ class Plan:
         done: Those with a valid record.
         again: Those whose record says ``failed``.
         broken: Record files that could not be read, as sentences; their cells run again.
+        newer: Cells whose record a newer version of s2a-bench wrote, with a sentence; they are left alone.
     """
 
     cells: Mapping[str, CellConfig]
     done: frozenset[str]
     again: frozenset[str]
     broken: tuple[str, ...]
+    newer: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def todo(self) -> list[str]:
         """Cells to run, in order."""
-        return [cell_id for cell_id in self.cells if cell_id not in self.done]
+        return [cell_id for cell_id in self.cells if cell_id not in self.done and cell_id not in self.newer]
+
+    @property
+    def problems(self) -> list[str]:
+        """What is wrong with records, as sentences."""
+        return [f"Running a cell again: {sentence}" for sentence in self.broken] + [*self.newer.values()]
 
 
 def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
@@ -48,18 +55,20 @@ def identify(cells: Iterable[CellConfig]) -> dict[str, CellConfig]:
 
 def plan(cells: Mapping[str, CellConfig], output: Path) -> Plan:
     """Looks for the record of every cell."""
-    done, again, broken = set(), set(), []
+    done, again, broken, newer = set(), set(), [], {}
     for cell_id in cells:
         try:
             record = records.read(records.record_path(output, cell_id))
         except FileNotFoundError:
             continue
+        except NewerRecord as error:
+            newer[cell_id] = str(error)
         except (OSError, ValueError) as error:
             broken.append(str(error))
         else:
             if record.status != "stopped":  # what a search ended early is no result, and has not failed either
                 (done if record.status == "done" else again).add(cell_id)
-    return Plan(cells, frozenset(done), frozenset(again), tuple(broken))
+    return Plan(cells, frozenset(done), frozenset(again), tuple(broken), newer)
 
 
 def results(plan: Plan, output: Path) -> dict[str, Record | None]:

@@ -77,13 +77,13 @@ def run_stage(
     with only_writer(output):
         plan = find(cells, output)
         placement = place(plan, output, request.device, options.resources, small=request.suite in grid.BACKBONES)
-        for sentence in plan.broken:
-            notify(listeners, "message", f"Running a cell again: {sentence}", "warning")
-        notify(listeners, "planned", plan)
-        notify(listeners, "message", plan_sentence(plan), "info")
-        if placement.sentence:
-            notify(listeners, "message", placement.sentence, "info")
+        for sentence in plan.problems:
+            notify(listeners, "message", sentence, "warning")
         try:
+            notify(listeners, "planned", plan)
+            notify(listeners, "message", plan_sentence(plan), "info")
+            if placement.sentence:
+                notify(listeners, "message", placement.sentence, "info")
             if plan.todo:
                 stops = halving(plan, output) if halving else None
                 _run_cells(plan, options, placement, listeners, stops, engine)
@@ -95,6 +95,9 @@ def run_stage(
             notify(listeners, "ended", end)
             text = f"Interrupted: {_done(end)} cells are done; the same command goes on from there."
             notify(listeners, "message", text, "info")
+            raise
+        except SystemExit:  # Ray's handler of SIGTERM, while Ray starts
+            notify(listeners, "ended", _killed(plan, output))
             raise
         except Exception as error:
             end = _killed(plan, output)
@@ -167,7 +170,8 @@ def plan_sentence(plan: Plan) -> str:
     """How many cells there are, are done, and run: ``12 cells: 4 done, 8 to run, 1 of them failed before.``."""
     again = f", {len(plan.again)} of them failed before" if plan.again else ""
     todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
-    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}."
+    newer = f", {len(plan.newer)} of a newer version left alone" if plan.newer else ""
+    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}{newer}."
 
 
 def unlearned_sentence(records: Sequence[Record]) -> str:

@@ -1,6 +1,7 @@
 """Writes records to MLflow: one experiment per suite, a parent run per sweep, a child run per cell.
 
-The records stay the source: ``rebuild`` writes the whole store again from them. MLflow is imported when a store is
+The records stay the source: ``heal`` brings a store in line with them. Several output folders may share a store: the
+runs of each carry its id (``outputs.output_id``), and no other folder touches them. MLflow is imported when a store is
 opened.
 """
 
@@ -15,17 +16,16 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from s2a_bench.cells import record as records_door
 from s2a_bench.cells.outputs import recorded_adapter
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
-from s2a_bench.tracking import names
+from s2a_bench.sweeps.output_lock import only_writer
+from s2a_bench.tracking import found as found_runs
+from s2a_bench.tracking import names, outputs
+from s2a_bench.tracking.found import PARENT, CellRun
 from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, silence_mlflow
-
-if TYPE_CHECKING:
-    from mlflow.entities import Run
 
 __all__ = [
     "Store",
@@ -33,6 +33,7 @@ __all__ = [
     "TrackingError",
     "check_uri",
     "finish_sweep",
+    "heal",
     "log_cell",
     "open_store",
     "rebuild",
@@ -40,29 +41,9 @@ __all__ = [
     "sweep_id",
 ]
 
-PARENT = "mlflow.parentRunId"
-_PAGE = 1000
-
 
 class TrackingError(RuntimeError):
     """MLflow could not be written to. The records are safe: ``rebuild`` makes up for it later."""
-
-
-@dataclasses.dataclass
-class CellRun:
-    """The run of a cell in the store.
-
-    Attributes:
-        run_id: Of its run.
-        sha: Hash of the record that it shows.
-        parent: Run of the sweep it belongs to.
-        complete: Whether its logging was completed.
-    """
-
-    run_id: str
-    sha: str
-    parent: str
-    complete: bool
 
 
 @dataclasses.dataclass
@@ -71,17 +52,21 @@ class Sweep:
 
     Attributes:
         store: Where.
+        suite: Names the experiment.
         experiment_id: The suite's.
         run_id: The parent run's.
         sweep_id: Hash of the cells that the sweep plans.
         cells: Known runs by cell id, those of other sweeps too.
+        parents: The parent runs that are there, by their ids, with the sweep of each.
     """
 
     store: Store
+    suite: str
     experiment_id: str
     run_id: str
     sweep_id: str
     cells: dict[str, list[CellRun]]
+    parents: dict[str, str]
 
 
 def sweep_id(cells: Iterable[str]) -> str:
@@ -95,25 +80,29 @@ def start_sweep(store: Store, suite: str, cells: Iterable[str]) -> Sweep:
     Raises:
         TrackingError: MLflow failed.
     """
+    cells = list(cells)
     own, client = sweep_id(cells), store.client
     with _explain_failures(f"start the run of sweep {own}"):
-        experiment = _get_experiment(store, suite)
-        known = _find_cell_runs(store, experiment)
-        wanted = f"tags.kind = 'sweep' and tags.sweep_id = '{own}'"
-        found = client.search_runs([experiment], wanted, max_results=1, order_by=["attributes.start_time ASC"])
-        if found:
-            run_id = found[0].info.run_id
+        outputs.remember_sweep(store.output, own, suite, cells)
+        experiment = found_runs.get_experiment(store, suite)
+        known = found_runs.find_cell_runs(store, suite, experiment)
+        found = found_runs.find_parents(store, suite, experiment)
+        parents = {run.info.run_id: run.data.tags.get("sweep_id", "") for run in found}
+        run_id = next((run for run, sweep in parents.items() if sweep == own), None)
+        if run_id is not None:
             client.update_run(run_id, status="RUNNING")
         else:
             tags = {"kind": "sweep", "sweep_id": own, "suite": suite, "mlflow.runName": f"sweep {own}"}
-            run_id = client.create_run(experiment, tags=tags).info.run_id
-    return Sweep(store, experiment, run_id, own, known)
+            run_id = found_runs.create_run(store, suite, experiment, tags, None)
+            parents[run_id] = own
+    return Sweep(store, suite, experiment, run_id, own, known, parents)
 
 
 def log_cell(sweep: Sweep, record: Record) -> str:
-    """Makes the experiment hold exactly one run of this record, as a child of the sweep.
+    """Makes the sweep hold exactly one run of this record, as its child; a cell of several sweeps has one in each.
 
-    An unchanged record costs nothing; one that changed, or whose logging was cut off, replaces its run.
+    An unchanged record costs nothing; one that changed, or whose logging was cut off, replaces its run, in other sweeps
+    too.
 
     Returns:
         The run's id.
@@ -124,19 +113,26 @@ def log_cell(sweep: Sweep, record: Record) -> str:
     client, sha = sweep.store.client, names.hash_record(record)
     with _explain_failures(f"log cell {record.cell_id}"):
         kept: CellRun | None = None
-        for run in list(sweep.cells.get(record.cell_id, [])):
-            if kept or not run.complete or run.sha != sha:
-                client.delete_run(run.run_id)
-                sweep.cells[record.cell_id].remove(run)
-            else:
+        known = sweep.cells.setdefault(record.cell_id, [])
+        for run in list(known):
+            right = run.complete and run.sha == sha
+            elsewhere = run.parent != sweep.run_id and run.parent in sweep.parents
+            if (elsewhere and right) or (not run.ours and not right):
+                continue
+            if elsewhere:
+                _create_cell_run(sweep, record, sha, run.parent, run.sweep_id)
+            elif right and kept is None:
                 kept = run
+                continue
+            client.delete_run(run.run_id)
+            known.remove(run)
         if kept is None:
-            return _create_cell_run(sweep, record, sha)
-        if kept.parent != sweep.run_id:
-            # An earlier sweep made this cell and this one has it too: it moves over.
-            client.set_tag(kept.run_id, PARENT, sweep.run_id)
-            client.set_tag(kept.run_id, "sweep_id", sweep.sweep_id)
-            kept.parent = sweep.run_id
+            return _create_cell_run(sweep, record, sha, sweep.run_id, sweep.sweep_id)
+        if kept.parent != sweep.run_id or not kept.ours:  # its parent was deleted, or has no id yet
+            tags = {PARENT: sweep.run_id, "sweep_id": sweep.sweep_id, **found_runs.owner_tags(sweep.store)}
+            for key, value in tags.items():
+                client.set_tag(kept.run_id, key, value)
+            kept.parent, kept.sweep_id, kept.ours = sweep.run_id, sweep.sweep_id, True
         return kept.run_id
 
 
@@ -171,9 +167,7 @@ def finish_sweep(
 
 
 def rebuild(output: Path, uri: str | None = None) -> int:
-    """Brings a store in line with the records under ``output``; what is already right is not touched.
-
-    Cells that no run stands for get a parent run per suite. Runs without a record stay: the store may be shared.
+    """Brings a store in line with the records under ``output``, see ``heal``.
 
     Returns:
         How many cells were logged.
@@ -182,95 +176,102 @@ def rebuild(output: Path, uri: str | None = None) -> int:
         InputError: The store cannot be used, or there are no records.
         TrackingError: MLflow failed.
     """
-    found = [record for _, record in records_door.read_all(output) if isinstance(record, Record)]
-    if not found:
+    if not any(isinstance(record, Record) for _, record in records_door.read_all(output)):
         raise InputError(f"There are no records under {output / 'records'}; give the --output of a sweep.")
     store = open_store(uri, output)
-    logged = 0
-    for suite in sorted({record.suite for record in found}):
-        own = [record for record in found if record.suite == suite]
-        with _explain_failures(f"read experiment {suite!r}"):
-            known = _find_cell_runs(store, _get_experiment(store, suite))
-        stale = [record for record in own if not _is_logged(known.get(record.cell_id, []), record)]
-        if stale:
-            sweep = start_sweep(store, suite, [record.cell_id for record in own])
-            for record in stale:
-                log_cell(sweep, record)
-            finish_sweep(sweep, own, [output / "report.html", output / "report.md"])
-            logged += len(stale)
-        _close_open_sweeps(store, suite, own)
-    return logged
-
-
-def _close_open_sweeps(store: Store, suite: str, own: Sequence[Record]) -> None:
-    """Closes the parent runs of these records that a server which went away has left running."""
-    by_id = {record.cell_id: record for record in own}
-    with _explain_failures(f"read experiment {suite!r}"):
-        experiment = _get_experiment(store, suite)
-        running = "tags.kind = 'sweep' and attributes.status = 'RUNNING'"
-        unfinished = store.client.search_runs([experiment], running, max_results=_PAGE)
-        known = _find_cell_runs(store, experiment) if unfinished else {}
-    for run in unfinished:
-        children = [by_id[cell] for cell, runs in known.items() if cell in by_id and runs[0].parent == run.info.run_id]
-        if children:
-            sweep = Sweep(store, experiment, run.info.run_id, run.data.tags.get("sweep_id", ""), known)
-            finish_sweep(sweep, children, [store.output / "report.html", store.output / "report.md"])
-
-
-def _get_experiment(store: Store, suite: str) -> str:
-    """Id of the suite's experiment, which is created, or restored if it was deleted."""
-    from mlflow.exceptions import MlflowException
-
-    client = store.client
-    found = client.get_experiment_by_name(suite)
-    if found is None:
-        location = f"{store.artifacts}/{suite}" if store.artifacts else None
-        # The kind spares the user a question of MLflow's pages.
-        kind = {"mlflow.experimentKind": "custom_model_development"}
+    with contextlib.ExitStack() as stack:
+        alone = True
         try:
-            return client.create_experiment(suite, artifact_location=location, tags=kind)
-        except MlflowException:
-            # Another sweep may have made it in between.
-            found = client.get_experiment_by_name(suite)
-            if found is None:
-                raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+            stack.enter_context(only_writer(store.output))
+        except InputError:  # a sweep is running there, or nothing can be written: no run is known to be abandoned
+            alone = False
+        return heal(store, close=alone)
 
 
-def _find_cell_runs(store: Store, experiment: str) -> dict[str, list[CellRun]]:
-    cells: dict[str, list[CellRun]] = {}
-    token: str | None = None
-    while True:
-        page = store.client.search_runs([experiment], "tags.kind = 'cell'", max_results=_PAGE, page_token=token)
-        for run in page:
-            cells.setdefault(run.data.tags["cell_id"], []).append(_cell_run(run))
-        token = page.token
-        if not token:
-            return cells
+def heal(store: Store, *, close: bool = True) -> int:
+    """Brings a store in line with the records of its output folder; what is already right is not touched.
+
+    Every sweep that was run in the folder gets its parent run with a child for each of its records. Records of no known
+    sweep get a parent run for their suite. Runs without a record stay.
+
+    Args:
+        store: The store.
+        close: Also close parent runs that are said to be running: no sweep runs in the folder but the caller's.
+
+    Returns:
+        How many cells were logged.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
+    found = [record for _, record in records_door.read_all(store.output) if isinstance(record, Record)]
+    suites = {record.suite for record in found} | {
+        suite for suite, _ in outputs.remembered_sweeps(store.output).values()
+    }
+    return sum(
+        _heal_suite(store, suite, {record.cell_id: record for record in found if record.suite == suite}, close)
+        for suite in sorted(suites)
+    )
 
 
-def _cell_run(run: Run) -> CellRun:
-    tags = run.data.tags
-    whole = run.info.status in ("FINISHED", "FAILED")
-    return CellRun(run.info.run_id, tags.get("record_sha", ""), tags.get(PARENT, ""), whole)
+def _heal_suite(store: Store, suite: str, own: dict[str, Record], close: bool) -> int:
+    with _explain_failures(f"read experiment {suite!r}"):
+        experiment = found_runs.get_experiment(store, suite)
+        known = found_runs.find_cell_runs(store, suite, experiment)
+        parents = {run.info.run_id: run for run in found_runs.find_parents(store, suite, experiment)}
+
+    def holds(record: Record, sweep: str | None) -> bool:
+        """Whether the record has its run in a sweep, or in any."""
+        sha = names.hash_record(record)
+        good = [run for run in known.get(record.cell_id, []) if run.complete and run.sha == sha and run.ours]
+        return any(run.parent in parents and sweep in (None, run.sweep_id) for run in good)
+
+    logged: set[str] = set()
+    sweeps = {i: cells for i, (of, cells) in outputs.remembered_sweeps(store.output).items() if of == suite}
+    covered = {cell for cells in sweeps.values() for cell in cells}
+    rest = [i for i, record in own.items() if i not in covered and not holds(record, None)]
+    for sweep, cells in [*sweeps.items(), *([(sweep_id(rest), rest)] if rest else [])]:
+        there = [own[cell] for cell in cells if cell in own]
+        missing = [record.cell_id for record in there if not holds(record, sweep)]
+        states = [run.info.status for run in parents.values() if run.data.tags.get("sweep_id") == sweep]
+        if missing or (there and not states) or (close and "RUNNING" in states):
+            opened = start_sweep(store, suite, cells)
+            for record in there:
+                log_cell(opened, record)
+            finish_sweep(opened, there, _reports(store), None if len(there) == len(cells) else "KILLED")
+            logged.update(missing)
+    if close:
+        _close_left_open(store, suite, experiment, own)
+    return len(logged)
 
 
-def _is_logged(runs: Sequence[CellRun], record: Record) -> bool:
-    return len(runs) == 1 and runs[0].complete and runs[0].sha == names.hash_record(record)
+def _close_left_open(store: Store, suite: str, experiment: str, own: dict[str, Record]) -> None:
+    """Closes the parent runs that a killed process, or a server that went away, has left running."""
+    with _explain_failures(f"read experiment {suite!r}"):
+        found = found_runs.find_parents(store, suite, experiment)
+        left = [run for run in found if run.info.status == "RUNNING"]
+        known = found_runs.find_cell_runs(store, suite, experiment) if left else {}
+    for run in left:
+        run_id = run.info.run_id
+        children = [own[i] for i, runs in known.items() if i in own and any(each.parent == run_id for each in runs)]
+        sweep = Sweep(store, suite, experiment, run_id, run.data.tags.get("sweep_id", ""), known, {})
+        finish_sweep(sweep, children, _reports(store), None if children else "KILLED")
 
 
-def _create_cell_run(sweep: Sweep, record: Record, sha: str) -> str:
+def _reports(store: Store) -> list[Path]:
+    return [store.output / "report.html", store.output / "report.md"]
+
+
+def _create_cell_run(sweep: Sweep, record: Record, sha: str, parent: str, sweep_id: str) -> str:
     from mlflow.entities import Metric, Param
 
     client = sweep.store.client
     start, length = _milliseconds(record.started_at), round(1000 * (record.seconds or 0))
-    tags = {**names.run_tags(record), "kind": "cell", "sweep_id": sweep.sweep_id, "record_sha": sha}
-    tags |= {PARENT: sweep.run_id, "mlflow.runName": names.run_name(record)}
-    run_id = client.create_run(sweep.experiment_id, start_time=start, tags=tags).info.run_id
+    tags = {**names.run_tags(record), "kind": "cell", "sweep_id": sweep_id, "record_sha": sha}
+    tags |= {PARENT: parent, "mlflow.runName": names.run_name(record)}
+    run_id = found_runs.create_run(sweep.store, sweep.suite, sweep.experiment_id, tags, start)
     # Complete only when it is closed: after an interruption the next attempt replaces it.
-    own = CellRun(run_id, sha, sweep.run_id, complete=False)
+    own = CellRun(run_id, sha, parent, sweep_id, complete=False)
     sweep.cells.setdefault(record.cell_id, []).append(own)
 
     numbers = names.run_metrics(record)
@@ -294,8 +295,8 @@ def _create_cell_run(sweep: Sweep, record: Record, sha: str) -> str:
 
 def _milliseconds(moment: str) -> int:
     """Unix time of an ISO moment, of now without one."""
-    with contextlib.suppress(ValueError):
-        return round(1000 * datetime.datetime.fromisoformat(moment).timestamp())
+    with contextlib.suppress(ValueError, OverflowError, OSError):
+        return max(0, round(1000 * datetime.datetime.fromisoformat(moment).timestamp()))
     return round(1000 * time.time())
 
 

@@ -1,4 +1,4 @@
-"""Opens an MLflow store. All its errors are found here, within seconds, before any cell runs."""
+"""Opens an MLflow store: whether its address is right is known within milliseconds, whether it works within seconds."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ import logging
 import os
 import re
 import socket
-import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from s2a_bench.errors import InputError
-from s2a_bench.files import move_into_place
+from s2a_bench.tracking import database, outputs
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -51,19 +50,25 @@ class Store:
         artifacts: Where new experiments put their files; ``None`` leaves it to the server.
         client: MLflow's client of that store.
         output: The output folder whose records it shows.
+        own: Whether it is the output folder's default database: all of its runs are of these records.
+        output_id: Of the output folder, see ``outputs.output_id``: the tag of its runs in a shared store.
+        aside: New name of a default database that could not be used; this one is empty.
     """
 
     uri: str
     artifacts: str | None
     client: MlflowClient
     output: Path
+    own: bool
+    output_id: str
+    aside: Path | None = None
 
 
 def check_uri(uri: str | None, output: Path) -> str:
     """The store's absolute URI, checked as far as that goes without MLflow (milliseconds).
 
     Raises:
-        InputError: A scheme that MLflow does not have, a file that is no database, a server that does not answer.
+        InputError: A scheme that MLflow does not have, a file that cannot be written, a server that does not answer.
     """
     output = output.absolute()
     if uri is None:
@@ -105,25 +110,49 @@ def open_store(uri: str | None, output: Path) -> Store:
         NotInstalled: There is no MLflow here.
         InputError: It cannot be used.
     """
-    uri = check_uri(uri, output)
+    output = output.absolute()
+    own = _is_default(uri, output)
+    given, uri = uri, check_uri(None if own else uri, output)
     check_installed()
     for name, value in _SWITCHES.items():
         os.environ.setdefault(name, value)
     remote = not uri.startswith(("sqlite", "postgresql", "mysql", "mssql"))
-    artifacts = None if remote else (output.absolute() / "mlartifacts").as_uri()
+    artifacts = None if remote else (output / "mlartifacts").as_uri()
+    aside = None
     try:
         with silence_mlflow(), _use_short_timeouts():
-            from mlflow import MlflowClient
-
-            if uri.startswith("sqlite"):
-                _create_database(_sqlite_path(uri), artifacts or "")
-            client = MlflowClient(uri)
-            client.search_experiments(max_results=1)
+            if own:
+                client, aside = database.open_default(_sqlite_path(uri), artifacts or "", lambda: _connect(uri))
+            else:
+                if uri.startswith("sqlite"):
+                    _check_header(_sqlite_path(uri), uri)
+                    database.create(_sqlite_path(uri), artifacts or "")
+                client = _connect(uri)
+    except InputError:
+        raise
     except Exception as error:
+        advice = f"; {_USAGE}" if given is not None and not own else ""
         raise InputError(
-            f"The tracking store {_hide_password(uri)!r} cannot be used ({first_line(error)}); {_USAGE}."
+            f"The tracking store {_hide_password(uri)!r} cannot be used ({first_line(error)}){advice}."
         ) from error
-    return Store(uri, artifacts, client, output.absolute())
+    return Store(uri, artifacts, client, output, own, outputs.output_id(output), aside)
+
+
+def _is_default(uri: str | None, output: Path) -> bool:
+    """Whether an address is that of the output folder's own database."""
+    if uri is None:
+        return True
+    if not uri.startswith("sqlite:///") or "?" in uri:
+        return False
+    return _sqlite_path(uri).absolute().resolve() == (output / "mlflow.db").resolve()
+
+
+def _connect(uri: str) -> MlflowClient:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(uri)
+    client.search_experiments(max_results=1)
+    return client
 
 
 def first_line(error: BaseException) -> str:
@@ -155,10 +184,10 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             raise InputError(
                 f"The tracking URI {_hide_password(uri)!r} lies in folder {path.parent}, which does not exist; make it."
             )
-        if path.exists():
-            with path.open("r+b") as file:
-                if file.read(16) not in (b"", b"SQLite format 3\0"):
-                    raise InputError(f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}.")
+        if make_folder:
+            pass  # the default database is made anew if need be
+        elif path.exists():
+            path.open("r+b").close()
         elif not os.access(path.parent, os.W_OK):
             raise InputError(
                 f"The tracking URI {_hide_password(uri)!r} lies in a folder that is not writable; {_USAGE}."
@@ -166,6 +195,14 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
     except OSError as error:
         raise InputError(f"The tracking URI {_hide_password(uri)!r} cannot be used ({error}); {_USAGE}.") from error
     return f"{head}:///{path}{query}"
+
+
+def _check_header(path: Path, uri: str) -> None:
+    """Refuses a file that is no database: MLflow's sentence would not say so."""
+    if path.exists():
+        with path.open("rb") as file:
+            if file.read(16) not in (b"", b"SQLite format 3\0"):
+                raise InputError(f"The tracking URI {_hide_password(uri)!r} is not an SQLite database; {_USAGE}.")
 
 
 def _check_server(uri: str, port: int) -> None:
@@ -178,34 +215,6 @@ def _check_server(uri: str, port: int) -> None:
         raise InputError(
             f"No tracking server answers at {_hide_password(uri)!r} ({first_line(error)}); start it, or {_USAGE}."
         ) from error
-
-
-def _create_database(path: Path, artifacts: str) -> None:
-    """Creates an MLflow database, completely or not at all.
-
-    MLflow migrates a new database through all its versions with a flush to disk at each step, and refuses one whose
-    migration was interrupted. So it is created in a temporary folder beside its place, without flushes, and moved there
-    when it is complete.
-    """
-    if path.exists() and path.stat().st_size:
-        return
-    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-    from sqlalchemy import event
-    from sqlalchemy.engine import Engine
-
-    def unflushed(connection, _) -> None:
-        connection.execute("PRAGMA synchronous=OFF")
-
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as folder:
-        growing = Path(folder) / path.name
-        event.listen(Engine, "connect", unflushed)
-        try:
-            SqlAlchemyStore(f"sqlite:///{growing}", artifacts).engine.dispose()
-        finally:
-            event.remove(Engine, "connect", unflushed)
-        if path.exists() and path.stat().st_size:
-            return  # Another process was faster; its database may hold runs already.
-        move_into_place(growing, path)
 
 
 @contextlib.contextmanager

@@ -171,7 +171,7 @@ def _trial(config: dict[str, Any]) -> None:
     if sees:
         records.write(record, keep.output)
         remove_checkpoint(record, keep.output)
-    elif keep.adapters:
+    elif keep.adapters is not False:
         record.notes.append("The trained state was not kept: the worker does not see the output folder.")
     tune.report({"status": record.status, "record": json.dumps(dataclasses.asdict(record), allow_nan=False)})
 
