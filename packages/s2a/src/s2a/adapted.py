@@ -234,11 +234,11 @@ class Adapted(nn.Module):
         """The identity that a saved state carries, and the frozen tensors that it does not describe.
 
         Frozen values move a little under casts and averages: then the identity of ``attach`` holds. Where most of them
-        are others, another checkpoint was put in, and its values are identified. Where a few are, they were trained.
+        are others (norms of untrained models are all the same), another checkpoint was put in, and its values are identified. Where a few are, they were trained.
         """
         frozen = self._frozen()
         changed = {n: t for n, t in frozen.items() if not is_rounded(t, self._identity.tensors[n])}
-        if 2 * len(changed) <= len(frozen):
+        if 2 * _size(changed) <= _size(frozen):
             return self._identity, changed
         tensors = {n: fingerprint(frozen[n]) if n in frozen else UNKNOWN for n in self._identity.tensors}
         return dataclasses.replace(self._identity, checkpoint={}, tensors=tensors), {}
@@ -278,6 +278,10 @@ class Adapted(nn.Module):
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of everything that trains."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+def _size(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def classes_of(head: nn.Module) -> int:

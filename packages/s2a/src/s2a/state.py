@@ -153,6 +153,8 @@ def load(
     file = saved_file.read(path)
     if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
         raise S2AError("The model is already adapted; call s2a.detach on the adapted model first.")
+    if not isinstance(model, nn.Module):
+        raise S2AError(f"load takes a timm model, not {type(model).__name__}.")
     family_of(model)
     if check_backbone:
         _check_architecture(file, model)
@@ -265,7 +267,7 @@ def _check_weights(file: SavedFile, model: nn.Module) -> None:
             note = "; bfloat16 and float16 copies of the same weights cannot be compared"
         raise StateMismatch(
             f"{file.path} was trained on {before.named_checkpoint()}, this is {now.named_checkpoint()}: "
-            f"{len(other)} of {len(now.tensors)} tensors differ ({_some(other)}).{note}; create the model with the "
+            f"{len(other)} of {len(now.tensors)} tensors differ ({_some(other)}){note}; create the model with the "
             f"checkpoint it was trained from. {override}"
         )
     rounded = [n for n in now.tensors if before.tensors[n].known and before.tensors[n].exact != now.tensors[n].exact]
