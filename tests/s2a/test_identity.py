@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
+import hashlib
 import io
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +20,7 @@ from s2a.identity import identify
 from s2a.state import backbone_id
 from s2a.testing import differences, snapshot
 from safetensors import safe_open
+from safetensors.torch import save_file
 from timm.utils import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -312,3 +316,42 @@ def test_an_average_of_states_keeps_its_backbone(tmp_path: Path) -> None:
     other.load_state_dict(mean)
     s2a.save(other.eval(), tmp_path / "state")
     assert torch.equal(s2a.load(copy.deepcopy(plain), tmp_path / "state").eval()(images()), other(images()))
+
+
+def write_format_1(adapted: s2a.Adapted, plain: nn.Module, path: Path, **header: str) -> None:
+    """A file as versions before format 2 wrote it: what trains and what the method added, an id of the exact values."""
+    digest = hashlib.sha256()
+    classifier = plain.pretrained_cfg["classifier"]  # type: ignore[index]
+    for name, value in sorted([*plain.named_parameters(), *plain.named_buffers()]):
+        if not name.startswith(f"{classifier}."):
+            digest.update(f"{name} {tuple(value.shape)} {value.dtype}".encode())
+            digest.update(value.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    state = {n: p.detach().clone() for n, p in adapted.named_parameters() if p.requires_grad or n.startswith("method.")}
+    before = dict(plain.named_buffers())
+    for name, value in adapted.backbone.named_buffers():
+        if not torch.equal(value, before[name]):
+            state[f"backbone.{name}"] = value.clone()
+    known = {
+        "format": "1",
+        "method": adapted.name,
+        "config": json.dumps(dataclasses.asdict(adapted.config)),
+        "num_classes": str(adapted.head.out_features),
+        "image_size": json.dumps(adapted.image_size),
+        "architecture": plain.pretrained_cfg["architecture"],  # type: ignore[index]
+        "backbone_id": digest.hexdigest()[:16],
+    }
+    save_file(state, path, metadata={**known, **header})
+
+
+@pytest.mark.parametrize("model", ["vit", "swin", "resnet"])
+@pytest.mark.parametrize("method", ["bias", "lora", "full"])
+def test_files_of_format_1_load(method: str, model: str, tmp_path: Path) -> None:
+    plain, adapted = attached(method, model)
+    write_format_1(adapted, plain, tmp_path / "state")
+    x = images(model)
+    assert torch.equal(s2a.load(copy.deepcopy(plain), tmp_path / "state").eval()(x), adapted(x))
+    with torch.no_grad():
+        next(plain.parameters()).view(-1)[0] += 1
+    with pytest.raises(s2a.StateMismatch, match=r"create the model with the checkpoint .* check_backbone=False"):
+        s2a.load(plain, tmp_path / "state")
+    s2a.load(plain, tmp_path / "state", check_backbone=False)
