@@ -62,7 +62,6 @@ class Adapted(nn.Module):
         self._attached = self._identity = identity
         self._places = places
         self._classifier = view.classifier
-        self._cast: torch.dtype | None = None
         self._trained: set[str] = set()
         self.note_trained()
         self._attach_trained = frozenset(self._trained)
@@ -200,7 +199,7 @@ class Adapted(nn.Module):
     def __getstate__(self) -> dict[str, Any]:
         """For copies and pickles; what trains now is noted."""
         self.note_trained()
-        return self.__dict__.copy()
+        return super().__getstate__()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
         """As in torch; the backbone's identity is in the metadata, which ``torch.save`` keeps."""
@@ -340,5 +339,5 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
             weight.data = weight.data.to(dtype)
-    adapted._dtype, adapted._cast = next(adapted.backbone.parameters()).dtype, dtype
+    adapted._dtype = next(adapted.backbone.parameters()).dtype
     return saved

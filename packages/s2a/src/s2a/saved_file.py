@@ -10,13 +10,12 @@ Header of format 2 (safetensors' metadata: names and values are strings)::
     head          JSON {"kind": "linear", "bias": true}, {"kind": "none"} or {"kind": "own", "form": "Sequential(...)"}
     changed       JSON object: backbone tensors in the file beyond the method's own (norm statistics that training
                   moved, layers that were unfrozen after attach) -> whether they trained
-    cast          "bfloat16" or "float16" if ``cast_frozen`` rounded the backbone, else ""
     architecture  timm's name of the backbone
     backbone_id   ``Identity.id``
     backbone      JSON object of the identity (``identity.pack``)
-    checksum      hash of method ... cast and of all tensors
+    checksum      hash of method ... changed and of all tensors
 
-Format 1 had neither head, changed, cast, backbone nor checksum, and a ``backbone_id`` of the exact values.
+Format 1 had neither head, changed, backbone nor checksum, and a ``backbone_id`` of the exact values.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ from s2a.errors import S2AError
 
 FORMAT = "2"
 _FORMATS = ("1", "2")
-_SUMMED = ("method", "config", "num_classes", "image_size", "head", "changed", "cast")
+_SUMMED = ("method", "config", "num_classes", "image_size", "head", "changed")
 _FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 _OTHERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
@@ -136,7 +135,7 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
             None if first else _json(header["backbone"], dict),
             shapes,
         )
-        _ = header["architecture"], header["backbone_id"], first or (header["checksum"], header["cast"])
+        _ = header["architecture"], header["backbone_id"], first or header["checksum"]
         sides = found.image_size
         if len(sides) != 2 or any(type(side) is not int or not 1 <= side <= 100_000 for side in sides):
             raise ValueError(f"image_size {sides}")

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a import saved_file
-from s2a.adapted import Adapted, cast_frozen, classes_of
+from s2a.adapted import Adapted, classes_of
 from s2a.attach import attach
 from s2a.backbones import classifier_name, family_of
 from s2a.errors import S2AError, StateMismatch
@@ -119,7 +119,6 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
         "image_size": json.dumps(adapted.image_size),
         "head": json.dumps(_form_of(adapted.head)),
         "changed": json.dumps(changed),
-        "cast": str(adapted._cast or "").removeprefix("torch."),
         "architecture": identity.architecture,
         "backbone_id": identity.id,
         "backbone": json.dumps(pack(identity), separators=(",", ":")),
@@ -144,7 +143,8 @@ def load(
             fits: the logits are then not those of the saved model.
 
     Returns:
-        The adapted model; its logits equal those of the saved one, up to the number format of ``model``.
+        The adapted model; its logits equal those of the saved one, up to the number format of ``model``: where the log
+        says that it is another one, ``model.to`` or ``s2a.cast_frozen`` gives the saved one's.
 
     Raises:
         S2AError: No such file, not written by ``save``, or damaged; ``model`` is unchanged.
@@ -206,8 +206,6 @@ def _put_state(adapted: Adapted, file: SavedFile, head: nn.Module | None) -> Non
     fitted = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
     if bad := saved_file.not_finite(fitted, _may_be_infinite(adapted)):
         raise S2AError(f"{file.path}: {_some(bad)} have values that are not finite in the model's number format.")
-    if file.header.get("cast"):
-        cast_frozen(adapted, {"bfloat16": torch.bfloat16, "float16": torch.float16}[file.header["cast"]])
     for name, trains in changed.items():
         if isinstance(parameter := own[name], nn.Parameter):
             adapted._edits.train(parameter)
