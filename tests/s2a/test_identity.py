@@ -226,6 +226,7 @@ def restored(state: Any, how: str) -> Any:
     return torch.load(stream, weights_only=True)
 
 
+@pytest.mark.each_value
 @pytest.mark.parametrize("how", ["file", "plain"])
 @pytest.mark.parametrize("assign", [False, True])
 @pytest.mark.parametrize("method", CONFIGS)

@@ -211,7 +211,9 @@ class Adapted(nn.Module):
             metadata.setdefault(prefix[:-1], {})["s2a_identity"] = self._identity.text
         return state
 
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any) -> None:
+    def _load_from_state_dict(
+        self, state_dict: Any, prefix: str, local_metadata: Any, *args: Any, **kwargs: Any
+    ) -> None:
         """A state that brings the backbone's weights brings their identity too."""
         if all(f"{prefix}backbone.{name}" in state_dict for name, _ in self.backbone.named_parameters()):
             identity = from_text(local_metadata.get("s2a_identity"))
@@ -220,7 +222,7 @@ class Adapted(nn.Module):
                 trained = dict.fromkeys(self._places.keys() - self._frozen().keys(), UNKNOWN)
                 identity = dataclasses.replace(self._identity, tensors={**self._identity.tensors, **trained})
             self._identity = identity
-        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args, **kwargs)
 
     def _frozen(self) -> dict[str, Tensor]:
         """Tensors of the backbone that never trained, by their names in the plain backbone."""
@@ -232,8 +234,8 @@ class Adapted(nn.Module):
     def identify_now(self) -> tuple[Identity, dict[str, Tensor]]:
         """The identity that a saved state carries, and the frozen tensors that it does not describe.
 
-        Frozen values move a little under casts and averages: then the identity of ``attach`` holds. Where most of them
-        are others (norms of untrained models are all the same), another checkpoint was put in, and its values are identified. Where a few are, they were trained.
+        Frozen values move a little under casts and averages: then the identity of ``attach`` holds. Where most
+        values are others, another checkpoint was put in, and its values are identified. Where few are, they were trained.
         """
         frozen = self._frozen()
         changed = {n: t for n, t in frozen.items() if not is_rounded(t, self._identity.tensors[n])}
@@ -285,8 +287,8 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def classes_of(head: nn.Module) -> int:
     """Outputs of a head's last layer; 0 where no layer says."""
-    widths = [getattr(m, "out_features", None) or getattr(m, "out_channels", None) for m in head.modules()]
-    return next((int(width) for width in reversed(widths) if width), 0)
+    widths = [len(m.weight) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    return widths[-1] if widths else 0
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:

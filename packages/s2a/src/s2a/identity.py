@@ -103,8 +103,10 @@ def fingerprint(tensor: Tensor) -> Fingerprint:
     dtype, exact = str(value.dtype).removeprefix("torch."), _digest(value)
     if not value.is_floating_point():
         return Fingerprint(dtype, exact, exact, exact, _sample(value))
-    halves = (exact if value.dtype == half else _digest(value.to(half)) for half in (torch.bfloat16, torch.float16))
-    return Fingerprint(dtype, exact, *halves, sample=_sample(value))
+    bfloat16, float16 = (
+        exact if value.dtype == half else _digest(value.to(half)) for half in (torch.bfloat16, torch.float16)
+    )
+    return Fingerprint(dtype, exact, bfloat16, float16, _sample(value))
 
 
 def identify(model: Any) -> Identity:
