@@ -234,8 +234,8 @@ class Adapted(nn.Module):
     def identify_now(self) -> tuple[Identity, dict[str, Tensor]]:
         """The identity that a saved state carries, and the frozen tensors that it does not describe.
 
-        Frozen values move a little under casts and averages: then the identity of ``attach`` holds. Where most
-        values are others, another checkpoint was put in, and its values are identified. Where few are, they were trained.
+        Frozen values move a little under casts and averages: then the identity of ``attach`` holds. Where most values
+        are others, another checkpoint was put in, and its values are identified. Where few are, they were trained.
         """
         frozen = self._frozen()
         changed = {n: t for n, t in frozen.items() if not is_rounded(t, self._identity.tensors[n])}
@@ -287,8 +287,11 @@ def _size(tensors: Mapping[str, Tensor]) -> int:
 
 def classes_of(head: nn.Module) -> int:
     """Outputs of a head's last layer; 0 where no layer says."""
-    widths = [len(m.weight) for m in head.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
-    return widths[-1] if widths else 0
+    widths = [
+        len(m.weight) if isinstance(m, nn.Linear | nn.Conv2d) else getattr(m, "out_features", None)
+        for m in head.modules()
+    ]
+    return next((width for width in reversed(widths) if isinstance(width, int)), 0)
 
 
 def new_head(width: int, num_classes: int) -> nn.Linear:
