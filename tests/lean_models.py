@@ -52,15 +52,19 @@ def pair(family: str, method: str, model: Any = None, **options: Any) -> tuple[A
     """A tiny model under a method with exact activations, and a copy with lean ones; no value as at the start."""
     make_model, size = tiny.MODELS[family]
     name, own = METHODS[method]
-    model = make_model() if model is None else model
+    model = copy.deepcopy(make_model() if model is None else model)
+    with torch.no_grad():  # Before attach: frozen values that change afterwards could not be detached.
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
     found = []
     for activations in ("exact", "lean"):
         config = s2a.method_config(name, **own, **(options if activations == "lean" else {}), activations=activations)
         found.append(s2a.attach(copy.deepcopy(model), config, tiny.CLASSES, image_size=size))
     exact, lean = found
     with torch.no_grad():
-        for parameter in exact.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+        for path, parameter in exact.named_parameters():
+            if parameter.requires_grad or path.startswith("method."):
+                parameter.add_(torch.randn_like(parameter), alpha=0.05)
     lean.load_state_dict(exact.state_dict())
     return exact, lean
 

@@ -311,13 +311,15 @@ def test_an_adapter_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch
     assert "could not be kept" in note and "\n" not in note
 
 
-def test_an_adapter_gives_the_cells_model_back(tmp_path):
+@pytest.mark.parametrize("frozen", ["fp32", "bf16"])
+def test_an_adapter_gives_the_cells_model_back(tmp_path, frozen):
     import s2a
     from s2a_bench.cells import backbones
     from s2a_bench.cells.score import accuracy
     from s2a_bench.data import loading as data
 
-    asked = cell("s2a")
+    recipe = RECIPE if frozen == "fp32" else dataclasses.replace(RECIPE, frozen="bf16", precision="bf16")
+    asked = dataclasses.replace(cell("s2a"), train=recipe)
     found = run.run(asked, keep=Keep(tmp_path, adapters=True))
     path = recorded_adapter(found, tmp_path)
     assert path is not None and path == adapter_path(tmp_path, found.cell_id)

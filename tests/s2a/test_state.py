@@ -13,7 +13,7 @@ import s2a
 import timm
 import tiny
 import torch
-from s2a import state
+from s2a import saved_file
 from s2a.state import backbone_id
 from s2a.testing import differences, snapshot
 from safetensors import safe_open
@@ -99,7 +99,7 @@ def test_norm_statistics_travel_after_a_move(tmp_path: Path, dtype: torch.dtype)
     assert torch.equal(loaded.eval()(images), adapted.eval()(images))
 
 
-def test_an_id_is_that_of_weights_and_buffers() -> None:
+def test_an_id_is_that_of_weights_and_buffers(tmp_path: Path) -> None:
     model = tiny.resnet()
     first = backbone_id(model)
     assert first == backbone_id(copy.deepcopy(model))
@@ -109,7 +109,9 @@ def test_an_id_is_that_of_weights_and_buffers() -> None:
             dict([*other.named_parameters(), *other.named_buffers()])[change].view(-1)[0] += 1
         assert (backbone_id(other) == first) is (change == "fc.weight")  # The classifier is not part of it.
     adapted = trained(copy.deepcopy(model), s2a.method_config("full"), 64)
-    assert backbone_id(adapted.backbone, adapted._edits) == first
+    s2a.save(adapted, tmp_path / "state")
+    with safe_open(tmp_path / "state", framework="pt") as file:
+        assert file.metadata()["backbone_id"] == first  # All of it trained, and it is still the one that was attached.
 
 
 def _truncate(path: Path) -> None:
@@ -158,7 +160,7 @@ def test_a_failed_save_leaves_no_trace(saved: tuple[Any, Any, Path], monkeypatch
     def fail(*args: object, **kwargs: object) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(state, "save_file", fail)
+    monkeypatch.setattr(saved_file, "save_file", fail)
     with pytest.raises(OSError, match="No space"):
         s2a.save(adapted, path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

@@ -11,9 +11,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from s2a.adapted import Adapted
-from s2a.backbones import Edits, describe
+from s2a.adapted import Adapted, classes_of, new_head, refuse_reset
+from s2a.backbones import Edits, classifier_name, describe
 from s2a.errors import S2AError
+from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
 from s2a.planning.knapsack import recompute_where_cheap
@@ -55,7 +56,8 @@ def attach(
     classifier = view.module(view.classifier)
     if num_classes is None and not isinstance(classifier, nn.Linear):
         raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
-    edits = Edits()
+    identity, places = identify(model), dict(tensor_places(model))
+    edits = Edits(model)
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
         edits.replace(model, view.classifier, nn.Identity())
@@ -71,6 +73,7 @@ def attach(
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
         head.to(reference.device, reference.dtype)
         edits.override(model, "s2a_method", entry.name)
+        edits.override(model, "reset_classifier", refuse_reset)
         # 4. What the backward pass keeps.
         branches: tuple[FusedBranch, ...] = ()
         make_plan = None
@@ -81,7 +84,7 @@ def attach(
                 view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
             )
             make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
-        adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
+        adapted = Adapted(view, config, entry.name, method, head, edits, identity, places, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
@@ -102,10 +105,7 @@ def attach(
 def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | None) -> nn.Linear:
     """A new classifier (timm's initialisation), or the kept one's weights with zeros for the added features."""
     if not isinstance(kept, nn.Linear):
-        head = nn.Linear(width, num_classes or 0)
-        nn.init.trunc_normal_(head.weight, std=0.02)
-        nn.init.zeros_(head.bias)
-        return head
+        return new_head(width, num_classes or 0)
     head = nn.Linear(width, kept.out_features)
     with torch.no_grad():
         nn.init.zeros_(head.weight)
@@ -123,16 +123,23 @@ def detach(adapted: Adapted) -> nn.Module:
     The adapted model must not be used afterwards.
 
     Raises:
-        S2AError: ``adapted`` did not come from ``attach``, or was detached before.
+        S2AError: ``adapted`` did not come from ``attach``, or was detached before, or its frozen weights were changed
+            since ``attach`` (then ``adapted`` stays as it is).
     """
     if not isinstance(adapted, Adapted):
         raise S2AError(f"detach takes what s2a.attach returned, not {type(adapted).__name__}.")
     model = adapted.backbone
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
+    adapted.check_detachable()
+    return _take_off(adapted)
+
+
+def _take_off(adapted: Adapted) -> Any:
+    model: Any = adapted.backbone
     adapted._edits.undo()
     reference = next(model.parameters())
-    classifier: Any = model.get_classifier()  # type: ignore[operator]
+    classifier: Any = model.get_classifier()
     classifier.to(reference.device)  # It was set aside while the rest of the model may have moved.
     if reference.dtype != adapted._dtype:
         classifier.to(reference.dtype)
@@ -160,13 +167,13 @@ def merge(adapted: Adapted) -> nn.Module:
     trained = {
         n: v.detach().clone() for n, v in (*copied.backbone.named_parameters(), *copied.backbone.named_buffers())
     }
-    model: Any = detach(copied)
+    model = _take_off(copied)
     with torch.no_grad():
         for name, tensor in (*model.named_parameters(), *model.named_buffers()):
             if name in trained:  # All but the classifier, which was set aside.
                 tensor.copy_(trained[name])
         copied.method.fold(model)
-    model.reset_classifier(adapted.head.out_features)
-    classifier = model.get_classifier().to(adapted.head.weight.device, adapted.head.weight.dtype)
-    classifier.load_state_dict(adapted.head.state_dict())
+    model.reset_classifier(classes_of(adapted.head))
+    parent, _, leaf = classifier_name(model).rpartition(".")
+    setattr(model.get_submodule(parent), leaf, copied.head.requires_grad_(True))
     return model.train(adapted.training)

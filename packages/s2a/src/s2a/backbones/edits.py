@@ -75,6 +75,30 @@ class _Preserved:
         self.tensor.copy_(self.value)
 
 
+@dataclasses.dataclass
+class _Placed:
+    """A parameter of the model before the edits, by its place, and the gradient it had."""
+
+    module: nn.Module
+    name: str
+    parameter: nn.Parameter
+    grad: Tensor | None
+
+    def put_back(self) -> None:
+        current = self.module._parameters.get(self.name)
+        if current is self.parameter or current is None:
+            return
+        if self.parameter.is_meta:
+            return  # There are no values to go back to.
+        self.parameter.data = self.parameter.data.to(current.device)
+        self.module._parameters[self.name] = self.parameter
+
+    def put_gradient_back(self) -> None:
+        grad, p = self.grad, self.parameter
+        if grad is not None and (grad.shape, grad.dtype, grad.device) == (p.shape, p.dtype, p.device):
+            p.grad = grad
+
+
 class Edits:
     """A log of edits to a model's modules; ``undo`` restores every bit of it in reverse order.
 
@@ -82,8 +106,20 @@ class Edits:
     refers to the copied modules.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
+        """Opens a log.
+
+        Args:
+            model: Its parameters are remembered as objects: ``load_state_dict(assign=True)``, and moving a model to
+                some devices, puts others in their place, which ``undo`` takes out again.
+        """
         self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved] = []
+        self._placed = [
+            _Placed(module, name, parameter, parameter.grad)
+            for module in (model.modules() if model is not None else ())
+            for name, parameter in module._parameters.items()
+            if parameter is not None
+        ]
 
     def before(self, module: nn.Module, hook: Callable[..., Any]) -> None:
         """Registers a forward pre-hook, ``hook(module, args) -> new args or None``."""
@@ -125,6 +161,11 @@ class Edits:
         """Keeps a copy of a buffer that training may change (batch-norm statistics)."""
         self._log.append(_Preserved(module, name, getattr(module, name).detach().clone()))
 
+    def frozen(self) -> list[tuple[nn.Module, str, nn.Parameter]]:
+        """Module, name and object of the model's parameters, without those whose value ``undo`` restores."""
+        kept = {id(edit.parameter) for edit in self._log if isinstance(edit, _Trained) and edit.value is not None}
+        return [(p.module, p.name, p.parameter) for p in self._placed if id(p.parameter) not in kept]
+
     def original(self, tensor: Tensor) -> Tensor:
         """The value a parameter or buffer had before the edits."""
         for edit in self._log:
@@ -136,5 +177,9 @@ class Edits:
 
     def undo(self) -> None:
         """Takes every edit back, last one first."""
+        for placed in self._placed:
+            placed.put_back()
         while self._log:
             self._log.pop().undo()
+        while self._placed:
+            self._placed.pop().put_gradient_back()

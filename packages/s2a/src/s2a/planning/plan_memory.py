@@ -50,7 +50,7 @@ def plan_memory(
             f"This model under {adapted.name!r} has no lean branches to plan; attach it with activations='lean' to a "
             "backbone that trains."
         )
-    reference = adapted.head.weight
+    reference = next(adapted.head.parameters())
     shape = (input_channels(adapted.backbone), *adapted.image_size)
 
     def saved(batch: int) -> dict[str, int]:
