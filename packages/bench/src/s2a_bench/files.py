@@ -15,12 +15,27 @@ removes those of dead processes (see ``temporary_owner``).
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
 import os
 import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from s2a_bench.locks import exclusive, process_runs
+
+__all__ = [
+    "locked",
+    "make_folder",
+    "move_into_place",
+    "process_runs",
+    "replacing",
+    "reserved",
+    "sync_file",
+    "sync_folder",
+    "temporary_owner",
+    "write_atomic",
+]
 
 
 @contextlib.contextmanager
@@ -39,7 +54,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -90,9 +105,18 @@ def sync_folder(path: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _flush(handle)
     finally:
         os.close(handle)
+
+
+def _flush(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems (FUSE, SMB) have no fsync, least of all for folders: what can be done has been done.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+            raise
 
 
 def temporary_owner(path: Path) -> int | None:
@@ -101,20 +125,9 @@ def temporary_owner(path: Path) -> int | None:
     return int(parts[-2]) if len(parts) > 3 and parts[-1] == "tmp" and parts[-2].isdigit() else None
 
 
-def process_runs(process: int) -> bool:
-    """Whether a process of that number is there, on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
+    """Holds an exclusive lock on a folder; it is lifted when the process ends, however it ends (see ``locks``).
 
     Args:
         folder: Must exist.
@@ -125,12 +138,8 @@ def locked(folder: Path, wait: bool) -> Iterator[bool]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        with exclusive(handle, folder.with_name(f".{folder.name}.held"), wait) as held:
+            yield held
     finally:
         os.close(handle)
 
@@ -146,17 +155,16 @@ def reserved(path: Path) -> Iterator[bool]:
     while True:
         handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if _is_at(handle, beside):
-                try:
-                    yield True
-                finally:
-                    beside.unlink(missing_ok=True)
-                return
+            with exclusive(handle, path.with_name(f".{path.name}.held"), wait=False) as held:
+                if not held:
+                    yield False
+                    return
+                if _is_at(handle, beside):
+                    try:
+                        yield True
+                    finally:
+                        beside.unlink(missing_ok=True)
+                    return
             # Its holder removed the file between our opening and locking it: the lock is on nothing.
         finally:
             os.close(handle)
