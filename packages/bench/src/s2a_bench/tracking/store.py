@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import logging
 import os
 import re
@@ -12,6 +13,7 @@ import tempfile
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,7 +69,7 @@ def check_uri(uri: str | None, output: Path) -> str:
     """
     output = output.absolute()
     if uri is None:
-        return _check_sqlite(f"sqlite:///{output / 'mlflow.db'}", make_folder=True)
+        return _check_sqlite(sqlite_uri(output / "mlflow.db"), make_folder=True)
     scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0].lower()
     if scheme == "sqlite":
         return _check_sqlite(uri)
@@ -137,8 +139,35 @@ def _hide_password(uri: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
+def sqlite_uri(path: Path, head: str = "sqlite") -> str:
+    """The URI from which SQLAlchemy, whichever version is here, opens the database at ``path``.
+
+    ``%`` and ``?`` mean something in a URI. SQLAlchemy 2.1 decodes what stands for them; older versions take a path as
+    it is and have no way to write a ``?``, for which SQLite's own file URIs do.
+    """
+    text = str(path)
+    if _decodes_paths():
+        return f"{head}:///{text.replace('%', '%25').replace('?', '%3F')}"
+    if "?" not in text:
+        return f"{head}:///{text}"
+    return f"{head}:///file:{urllib.parse.quote(text)}?uri=true"
+
+
 def _sqlite_path(uri: str) -> Path:
-    return Path(uri.partition(":///")[2].partition("?")[0])
+    text, _, query = uri.partition(":///")[2].partition("?")
+    if text.startswith("file:") and "uri=true" in query.split("&"):
+        return Path(urllib.parse.unquote(text.removeprefix("file:")))
+    return Path(urllib.parse.unquote(text) if _decodes_paths() else text)
+
+
+@functools.cache
+def _decodes_paths() -> bool:
+    """Whether SQLAlchemy decodes ``%3F`` in the path of a URI, by its version: importing it takes long."""
+    try:
+        numbers = version("sqlalchemy").split(".")[:2]
+    except PackageNotFoundError:
+        return True
+    return tuple(int(re.match(r"\d*", number)[0] or 0) for number in numbers) >= (2, 1)  # type: ignore[index]
 
 
 def _check_sqlite(uri: str, make_folder: bool = False) -> str:
@@ -147,7 +176,10 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
     if not slashes or path.name in ("", ":memory:"):
         raise InputError(f"The tracking URI {_hide_password(uri)!r} names no file; {_USAGE}.")
     query = tail.partition("?")[1] + tail.partition("?")[2]
-    path = path.absolute()
+    if not path.is_absolute():
+        path = path.absolute()
+        whole = sqlite_uri(path, head)
+        uri = whole + (query if "?" not in whole else f"&{query[1:]}" if query else "")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -165,7 +197,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             )
     except OSError as error:
         raise InputError(f"The tracking URI {_hide_password(uri)!r} cannot be used ({error}); {_USAGE}.") from error
-    return f"{head}:///{path}{query}"
+    return uri
 
 
 def _check_server(uri: str, port: int) -> None:
@@ -200,7 +232,7 @@ def _create_database(path: Path, artifacts: str) -> None:
         growing = Path(folder) / path.name
         event.listen(Engine, "connect", unflushed)
         try:
-            SqlAlchemyStore(f"sqlite:///{growing}", artifacts).engine.dispose()
+            SqlAlchemyStore(sqlite_uri(growing), artifacts).engine.dispose()
         finally:
             event.remove(Engine, "connect", unflushed)
         if path.exists() and path.stat().st_size:
