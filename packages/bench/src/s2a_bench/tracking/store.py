@@ -139,18 +139,21 @@ def _hide_password(uri: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
-def sqlite_uri(path: Path, head: str = "sqlite") -> str:
+def sqlite_uri(path: Path) -> str:
     """The URI from which SQLAlchemy, whichever version is here, opens the database at ``path``.
 
     ``%`` and ``?`` mean something in a URI. SQLAlchemy 2.1 decodes what stands for them; older versions take a path as
-    it is and have no way to write a ``?``, for which SQLite's own file URIs do.
+    it is and have no way to write a ``?``, for which SQLite's own file URIs do. The driver is named so that MLflow does
+    not make the folder that it would read from the text of a ``sqlite:///`` URI.
     """
     text = str(path)
+    if "%" not in text and "?" not in text:
+        return f"sqlite:///{text}"
     if _decodes_paths():
-        return f"{head}:///{text.replace('%', '%25').replace('?', '%3F')}"
+        return f"sqlite+pysqlite:///{text.replace('%', '%25').replace('?', '%3F')}"
     if "?" not in text:
-        return f"{head}:///{text}"
-    return f"{head}:///file:{urllib.parse.quote(text)}?uri=true"
+        return f"sqlite+pysqlite:///{text}"
+    return f"sqlite+pysqlite:///file:{urllib.parse.quote(text)}?uri=true"
 
 
 def _sqlite_path(uri: str) -> Path:
@@ -171,14 +174,14 @@ def _decodes_paths() -> bool:
 
 
 def _check_sqlite(uri: str, make_folder: bool = False) -> str:
-    head, slashes, tail = uri.partition(":///")
+    _, slashes, tail = uri.partition(":///")
     path = _sqlite_path(uri)
     if not slashes or path.name in ("", ":memory:"):
         raise InputError(f"The tracking URI {_hide_password(uri)!r} names no file; {_USAGE}.")
     query = tail.partition("?")[1] + tail.partition("?")[2]
     if not path.is_absolute():
         path = path.absolute()
-        whole = sqlite_uri(path, head)
+        whole = sqlite_uri(path)
         uri = whole + (query if "?" not in whole else f"&{query[1:]}" if query else "")
     try:
         if make_folder:

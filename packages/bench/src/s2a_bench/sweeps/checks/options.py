@@ -37,8 +37,15 @@ def check_output(output: Path) -> None:
     """Checks that an output folder can be there: nothing on its path is a file.
 
     Raises:
-        InputError: Something is.
+        InputError: Something is, or its name is no text.
     """
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"The name of output folder {str(output)!r} is no UTF-8 text, as the report and MLflow need it; pass "
+            "another one to --output."
+        ) from None
     nearest = next(path for path in (output, *output.parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(
