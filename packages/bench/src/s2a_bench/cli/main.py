@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
@@ -70,7 +72,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console(file=sys.stdout)  # bound now: what libraries do to sys.stdout later does not concern it
     try:
-        return command.run(console)
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            return command.run(console)
     except ValueError as error:
         if not is_input_error(error):
             raise
@@ -85,6 +89,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s2a-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _show_warning(usual: Callable[..., None], message: Any, category: type[Warning], *where: Any) -> None:
+    """A broken package of methods is for the user: a sentence, as everything else that this program says."""
+    if category.__name__ == "BrokenPackageWarning":
+        print(f"s2a-bench: {message}", file=sys.stderr)
+    else:
+        usual(message, category, *where)
 
 
 if __name__ == "__main__":

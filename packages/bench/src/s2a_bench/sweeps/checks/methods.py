@@ -93,8 +93,12 @@ def _from_registry() -> MethodTable:
     options = {}
     entries = {name: get_entry(name) for name in list_methods()}
     for name, entry in entries.items():
-        hints = typing.get_type_hints(entry.config)
-        options[name] = {f.name: Option(hints[f.name], _default(f)) for f in dataclasses.fields(entry.config)}
+        try:
+            hints = typing.get_type_hints(entry.config)
+        except Exception:  # somebody else's method: its annotations may name anything
+            hints = {}
+        fields = dataclasses.fields(entry.config)
+        options[name] = {field.name: Option(hints.get(field.name, Any), _default(field)) for field in fields}
     fixed = frozenset(name for name, entry in entries.items() if entry.method.fixed_features)
     frozen = frozenset(name for name, entry in entries.items() if not entry.method.trains_backbone)
     return MethodTable(options, complete=True, fixed_features=fixed, frozen_backbone=frozen)
@@ -110,7 +114,7 @@ def table_from_source() -> MethodTable:
 
     With packages of others among the entry points of group ``s2a.methods`` the table is not complete.
     """
-    packages = {point.module.partition(".")[0] for point in entry_points(group=_GROUP)}
+    packages = {point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=_GROUP)}
     files = [file for package in ("s2a", *sorted(packages & {_OWN})) for file in _read(package)]
     options: dict[str, dict[str, Option]] = {}
     partial, fixed, frozen = set(), set(), set()
