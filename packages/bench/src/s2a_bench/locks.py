@@ -88,7 +88,7 @@ def _lock_file(file: Path, wait: bool) -> Iterator[bool]:
             "host": socket.gethostname(),
             "machine": _machine(),
             "process": os.getpid(),
-            "started": _start_time(os.getpid()),
+            "started": start_time(os.getpid()),
             "token": secrets.token_hex(8),
         }
     ).encode()
@@ -143,7 +143,7 @@ def _remove_if_stale(file: Path) -> bool:
     if holder is not None and holder.get("machine") == _machine():
         process = holder.get("process")
         dead = not isinstance(process, int) or not process_runs(process)
-        stale = dead or _start_time(process) != holder.get("started")  # its number may belong to another by now
+        stale = dead or start_time(process) != holder.get("started")  # its number may belong to another by now
     else:  # also a file that its holder has just made and not written to
         stale = _now(file) - touched > SILENCE
     if not stale:
@@ -196,7 +196,7 @@ def _machine() -> str:
     return " ".join(parts)
 
 
-def _start_time(process: object) -> str | None:
+def start_time(process: object) -> str | None:
     """When a process started, in the kernel's ticks; ``None``: it has ended, or the system does not say."""
     try:
         text = Path(f"/proc/{process}/stat").read_bytes()
