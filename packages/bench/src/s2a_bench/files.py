@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
@@ -25,6 +27,7 @@ from typing import BinaryIO
 from s2a_bench.locks import exclusive, process_runs
 
 __all__ = [
+    "let_streams_take_any_text",
     "locked",
     "make_folder",
     "move_into_place",
@@ -63,9 +66,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` in UTF-8, see ``replacing``."""
+    """Writes ``text`` to ``path`` in UTF-8, see ``replacing``; lone surrogates as escapes."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files may hold what is no text
+
+
+def let_streams_take_any_text() -> None:
+    """Makes standard output and error show what their encoding cannot say as escapes, in place of an exception.
+
+    After hours of work nothing must fail for a dash on a terminal that is set to ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def move_into_place(finished: Path, path: Path) -> None:

@@ -26,6 +26,7 @@ from s2a_bench.cli.report import Report
 from s2a_bench.cli.sweep import Sweep
 from s2a_bench.cli.track import Track
 from s2a_bench.errors import is_input_error, sentences
+from s2a_bench.files import let_streams_take_any_text
 
 
 def _named(command: Any, name: str, text: str | None = None) -> Any:
@@ -63,6 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is ours: being told to end is like Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         argv = sys.argv[1:]
+    let_streams_take_any_text()
     command = tyro.cli(
         COMMANDS,
         args=list(argv),
