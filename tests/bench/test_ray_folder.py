@@ -8,7 +8,6 @@ import stat
 import subprocess
 import sys
 import tempfile
-import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -133,24 +132,26 @@ def test_a_start_that_fails_leaves_no_process_beside_the_next(place, monkeypatch
 
 
 @pytest.mark.full
+@pytest.mark.timeout(900)
 @pytest.mark.skipif(find_spec("ray") is None, reason="Ray is not installed")
 def test_a_sweep_that_is_told_to_end_leaves_nothing(place, tmp_path):
     line = "--random-weights --datasets digits --methods full --limit-train 320 --epochs 500 --max-concurrent 1".split()
     sweep = subprocess.Popen(
         [sys.executable, "-m", "s2a_bench", "sweep", *line, "--output", str(tmp_path / "out")],
-        env={**os.environ, "TMPDIR": str(place)},
+        env={**os.environ, "TMPDIR": str(place), "PYTHONUNBUFFERED": "1"},
         stdout=subprocess.PIPE,
         text=True,
     )
     assert sweep.stdout is not None
-    with sweep.stdout:
-        for text in sweep.stdout:
-            if "started" in text:
-                break
-        (outer,) = place.glob("s2a-*")
-        assert stat.S_IMODE(outer.stat().st_mode) == 0o700 and folders._processes(outer)
-        time.sleep(1)
-        sweep.send_signal(signal.SIGTERM)
-        sweep.stdout.read()
-    assert sweep.wait(120) == 130
-    assert not folders._processes(outer) and not list(place.iterdir())
+    try:
+        with sweep.stdout:
+            next(text for text in sweep.stdout if "started" in text)
+            (outer,) = place.glob("s2a-*")
+            assert stat.S_IMODE(outer.stat().st_mode) == 0o700 and folders._processes(outer)
+            sweep.send_signal(signal.SIGTERM)
+            sweep.stdout.read()
+        assert sweep.wait(120) == 130
+    finally:
+        sweep.kill()
+        sweep.wait(60)
+    assert not folders._processes(outer) and not list(place.glob("s2a-*"))  # torch has a folder of its own there
