@@ -122,8 +122,8 @@ def table_from_source() -> MethodTable:
     for file in files:
         if "@register_method(" not in file.text:
             continue
-        for node in file.tree.body:
-            for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+        for node in (node for node in file.tree.body if isinstance(node, ast.ClassDef)):
+            for decorator in node.decorator_list:
                 match decorator:
                     case ast.Call(ast.Name("register_method"), [ast.Constant(str(name)), ast.Name(config), *_]):
                         options[name], whole = _fields(config, file, files)
