@@ -114,11 +114,11 @@ def benchmarks(session: nox.Session) -> None:
 @nox.session
 def ui(session: nox.Session) -> None:
     """Opens MLflow on the default results; arguments go to `mlflow server`."""
-    store = Path("results", "mlflow.db").absolute()
+    store = Path("results", "mlflow.db")
     if not store.is_file():
         session.error(f"There is no {store} yet; run `nox -s bench` first.")
     session.install("mlflow>=3.10,<4")
-    uri = f"sqlite:///{store}"
+    uri = "sqlite:///results/mlflow.db"  # relative: the folder of the checkout may have characters that mean something
     session.run(
         "mlflow", "server", "--host", "127.0.0.1", "--backend-store-uri", uri, *session.posargs, env=ENVIRONMENT
     )

@@ -13,6 +13,7 @@ import tiny
 import torch
 from s2a import registry, testing
 from s2a.backbones.edits import Edits
+from s2a.errors import BrokenPackageWarning
 from s2a.testing import check_method, differences, snapshot
 from torch import Tensor, nn
 
@@ -213,13 +214,34 @@ def test_installed_packages_are_found() -> None:
     assert "s2a_baselines" in {point.value for point in groups}
 
 
-def test_a_broken_package_is_named_every_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    point = importlib.metadata.EntryPoint("broken", "no_such_package_of_methods", "s2a.methods")
-    monkeypatch.setattr(registry, "entry_points", lambda group: [point])
+@pytest.mark.parametrize(
+    ("code", "reason"),
+    [
+        ("import no_such_package", "ModuleNotFoundError"),
+        ("1 / 0", "ZeroDivisionError"),
+        ("import sys; sys.exit(0)", "SystemExit"),
+        ("print('{\"garbage\": 1}'); raise SystemExit", "SystemExit"),
+        ("raise GeneratorExit", "GeneratorExit"),
+        ("def", "SyntaxError"),
+    ],
+)
+def test_a_broken_package_takes_nothing_away(code, reason, tmp_path, monkeypatch, capsys) -> None:
+    """Of the first one everything is known; the second is named, where it is missed too."""
+    (tmp_path / "broken_methods.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    points = [
+        importlib.metadata.EntryPoint("broken", "broken_methods", "s2a.methods"),
+        importlib.metadata.EntryPoint("baselines", "s2a_baselines", "s2a.methods"),
+    ]
+    monkeypatch.setattr(registry, "entry_points", lambda group: points)
     monkeypatch.setattr(registry, "_loaded", False)
-    for _ in range(2):
-        with pytest.raises(s2a.S2AError, match="'no_such_package_of_methods' cannot be imported"):
-            s2a.list_methods()
+    monkeypatch.setattr(registry, "_broken", {})
+    with pytest.warns(BrokenPackageWarning, match=f"'broken_methods' cannot be imported .{reason}"):
+        assert {"lora", "s2a"} <= {*s2a.list_methods()}
+    assert s2a.method_config("lora") and "lora" in s2a.list_methods()
+    with pytest.raises(s2a.S2AError, match=f"Unknown method 'theirs'.*'broken_methods' cannot be imported .{reason}"):
+        s2a.method_config("theirs")
+    assert capsys.readouterr().out == ""
 
 
 def test_edits_are_undone_last_one_first() -> None:

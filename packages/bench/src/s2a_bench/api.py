@@ -330,7 +330,7 @@ def _check(job: Job, mistakes: Mistakes) -> None:
     check_request(mistakes, job.request)
     with mistakes.collecting():
         check_data(job.request)
-    check_options(mistakes, job.options, job.request.device, job.mode)
+    check_options(mistakes, job.options, job.request, job.mode)
     if job.tracking_uri is not None:
         with mistakes.collecting():
             check_uri(job.tracking_uri, job.options.keep.output)

@@ -15,12 +15,30 @@ removes those of dead processes (see ``temporary_owner``).
 from __future__ import annotations
 
 import contextlib
-import fcntl
+import errno
+import io
 import os
 import secrets
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
+
+from s2a_bench.locks import exclusive, process_runs
+
+__all__ = [
+    "let_streams_take_any_text",
+    "locked",
+    "make_folder",
+    "move_into_place",
+    "process_runs",
+    "replacing",
+    "reserved",
+    "sync_file",
+    "sync_folder",
+    "temporary_owner",
+    "write_atomic",
+]
 
 
 @contextlib.contextmanager
@@ -39,7 +57,7 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
         with temporary.open("xb") as file:
             yield file
             file.flush()
-            os.fsync(file.fileno())
+            _flush(file.fileno())
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -48,9 +66,19 @@ def replacing(path: Path) -> Iterator[BinaryIO]:
 
 
 def write_atomic(path: Path, text: str) -> None:
-    """Writes ``text`` to ``path`` in UTF-8, see ``replacing``."""
+    """Writes ``text`` to ``path`` in UTF-8, see ``replacing``; lone surrogates as escapes."""
     with replacing(path) as file:
-        file.write(text.encode())
+        file.write(text.encode("utf-8", "backslashreplace"))  # names of files may hold what is no text
+
+
+def let_streams_take_any_text() -> None:
+    """Makes standard output and error show what their encoding cannot say as escapes, in place of an exception.
+
+    After hours of work nothing must fail for a dash on a terminal that is set to ASCII.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def move_into_place(finished: Path, path: Path) -> None:
@@ -90,9 +118,18 @@ def sync_folder(path: Path) -> None:
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        _flush(handle)
     finally:
         os.close(handle)
+
+
+def _flush(handle: int) -> None:
+    try:
+        os.fsync(handle)
+    except OSError as error:
+        # Some file systems (FUSE, SMB) have no fsync, least of all for folders: what can be done has been done.
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EBADF):
+            raise
 
 
 def temporary_owner(path: Path) -> int | None:
@@ -101,20 +138,9 @@ def temporary_owner(path: Path) -> int | None:
     return int(parts[-2]) if len(parts) > 3 and parts[-1] == "tmp" and parts[-2].isdigit() else None
 
 
-def process_runs(process: int) -> bool:
-    """Whether a process of that number is there, on this machine."""
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:  # another user's
-        return True
-    return True
-
-
 @contextlib.contextmanager
 def locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder; the system lifts it when the process ends, however it ends.
+    """Holds an exclusive lock on a folder; it is lifted when the process ends, however it ends (see ``locks``).
 
     Args:
         folder: Must exist.
@@ -125,12 +151,8 @@ def locked(folder: Path, wait: bool) -> Iterator[bool]:
     """
     handle = os.open(folder, os.O_RDONLY)
     try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
+        with exclusive(handle, folder.with_name(f".{folder.name}.held"), wait) as held:
+            yield held
     finally:
         os.close(handle)
 
@@ -146,17 +168,16 @@ def reserved(path: Path) -> Iterator[bool]:
     while True:
         handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
         try:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-                return
-            if _is_at(handle, beside):
-                try:
-                    yield True
-                finally:
-                    beside.unlink(missing_ok=True)
-                return
+            with exclusive(handle, path.with_name(f".{path.name}.held"), wait=False) as held:
+                if not held:
+                    yield False
+                    return
+                if _is_at(handle, beside):
+                    try:
+                        yield True
+                    finally:
+                        beside.unlink(missing_ok=True)
+                    return
             # Its holder removed the file between our opening and locking it: the lock is on nothing.
         finally:
             os.close(handle)

@@ -1,4 +1,4 @@
-"""Errors of the library."""
+"""Errors and warnings of the library."""
 
 from __future__ import annotations
 
@@ -13,3 +13,7 @@ class UnsupportedModel(S2AError):
 
 class StateMismatch(S2AError):
     """A saved state does not belong to the given backbone."""
+
+
+class BrokenPackageWarning(UserWarning):
+    """An installed package of methods cannot be imported; its methods are missing, all others are there."""

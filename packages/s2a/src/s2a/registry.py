@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import difflib
+import sys
+import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from typing import Any, ClassVar, Protocol, TypeVar
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits, pooled_features
 from s2a.card import Card
-from s2a.errors import S2AError
+from s2a.errors import BrokenPackageWarning, S2AError
 
 
 class Config(Protocol):
@@ -101,6 +103,7 @@ class Entry:
 
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, Entry] = {}
+_broken: dict[str, str] = {}
 _loaded = False
 
 
@@ -143,21 +146,35 @@ def _check_searched_option(name: str, config: type[Any], card: Card | None) -> N
 
 
 def _load() -> None:
-    """Imports all installed packages of methods, once; those that can be imported are registered even if one fails."""
+    """Imports all installed packages of methods, once; one that cannot be imported is passed over, with a warning.
+
+    Such a package is somebody else's. It must not take away the methods of the others, whatever it does: an exception,
+    ``sys.exit``, text on standard output, which may be a pipe that expects JSON.
+    """
     global _loaded
     if _loaded:
         return
     _loaded = True  # Before the imports: a package may ask for the registered methods while it is imported.
-    failed: tuple[str, Exception] | None = None
     for point in entry_points(group="s2a.methods"):
         try:
-            point.load()
-        except Exception as error:
-            failed = failed or (point.value, error)
-    if failed is not None:
-        _loaded = False
-        package, cause = failed
-        raise S2AError(f"The methods of {package!r} cannot be imported ({cause}); repair or uninstall it.") from cause
+            with contextlib.redirect_stdout(sys.stderr):
+                point.load()
+        except KeyboardInterrupt:
+            _loaded = False
+            raise
+        except BaseException as error:  # SystemExit too: nobody asked the program to end
+            _broken[point.value] = f"{type(error).__name__}: {error}".rstrip(": ")
+            warnings.warn(_broken_sentence(point.value), BrokenPackageWarning, stacklevel=3)
+
+
+def broken_packages() -> dict[str, str]:
+    """Packages of methods that could not be imported in this process, each with a sentence that says so."""
+    return {package: _broken_sentence(package) for package in _broken}
+
+
+def _broken_sentence(package: str) -> str:
+    reason = " ".join(_broken[package].split())[:300]
+    return f"The methods of {package!r} cannot be imported ({reason}) and are missing; repair or uninstall it."
 
 
 def list_methods() -> list[str]:
@@ -176,7 +193,8 @@ def get_entry(name: str) -> Entry:
     if name not in _METHODS:
         near = difflib.get_close_matches(name, _METHODS, n=2)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.")
+        missing = "".join(f" {sentence}" for sentence in broken_packages().values())
+        raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.{missing}")
     return _METHODS[name]
 
 
@@ -185,8 +203,7 @@ def get_card(name: str) -> Card:
 
     A method that is not installed here, or that has no card, gets one with empty texts and the defaults.
     """
-    with contextlib.suppress(S2AError):  # Of a broken package nothing is known; the other packages' cards are.
-        _load()
+    _load()
     found = getattr(_METHODS[name].method, "card", None) if name in _METHODS else None
     return found or Card(title=name, trains="", place="", count="", keeps="", inference="", source="")
 
@@ -202,7 +219,8 @@ def entry_for(config: Any) -> Entry:
         if type(config) is entry.config:
             return entry
     known = ", ".join(f"{e.config.__name__} ({e.name})" for e in _METHODS.values())
-    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.")
+    missing = "".join(f" {sentence}" for sentence in broken_packages().values())
+    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.{missing}")
 
 
 def method_config(name: str, **overrides: Any) -> Any:

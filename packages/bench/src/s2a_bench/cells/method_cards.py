@@ -21,11 +21,7 @@ def table_position(method: str) -> tuple[int, str]:
 
 
 def default_methods() -> tuple[str, ...]:
-    """What a sweep compares when no method is named, in the order of tables.
-
-    Raises:
-        S2AError: An installed package of methods cannot be imported.
-    """
+    """What a sweep compares when no method is named, in the order of tables."""
     from s2a.registry import list_methods
 
     names = (name for name in list_methods() if card(name).compared_by_default)

@@ -33,7 +33,7 @@ from s2a_bench.cells.train import Images, train
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.data import loading as data
 from s2a_bench.errors import InputError
-from s2a_bench.files import make_folder, sync_file
+from s2a_bench.files import let_streams_take_any_text, make_folder, sync_file
 
 __all__ = ["PreparedCell", "TrainingInput", "identify", "main", "prepare", "run", "training_input"]
 
@@ -240,6 +240,7 @@ def _trained_bytes(adapted: s2a.Adapted) -> int:
 
 def main(arguments: list[str]) -> int:
     """``cell.json OUTPUT``: runs the cell of a JSON file and writes its record."""
+    let_streams_take_any_text()
     if len(arguments) != 2:
         print("usage: python -m s2a_bench.cells.run CELL.json OUTPUT", file=sys.stderr)
         return 2

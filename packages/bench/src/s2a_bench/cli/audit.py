@@ -83,8 +83,29 @@ class Audit:
         with mistakes.collecting():
             check_weights(BackboneConfig(weights=None if self.weights is None else str(self.weights)))
         with mistakes.collecting():
-            self._pick()
+            _check_effects(self._pick(), self.data_dir, self.skip_trials)
         mistakes.raise_all()
+
+
+def _check_effects(chosen: Sequence[Record], data_dir: Path | None, skip_trials: bool) -> None:
+    """Refuses options that none of the chosen records heeds.
+
+    Raises:
+        InputError: Some can have no effect.
+    """
+    from s2a_bench.data.table.lookup import DATASETS
+
+    mistakes = Mistakes()
+    embedded = [name for name in {record.dataset for record in chosen} if name in DATASETS and DATASETS[name].embedded]
+    if data_dir is not None and len(embedded) == len({record.dataset for record in chosen}):
+        mistakes.add(
+            InputError(
+                f"--data-dir {data_dir} has no effect: {', '.join(sorted(embedded))} are embedded; leave it out."
+            )
+        )
+    if skip_trials and not any(record.search for record in chosen):
+        mistakes.add(InputError("--skip-trials has no effect: no search chose the config of these records."))
+    mistakes.raise_all()
 
 
 @dataclasses.dataclass(frozen=True)

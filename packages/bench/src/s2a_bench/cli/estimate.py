@@ -105,6 +105,17 @@ def check(asked: Asked) -> None:
 
     mistakes = Mistakes()
     check_request(mistakes, _request(asked, "vtab"))
+    if asked.records is not None and asked.seconds != Asked.seconds:
+        mistakes.add(
+            InputError(f"--seconds {asked.seconds:g} has no effect: with --records nothing is measured; leave it out.")
+        )
+    if asked.experiment != Asked.experiment and asked.backbones and asked.methods:
+        mistakes.add(
+            InputError(
+                f"--experiment {asked.experiment} has no effect: it says which methods on which backbones, and "
+                "--methods and --backbones are both given; leave one of the three out."
+            )
+        )
     if not asked.seconds > 0:
         mistakes.add(InputError(f"--seconds {asked.seconds:g} is too short; give a number above 0."))
     if asked.records is not None:

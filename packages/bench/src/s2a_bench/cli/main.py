@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import errno
+import functools
 import signal
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
@@ -25,6 +27,7 @@ from s2a_bench.cli.report import Report
 from s2a_bench.cli.sweep import Sweep
 from s2a_bench.cli.track import Track
 from s2a_bench.errors import is_input_error, sentences
+from s2a_bench.files import let_streams_take_any_text
 
 
 def _named(command: Any, name: str, text: str | None = None) -> Any:
@@ -62,6 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is ours: being told to end is like Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         argv = sys.argv[1:]
+    let_streams_take_any_text()
     command = tyro.cli(
         COMMANDS,
         args=list(argv),
@@ -71,7 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     console = Console(file=sys.stdout)  # bound now: what libraries do to sys.stdout later does not concern it
     try:
-        return command.run(console)
+        with warnings.catch_warnings():
+            warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
+            return command.run(console)
     except ValueError as error:
         if not is_input_error(error):
             raise
@@ -92,6 +98,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("s2a-bench: interrupted", file=sys.stderr)
         return INTERRUPTED
+
+
+def _show_warning(usual: Callable[..., None], message: Any, category: type[Warning], *where: Any) -> None:
+    """A broken package of methods is for the user: a sentence, as everything else that this program says."""
+    if category.__name__ == "BrokenPackageWarning":
+        print(f"s2a-bench: {message}", file=sys.stderr)
+    else:
+        usual(message, category, *where)
 
 
 if __name__ == "__main__":

@@ -61,9 +61,19 @@ class Memory:
         """
         settings = flat(self.set)
         if self.paper:
+            self._check_paper_alone()
             check((), (), self.batch_size, (), None)
             return memory_paper(self.batch_size, self.json, console)
         return memory(self.backbone, self.method, self.batch_size, settings, self.device, self.json, console)
+
+    def _check_paper_alone(self) -> None:
+        names = ("backbone", "method", "set", "device")
+        usual = {field.name: field.default for field in dataclasses.fields(self)}
+        if given := [f"--{name}" for name in names if getattr(self, name) != usual[name]]:
+            raise InputError(
+                f"{' and '.join(given)} can have no effect with --paper, whose rows are those of the paper's tables; "
+                "leave one of them out."
+            )
 
 
 def check(
@@ -82,6 +92,7 @@ def check(
         InputError: What is wrong, all of it.
     """
     from s2a_bench.sweeps.checks.devices import check_device_name
+    from s2a_bench.sweeps.checks.effects import check_setting_effects
     from s2a_bench.sweeps.checks.methods import method_table
     from s2a_bench.sweeps.checks.request import check_backbones, check_labels, check_settings
 
@@ -92,6 +103,8 @@ def check(
     check_labels(mistakes, named, table)
     of_methods = [] if ALL in labels else [label.partition(":")[0] for label in named]
     check_settings(mistakes, Request(settings=settings), of_methods, table)
+    if ALL not in labels:
+        check_setting_effects(mistakes, Request(settings=settings), named, table)
     for text in settings:
         scope, _, key = text.partition("=")[0].strip().partition(".")
         if scope == SCOPES[1] and key in TrainConfig.__dataclass_fields__ and key not in STEP_KEYS:

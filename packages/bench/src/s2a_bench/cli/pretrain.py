@@ -61,6 +61,19 @@ def _check(config: PretrainConfig, data: Path) -> None:
         mistakes.add(
             InputError(f"There is nothing at {data}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.")
         )
+    spec = MINI_BACKBONES.get(config.backbone)
+    if spec is not None and not spec.drops_patches:
+        for name in ("patch_drop", "full_epochs"):
+            if (value := getattr(config, name)) != getattr(PretrainConfig, name):
+                flag = f"--{name.replace('_', '-')}"
+                mistakes.add(InputError(f"{flag} {value} has no effect: {config.backbone} cannot hide patches."))
+    elif config.patch_drop != PretrainConfig.patch_drop and config.full_epochs >= config.epochs:
+        mistakes.add(
+            InputError(
+                f"--patch-drop {config.patch_drop:g} has no effect: the last {config.full_epochs} of {config.epochs} "
+                "epochs see every patch; lower --full-epochs."
+            )
+        )
     for name in ("epochs", "batch_size"):
         if (value := getattr(config, name)) < 1:
             flag = f"--{name.replace('_', '-')}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -138,7 +139,8 @@ def _sweep(job: Job, console: Console) -> int:
     if found.report is not None:
         print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
-            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {found.tracking_uri}"
+            uri = shlex.quote(found.tracking_uri)
+            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}"
             print_verbatim(console, store)
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)

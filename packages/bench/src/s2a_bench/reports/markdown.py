@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import urllib.parse
 from collections.abc import Iterable, Sequence
 
 from s2a_bench.failures import cause
@@ -39,8 +40,17 @@ def render_page(
 
 
 def escape(value: str) -> str:
-    """``value`` as one line that Markdown shows literally."""
-    return re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
+    """``value`` as one line that Markdown shows literally.
+
+    Addresses that run code are no links for viewers either that make links of plain text.
+    """
+    literal = re.sub(r"([\\`*_\[\]<>|#&~])", r"\\\1", " ".join(value.split()))
+    return re.sub(r"\b(javascript|vbscript):", r"\1\\:", literal, flags=re.IGNORECASE)
+
+
+def _record_link(cell_id: str) -> str:
+    """A link to a record's file; whatever its id is, the target lies in ``records/``."""
+    return f"[record](records/{urllib.parse.quote(cell_id, safe='')}.json)"
 
 
 def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTable | None) -> list[str]:
@@ -71,7 +81,7 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
     if section.failed:
         failures = (
             f"**{escape(f'{label} on {record.dataset}, seed {record.seed}')}**: {escape(cause(record))} "
-            f"([record](records/{record.cell_id}.json))"
+            f"({_record_link(record.cell_id)})"
             for label, record in section.failed
         )
         blocks += [f"### Failed cells ({len(section.failed)})", _make_list(failures)]

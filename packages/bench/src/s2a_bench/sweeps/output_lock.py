@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import shutil
 import tempfile
@@ -13,6 +12,7 @@ from pathlib import Path
 from s2a_bench.cells import outputs
 from s2a_bench.errors import InputError
 from s2a_bench.files import make_folder
+from s2a_bench.locks import describe_holder, exclusive
 
 
 @contextlib.contextmanager
@@ -31,15 +31,22 @@ def only_writer(output: Path) -> Iterator[None]:
         raise InputError(
             f"Cannot write to output folder {output} ({error}); pass a writable one to --output."
         ) from error
-    with lock:
+    lock_file = output / ".lock.held"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            lock.seek(0)
+            held = stack.enter_context(exclusive(lock.fileno(), lock_file, wait=False))
+        except OSError as error:
             raise InputError(
-                f"Another sweep (process {lock.read().strip() or 'unknown'}) is writing to {output}; "
-                "wait for it to end, or pass another --output."
-            ) from None
+                f"Output folder {output} cannot be locked against a second sweep ({error}); pass one on another file "
+                "system to --output."
+            ) from error
+        if not held:
+            lock.seek(0)
+            holder = describe_holder(lock_file) or f"process {lock.read().strip() or 'unknown'}"
+            raise InputError(
+                f"Another sweep ({holder}) is writing to {output}; wait for it to end, or pass another --output."
+            )
         lock.truncate(0)
         lock.write(str(os.getpid()))
         with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later

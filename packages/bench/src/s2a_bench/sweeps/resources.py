@@ -39,11 +39,14 @@ class ResourceRequest:
         """Finds what is wrong before anything else is done.
 
         Raises:
-            InputError: An address where no cluster is, a size that is none, or two limits that exclude each other.
+            InputError: An address where no cluster is, a size that is none, two limits that exclude each other, or
+                one that can have no effect.
         """
         mistakes = Mistakes()
         with mistakes.collecting():
             self._check_gpu_memory(device)
+        with mistakes.collecting():
+            self._check_side_by_side()
         with mistakes.collecting():
             self._check_cluster()
         mistakes.raise_all()
@@ -54,6 +57,26 @@ class ResourceRequest:
             raise InputError(f"--gpu-memory-gb {size:g} must be a positive number: the memory of a GPU in GB, 80 say.")
         if size is not None and not device.startswith("cuda"):
             raise InputError(f"--gpu-memory-gb is about GPUs, but --device is {device}; leave one of them out.")
+
+    def _check_side_by_side(self) -> None:
+        """Refuses limits on what runs side by side where nothing does."""
+        given = [
+            flag
+            for flag, value in (("--max-concurrent", self.max_concurrent), ("--gpu-memory-gb", self.gpu_memory_gb))
+            if value is not None
+        ]
+        if not given:
+            return
+        flags = " and ".join(given)
+        if self.serial:
+            raise InputError(
+                f"{flags} with --serial can have no effect: the cells run one after the other; leave one of them out."
+            )
+        if find_spec("ray") is None and self.max_concurrent != 1:
+            raise InputError(
+                f"{flags} can have no effect: Ray is not installed, and the cells run one after the other; leave it "
+                "out, or pip install 's2a-bench[ray]'."
+            )
 
     def _check_cluster(self) -> None:
         if self.ray_address is None:

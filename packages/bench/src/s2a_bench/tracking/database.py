@@ -15,6 +15,7 @@ from typing import Any
 
 from s2a_bench.cells.record import set_aside
 from s2a_bench.files import locked, move_into_place
+from s2a_bench.tracking.sqlite_uris import sqlite_path, sqlite_uri
 
 _PASSING = ("locked", "busy", "readonly", "read-only", "disk is full", "disk i/o", "no space", "permission denied")
 """What an error says that has another cause than the database's content."""
@@ -118,7 +119,7 @@ def _grown(path: Path, artifacts: str) -> Iterator[Path]:
             growing = folder / "growing.db"
             event.listen(Engine, "connect", unflushed)
             try:
-                SqlAlchemyStore(f"sqlite:///{growing}", artifacts).engine.dispose()
+                SqlAlchemyStore(sqlite_uri(growing), artifacts).engine.dispose()
             finally:
                 event.remove(Engine, "connect", unflushed)
             yield growing
@@ -149,5 +150,5 @@ def _forget_connections(path: Path) -> None:
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     for uri, engine in list(getattr(SqlAlchemyStore, "_engine_map", {}).items()):
-        if uri.endswith(f"/{path}") or uri == f"sqlite:///{path}":
+        if uri.startswith("sqlite") and sqlite_path(uri).absolute() == path.absolute():
             engine.dispose()

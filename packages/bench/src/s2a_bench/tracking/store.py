@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from s2a_bench.errors import InputError
 from s2a_bench.tracking import database, outputs
+from s2a_bench.tracking.sqlite_uris import sqlite_path, sqlite_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -72,7 +73,7 @@ def check_uri(uri: str | None, output: Path) -> str:
     """
     output = output.absolute()
     if uri is None:
-        return _check_sqlite(f"sqlite:///{output / 'mlflow.db'}", make_folder=True)
+        return _check_sqlite(sqlite_uri(output / "mlflow.db"), make_folder=True)
     scheme = urllib.parse.urlsplit(uri).scheme.partition("+")[0].lower()
     if scheme == "sqlite":
         return _check_sqlite(uri)
@@ -122,11 +123,11 @@ def open_store(uri: str | None, output: Path) -> Store:
     try:
         with silence_mlflow(), _use_short_timeouts():
             if own:
-                client, aside = database.open_default(_sqlite_path(uri), artifacts or "", lambda: _connect(uri))
+                client, aside = database.open_default(sqlite_path(uri), artifacts or "", lambda: _connect(uri))
             else:
                 if uri.startswith("sqlite"):
-                    _check_header(_sqlite_path(uri), uri)
-                    database.create(_sqlite_path(uri), artifacts or "")
+                    _check_header(sqlite_path(uri), uri)
+                    database.create(sqlite_path(uri), artifacts or "")
                 client = _connect(uri)
     except InputError:
         raise
@@ -144,7 +145,7 @@ def _is_default(uri: str | None, output: Path) -> bool:
         return True
     if not uri.startswith("sqlite:///") or "?" in uri:
         return False
-    return _sqlite_path(uri).absolute().resolve() == (output / "mlflow.db").resolve()
+    return sqlite_path(uri).absolute().resolve() == (output / "mlflow.db").resolve()
 
 
 def _connect(uri: str) -> MlflowClient:
@@ -166,17 +167,16 @@ def _hide_password(uri: str) -> str:
     return re.sub(r"(://[^/@:]*):[^/@]*@", r"\1:***@", uri)
 
 
-def _sqlite_path(uri: str) -> Path:
-    return Path(uri.partition(":///")[2].partition("?")[0])
-
-
 def _check_sqlite(uri: str, make_folder: bool = False) -> str:
-    head, slashes, tail = uri.partition(":///")
-    path = _sqlite_path(uri)
+    _, slashes, tail = uri.partition(":///")
+    path = sqlite_path(uri)
     if not slashes or path.name in ("", ":memory:"):
         raise InputError(f"The tracking URI {_hide_password(uri)!r} names no file; {_USAGE}.")
     query = tail.partition("?")[1] + tail.partition("?")[2]
-    path = path.absolute()
+    if not path.is_absolute():
+        path = path.absolute()
+        whole = sqlite_uri(path)
+        uri = whole + (query if "?" not in whole else f"&{query[1:]}" if query else "")
     try:
         if make_folder:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -194,7 +194,7 @@ def _check_sqlite(uri: str, make_folder: bool = False) -> str:
             )
     except OSError as error:
         raise InputError(f"The tracking URI {_hide_password(uri)!r} cannot be used ({error}); {_USAGE}.") from error
-    return f"{head}:///{path}{query}"
+    return uri
 
 
 def _check_header(path: Path, uri: str) -> None:

@@ -51,11 +51,15 @@ class MethodTable:
         options: Method -> its options by name.
         complete: No other method can be registered: a name that is not in ``options`` is wrong.
         partial: Methods that may have more options than those listed.
+        fixed_features: Methods whose features are a fixed function of the image (``s2a.Method.fixed_features``).
+        frozen_backbone: Methods whose backbone runs without gradient (``s2a.Method.trains_backbone`` is false).
     """
 
     options: Mapping[str, Mapping[str, Option]]
     complete: bool
     partial: frozenset[str] = frozenset()
+    fixed_features: frozenset[str] = frozenset()
+    frozen_backbone: frozenset[str] = frozenset()
 
     def check_name(self, name: str) -> None:
         """Checks a method's name, as far as that is possible without importing anything.
@@ -87,11 +91,17 @@ def _from_registry() -> MethodTable:
     from s2a.registry import get_entry, list_methods
 
     options = {}
-    for name in list_methods():
-        config = get_entry(name).config
-        hints = typing.get_type_hints(config)
-        options[name] = {f.name: Option(hints[f.name], _default(f)) for f in dataclasses.fields(config)}
-    return MethodTable(options, complete=True)
+    entries = {name: get_entry(name) for name in list_methods()}
+    for name, entry in entries.items():
+        try:
+            hints = typing.get_type_hints(entry.config)
+        except Exception:  # somebody else's method: its annotations may name anything
+            hints = {}
+        fields = dataclasses.fields(entry.config)
+        options[name] = {field.name: Option(hints.get(field.name, Any), _default(field)) for field in fields}
+    fixed = frozenset(name for name, entry in entries.items() if entry.method.fixed_features)
+    frozen = frozenset(name for name, entry in entries.items() if not entry.method.trains_backbone)
+    return MethodTable(options, complete=True, fixed_features=fixed, frozen_backbone=frozen)
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -104,24 +114,39 @@ def table_from_source() -> MethodTable:
 
     With packages of others among the entry points of group ``s2a.methods`` the table is not complete.
     """
-    packages = {point.module.partition(".")[0] for point in entry_points(group=_GROUP)}
+    packages = {point.value.partition(":")[0].partition(".")[0] for point in entry_points(group=_GROUP)}
     files = [file for package in ("s2a", *sorted(packages & {_OWN})) for file in _read(package)]
     options: dict[str, dict[str, Option]] = {}
-    partial = set()
+    partial, fixed, frozen = set(), set(), set()
     complete = packages <= {_OWN} and bool(files)
     for file in files:
         if "@register_method(" not in file.text:
             continue
-        for node in file.tree.body:
-            for decorator in node.decorator_list if isinstance(node, ast.ClassDef) else ():
+        for node in (node for node in file.tree.body if isinstance(node, ast.ClassDef)):
+            for decorator in node.decorator_list:
                 match decorator:
                     case ast.Call(ast.Name("register_method"), [ast.Constant(str(name)), ast.Name(config), *_]):
                         options[name], whole = _fields(config, file, files)
                         if not whole:
                             partial.add(name)
+                        if _says(node, "fixed_features", True):
+                            fixed.add(name)
+                        if _says(node, "trains_backbone", False):
+                            frozen.add(name)
                     case ast.Call(ast.Name("register_method")):  # a name or a config that is computed
                         complete = False
-    return MethodTable(options, complete, frozenset(partial))
+    return MethodTable(options, complete, frozenset(partial), frozenset(fixed), frozenset(frozen))
+
+
+def _says(cls: ast.ClassDef, name: str, value: bool) -> bool:
+    """Whether a class sets an attribute to a value in its own body."""
+    for node in cls.body:
+        match node:
+            case ast.Assign([ast.Name(target)], ast.Constant(found)) | ast.AnnAssign(
+                ast.Name(target), value=ast.Constant(found)
+            ) if target == name:
+                return found is value
+    return False
 
 
 @dataclasses.dataclass(frozen=True)

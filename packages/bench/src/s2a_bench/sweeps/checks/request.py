@@ -15,6 +15,7 @@ from s2a_bench.errors import InputError, Mistakes, unknown
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.sweeps.checks.backbones import check_backbone, check_weights
 from s2a_bench.sweeps.checks.devices import check_device_name
+from s2a_bench.sweeps.checks.effects import check_data_options, check_setting_effects
 from s2a_bench.sweeps.checks.methods import MethodTable, method_table
 from s2a_bench.sweeps.request import Request
 from s2a_bench.sweeps.settings import (
@@ -59,6 +60,8 @@ def check_request(mistakes: Mistakes, request: Request) -> None:
     table = method_table()
     check_labels(mistakes, labels, table)
     check_settings(mistakes, request, [label.partition(":")[0] for label in labels], table)
+    check_setting_effects(mistakes, request, labels, table)
+    check_data_options(mistakes, request)
     for name in ("limit_train", "limit_test"):
         if (limit := getattr(request, name)) is not None and limit < 1:
             mistakes.add(

@@ -69,6 +69,7 @@ def run_with_ray(
             nodes = stack.enter_context(joined(join))
             asked = cluster.requests(plan.todo, nodes, join, shares)
             token, concurrent = stack.enter_context(cluster.marker(output)), join.concurrent
+        from pyarrow.fs import LocalFileSystem  # Ray Tune needs it
         from ray import tune
 
         from s2a_bench.cells import identity
@@ -104,6 +105,7 @@ def run_with_ray(
                 run_config=tune.RunConfig(
                     name="sweep",
                     storage_path=str(output / ".ray"),
+                    storage_filesystem=LocalFileSystem(),  # else the path is read as a URI
                     verbose=0,
                     callbacks=[callback],
                     failure_config=tune.FailureConfig(max_failures=cluster.RETRIES if join else 0),

@@ -11,10 +11,8 @@ import logging
 import math
 import os
 import secrets
-import shutil
 import signal
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,6 +21,7 @@ from typing import Any
 
 from s2a_bench.sweeps.ray import cluster
 from s2a_bench.sweeps.ray.cluster import Join
+from s2a_bench.sweeps.ray.folder import end_processes, private_folder
 from s2a_bench.sweeps.workers import Workers
 
 RAY_SWITCHES = {
@@ -102,12 +101,12 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
     for name, value in (RAY_SWITCHES | OWN_SWITCHES).items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
-    # Paths of Unix sockets have at most 107 bytes, of which Ray takes more than 60.
-    root = Path(tempfile.gettempdir() if len(tempfile.gettempdir()) < 20 else "/tmp")
-    for stale in root.glob(f"s2a-{mark}-*"):
-        shutil.rmtree(stale, ignore_errors=True)
-    folder = tempfile.mkdtemp(prefix=f"s2a-{mark}-", dir=root)
-    with contextlib.redirect_stdout(io.StringIO()):
+    with contextlib.ExitStack() as stack:
+        try:
+            folder = stack.enter_context(private_folder(mark))
+        except OSError as error:
+            raise PoolError(f"Ray could not be started ({error})") from error
+        stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
         import ray
 
         try:
@@ -115,7 +114,6 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
             yield
         finally:
             ray.shutdown()
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
@@ -184,7 +182,7 @@ def _give_back_signal(handler: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _start(workers: Workers, folder: str) -> None:
+def _start(workers: Workers, folder: Path) -> None:
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -199,11 +197,13 @@ def _start(workers: Workers, folder: str) -> None:
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
                 object_store_memory=100_000_000,
-                _temp_dir=folder,
+                _temp_dir=str(folder),
             )
-            _give_back_signal(on_terminate)
             return
         except Exception as error:  # Ray gives a busy machine 30 seconds, no switch for it, and a plain Exception
             ray.shutdown()
+            end_processes(folder.parent)  # those of a start that failed, of which ``shutdown`` knows nothing
             if last:
                 raise PoolError(f"Ray could not be started ({' '.join(str(error).split())[:200]})") from error
+        finally:
+            _give_back_signal(on_terminate)

@@ -1,0 +1,105 @@
+"""Weights of a file are read without running anything in it, in every form in which they are handed around."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import pickle
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import timm
+import torch
+from s2a_bench.assets import data_file
+from s2a_bench.cells import backbones
+from s2a_bench.config import BackboneConfig
+from s2a_bench.errors import InputError
+from torch import Tensor
+
+NAME = (
+    "vit_tiny_patch16_224.augreg_in21k"  # its own weights are in Google's layout: timm marks it for a loader of its own
+)
+
+
+class Evil:
+    """What runs code when it is unpickled."""
+
+    def __init__(self, trace: Path) -> None:
+        self.trace = trace
+
+    def __reduce__(self):
+        return os.mkdir, (str(self.trace),)
+
+
+@pytest.fixture(scope="module")
+def model() -> torch.nn.Module:
+    torch.manual_seed(7)
+    return timm.create_model(NAME)
+
+
+def load(path: Path) -> dict[str, Tensor]:
+    return backbones.create(BackboneConfig(NAME, weights=str(path)))[0].state_dict()
+
+
+@pytest.mark.parametrize("wrap", [lambda evil: evil, lambda evil: {"state_dict": {"w": torch.ones(2)}, "args": evil}])
+@pytest.mark.parametrize("write", ["zip", "legacy", "plain"])
+@pytest.mark.parametrize("backbone", [NAME, "mini_vit"])
+def test_a_file_that_would_run_code_is_refused_and_runs_none(tmp_path, wrap, write, backbone):
+    path, trace = tmp_path / "evil.pth", tmp_path / "ran"
+    content = wrap(Evil(trace))
+    if write == "plain":
+        path.write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=write == "zip")
+    with pytest.raises(InputError, match="could run any code"):
+        backbones.create(BackboneConfig(backbone, weights=str(path)))
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["weights.safetensors", "weights.pth", "safetensors.bin", "legacy.pt", "training.pth.tar"]
+)
+def test_the_same_weights_from_every_form_of_file(model, tmp_path, name):
+    state, path = model.state_dict(), tmp_path / name
+    if "safetensors" in name:
+        safetensors.torch.save_file(state, path)
+    elif name == "training.pth.tar":
+        wrapped = {f"module.{key}": value for key, value in state.items()}
+        torch.save({"epoch": 3, "args": argparse.Namespace(lr=1.0), "state_dict": wrapped, "optimizer": {}}, path)
+    else:
+        torch.save(state, path, _use_new_zipfile_serialization=name != "legacy.pt")
+    found = load(path)
+    assert found.keys() == state.keys()
+    assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+def test_the_model_does_not_hold_its_weights_twice(model, tmp_path):
+    torch.save(model.state_dict(), tmp_path / "w.pth")
+    made, _ = backbones.create(BackboneConfig(NAME, weights=str(tmp_path / "w.pth")))
+    assert made.pretrained_cfg["state_dict"] is None and made.pretrained_cfg["file"] == str(tmp_path / "w.pth")
+
+
+def test_arrays_that_would_run_code_are_refused_too(tmp_path):
+    path, trace = tmp_path / "evil.npz", tmp_path / "ran"
+    np.savez(path, **{"embedding/kernel": np.array([Evil(trace)], dtype=object)})
+    with pytest.raises(InputError, match="does not hold weights"):
+        load(path)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"no weights at all", b"PK\x03\x04", b"\x80\x02}q\x00."])
+@pytest.mark.parametrize("backbone", [NAME, "mini_vit"])
+def test_what_is_no_file_of_weights_is_one_sentence(tmp_path, content, backbone):
+    path = tmp_path / "weights.pth"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=r"weights\.pth"):
+        backbones.create(BackboneConfig(backbone, weights=str(path)))
+
+
+def test_embedded_weights_may_be_given_as_a_file(tmp_path):
+    state = safetensors.torch.load_file(data_file("backbones/mini_vit.safetensors"))
+    torch.save(state, tmp_path / "w.pth")
+    made = backbones.create(BackboneConfig("mini_vit", weights=str(tmp_path / "w.pth")))[0].state_dict()
+    assert all(torch.equal(made[key], state[key]) for key in state)
