@@ -256,8 +256,12 @@ def test_a_new_method_is_one_file(tmp_path, monkeypatch):
         assert len(polygons[0].get("points", "").split()) == 10  # a star
     # The command line knows it.
     rows: dict[str, Any] = dict(cards.card("mine").rows)
-    assert (cards.card("mine").title, rows["Learning rate"], rows["Options"]) == ("My method", "0.002", "start=1.0")
-    assert rows["Searched"] == "learning rates 0.0002, 0.002, 0.02; start 0.5 or 1.0"
+    assert (cards.card("mine").title, rows["Learning rate"], rows["Options"]) == (
+        "My method",
+        "0.002 up to a width of 128; 0.00067 at 384, 0.00033 at 768, 0.00025 at 1024",
+        "start=1.0",
+    )
+    assert rows["Searched"] == "learning rates 0.0002, 0.002, 0.02 (as far lower when wider); start 0.5 or 1.0"
 
 
 def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch):

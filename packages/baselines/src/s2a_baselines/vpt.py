@@ -249,7 +249,7 @@ class VPT(Method):
         "ConvNeXt and ResNet: the source has only the ring around the image; ours is normalised by the checkpoint's "
         "mean and deviation. ResNet's strided blocks have no ring, and in training a ring counts in batch statistics. "
         "The backbone is not forced into evaluation mode.",
-        recipe=Recipe(learning_rate=1e-1),
+        recipe=Recipe(learning_rate=1e-1, width_power=2.5),
         style=Style(light="#9c7400", dark="#e9c84f", shape="hexagon"),
         order=60,
     )

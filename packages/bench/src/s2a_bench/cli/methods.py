@@ -92,14 +92,22 @@ def card(name: str) -> CardText:
     if found is None:
         return CardText(name, name, (("", "This method's package gives it no card."),))
     rows = [(label, getattr(found, key)) for key, label in _LABELS.items()]
-    rows += [("Learning rate", f"{found.recipe.learning_rate:g}"), ("Searched", _searched(found.recipe))]
+    rows += [("Learning rate", _rates(found.recipe)), ("Searched", _searched(found.recipe))]
     options = ", ".join(f"{f.name}={getattr(entry.config(), f.name)!r}" for f in dataclasses.fields(entry.config))
     return CardText(name, found.title, (*rows, ("Options", options or "none")))
 
 
+def _rates(recipe: Recipe) -> str:
+    """The default on the embedded backbones, and what becomes of it on wider ones."""
+    from s2a.card import REFERENCE_WIDTH
+
+    wider = ", ".join(f"{recipe.rate_at(width):g} at {width}" for width in (384, 768, 1024))
+    return f"{recipe.learning_rate:g} up to a width of {REFERENCE_WIDTH}; {wider}"
+
+
 def _searched(recipe: Recipe) -> str:
     """What a search tries of the method's own."""
-    text = "learning rates " + ", ".join(f"{rate:g}" for rate in recipe.searched_rates)
+    text = "learning rates " + ", ".join(f"{rate:g}" for rate in recipe.searched_rates) + " (as far lower when wider)"
     if recipe.searched_option is None:
         return text
     option, values = recipe.searched_option
