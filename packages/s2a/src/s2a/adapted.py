@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits
+from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
 from s2a.errors import S2AError
 from s2a.lean import FusedBranch
 from s2a.lean.plan import Plan
@@ -51,11 +52,15 @@ class Adapted(nn.Module):
         self._edits = edits
         # An average of the weights is often frozen before it is saved: what trains is noted here.
         self._trained = tuple(trainable_parameters(self))
-        self._dtype = next(view.model.parameters()).dtype
+        self._dtype = frozen_dtype(view.model, edits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
-        return self.head(self.method(self.backbone, images))
+        with compute_format(self.backbone, self.head, images):
+            features = self.method(self.backbone, images)
+        if features.dtype in HALVES and not torch.is_autocast_enabled(images.device.type):
+            features = features.to(self.head.weight.dtype)  # Logits, and the loss made of them, in the head's dtype.
+        return self.head(features)
 
     @property
     def plan(self) -> Plan | None:
@@ -104,5 +109,5 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
             weight.data = weight.data.to(dtype)
-    adapted._dtype = next(adapted.backbone.parameters()).dtype
+    adapted._dtype = frozen_dtype(adapted.backbone, adapted._edits)
     return saved

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +11,9 @@ import torch
 from torch import nn
 
 from s2a.adapted import Adapted
-from s2a.backbones import Edits, describe
+from s2a.backbones import Edits, classifier_name, describe
+from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
+from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
@@ -23,9 +24,18 @@ log = logging.getLogger("s2a")
 
 
 def attach(
-    model: nn.Module, config: Any, num_classes: int | None = None, *, image_size: int | Sequence[int] | None = None
+    model: nn.Module,
+    config: Any,
+    num_classes: int | None = None,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    trainable_dtype: torch.dtype | None = None,
 ) -> Adapted:
     """Puts a method on a timm model, in place; exactly the method's parameters and the head are trainable.
+
+    On a backbone in half precision what trains is float32 all the same, as smaller steps than a value's last bit would
+    be lost; the frozen weights stay as they are and products run in the backbone's format (full fine-tuning, where
+    everything trains, makes all of it float32). ``detach`` gives the backbone back in its own format.
 
     Args:
         model: A timm model of a supported family (see ``s2a.backbones``).
@@ -33,20 +43,20 @@ def attach(
         num_classes: Classes of the new head. ``None`` keeps the model's classifier: same class count, its weights
             as the start.
         image_size: Side, or height and width, of the images to come; ``None`` takes the model's own.
+        trainable_dtype: Dtype of what trains: ``None`` is float32, or float64 on a model in that; the model's own dtype
+            may be asked for.
 
     Returns:
         The adapted model, in the training mode that ``model`` was in.
 
     Raises:
         S2AError: Not a method's config, values that do not fit the model, or a model that is already adapted.
-        UnsupportedModel: A model of no supported family.
+        UnsupportedModel: A model of no supported family, with quantised weights, or whose features are not pooled.
     """
     entry = entry_for(config)
-    if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
-        name = model.name if isinstance(model, Adapted) else model.s2a_method
-        raise S2AError(f"The model is already adapted by {name!r}; call s2a.detach on the adapted model first.")
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
+    _refuse_adapted(model)
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
     # 1. The model as the table of families sees it: blocks, classifier, image size.
@@ -54,7 +64,12 @@ def attach(
     view = describe(model, image_size)
     classifier = view.module(view.classifier)
     if num_classes is None and not isinstance(classifier, nn.Linear):
-        raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
+        raise S2AError(
+            f"The model has no linear classifier to keep (num_classes=0?): {view.classifier} is a "
+            f"{type(classifier).__name__}; pass num_classes to attach."
+        )
+    reference = _own_format(model)
+    dtype = trained_dtype(model, trainable_dtype)
     edits = Edits()
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
@@ -66,10 +81,9 @@ def attach(
                 if value is not None:
                     edits.preserve(module, buffer)
         # 3. The method adds its parameters and hooks and switches on what trains; a new head.
-        reference = next(model.parameters())
-        method = entry.method(config, view, edits).to(reference.device, reference.dtype)
+        method = entry.method(config, view, edits).to(reference.device, dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
-        head.to(reference.device, reference.dtype)
+        head.to(reference.device, dtype)
         edits.override(model, "s2a_method", entry.name)
         # 4. What the backward pass keeps.
         branches: tuple[FusedBranch, ...] = ()
@@ -77,10 +91,13 @@ def attach(
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
             recompute_dtype = torch.bfloat16 if config.recompute == "bf16" else None
-            branches = make_lean(
-                view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
-            )
-            make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
+            with compute_format(model, head, head.weight):  # It tries the model's parts.
+                branches = make_lean(
+                    view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
+                )
+            make_plan = plan_memory if branches else None
+        if dtype not in HALVES:
+            widen_trained(model, edits, dtype)
         adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
@@ -89,10 +106,8 @@ def attach(
         chosen = recompute_where_cheap([b.spec for b in branches], [b.saved_bits for b in branches])
         for branch, saved_bits in zip(branches, chosen, strict=True):
             branch.saved_bits = saved_bits
-        if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
-            size = config.budget_batch
-            plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
-            log.info("%s", plan)
+        if branches and config.has_budget:
+            log.info("%s", plan_memory(adapted, config.saved_budget_mb, peak_budget=config.peak_budget))
     except BaseException:
         edits.undo()
         raise
@@ -117,25 +132,47 @@ def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | 
     return head
 
 
+def _own_format(model: nn.Module) -> nn.Parameter:
+    """A parameter that has the device and the dtype of the model."""
+    return next(p for p in model.parameters() if p.is_floating_point())
+
+
+def _refuse_adapted(model: nn.Module) -> None:
+    """Refuses a model that is adapted already, or has an adapted one inside (compiled, in a wrapper)."""
+    for path, module in model.named_modules():
+        name = module.name if isinstance(module, Adapted) else module.__dict__.get("s2a_method")
+        if name:
+            where = f"The model inside, at model.{path}," if path else "The model"
+            raise S2AError(f"{where} is already adapted by {name!r}; call s2a.detach on the adapted model first.")
+
+
+def _adapted_given(what: str, given: Any) -> Adapted:
+    """What ``attach`` returned; a wrapper around it is refused with the way to it."""
+    if isinstance(given, Adapted):
+        return given
+    inside = isinstance(given, nn.Module) and path_inside(given, lambda module: isinstance(module, Adapted))
+    hint = f"; that is inside of it, at model.{inside}: give that" if inside else ""
+    raise S2AError(f"{what} takes what s2a.attach returned, not {type(given).__name__}{hint}.")
+
+
 def detach(adapted: Adapted) -> nn.Module:
-    """The original backbone back, bit for bit: weights, classifier, hooks and ``requires_grad`` flags.
+    """The original backbone back, bit for bit: weights and their dtypes, classifier, hooks, ``requires_grad`` flags.
 
     The adapted model must not be used afterwards.
 
     Raises:
         S2AError: ``adapted`` did not come from ``attach``, or was detached before.
     """
-    if not isinstance(adapted, Adapted):
-        raise S2AError(f"detach takes what s2a.attach returned, not {type(adapted).__name__}.")
+    adapted = _adapted_given("detach", adapted)
     model = adapted.backbone
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
+    dtype = frozen_dtype(model, adapted._edits)
     adapted._edits.undo()
-    reference = next(model.parameters())
+    if dtype != adapted._dtype:
+        model.to(dtype)  # The whole adapted model was moved to another dtype, but not what was set aside.
     classifier: Any = model.get_classifier()  # type: ignore[operator]
-    classifier.to(reference.device)  # It was set aside while the rest of the model may have moved.
-    if reference.dtype != adapted._dtype:
-        classifier.to(reference.dtype)
+    classifier.to(_own_format(model).device)
     return model
 
 
@@ -152,8 +189,7 @@ def merge(adapted: Adapted) -> nn.Module:
     Raises:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
-    if not isinstance(adapted, Adapted):
-        raise S2AError(f"merge takes what s2a.attach returned, not {type(adapted).__name__}.")
+    adapted = _adapted_given("merge", adapted)
     if type(adapted.method).fold is Method.fold:
         adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
     copied = copy.deepcopy(adapted)
@@ -166,7 +202,11 @@ def merge(adapted: Adapted) -> nn.Module:
             if name in trained:  # All but the classifier, which was set aside.
                 tensor.copy_(trained[name])
         copied.method.fold(model)
-    model.reset_classifier(adapted.head.out_features)
-    classifier = model.get_classifier().to(adapted.head.weight.device, adapted.head.weight.dtype)
-    classifier.load_state_dict(adapted.head.state_dict())
+    # timm's reset_classifier may change the pooling, so the classifier is put in its place by itself.
+    head, former = adapted.head, next(model.get_classifier().parameters(), _own_format(model))
+    classifier = nn.Linear(head.in_features, head.out_features).to(head.weight.device, former.dtype)
+    classifier.load_state_dict(head.state_dict())
+    path, _, leaf = classifier_name(model).rpartition(".")
+    setattr(model.get_submodule(path), leaf, classifier)
+    model.num_classes = head.out_features
     return model.train(adapted.training)
