@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -21,6 +21,8 @@ from s2a.planning.knapsack import recompute_where_cheap
 from s2a.registry import Method, entry_for
 
 log = logging.getLogger("s2a")
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def attach(
@@ -81,9 +83,9 @@ def attach(
                 if value is not None:
                     edits.preserve(module, buffer)
         # 3. The method adds its parameters and hooks and switches on what trains; a new head.
-        method = entry.method(config, view, edits).to(reference.device, dtype)
+        method = _moved(entry.method(config, view, edits), reference.device, dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
-        head.to(reference.device, dtype)
+        _moved(head, reference.device, dtype)
         edits.override(model, "s2a_method", entry.name)
         # 4. What the backward pass keeps.
         branches: tuple[FusedBranch, ...] = ()
@@ -130,6 +132,13 @@ def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | 
             if kept.bias is not None:
                 head.bias.copy_(kept.bias)
     return head
+
+
+def _moved(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """``module.to(device, dtype)`` where anything differs; tensors without data (fake ones) cannot be moved."""
+    tensors = (*module.parameters(), *module.buffers())
+    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
+    return module.to(device, dtype) if moves else module
 
 
 def _own_format(model: nn.Module) -> nn.Parameter:

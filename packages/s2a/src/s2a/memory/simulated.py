@@ -20,6 +20,7 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeCopyMode,
+    FakeTensor,
     FakeTensorMode,
 )
 
@@ -141,7 +142,7 @@ def simulated_peak(
     devices = [device] if device.type == "cuda" else []
     ledger = Ledger(device)
     try:
-        with torch.random.fork_rng(devices), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with torch.random.fork_rng(devices), _mode_of(adapted) as mode:
             model = _without_data(adapted, mode)
             with _no_collection(), ledger, ledger.following(model):
                 _enter_weights(model, ledger)
@@ -177,9 +178,15 @@ def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> 
     return shape
 
 
+def _mode_of(model: nn.Module) -> FakeTensorMode:
+    """The mode of tensors without data that a model's tensors belong to, or a new one."""
+    found = (p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor))
+    return next(found, None) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
 def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
-    with FakeCopyMode(mode):
+    with contextlib.nullcontext() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
         model = copy.deepcopy(adapted)
     for parameter in model.parameters():
         parameter.grad = None

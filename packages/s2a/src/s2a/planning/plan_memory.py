@@ -101,9 +101,7 @@ def plan_memory(
             device = reference.device.type
             autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
             most = parse_size(peak_budget)
-            found = _plan_for_peak(
-                plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images
-            )
+            found = _plan_for_peak(plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images)
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
             branch.saved_bits = keep
@@ -137,9 +135,7 @@ class BudgetWatch:
         self._given = self._seen = self._warned = False
         self._budgets: tuple[float | None, str | None] = (None, None)
 
-    def follow(
-        self, adapted: Adapted, images: int, given: bool, budgets: tuple[float | None, str | None]
-    ) -> None:
+    def follow(self, adapted: Adapted, images: int, given: bool, budgets: tuple[float | None, str | None]) -> None:
         """Notes a budget and the batch size that it was planned for, and whether the user gave that."""
         self._images, self._given, self._budgets, self._warned = images, given, budgets, False
         if _watch_of(adapted) is None:
