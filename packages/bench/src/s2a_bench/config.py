@@ -116,7 +116,7 @@ class TrainConfig:
 
     @property
     def number_format(self) -> TrainConfig:
-        """The default recipe with what of this one decides what a step keeps: batch, precision, checkpointing, weights."""
+        """The default recipe with what of this one decides what a step keeps: batch size, formats, checkpointing."""
         kept = {key: getattr(self, key) for key in ("batch_size", "precision", "checkpointing", "frozen")}
         return TrainConfig(**kept)
 

@@ -76,8 +76,8 @@ def for_recipe(config: Any, recipe: TrainConfig) -> Any:
         return config
     if config.budget_batch not in (None, recipe.batch_size):
         raise InputError(
-            f"method.budget_batch={config.budget_batch} is not train.batch_size={recipe.batch_size}: a memory budget is "
-            "for the batch that is trained; leave method.budget_batch out."
+            f"method.budget_batch={config.budget_batch} is not train.batch_size={recipe.batch_size}: a memory budget "
+            "is for the batch that is trained; leave method.budget_batch out."
         )
     return dataclasses.replace(config, budget_batch=recipe.batch_size)
 

@@ -1,4 +1,4 @@
-"""Why a model is refused, and the way out: wrappers with a supported model inside, other libraries, quantised weights."""
+"""Why a model is refused, and the way out: wrappers around a supported model, other libraries, quantised weights."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def refusal_sentence(model: nn.Module, supported: Sequence[tuple[type, str]]) ->
     # 1. A wrapper: the supported model is inside.
     if full_name(cls).startswith("timm.models._features"):
         return (
-            f"{first}: it returns feature maps (features_only=True), which no classifier reads; create the model without "
-            "features_only."
+            f"{first}: it returns feature maps (features_only=True), which no classifier reads; create the model "
+            "without features_only."
         )
     inside = path_inside(model, lambda module: isinstance(module, kinds))
     if inside is not None:

@@ -23,6 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensor,
     FakeTensorMode,
 )
+from torch.overrides import TorchFunctionMode
 
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
@@ -184,9 +185,23 @@ def _mode_of(model: nn.Module) -> FakeTensorMode:
     return next(found, None) or FakeTensorMode(allow_non_fake_inputs=True)
 
 
+class _CloneToCopy(TorchFunctionMode):
+    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the one function, passes the rest on."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            clone = tensor.detach().clone()
+            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
+        return memo[id(tensor)]
+
+
 def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
-    with contextlib.nullcontext() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
+    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
         model = copy.deepcopy(adapted)
     for parameter in model.parameters():
         parameter.grad = None
