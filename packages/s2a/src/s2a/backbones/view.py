@@ -130,8 +130,7 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
     if len(pooled) != 2:
         raise UnsupportedModel(
             f"{type(model).__name__} returns features of shape {pooled} for one image, not one vector: its pooling is "
-            f"off (global_pool={getattr(model, 'global_pool', '')!r}); create it with global_pool='avg', or 'token' "
-            "where it has a class token."
+            "off (global_pool=''); create it with global_pool='avg', or 'token' where it has a class token."
         )
     blocks = []
     for s, names in enumerate(stages):
