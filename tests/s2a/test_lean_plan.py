@@ -282,7 +282,7 @@ def test_without_a_batch_the_budget_is_for_the_step_that_is_trained(images: int)
 def test_a_step_for_which_the_budget_is_too_small_is_refused() -> None:
     lean = attached("vit", "bias", saved_budget_mb=attached("vit", "bias").plan.predicted / 1e6)
     before = [branch.saved_bits for branch in lean._branches]
-    with pytest.raises(s2a.S2AError, match="saved_budget_mb of .* cannot be met with 320 images"):
+    with pytest.raises(s2a.S2AError, match=r"saved_budget_mb of .* cannot be met with 320 images"):
         lean.train()(images_for("vit", 320))
     assert [branch.saved_bits for branch in lean._branches] == before
     with torch.no_grad():
