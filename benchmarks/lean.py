@@ -51,7 +51,7 @@ def curve(backbone: str) -> None:
         _row(backbone, name, exact, found)
     _row(backbone, "the default, q, k, v again in bf16", exact, fidelity.gradients(backbone, recompute="bf16", **LEAN))
     budget = BUDGETS[backbone]
-    _row(backbone, f"budget {budget} MB", exact, fidelity.gradients(backbone, memory_budget_mb=budget, **LEAN))
+    _row(backbone, f"budget {budget} MB", exact, fidelity.gradients(backbone, saved_budget_mb=budget, **LEAN))
 
 
 LEAN: dict[str, Any] = {"activations": "lean"}
@@ -82,8 +82,8 @@ def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, 
         "s2a lean, again in bf16": ("s2a", {**LEAN, "recompute": "bf16"}, False, 1),
     }
     for part in (0.9, 1.0, 1.25):
-        options = {**LEAN, "memory_budget_mb": round(budget * part)}
-        found[f"s2a lean, {options['memory_budget_mb']} MB at 32"] = ("s2a", options, False, 1)
+        options = {**LEAN, "saved_budget_mb": round(budget * part)}
+        found[f"s2a lean, {options['saved_budget_mb']} MB at 32"] = ("s2a", options, False, 1)
     return found
 
 

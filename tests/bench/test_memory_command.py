@@ -7,10 +7,12 @@ import time
 
 import pytest
 import s2a
+import torch
 from bench.command_line import refused
 from s2a_bench.cells import measure
 from s2a_bench.cli import memory as commands_memory
 from s2a_bench.cli.main import main
+from s2a_bench.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
@@ -70,6 +72,26 @@ def test_memory_says_what_takes_long(capsys, monkeypatch):
     monkeypatch.setattr(measure, "memory_row", lambda *args, **kwargs: time.sleep(0.5) or {"batch_size": 2})
     assert main(["memory", "--method", "bias"]) == 0
     assert "mini_vit, bias (1 of 1)" in capsys.readouterr().err
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("method", ["full", "s2a:activations=lean"])
+def test_memory_is_measured_without_data(method):
+    """The numbers are those of real tensors, to the byte."""
+    name, _, activations = method.partition(":activations=")
+    options = {"activations": activations} if activations else {}
+    train = TrainConfig(batch_size=3)
+    adapted, side = measure.blank("mini_vit", name, options, train=train)
+    real = measure.memory(adapted, torch.randn(3, 3, side, side), train)
+    row = measure.memory_row("mini_vit", name, options, train, simulate=True)
+    assert {key: row[key] for key in real} == real
+    assert row["simulated_mb"] == measure.simulated(adapted, train)["simulated_mb"]
+
+
+def test_memory_allocates_nothing_of_the_batchs_size():
+    """Ten million images would keep terabytes, which no allocator gives."""
+    row = measure.memory_row("mini_vit", "bias", {}, TrainConfig(batch_size=10**7), simulate=True)
+    assert row["simulated_mb"] > row["saved_mb"] > 1e7
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 import s2a
 import torch
 from rich.console import Console
-from s2a_bench.cells import measure, run
+from s2a_bench.cells import identity, measure, run
 from s2a_bench.cells.backbones import create
 from s2a_bench.cells.score import accuracy
 from s2a_bench.cells.train import train
@@ -128,10 +128,37 @@ def test_a_budget_is_for_the_weights_as_they_will_lie() -> None:
     assert row["measured_mb"] <= smallest - 0.3
 
 
+def test_a_budget_is_for_the_recipes_batch() -> None:
+    def cell(batch: int, **options: Any) -> CellConfig:
+        method = MethodConfig("bias", {"activations": "lean", "saved_budget_mb": 6, **options})
+        return CellConfig(method=method, train=TrainConfig(batch_size=batch))
+
+    adapted, _ = identity.adapt(cell(24))
+    assert adapted.plan is not None and adapted.plan.images == adapted.config.budget_batch == 24
+    found = measure.memory(adapted, torch.zeros(24, 3, SIDE, SIDE), cell(24).train)
+    assert found["measured_mb"] <= 6 * 1.005
+    assert run.identify(cell(24)) == run.identify(cell(24, budget_batch=24))
+    with pytest.raises(InputError, match=r"method\.budget_batch=32 is not train\.batch_size=24"):
+        run.identify(cell(24, budget_batch=32))
+    with pytest.raises(s2a.S2AError, match="cannot be met with 4096 images"):
+        run.identify(cell(4096))
+
+
 def test_cells_of_before_keep_their_ids() -> None:
     """A field that came later is no part of a cell that has its default."""
     assert "frozen" not in identifying(TrainConfig())
     assert identifying(TrainConfig(precision="bf16", frozen="bf16"))["frozen"] == "bf16"
-    later = {"activations", "memory_budget_mb", "memory_budget", "budget_batch", "in_place", "recompute"}
+    assert "budget_batch" not in identifying(s2a.method_config("bias", budget_batch=32))  # Its default of before.
+    assert identifying(s2a.method_config("bias", budget_batch=64))["budget_batch"] == 64
+    later = {
+        "activations",
+        "saved_budget_mb",
+        "peak_budget",
+        "memory_budget_mb",
+        "memory_budget",
+        "budget_batch",
+        "in_place",
+        "recompute",
+    }
     assert not later & identifying(s2a.method_config("bias")).keys()
     assert identifying(s2a.method_config("bias", activations="lean"))["activations"] == "lean"

@@ -57,13 +57,6 @@ def test_modes_are_kept(training: bool) -> None:
     assert model.bn1.training is not training
 
 
-def test_the_models_own_dtype_is_taken() -> None:
-    model = tiny.vit().bfloat16()
-    adapted = s2a.attach(model, s2a.S2AConfig(), 5)
-    assert {p.dtype for p in adapted.parameters()} == {torch.bfloat16}
-    adapted(torch.randn(2, 3, 32, 32).bfloat16()).float().sum().backward()
-
-
 def test_meta_models_can_be_adapted() -> None:
     model = tiny.vit().to("meta")
     adapted = s2a.attach(model, s2a.S2AConfig(), 5)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -178,3 +179,183 @@ def test_patch_dropping_is_refused() -> None:
     model.patch_embed.patch_size = (8, 8)
     with pytest.raises(s2a.UnsupportedModel, match="64 patch tokens, not a 4 x 4 grid"):
         describe(model)
+
+
+# Ways out of a refusal
+
+
+def wrapped(attribute: str) -> nn.Module:
+    """A supported backbone inside of another library's module, as open_clip's TimmModel and HF's TimmWrapperModel."""
+    wrapper = nn.Module()
+    setattr(wrapper, attribute, tiny.vit())
+    return wrapper
+
+
+@pytest.mark.parametrize(
+    ("make_model", "message"),
+    [
+        (lambda: torch.compile(tiny.vit()), r"attach to model\._orig_mod, then compile .*torch\.compile\(s2a\.attach"),
+        (lambda: nn.DataParallel(tiny.vit()), r"attach to model\.module, then wrap the adapted model"),
+        (lambda: wrapped("trunk"), r"timm\.models\.vision_transformer\.VisionTransformer .*attach to model\.trunk,"),
+        (lambda: nn.ModuleDict({"a": wrapped("timm_model")}), r"attach to model\.a\.timm_model,"),
+        (lambda: timm.create_model("test_resnet", features_only=True), "create the model without features_only"),
+        (lambda: timm.create_model("test_vit", features_only=True), "create the model without features_only"),
+        (lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))), "timm model that it was made from"),
+    ],
+)
+def test_a_refused_model_gets_the_way_out(make_model: Any, message: str) -> None:
+    with pytest.raises(s2a.UnsupportedModel, match=re.compile(f"is not a supported backbone.*{message}")):
+        s2a.attach(make_model(), s2a.S2AConfig(), 5)
+
+
+def test_a_class_of_the_same_name_is_told_apart() -> None:
+    torchvision = pytest.importorskip("torchvision")
+    with pytest.raises(s2a.UnsupportedModel) as refused:
+        s2a.attach(torchvision.models.resnet18(), s2a.S2AConfig(), 5)
+    assert str(refused.value).startswith("torchvision.models.resnet.ResNet is not a supported backbone")
+    assert "timm.models.resnet.ResNet" in str(refused.value) and "timm.create_model" in str(refused.value)
+
+
+def test_an_adapted_model_in_a_wrapper_is_found() -> None:
+    adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
+    wrapper = nn.DataParallel(adapted)
+    with pytest.raises(s2a.S2AError, match=r"at model\.module, is already adapted by 's2a'"):
+        s2a.attach(wrapper, s2a.S2AConfig(), 5)
+    for call in (s2a.detach, s2a.merge):
+        with pytest.raises(s2a.S2AError, match=r"not DataParallel; that is inside of it, at model\.module: give that"):
+            call(wrapper)
+
+
+# Heads and pools
+
+FEATURES_MAPS = {
+    "vit": lambda: tiny.vit(num_classes=0, global_pool="", class_token=True),
+    "vit with a head": lambda: tiny.vit(global_pool=""),
+    "swin": lambda: tiny.swin(num_classes=0, global_pool=""),
+    "convnext": lambda: timm.create_model("test_convnext", num_classes=0, global_pool=""),
+    "resnet": lambda: timm.create_model("test_resnet", num_classes=0, global_pool=""),
+}
+
+
+@pytest.mark.parametrize("name", FEATURES_MAPS)
+@pytest.mark.parametrize("method", ["linear", "lora", "s2a", "unipt"])
+def test_features_that_are_not_pooled_are_refused(name: str, method: str) -> None:
+    model = FEATURES_MAPS[name]()
+    before = snapshot(model)
+    with pytest.raises(s2a.UnsupportedModel, match=r"not one vector: its pooling is off \(global_pool=''\)"):
+        s2a.attach(model, s2a.method_config(method), 5, image_size=64 if "vit" not in name else 32)
+    assert not differences(before, snapshot(model))
+
+
+@pytest.mark.each_value
+@pytest.mark.parametrize("method", ["linear", "s2a", "unipt", "lst", "bias"])
+@pytest.mark.parametrize(
+    ("make_model", "size"),
+    [
+        (lambda: tiny.vit(num_classes=0), 32),
+        (lambda: tiny.vit(num_classes=0, global_pool="avg"), 32),
+        (lambda: tiny.vit(num_classes=0, global_pool="map"), 32),
+        (lambda: tiny.vit(num_classes=0, global_pool="avg", class_token=False, fc_norm=True), 32),
+        (lambda: tiny.vit(global_pool="max", class_token=False, reg_tokens=2), 32),
+        (lambda: tiny.swin(num_classes=0), 64),
+        (lambda: timm.create_model("test_resnet", num_classes=0), 64),
+        (lambda: timm.create_model("test_resnet", global_pool="catavgmax"), 64),
+        (lambda: timm.create_model("test_convnext", num_classes=0, global_pool="max"), 64),
+    ],
+)
+def test_pools_and_missing_heads_are_right(make_model: Any, size: int, method: str) -> None:
+    """The features in front of the new head are the model's own; a merged model computes what the adapted one does."""
+    model, images = make_model().eval(), torch.randn(2, 3, size, size)
+    expected = model.forward_head(model.forward_features(images), pre_logits=True)
+    adapted = s2a.attach(model, s2a.method_config(method), 5, image_size=size).eval()
+    features = adapted.method(adapted.backbone, images)
+    if adapted.method.identity_at_start:
+        torch.testing.assert_close(features[:, : expected.shape[1]], expected)
+    logits = adapted(images)
+    assert logits.shape == (2, 5)
+    if method in ("linear", "bias"):
+        merged = s2a.merge(adapted)
+        torch.testing.assert_close(merged(images), logits)
+        assert (merged.num_classes, merged.get_classifier().out_features) == (5, 5)
+    logits.sum().backward()
+
+
+def test_two_heads_are_refused() -> None:
+    model = timm.create_model("deit_tiny_distilled_patch16_224", img_size=32, patch_size=8, depth=1)
+    with pytest.raises(s2a.UnsupportedModel, match="no single classifier module"):
+        s2a.attach(model, s2a.S2AConfig(), 5)
+
+
+# Quantised weights
+
+
+class Int8Weight(torch.Tensor):
+    """A weight as torchao's: a tensor class that stands for int8 values and a scale, and multiplies by itself."""
+
+    values: torch.Tensor
+    scale: torch.Tensor
+
+    @staticmethod
+    def __new__(cls, weight: torch.Tensor) -> Int8Weight:
+        return torch.Tensor._make_wrapper_subclass(cls, weight.shape, dtype=weight.dtype)  # type: ignore[attr-defined]
+
+    def __init__(self, weight: torch.Tensor) -> None:
+        self.scale = weight.abs().amax(1, keepdim=True) / 127
+        self.values = (weight / self.scale).round().to(torch.int8)
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is nn.functional.linear:
+            x, weight, *rest = args
+            return nn.functional.linear(x, weight.values * weight.scale, *rest, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+    @classmethod
+    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten.detach.default:
+            return args[0]
+        raise NotImplementedError(func)
+
+
+class Int8Linear(nn.Module):
+    """A linear layer with int8 weights as a buffer."""
+
+    def __init__(self, layer: Any) -> None:
+        super().__init__()
+        self.register_buffer("weight", layer.weight.detach().mul(127).round().to(torch.int8))
+        self.bias = layer.bias
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(x, self.weight.to(x.dtype) / 127, self.bias)  # type: ignore[operator]
+
+
+def tensor_class(model: Any) -> Any:
+    for block in model.blocks:
+        block.mlp.fc1.weight = nn.Parameter(Int8Weight(block.mlp.fc1.weight.detach()), requires_grad=False)
+    return model
+
+
+def int8_module(model: Any) -> Any:
+    model.blocks[0].mlp.fc1 = Int8Linear(model.blocks[0].mlp.fc1)
+    return model
+
+
+def float8(model: Any) -> Any:
+    weight = model.blocks[0].mlp.fc1.weight.detach().to(torch.float8_e4m3fn)
+    model.blocks[0].mlp.fc1.weight = nn.Parameter(weight, requires_grad=False)
+    return model
+
+
+def dynamic(model: Any) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(model, {nn.Linear}, dtype=torch.qint8)
+
+
+@pytest.mark.parametrize("method", ["bias", "lora", "linear", "s2a"])
+@pytest.mark.parametrize("quantise", [tensor_class, int8_module, float8, dynamic])
+def test_quantised_backbones_are_refused(quantise: Any, method: str) -> None:
+    model = quantise(tiny.vit().eval())
+    with pytest.raises(s2a.UnsupportedModel, match=r"blocks\.0\.\S+ (is a|holds) .*attach to the model as it was"):
+        s2a.attach(model, s2a.method_config(method), 5)

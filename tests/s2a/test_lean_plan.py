@@ -258,6 +258,54 @@ def test_a_budgets_plan_survives_saving(tmp_path: Any) -> None:
     assert [b.saved_bits for b in loaded._branches] == [b.saved_bits for b in lean._branches]
 
 
+# The batch of a budget
+
+
+def step(adapted: Any, images: int, family: str) -> int:
+    """Bytes of weights and of what a training step keeps."""
+    return measured(adapted.train(), images, family)
+
+
+@pytest.mark.parametrize("images", [3, 64])
+def test_without_a_batch_the_budget_is_for_the_step_that_is_trained(images: int) -> None:
+    """Planned for 32 images at first, then for those of the step, more or fewer."""
+    free = attached("vit", "bias", budget_batch=images)
+    budget = (free.plan.smallest + free.plan.predicted) / 2e6
+    lean = attached("vit", "bias", saved_budget_mb=max(budget, attached("vit", "bias").plan.smallest / 1e6))
+    assert lean.plan.images == 32
+    assert step(lean, images, "vit") <= 1e6 * max(budget, 1e-6 * lean.plan.budget) * 1.005
+    assert lean.plan.images == images
+    assert step(lean, 2, "vit") and lean.plan.images == images  # An epoch's last batch is smaller.
+    assert step(lean, images + 1, "vit") and lean.plan.images == images + 1
+
+
+def test_a_step_for_which_the_budget_is_too_small_is_refused() -> None:
+    lean = attached("vit", "bias", saved_budget_mb=attached("vit", "bias").plan.predicted / 1e6)
+    before = [branch.saved_bits for branch in lean._branches]
+    with pytest.raises(s2a.S2AError, match=r"saved_budget_mb of .* cannot be met with 320 images"):
+        lean.train()(images_for("vit", 320))
+    assert [branch.saved_bits for branch in lean._branches] == before
+    with torch.no_grad():
+        lean(images_for("vit", 40))  # No training step.
+
+
+def test_a_step_larger_than_the_batch_that_was_given_is_said_once() -> None:
+    lean = attached("vit", "bias", budget_batch=4, saved_budget_mb=1.0).train()
+    lean(images_for("vit", 4))
+    with pytest.warns(UserWarning, match="has 6 images, but the memory budget was planned for 4: .*budget_batch=6"):
+        lean(images_for("vit", 6))
+    lean(images_for("vit", 6))
+    assert lean.plan.images == 4
+
+
+def test_older_names_of_the_budgets_are_the_newer_ones() -> None:
+    lean: dict[str, Any] = {"activations": "lean"}
+    for old, new, value in (("memory_budget_mb", "saved_budget_mb", 640), ("memory_budget", "peak_budget", "8GiB")):
+        config = s2a.method_config("bias", **lean, **{old: value})
+        assert config == s2a.method_config("bias", **lean, **{new: value})
+        assert getattr(config, new) == value
+
+
 # Without a budget
 
 
@@ -332,6 +380,14 @@ def test_measured_memory_stays_below_the_papers_figure_as_it_comes(backbone: str
         ),
         ({"activations": "exact", "memory_budget": "8GiB"}, "memory_budget needs activations='lean'"),
         ({"activations": "lean", "memory_budget_mb": 1, "memory_budget": "8GiB"}, "give one of them"),
+        (
+            {"activations": "lean", "saved_budget_mb": 1, "peak_budget": "8GiB"},
+            "saved_budget_mb limits weights and saved tensors, peak_budget the peak of a whole step: two different",
+        ),
+        ({"activations": "lean", "peak_budget": "8MB", "memory_budget": "8GiB"}, "are two names of one limit"),
+        ({"activations": "exact", "peak_budget": "8GiB"}, "peak_budget needs activations='lean'"),
+        ({"activations": "lean", "saved_budget_mb": -1}, "saved_budget_mb=-1 must be a number of megabytes"),
+        ({"activations": "lean", "peak_budget": "8"}, "peak_budget='8' must be a number and one of B, KB"),
         *(
             ({"activations": "lean", "memory_budget_mb": value}, "must be a number of megabytes")
             for value in (0, -1, float("nan"), float("inf"), True, "640")

@@ -116,8 +116,8 @@ class TrainConfig:
 
     @property
     def number_format(self) -> TrainConfig:
-        """The default recipe with what of this one decides what a step keeps: precision, checkpointing, weights."""
-        kept = {key: getattr(self, key) for key in ("precision", "checkpointing", "frozen")}
+        """The default recipe with what of this one decides what a step keeps: batch size, formats, checkpointing."""
+        kept = {key: getattr(self, key) for key in ("batch_size", "precision", "checkpointing", "frozen")}
         return TrainConfig(**kept)
 
 
@@ -161,10 +161,12 @@ def identifying(config: Any) -> dict[str, Any]:
     """A config's values, but those fields at their default that came after the first records were made.
 
     Such a field is marked with the metadata ``identity: unless default``: without it ids of older cells stay valid.
+    ``former`` is a default that it had then, which was left out too.
     """
     values = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
-        if field.metadata.get("identity") == "unless default" and values[field.name] == field.default:
+        defaults = (field.default, field.metadata.get("former", field.default))
+        if field.metadata.get("identity") == "unless default" and values[field.name] in defaults:
             del values[field.name]
     return values
 

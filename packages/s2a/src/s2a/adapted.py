@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits
+from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
 from s2a.errors import S2AError
 from s2a.identity import UNKNOWN, Identity, fingerprint, from_text, is_rounded, is_unchanged
 from s2a.lean import FusedBranch
@@ -65,11 +66,11 @@ class Adapted(nn.Module):
         self._trained: set[str] = set()
         self.note_trained()
         self._attach_trained = frozenset(self._trained)
-        self._dtype = next(view.model.parameters()).dtype
+        self._dtype = frozen_dtype(view.model, edits)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits of a batch."""
-        return self.head(self.method(self.backbone, images))
+        return self.forward_head(self.forward_features(images))
 
     @property
     def plan(self) -> Plan | None:
@@ -110,11 +111,17 @@ class Adapted(nn.Module):
 
     def forward_features(self, images: Tensor) -> Tensor:
         """The method's features, already pooled, ``(B, num_features)``."""
-        return self.method(self.backbone, images)
+        with compute_format(self.backbone, self.head, images):
+            return self.method(self.backbone, images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of ``forward_features``'s output, or with ``pre_logits`` that output itself."""
-        return features if pre_logits else self.head(features)
+        if pre_logits:
+            return features
+        weight = next(self.head.parameters(), None)
+        if weight is not None and features.dtype in HALVES and not torch.is_autocast_enabled(features.device.type):
+            features = features.to(weight.dtype)  # Logits, and the loss made of them, in the head's dtype.
+        return self.head(features)
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -344,5 +351,5 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
             weight.data = weight.data.to(dtype)
-    adapted._dtype = next(adapted.backbone.parameters()).dtype
+    adapted._dtype = frozen_dtype(adapted.backbone, adapted._edits)
     return saved

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
-import functools
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
 from s2a.adapted import Adapted, classes_of, new_head, refuse_reset
 from s2a.backbones import Edits, classifier_name, describe
+from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
+from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
@@ -22,11 +23,22 @@ from s2a.registry import Method, entry_for
 
 log = logging.getLogger("s2a")
 
+M = TypeVar("M", bound=nn.Module)
+
 
 def attach(
-    model: nn.Module, config: Any, num_classes: int | None = None, *, image_size: int | Sequence[int] | None = None
+    model: nn.Module,
+    config: Any,
+    num_classes: int | None = None,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    trainable_dtype: torch.dtype | None = None,
 ) -> Adapted:
     """Puts a method on a timm model, in place; exactly the method's parameters and the head are trainable.
+
+    On a backbone in half precision what trains is float32 all the same, as smaller steps than a value's last bit would
+    be lost; the frozen weights stay as they are and products run in the backbone's format (full fine-tuning, where
+    everything trains, makes all of it float32). ``detach`` gives the backbone back in its own format.
 
     Args:
         model: A timm model of a supported family (see ``s2a.backbones``).
@@ -34,20 +46,20 @@ def attach(
         num_classes: Classes of the new head. ``None`` keeps the model's classifier: same class count, its weights
             as the start.
         image_size: Side, or height and width, of the images to come; ``None`` takes the model's own.
+        trainable_dtype: Dtype of what trains: ``None`` is float32, or float64 on a model in that; the model's own dtype
+            may be asked for.
 
     Returns:
         The adapted model, in the training mode that ``model`` was in.
 
     Raises:
         S2AError: Not a method's config, values that do not fit the model, or a model that is already adapted.
-        UnsupportedModel: A model of no supported family.
+        UnsupportedModel: A model of no supported family, with quantised weights, or whose features are not pooled.
     """
     entry = entry_for(config)
-    if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
-        name = model.name if isinstance(model, Adapted) else model.s2a_method
-        raise S2AError(f"The model is already adapted by {name!r}; call s2a.detach on the adapted model first.")
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
+    _refuse_adapted(model)
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
     # 1. The model as the table of families sees it: blocks, classifier, image size.
@@ -55,8 +67,13 @@ def attach(
     view = describe(model, image_size)
     classifier = view.module(view.classifier)
     if num_classes is None and not isinstance(classifier, nn.Linear):
-        raise S2AError("The model has no linear classifier to keep (num_classes=0?); pass num_classes to attach.")
-    identity, places = identify(model), dict(tensor_places(model))
+        raise S2AError(
+            f"The model has no linear classifier to keep (num_classes=0?): {view.classifier} is a "
+            f"{type(classifier).__name__}; pass num_classes to attach."
+        )
+    reference = _own_format(model)
+    dtype = trained_dtype(model, trainable_dtype)
+    identity, places = identify(model), dict(tensor_places(model))  # before anything is cast
     edits = Edits(model)
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
@@ -68,10 +85,9 @@ def attach(
                 if value is not None:
                     edits.preserve(module, buffer)
         # 3. The method adds its parameters and hooks and switches on what trains; a new head.
-        reference = next(model.parameters())
-        method = entry.method(config, view, edits).to(reference.device, reference.dtype)
+        method = _moved(entry.method(config, view, edits), reference.device, dtype)
         head = _head(classifier if num_classes is None else None, method.feature_dim, view.features, num_classes)
-        head.to(reference.device, reference.dtype)
+        _moved(head, reference.device, dtype)
         edits.override(model, "s2a_method", entry.name)
         edits.override(model, "reset_classifier", refuse_reset)
         # 4. What the backward pass keeps.
@@ -80,10 +96,13 @@ def attach(
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
             recompute_dtype = torch.bfloat16 if config.recompute == "bf16" else None
-            branches = make_lean(
-                view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
-            )
-            make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
+            with compute_format(model, head, head.weight):  # It tries the model's parts.
+                branches = make_lean(
+                    view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
+                )
+            make_plan = plan_memory if branches else None
+        if dtype not in HALVES:
+            widen_trained(model, edits, dtype)
         adapted = Adapted(view, config, entry.name, method, head, edits, identity, places, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
@@ -92,10 +111,8 @@ def attach(
         chosen = recompute_where_cheap([b.spec for b in branches], [b.saved_bits for b in branches])
         for branch, saved_bits in zip(branches, chosen, strict=True):
             branch.saved_bits = saved_bits
-        if branches and (config.memory_budget_mb is not None or config.memory_budget is not None):
-            size = config.budget_batch
-            plan = plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
-            log.info("%s", plan)
+        if branches and config.has_budget:
+            log.info("%s", plan_memory(adapted, config.saved_budget_mb, peak_budget=config.peak_budget))
     except BaseException:
         edits.undo()
         raise
@@ -117,8 +134,38 @@ def _head(kept: nn.Module | None, width: int, features: int, num_classes: int | 
     return head
 
 
+def _moved(module: M, device: torch.device, dtype: torch.dtype) -> M:
+    """``module.to(device, dtype)`` where anything differs; tensors without data (fake ones) cannot be moved."""
+    tensors = (*module.parameters(), *module.buffers())
+    moves = any(t.device != device or (t.is_floating_point() and t.dtype != dtype) for t in tensors)
+    return module.to(device, dtype) if moves else module
+
+
+def _own_format(model: nn.Module) -> nn.Parameter:
+    """A parameter that has the device and the dtype of the model."""
+    return next(p for p in model.parameters() if p.is_floating_point())
+
+
+def _refuse_adapted(model: nn.Module) -> None:
+    """Refuses a model that is adapted already, or has an adapted one inside (compiled, in a wrapper)."""
+    for path, module in model.named_modules():
+        name = module.name if isinstance(module, Adapted) else module.__dict__.get("s2a_method")
+        if name:
+            where = f"The model inside, at model.{path}," if path else "The model"
+            raise S2AError(f"{where} is already adapted by {name!r}; call s2a.detach on the adapted model first.")
+
+
+def _adapted_given(what: str, given: Any) -> Adapted:
+    """What ``attach`` returned; a wrapper around it is refused with the way to it."""
+    if isinstance(given, Adapted):
+        return given
+    inside = isinstance(given, nn.Module) and path_inside(given, lambda module: isinstance(module, Adapted))
+    hint = f"; that is inside of it, at model.{inside}: give that" if inside else ""
+    raise S2AError(f"{what} takes what s2a.attach returned, not {type(given).__name__}{hint}.")
+
+
 def detach(adapted: Adapted) -> nn.Module:
-    """The original backbone back, bit for bit: weights, classifier, hooks and ``requires_grad`` flags.
+    """The original backbone back, bit for bit: weights and their dtypes, classifier, hooks, ``requires_grad`` flags.
 
     The adapted model must not be used afterwards.
 
@@ -126,8 +173,7 @@ def detach(adapted: Adapted) -> nn.Module:
         S2AError: ``adapted`` did not come from ``attach``, or was detached before, or its frozen weights were changed
             since ``attach`` (then ``adapted`` stays as it is).
     """
-    if not isinstance(adapted, Adapted):
-        raise S2AError(f"detach takes what s2a.attach returned, not {type(adapted).__name__}.")
+    adapted = _adapted_given("detach", adapted)
     model = adapted.backbone
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
@@ -137,12 +183,12 @@ def detach(adapted: Adapted) -> nn.Module:
 
 def _take_off(adapted: Adapted) -> Any:
     model: Any = adapted.backbone
+    dtype = frozen_dtype(model, adapted._edits)
     adapted._edits.undo()
-    reference = next(model.parameters())
+    if dtype != adapted._dtype:
+        model.to(dtype)  # The whole adapted model was moved to another dtype, but not what was set aside.
     classifier: Any = model.get_classifier()
-    classifier.to(reference.device)  # It was set aside while the rest of the model may have moved.
-    if reference.dtype != adapted._dtype:
-        classifier.to(reference.dtype)
+    classifier.to(_own_format(model).device)  # It was set aside while the rest of the model may have moved.
     return model
 
 
@@ -159,8 +205,7 @@ def merge(adapted: Adapted) -> nn.Module:
     Raises:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
-    if not isinstance(adapted, Adapted):
-        raise S2AError(f"merge takes what s2a.attach returned, not {type(adapted).__name__}.")
+    adapted = _adapted_given("merge", adapted)
     if type(adapted.method).fold is Method.fold:
         adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
     copied = copy.deepcopy(adapted)
@@ -173,7 +218,9 @@ def merge(adapted: Adapted) -> nn.Module:
             if name in trained:  # All but the classifier, which was set aside.
                 tensor.copy_(trained[name])
         copied.method.fold(model)
-    model.reset_classifier(classes_of(adapted.head))
-    parent, _, leaf = classifier_name(model).rpartition(".")
-    setattr(model.get_submodule(parent), leaf, copied.head.requires_grad_(True))
+    # timm's reset_classifier may change the pooling, so the classifier is put in its place by itself.
+    former = next(model.get_classifier().parameters(), _own_format(model))
+    path, _, leaf = classifier_name(model).rpartition(".")
+    setattr(model.get_submodule(path), leaf, copied.head.to(former.dtype).requires_grad_(True))
+    model.num_classes = classes_of(adapted.head)
     return model.train(adapted.training)

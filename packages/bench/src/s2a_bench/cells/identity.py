@@ -19,7 +19,7 @@ import torch
 from s2a_bench.cells import backbones
 from s2a_bench.cells.backbones import DataFormat
 from s2a_bench.cells.record import cell_id
-from s2a_bench.cells.train import attach
+from s2a_bench.cells.train import attach, for_recipe
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, TrainConfig, identifying
 from s2a_bench.data import loading as data
 from s2a_bench.data.table.lookup import DATASETS
@@ -141,7 +141,7 @@ def _identified(
         "checkpoint_id": checkpoint,
         "format": dataclasses.asdict(expected),
         "method": cell.method.name,
-        "method_config": identifying(method),
+        "method_config": identifying(for_recipe(method, cell.train)),
         "train": identifying(cell.train),
         "seed": cell.seed,
     }

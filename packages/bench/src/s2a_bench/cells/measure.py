@@ -9,7 +9,9 @@ from typing import Any
 
 import s2a
 import torch
+from s2a.memory import strip_data, tensors_without_data
 from torch import Tensor
+from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 from s2a_bench.cells.backbones import create
 from s2a_bench.cells.train import attach, precision, set_checkpointing
@@ -79,6 +81,21 @@ def blank(
     return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
 
 
+def blank_without_data(
+    backbone: str,
+    method: str,
+    options: Mapping[str, Any] | None = None,
+    num_classes: int = 100,
+    train: TrainConfig | None = None,
+) -> tuple[s2a.Adapted, int]:
+    """As ``blank``, on tensors without data: call it within ``s2a.memory.tensors_without_data``."""
+    config = s2a.method_config(method, **(options or {}))
+    with unset_fake_temporarily(), torch.device("meta"):  # timm reads values of its own while it builds a model.
+        model, expected = create(BackboneConfig(backbone, random_weights=True))
+    strip_data(model)
+    return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
+
+
 def memory_row(
     backbone: str,
     method: str,
@@ -87,7 +104,7 @@ def memory_row(
     num_classes: int = 100,
     simulate: bool = False,
 ) -> dict[str, Any]:
-    """One row of ``s2a-bench memory``: random weights and noise, no data.
+    """One row of ``s2a-bench memory``, computed on tensors without data: nothing of the model's size is allocated.
 
     Args:
         backbone: As for ``blank``.
@@ -101,12 +118,13 @@ def memory_row(
         What ``memory`` and ``simulated`` say, and with lean activations the ``plan`` as text.
     """
     train = train or TrainConfig()
-    adapted, side = blank(backbone, method, options, num_classes, train)
-    images = torch.randn(train.batch_size, 3, side, side)
-    row = {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
-    with precision(train, images.device):
-        row |= {} if adapted.plan is None else {"plan": str(adapted.plan)}
-    return row | simulated(adapted, train) if simulate else row
+    with tensors_without_data():
+        adapted, side = blank_without_data(backbone, method, options, num_classes, train)
+        images = torch.empty(train.batch_size, 3, side, side)
+        row = {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
+        with precision(train, images.device):
+            row |= {} if adapted.plan is None else {"plan": str(adapted.plan)}
+        return row | simulated(adapted, train) if simulate else row
 
 
 def simulated(adapted: s2a.Adapted, train: TrainConfig) -> dict[str, Any]:

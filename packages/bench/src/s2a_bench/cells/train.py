@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from s2a_bench.config import TrainConfig
+from s2a_bench.errors import InputError
 
 
 class Images(Protocol):
@@ -65,22 +66,40 @@ def set_checkpointing(backbone: Any, config: TrainConfig) -> None:
     backbone.set_grad_checkpointing(config.checkpointing)
 
 
-def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, recipe: TrainConfig) -> s2a.Adapted:
-    """``s2a.attach`` with the recipe's number format for frozen weights; a memory budget is for those.
+def for_recipe(config: Any, recipe: TrainConfig) -> Any:
+    """A method's config whose memory budget, if it has one, is for the recipe's batch.
 
     Raises:
+        InputError: A ``budget_batch`` of another size.
+    """
+    if not isinstance(config, s2a.LeanOptions) or not config.has_budget:
+        return config
+    if config.budget_batch not in (None, recipe.batch_size):
+        raise InputError(
+            f"method.budget_batch={config.budget_batch} is not train.batch_size={recipe.batch_size}: a memory budget "
+            "is for the batch that is trained; leave method.budget_batch out."
+        )
+    return dataclasses.replace(config, budget_batch=recipe.batch_size)
+
+
+def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, recipe: TrainConfig) -> s2a.Adapted:
+    """``s2a.attach`` with the recipe's number formats; a memory budget is for those and for the recipe's batch.
+
+    Raises:
+        InputError: As ``for_recipe``.
         S2AError: As ``s2a.attach``.
     """
-    if recipe.frozen == "fp32":
-        return s2a.attach(model, config, num_classes, image_size=image_size)
-    budget = isinstance(config, s2a.LeanOptions) and (config.memory_budget_mb or config.memory_budget)
-    plain = dataclasses.replace(config, memory_budget_mb=None, memory_budget=None) if budget else config
+    config = for_recipe(config, recipe)
+    budget = isinstance(config, s2a.LeanOptions) and config.has_budget
+    plain = dataclasses.replace(config, saved_budget_mb=None, peak_budget=None) if budget else config
     adapted = s2a.attach(model, plain, num_classes, image_size=image_size)
-    s2a.cast_frozen(adapted, torch.bfloat16)
+    if recipe.frozen == "bf16":
+        s2a.cast_frozen(adapted, torch.bfloat16)
     if budget:
-        with precision(recipe, torch.device("cpu")):
-            size = config.budget_batch
-            s2a.plan_memory(adapted, config.memory_budget_mb, budget=config.memory_budget, batch_size=size)
+        with precision(recipe, next(model.parameters()).device):
+            s2a.plan_memory(
+                adapted, config.saved_budget_mb, peak_budget=config.peak_budget, batch_size=recipe.batch_size
+            )
         adapted.config = config
     return adapted
 

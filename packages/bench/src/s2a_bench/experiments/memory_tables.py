@@ -12,10 +12,9 @@ from typing import Any
 
 import s2a
 import torch
+from s2a.memory import tensors_without_data
 
-from s2a_bench.cells.backbones import create
-from s2a_bench.cells.measure import MB, memory
-from s2a_bench.config import BackboneConfig
+from s2a_bench.cells.measure import MB, blank_without_data, memory
 
 _VIT, _SWIN, _CONVNEXT = "vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base"
 
@@ -77,8 +76,7 @@ PAPER_ROWS: tuple[PaperRow, ...] = (
 def measure_paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
     """Every row of Tables 1 and 2 whose method is registered, measured here, next to the printed figures.
 
-    What autograd holds is either constant or proportional to the batch, so it is measured at two small batches and
-    extended to ``batch_size`` on the line through them.
+    On tensors without data: nothing of the models' size is allocated.
 
     Yields:
         The fields of ``measure.memory_row`` and ``table``, ``row``, ``paper_params_percent``, ``paper_mb``, and
@@ -102,20 +100,9 @@ def measure_paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
 
 
 def _measure_row(row: PaperRow, batch_size: int) -> dict[str, Any]:
-    model, expected = create(BackboneConfig(row.backbone, random_weights=True))
-    adapted = s2a.attach(model, s2a.method_config(row.method, **row.options), 100, image_size=expected.size)
-    small, large = 1, 2
-    one, two = (memory(adapted, torch.randn(b, 3, expected.size, expected.size)) for b in (small, large))
-    slope = (two["saved_mb"] - one["saved_mb"]) / (large - small)
-    saved = one["saved_mb"] + slope * (batch_size - small)
-    theory = s2a.theoretical_memory(adapted, batch_size)
-    return {
-        "backbone": row.backbone,
-        "method": row.method,
-        "batch_size": batch_size,
-        **one,
-        "theoretical_mb": theory.total / MB,
-        "honest_mb": theory.honest / MB,
-        "saved_mb": saved,
-        "measured_mb": one["weights_mb"] + saved,
-    }
+    with tensors_without_data():
+        adapted, side = blank_without_data(row.backbone, row.method, row.options)
+        found = memory(adapted, torch.empty(batch_size, 3, side, side))
+        honest = s2a.theoretical_memory(adapted, batch_size).honest
+    names = {"backbone": row.backbone, "method": row.method, "batch_size": batch_size}
+    return {**names, **found, "honest_mb": honest / MB}

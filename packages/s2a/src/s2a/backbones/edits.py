@@ -8,6 +8,7 @@ import types
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -99,6 +100,32 @@ class _Placed:
             p.grad = grad
 
 
+@dataclasses.dataclass
+class _Cast:
+    """The dtype of a parameter or buffer, by its place; a parameter stays the same object."""
+
+    module: nn.Module
+    name: str
+    original: torch.dtype
+    dtype: torch.dtype
+
+    @property
+    def tensor(self) -> Tensor:
+        return getattr(self.module, self.name)
+
+    def set_dtype(self, dtype: torch.dtype) -> None:
+        tensor = self.tensor
+        if isinstance(tensor, nn.Parameter):
+            tensor.grad = None
+            tensor.data = tensor.data.to(dtype)
+        else:
+            setattr(self.module, self.name, tensor.to(dtype))
+
+    def undo(self) -> None:
+        if self.tensor.dtype == self.dtype:  # Else the whole model was moved to another dtype since.
+            self.set_dtype(self.original)
+
+
 class Edits:
     """A log of edits to a model's modules; ``undo`` restores every bit of it in reverse order.
 
@@ -113,7 +140,7 @@ class Edits:
             model: Its parameters are remembered as objects: ``load_state_dict(assign=True)``, and moving a model to
                 some devices, puts others in their place, which ``undo`` takes out again.
         """
-        self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved] = []
+        self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved | _Cast] = []
         self._placed = [
             _Placed(module, name, parameter, parameter.grad)
             for module in (model.modules() if model is not None else ())
@@ -166,6 +193,16 @@ class Edits:
         kept = {id(edit.parameter) for edit in self._log if isinstance(edit, _Trained) and edit.value is not None}
         return [(p.module, p.name, p.parameter) for p in self._placed if id(p.parameter) not in kept]
 
+    def cast(self, module: nn.Module, name: str, dtype: torch.dtype) -> None:
+        """Gives a module's own parameter or buffer another dtype."""
+        edit = _Cast(module, name, getattr(module, name).dtype, dtype)
+        edit.set_dtype(dtype)
+        self._log.append(edit)
+
+    def was_cast(self, tensor: Tensor) -> bool:
+        """Whether a parameter or buffer has another dtype than before the edits."""
+        return any(isinstance(edit, _Cast) and edit.tensor is tensor for edit in self._log)
+
     def original(self, tensor: Tensor) -> Tensor:
         """The value a parameter or buffer had before the edits."""
         for edit in self._log:
@@ -173,6 +210,8 @@ class Edits:
                 return edit.value
             if isinstance(edit, _Preserved) and edit.tensor is tensor:
                 return edit.value
+            if isinstance(edit, _Cast) and edit.tensor is tensor:
+                return tensor.detach().to(edit.original)
         return tensor
 
     def undo(self) -> None:

@@ -18,6 +18,7 @@ from timm.models.vision_transformer import Block as ViTBlock
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from s2a.backbones.refusals import refusal_sentence
 from s2a.errors import UnsupportedModel
 
 Layout = Literal["NLC", "NHWC", "NCHW"]
@@ -130,21 +131,4 @@ def family_of(model: nn.Module) -> Family:
     for family in FAMILIES:
         if isinstance(model, family.cls):
             return family
-    names = ", ".join(f"{f.cls.__name__} ({f.name})" for f in FAMILIES)
-    raise UnsupportedModel(
-        f"{type(model).__name__} is not a supported backbone; supported timm classes: {names}. "
-        f"First module that does not fit: {_first_misfit(model)}. "
-        "To add a family, add an entry to s2a.backbones.families.FAMILIES."
-    )
-
-
-def _first_misfit(model: nn.Module) -> str:
-    """Path and class of the first module that is neither a layer nor part of a supported model."""
-    supported = {family.cls.__module__ for family in FAMILIES}
-
-    def fits(cls: type) -> bool:
-        return cls.__module__ in supported or cls.__module__.startswith(("torch.", "timm.layers."))
-
-    found = ((name, type(m)) for name, m in model.named_modules() if name and not fits(type(m)))
-    name, cls = next(found, ("the model itself", type(model)))
-    return f"{name} ({cls.__name__})"
+    raise UnsupportedModel(refusal_sentence(model, [(family.cls, family.name) for family in FAMILIES]))

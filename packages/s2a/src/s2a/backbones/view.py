@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.backbones.families import Layout, family_of
+from s2a.backbones.refusals import refuse_quantised
 from s2a.errors import UnsupportedModel
 
 
@@ -106,9 +107,11 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
         image_size: Side, or height and width, in pixels; ``None`` takes the model's own.
 
     Raises:
-        UnsupportedModel: Unknown family, no such block, or a block whose input does not have the family's layout.
+        UnsupportedModel: Unknown family, quantised weights, features that are not pooled, no such block, or a block
+            whose input does not have the family's layout.
     """
     family = family_of(model)
+    refuse_quantised(model)
     stages = family.stages(model)
     size = input_size(model) if image_size is None else _sides(image_size)
     patch_drop = getattr(model, "patch_drop", None)
@@ -123,7 +126,12 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
         **dict.fromkeys(family.parts.values(), ()),
     }
     inside = [f"{n}.{path}" for n in names for path, kind in kinds.items() if _has_module(model, f"{n}.{path}", kind)]
-    shapes = called(model, [*names, *inside], size)
+    shapes, pooled = _run_blank(model, [*names, *inside], size)
+    if len(pooled) != 2:
+        raise UnsupportedModel(
+            f"{type(model).__name__} returns features of shape {pooled} for one image, not one vector: its pooling is "
+            "off (global_pool=''); create it with global_pool='avg', or 'token' where it has a class token."
+        )
     blocks = []
     for s, names in enumerate(stages):
         for name in names:
@@ -143,8 +151,7 @@ def describe(model: nn.Module, image_size: int | Sequence[int] | None = None) ->
             parts = {role: f"{name}.{path}" for role, path in family.parts.items() if f"{name}.{path}" in shapes}
             geometry = (channels, grid, grid_out, prefix, family.layout, window, heads)
             blocks.append(Block(name, s, *geometry, linears=linears, parts=parts))
-    classifier = classifier_name(model)
-    return Backbone(model, family.name, tuple(blocks), int(model.head_hidden_size), classifier, size)  # type: ignore
+    return Backbone(model, family.name, tuple(blocks), pooled[1], classifier_name(model), size)
 
 
 @contextlib.contextmanager
@@ -182,6 +189,13 @@ def called(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dic
     Raises:
         UnsupportedModel: The model cannot take such an image.
     """
+    return _run_blank(model, names, size)[0]
+
+
+def _run_blank(
+    model: nn.Module, names: Sequence[str], size: tuple[int, int]
+) -> tuple[dict[str, tuple[Shape, Shape]], Shape]:
+    """As ``called``, and the shape of the pooled features."""
     shapes: dict[str, tuple[Shape, Shape]] = {}
 
     def record(name: str, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -193,7 +207,7 @@ def called(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dic
     try:
         with evaluating(model):
             blank = torch.zeros(1, input_channels(model), *size, device=reference.device, dtype=reference.dtype)
-            pooled_features(model, blank)  # Norms may sit behind the pooling.
+            pooled = pooled_features(model, blank)  # Norms may sit behind the pooling.
     except (AssertionError, RuntimeError) as error:
         raise UnsupportedModel(
             f"{type(model).__name__} cannot take an image of {size[0]} x {size[1]} pixels ({error}); "
@@ -202,7 +216,7 @@ def called(model: nn.Module, names: Sequence[str], size: tuple[int, int]) -> dic
     finally:
         for handle in handles:
             handle.remove()
-    return shapes
+    return shapes, tuple(pooled.shape)
 
 
 def _geometry(

@@ -13,9 +13,13 @@ _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2*
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(" + "|".join(_UNITS) + ")")
 
 
-def _new(default: Any) -> Any:
+USUAL_BATCH = 32
+"""Images of a step where nobody says how many: those of the paper's tables."""
+
+
+def _new(default: Any, **metadata: Any) -> Any:
     """A field that is part of a config's identity only where it is not its default: older records stay valid."""
-    return dataclasses.field(default=default, metadata={"identity": "unless default"})
+    return dataclasses.field(default=default, metadata={"identity": "unless default", **metadata})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -25,25 +29,35 @@ class LeanOptions:
     Attributes:
         activations: ``"exact"``: what PyTorch keeps. ``"lean"``: codes of norms and activations; the rest is computed
             again (docs/lean.md).
-        memory_budget_mb: With ``"lean"``: the most that weights and saved tensors may take, in MB of 1e6 bytes, at
-            ``budget_batch`` images. A planner chooses what each block keeps.
-        memory_budget: Instead: a whole device's memory as ``"8GiB"`` or ``"640MB"``, for the peak of a training step
-            with gradients, AdamW's state and temporaries.
-        budget_batch: Images per step that a budget is for.
+        saved_budget_mb: With ``"lean"``: the most that weights and saved tensors may take together, in MB of 1e6 bytes
+            (``measured_mb`` of ``s2a-bench memory``). A planner chooses what each block keeps.
+        peak_budget: Instead: the most that a whole training step may take at its peak, gradients, AdamW's state and
+            temporaries included: ``"8GiB"`` or ``"640MB"``.
+        budget_batch: Images per step that a budget is for; a larger step then gives a warning. ``None``: it is planned
+            for ``USUAL_BATCH`` images, and anew at the first training step of another size and at every larger one.
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
             keep a block's input or output must then copy it. Refused where something that trains reads the stream.
         recompute: With ``"lean"``: number format of the products of the forward pass that the backward pass computes
             again (q, k, v; activations' inputs; not the side branch): ``"same"`` as in the forward pass, or ``"bf16"``,
             twice as fast on a CPU that multiplies it natively, slower on hardware that does not. Gradients lose little
             (docs/lean.md).
+        memory_budget_mb: Older name of ``saved_budget_mb``; what is given under it is found under the newer one.
+        memory_budget: Older name of ``peak_budget``, likewise.
     """
 
     activations: Literal["exact", "lean"] = _new("exact")
-    memory_budget_mb: float | None = _new(None)
-    memory_budget: str | None = _new(None)
-    budget_batch: int = _new(32)
+    saved_budget_mb: float | None = _new(None)
+    peak_budget: str | None = _new(None)
+    budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
     recompute: Literal["same", "bf16"] = _new("same")
+    memory_budget_mb: float | None = _new(None)
+    memory_budget: str | None = _new(None)
+
+    @property
+    def has_budget(self) -> bool:
+        """Whether there is a memory budget, of either kind."""
+        return self.saved_budget_mb is not None or self.peak_budget is not None
 
     def check_lean(self, *others: str) -> None:
         """Checks the values.
@@ -64,31 +78,48 @@ class LeanOptions:
             raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'same' or 'bf16'.")
         if self.recompute != "same" and self.activations != "lean":
             raise S2AError(f"recompute={self.recompute!r} needs activations='lean': nothing else computes again.")
-        given = [n for n in ("memory_budget_mb", "memory_budget") if getattr(self, n) is not None]
+        self._check_budgets()
+
+    def _check_budgets(self) -> None:
+        given = [n for n in (*_BUDGETS, *_BUDGETS.values()) if getattr(self, n) is not None]
         if given and self.activations != "lean":
             raise S2AError(
                 f"{given[0]} needs activations='lean', which alone can be planned; here it is {self.activations!r}."
             )
-        if len(given) == 2:
-            raise S2AError("memory_budget_mb and memory_budget are two ways to say the same; give one of them.")
-        budget = self.memory_budget_mb
-        if budget is not None and (
-            isinstance(budget, bool) or not isinstance(budget, int | float) or not 0 < budget < math.inf
-        ):
-            raise S2AError(f"memory_budget_mb={budget!r} must be a number of megabytes (1e6 bytes), 640 for example.")
-        if self.memory_budget is not None:
-            parse_size(self.memory_budget)
-        if type(self.budget_batch) is not int or self.budget_batch < 1:
-            raise S2AError(f"budget_batch={self.budget_batch!r} must be an integer of at least 1.")
+        saved = [name for name in given if name.endswith("_mb")]
+        peak = [name for name in given if name not in saved]
+        if saved and peak:
+            raise S2AError(
+                f"{saved[0]} limits weights and saved tensors, {peak[0]} the peak of a whole step: two different "
+                "limits, of which one can be planned for; give one of them."
+            )
+        if len(given) > 1:
+            raise S2AError(f"{' and '.join(given)} are two names of one limit; give one of them.")
+        for name in given:
+            value = getattr(self, name)
+            if not name.endswith("_mb"):
+                parse_size(value, name)
+            elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+                raise S2AError(f"{name}={value!r} must be a number of megabytes (1e6 bytes), 640 for example.")
+            if name in _BUDGETS:
+                object.__setattr__(self, _BUDGETS[name], value)
+                object.__setattr__(self, name, None)
+        batch = self.budget_batch
+        if batch is not None and (type(batch) is not int or batch < 1):
+            raise S2AError(f"budget_batch={batch!r} must be an integer of at least 1.")
 
 
-def parse_size(text: Any) -> int:
-    """Bytes of ``"8GiB"`` or ``"640MB"``.
+_BUDGETS = {"memory_budget_mb": "saved_budget_mb", "memory_budget": "peak_budget"}
+"""Older name of a budget -> its name."""
+
+
+def parse_size(text: Any, name: str = "peak_budget") -> int:
+    """Bytes of ``"8GiB"`` or ``"640MB"``; ``name`` is what an error calls them.
 
     Raises:
         S2AError: Anything else.
     """
     found = _SIZE.fullmatch(text.strip()) if isinstance(text, str) else None
     if not found or not float(found[1]):
-        raise S2AError(f"memory_budget={text!r} must be a number and one of {', '.join(_UNITS)}, as in 8GiB.")
+        raise S2AError(f"{name}={text!r} must be a number and one of {', '.join(_UNITS)}, as in 8GiB.")
     return int(float(found[1]) * _UNITS[found[2]])

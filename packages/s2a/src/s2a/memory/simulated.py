@@ -20,8 +20,10 @@ from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
     FakeCopyMode,
+    FakeTensor,
     FakeTensorMode,
 )
+from torch.overrides import TorchFunctionMode
 
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
@@ -141,7 +143,7 @@ def simulated_peak(
     devices = [device] if device.type == "cuda" else []
     ledger = Ledger(device)
     try:
-        with torch.random.fork_rng(devices), FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        with torch.random.fork_rng(devices), _mode_of(adapted) as mode:
             model = _without_data(adapted, mode)
             with _no_collection(), ledger, ledger.following(model):
                 _enter_weights(model, ledger)
@@ -177,9 +179,29 @@ def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> 
     return shape
 
 
+def _mode_of(model: nn.Module) -> FakeTensorMode:
+    """The mode of tensors without data that a model's tensors belong to, or a new one."""
+    found = (p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor))
+    return next(found, None) or FakeTensorMode(allow_non_fake_inputs=True)
+
+
+class _CloneToCopy(TorchFunctionMode):
+    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the one function, passes the rest on."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            clone = tensor.detach().clone()
+            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
+        return memo[id(tensor)]
+
+
 def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
     """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
-    with FakeCopyMode(mode):
+    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
         model = copy.deepcopy(adapted)
     for parameter in model.parameters():
         parameter.grad = None

@@ -84,9 +84,9 @@ def make_plan(
         chosen = [_Option(bits, spec.nbytes(bits, images), 0.0) for spec, bits in zip(specs, now, strict=True)]
     elif budget < smallest:
         raise S2AError(
-            f"A memory budget of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of it, "
-            f"and the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or "
-            "fewer images."
+            f"A saved_budget_mb of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of "
+            f"it, and the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or "
+            "fewer images (budget_batch)."
         )
     else:
         chosen = _knapsack(options, budget - others)

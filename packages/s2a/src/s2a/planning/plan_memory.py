@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
+import warnings
 from collections.abc import Callable
+from typing import Any
 
 import torch
+from torch._subclasses.fake_tensor import FakeTensor
 
 from s2a.adapted import Adapted
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
-from s2a.lean.options import parse_size
+from s2a.lean.options import USUAL_BATCH, parse_size
 from s2a.lean.plan import Plan
 from s2a.memory import saved_bytes, simulated_peak
 from s2a.planning.knapsack import make_plan
 from s2a.planning.survey import measure_specs, set_plan
+
+log = logging.getLogger("s2a")
 
 MAX_TRIES = 5
 """Plans simulated for a peak budget, at most."""
@@ -23,20 +29,29 @@ TOLERANCE = 0.01
 
 
 def plan_memory(
-    adapted: Adapted, budget_mb: float | None = None, *, budget: str | None = None, batch_size: int = 32
+    adapted: Adapted,
+    saved_budget_mb: float | None = None,
+    *,
+    peak_budget: str | None = None,
+    batch_size: int | None = None,
+    budget_mb: float | None = None,
+    budget: str | None = None,
 ) -> Plan:
     """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
 
     The cost is repeated work and gradient error (``planning.knapsack``). Call it under the autocast and with the
     weights (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak
-    some simulated steps.
+    some simulated steps. With a budget, training steps of more images than planned for are noticed (``BudgetWatch``).
 
     Args:
         adapted: A model attached with ``activations="lean"``.
-        budget_mb: Most that weights and saved tensors may take, in MB of 1e6 bytes.
-        budget: Instead, most that a whole training step with AdamW may take at its peak (``s2a.simulated_peak``),
+        saved_budget_mb: Most that weights and saved tensors may take, in MB of 1e6 bytes.
+        peak_budget: Instead, most that a whole training step with AdamW may take at its peak (``s2a.simulated_peak``),
             ``"8GiB"`` for example. With neither, nothing is changed: the plan says what is kept now.
-        batch_size: Images per step.
+        batch_size: Images per step; ``None``: the config's ``budget_batch``, and if that is ``None`` too
+            ``USUAL_BATCH`` until the first training step says how many there are.
+        budget_mb: Older name of ``saved_budget_mb``.
+        budget: Older name of ``peak_budget``.
 
     Returns:
         The plan; ``print`` shows it.
@@ -44,6 +59,15 @@ def plan_memory(
     Raises:
         S2AError: A model without lean branches, or a budget that cannot be met; the message has the smallest that can.
     """
+    saved_budget_mb = budget_mb if saved_budget_mb is None else saved_budget_mb
+    peak_budget = budget if peak_budget is None else peak_budget
+    if saved_budget_mb is not None and peak_budget is not None:
+        raise S2AError(
+            "saved_budget_mb limits weights and saved tensors, peak_budget the peak of a whole step: two different "
+            "limits, of which one can be planned for; give one of them."
+        )
+    given = batch_size if batch_size is not None else getattr(adapted.config, "budget_batch", None)
+    images = USUAL_BATCH if given is None else given
     branches = adapted._branches
     if not branches:
         raise S2AError(
@@ -60,32 +84,90 @@ def plan_memory(
     modes = {module: module.training for module in adapted.modules()}
     buffers = {name: value.clone() for name, value in adapted.named_buffers()}
     before = [branch.saved_bits for branch in branches]
+    watch = _watch_of(adapted) or BudgetWatch()
     try:
+        watch.planning = True
         adapted.train()
-        specs, others = measure_specs(adapted, branches, saved, batch_size)
+        specs, others = measure_specs(adapted, branches, saved, images)
 
         def plan(most: int | None) -> Plan:
-            found = make_plan(specs, before, batch_size, others, most)
+            found = make_plan(specs, before, images, others, most)
             set_plan(branches, found)
             return found
 
-        if budget is None:
-            found = plan(None if budget_mb is None else int(budget_mb * 1e6))
+        if peak_budget is None:
+            found = plan(None if saved_budget_mb is None else int(saved_budget_mb * 1e6))
         else:
-            found = _plan_for_peak(
-                plan, lambda: simulated_peak(adapted, batch_size).total, parse_size(budget), batch_size
-            )
+            device = reference.device.type
+            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+            most = parse_size(peak_budget)
+            found = _plan_for_peak(plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images)
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
             branch.saved_bits = keep
         raise
     finally:
+        watch.planning = False
         for module, mode in modes.items():
             module.training = mode
         for name, value in adapted.named_buffers():
             value.copy_(buffers[name])  # Batch norms count what they see.
     adapted._plan = found
+    if saved_budget_mb is not None or peak_budget is not None:
+        watch.follow(adapted, images, given is not None, (saved_budget_mb, peak_budget))
     return found
+
+
+class BudgetWatch:
+    """Keeps a budget true to the batches that are trained: a forward pre-hook of the adapted model.
+
+    A step with more images than planned for keeps more than the budget. Where the user said for how many images the
+    budget is, the first such step gives a warning. Where nobody said, the plan is made anew for that step's images, and
+    at the first step also for fewer.
+
+    Attributes:
+        planning: While a plan is made, whose own small passes are no training steps.
+    """
+
+    def __init__(self) -> None:
+        self.planning = False
+        self._images = 0
+        self._given = self._seen = self._warned = False
+        self._budgets: tuple[float | None, str | None] = (None, None)
+
+    def follow(self, adapted: Adapted, images: int, given: bool, budgets: tuple[float | None, str | None]) -> None:
+        """Notes a budget and the batch size that it was planned for, and whether the user gave that."""
+        self._images, self._given, self._budgets, self._warned = images, given, budgets, False
+        if _watch_of(adapted) is None:
+            adapted.register_forward_pre_hook(self.before)
+
+    def before(self, adapted: Any, args: tuple[Any, ...]) -> None:
+        """Forward pre-hook; a simulation's images, which have no data, are no training step."""
+        training = adapted.training and torch.is_grad_enabled()
+        if training and not self.planning and not isinstance(args[0], FakeTensor):
+            self._check(adapted, len(args[0]))
+
+    @torch.compiler.disable
+    def _check(self, adapted: Adapted, images: int) -> None:
+        first, self._seen = not self._seen, True
+        if self._given:
+            if images > self._images and not self._warned:
+                self._warned = True
+                warnings.warn(
+                    f"A training step has {images} images, but the memory budget was planned for {self._images}: it "
+                    f"keeps more than the budget; attach with budget_batch={images}, or call s2a.plan_memory with "
+                    f"batch_size={images}.",
+                    stacklevel=2,
+                )
+        elif images > self._images or (first and images < self._images):
+            saved_budget_mb, peak_budget = self._budgets
+            log.info("%s", plan_memory(adapted, saved_budget_mb, peak_budget=peak_budget, batch_size=images))
+            self._given = False  # The step said so, not the user: a larger one is planned for too.
+
+
+def _watch_of(adapted: Adapted) -> BudgetWatch | None:
+    owners = (getattr(hook, "__self__", None) for hook in adapted._forward_pre_hooks.values())
+    return next((owner for owner in owners if isinstance(owner, BudgetWatch)), None)
 
 
 def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
@@ -108,8 +190,8 @@ def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], 
         aim = found.predicted + budget - top
     if best is None:
         raise S2AError(
-            f"A peak of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest plan "
-            f"takes {top / 1e6:,.1f} MB; give that or more, or fewer images."
+            f"A peak_budget of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest "
+            f"plan takes {top / 1e6:,.1f} MB; give that or more, or fewer images (budget_batch)."
         )
     plan(best.predicted)  # Apply it once more: the last one tried may have been another.
     return best

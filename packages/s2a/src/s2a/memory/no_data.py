@@ -1,0 +1,58 @@
+"""Models on tensors without data: shapes, dtypes, storages and devices as usual, but nothing is allocated."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+
+class _ValuesAreUnknown(TorchDispatchMode):
+    """Answers 0 where a value is asked for, and so ends what draws again until all values are in a range."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Answers that one question, passes the rest on."""
+        if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
+            return _zero(args[0].dtype)
+        return func(*args, **(kwargs or {}))
+
+
+def _zero(dtype: torch.dtype) -> Any:
+    return False if dtype is torch.bool else 0.0 if dtype.is_floating_point else 0
+
+
+@contextlib.contextmanager
+def tensors_without_data() -> Iterator[None]:
+    """Within the block all new tensors are without data; a method can be attached to a model of such tensors.
+
+    Nothing that depends on values can be known: drawn weights are none, and a comparison of values is false.
+    """
+    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True), _ValuesAreUnknown():
+        yield
+
+
+def strip_data(model: nn.Module, device: torch.device | str = "cpu") -> None:
+    """Gives every parameter and buffer of a model, one on the meta device for example, a tensor without data.
+
+    Call it within ``tensors_without_data``.
+
+    Args:
+        model: Changed in place.
+        device: On which the tensors say they are.
+    """
+    made: dict[Tensor, Tensor] = {}
+    for module in model.modules():
+        for table in (module._parameters, module._buffers):
+            for name, tensor in table.items():
+                if tensor is None:
+                    continue
+                if tensor not in made:
+                    empty = torch.empty(tensor.shape, dtype=tensor.dtype, device=device)
+                    is_parameter = isinstance(tensor, nn.Parameter)
+                    made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
+                table[name] = made[tensor]  # type: ignore[assignment]
