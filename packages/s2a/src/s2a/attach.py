@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from s2a.adapted import Adapted
-from s2a.backbones import Edits, describe
+from s2a.backbones import Edits, describe, refuse_cut_gradients, separate_passes
 from s2a.errors import S2AError
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
@@ -81,6 +81,9 @@ def attach(
                 view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
             )
             make_plan = functools.partial(plan_memory, batch_size=config.budget_batch) if branches else None
+        # 5. What calls leave between modules is told apart, call by call.
+        separate_passes(model, edits)
+        refuse_cut_gradients(view, edits)
         adapted = Adapted(view, config, entry.name, method, head, edits, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)

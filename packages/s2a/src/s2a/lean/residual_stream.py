@@ -16,9 +16,10 @@ from timm.models.swin_transformer import SwinTransformerBlock
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
-from s2a.backbones import Backbone, Edits, evaluating, family_of, input_channels
+from s2a.backbones import Backbone, Edits, evaluating, family_of, in_checkpoint, input_channels
 from s2a.errors import S2AError
 from s2a.lean.registry import WritesInPlace
+from s2a.ops.keeping import keeps_for_backward
 from s2a.registry import Method
 
 
@@ -40,7 +41,7 @@ def call_stepwise(backbone: Backbone, edits: Edits) -> None:
 
 def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     given = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    if given or not torch.is_grad_enabled() or not _can_call_parts(self):
+    if given or not keeps_for_backward() or not _can_call_parts(self):
         return type(self).forward_features(self, x, *args, **kwargs)
     for step in family_of(self).steps(self):  # type: ignore[misc]
         x = step(x)
@@ -59,8 +60,9 @@ def _can_call_parts(model: nn.Module) -> bool:
 
 
 def writable(x: Tensor) -> bool:
-    """Whether a training step may write over a tensor: not without gradient, and not over a leaf that trains."""
-    return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
+    """Whether a training step may write over a tensor: with gradient, in no checkpoint, no leaf that trains."""
+    # What a checkpoint holds of a region is the region's input itself, and its second run starts from that.
+    return keeps_for_backward() and not in_checkpoint() and not (x.is_leaf and x.requires_grad)
 
 
 def add_in_place(x: Tensor, more: Tensor) -> Tensor:
