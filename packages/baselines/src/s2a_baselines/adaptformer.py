@@ -93,8 +93,8 @@ class Parallel(nn.Module):
         x = None if run is None else run.take(self)
         if x is None:
             raise S2AError(
-                "AdaptFormer's bottleneck beside an MLP reads the input of the norm in front of it; call the whole "
-                "block, not its MLP alone."
+                "AdaptFormer's bottleneck beside an MLP reads the input of the norm in front of it; call or checkpoint "
+                "the whole block, not its MLP alone."
             )
         return output + self(x)
 

@@ -148,13 +148,23 @@ def _enter(self: Any, name: str, inner: Any, *args: Any, **kwargs: Any) -> Any:
 
 
 def refuse_cut_gradients(backbone: Any, edits: Edits) -> None:
-    """Lets every block notice reentrant checkpointing that would leave what trains in it without a gradient."""
+    """Lets every block notice reentrant checkpointing that would leave what trains in it without a gradient.
+
+    Its first layer looks too: a block whose ``forward`` alone is checkpointed has its hooks outside of the checkpoint.
+    """
     for block in backbone.blocks:
-        edits.before(backbone.module(block.name), functools.partial(_check_gradient, backbone.model, block.name))
+        module, check = backbone.module(block.name), functools.partial(_check_gradient, backbone.model, block.name)
+        edits.before(module, check)
+        first = block.parts.get("attn_norm") or block.linears.get("conv1")
+        layers = [part for part in module.modules() if isinstance(part, nn.Conv2d)]
+        if first is not None:
+            layers = [backbone.module(first)]
+        for layer in layers[:1]:
+            edits.before(layer, check)
 
 
 def _check_gradient(model: nn.Module, name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-    """Forward pre-hook of a block.
+    """Forward pre-hook of a block and of its first layer.
 
     Reentrant checkpointing runs a block without gradient, and again with one in the backward pass. That backward pass
     comes only if an argument of the block has a gradient.
@@ -165,7 +175,7 @@ def _check_gradient(model: nn.Module, name: str, module: nn.Module, args: tuple[
     if torch.is_grad_enabled():
         return
     found = state_of(model)
-    if found is not None and found.saves and not any(getattr(arg, "requires_grad", False) for arg in args):
+    if isinstance(found, Pass) and found.saves and not any(getattr(arg, "requires_grad", False) for arg in args):
         raise S2AError(
             f"Block {name} runs under reentrant gradient checkpointing on an input without gradient: nothing in it "
             "would train; use checkpoint(..., use_reentrant=False), or timm.layers.set_reentrant_ckpt(False)."

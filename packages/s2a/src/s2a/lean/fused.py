@@ -34,7 +34,7 @@ from s2a.lean.mlp import mlp
 from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
 from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
-from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.keeping import in_selective_checkpoint, keeps_for_backward
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -198,7 +198,7 @@ class FusedBranch:
 
     def can_fuse(self, x: Tensor) -> bool:
         """Whether the running block runs fused on ``x``; warns once if something was changed after ``attach``."""
-        if not keeps_for_backward():
+        if not keeps_for_backward() or in_selective_checkpoint():
             return False
         if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
             return False  # Padding: the norm of a padded zero is its bias, not zero.

@@ -61,8 +61,11 @@ def _can_call_parts(model: nn.Module) -> bool:
 
 def writable(x: Tensor) -> bool:
     """Whether a training step may write over a tensor: with gradient, in no checkpoint, no leaf that trains."""
-    # What a checkpoint holds of a region is the region's input itself, and its second run starts from that.
-    return keeps_for_backward() and not in_checkpoint() and not (x.is_leaf and x.requires_grad)
+    if not keeps_for_backward() or (x.is_leaf and x.requires_grad):
+        return False
+    # What a checkpoint holds of a region is the region's input itself, and its second run starts from that; of a
+    # reentrant one autograd refuses an output that is a view.
+    return torch.compiler.is_compiling() or not (in_checkpoint() or "CheckpointFunction" in type(x.grad_fn).__name__)
 
 
 def add_in_place(x: Tensor, more: Tensor) -> Tensor:
