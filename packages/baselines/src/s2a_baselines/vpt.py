@@ -83,7 +83,7 @@ class TokenPrompts(nn.Module):
 
     def insert(self, x: Tensor) -> Tensor:
         """``(B, P + N, C)`` to ``(B, P + n + N, C)``."""
-        prompts = self.dropout(self.prompts.to(x.dtype).expand(len(x), -1, -1))
+        prompts = self.dropout(self.prompts.to(x.dtype).expand(x.shape[0], -1, -1))
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], 1)
 
     def strip(self, x: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class WindowPrompts(nn.Module):
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of an attention module on windows ``(B * windows, w * w, C)``."""
         x = args[0]
-        prompts = self.dropout(self.prompts.to(x.dtype)).expand(len(x), -1, -1)
+        prompts = self.dropout(self.prompts.to(x.dtype)).expand(x.shape[0], -1, -1)
         return (torch.cat([prompts, x], 1), *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -196,7 +196,7 @@ class RingPrompts(nn.Module):
             )
         # Pixels in [0, 1] are normalised as the images are; features are taken as they are.
         ring = (self.prompts - self.mean) / self.std if self.pixels else self.prompts
-        ring = self.dropout(ring.to(x.dtype).expand(len(x), -1, -1))
+        ring = self.dropout(ring.to(x.dtype).expand(x.shape[0], -1, -1))
         # Left and right beside the map first, then top and bottom across the full width.
         top, bottom, left, right = ring.split(self.sizes, 2)
         across, down = (self.width, width + 2 * self.width), (height, self.width)
