@@ -13,9 +13,9 @@ import s2a
 import tiny
 import torch
 from lean_models import assert_same, gradients
+from pass_models import adapted_model
 from s2a.backbones import describe
 from test_selection import split_rings
-from test_threads import adapted_model
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import (
     CheckpointImpl,
     apply_activation_checkpointing,

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
+from pass_models import CASES, adapted_model
 from test_selection import split_rings
-from test_threads import CASES, adapted_model
 
 FAST = [("vit", "s2a", "lean"), ("vit", "s2a", "paper"), ("vit", "vpt", "exact")]
 

@@ -10,43 +10,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import lean_models
 import pytest
 import s2a
 import tiny
 import torch
 from lean_models import gradients
+from pass_models import CASES, MODES, adapted_model
 from s2a.backbones import calls
 from test_selection import split_rings
 from torch import Tensor
 
-SIDE: dict[str, tuple[str, dict[str, Any]]] = {"linear": ("linear", {}), "unipt": ("unipt", {}), "lst": ("lst", {})}
-METHODS = {**{n: lean_models.METHODS[n] for n in lean_models.METHODS if n != "lora_dropped"}, **SIDE}
-MODES: dict[str, dict[str, Any]] = {
-    "exact": {"activations": "exact"},
-    "paper": {"activations": "paper"},
-    "lean": {"activations": "lean"},
-    "budget": {"activations": "lean", "memory_budget_mb": 2.0, "budget_batch": 2},
-}
-CASES = [("vit", m, mode) for m in METHODS for mode in ("exact", "lean") if m not in SIDE]
-CASES += [("vit", m, "as it is") for m in SIDE] + [("vit", "s2a", "paper"), ("vit", "s2a", "budget")]
-CASES += [(family, "s2a", mode) for family in tiny.MODELS if family != "vit" for mode in ("exact", "paper", "lean")]
-CASES += [(f, m, "lean") for f in ("swin", "convnext") for m in ("adaptformer", "vpt")]
-CASES += [(f, m, "as it is") for f in ("swin", "convnext", "resnet") for m in ("unipt", "lst")]
 FAST = [("vit", "s2a", mode) for mode in MODES] + [("vit", "adaptformer", "exact"), ("vit", "adaptformer", "lean")]
 FAST += [("swin", "s2a", "lean"), ("vit", "unipt", "as it is"), ("vit", "lst", "as it is")]
-
-
-def adapted_model(family: str, method: str, mode: str) -> tuple[Any, Tensor]:
-    """A tiny model whose parameters are not as at the start, in evaluation mode, and six images for it."""
-    make_model, size = tiny.MODELS[family]
-    name, options = METHODS[method]
-    config = s2a.method_config(name, **options, **MODES.get(mode, {}))
-    adapted = s2a.attach(make_model(), config, tiny.CLASSES, image_size=size).eval()
-    with torch.no_grad():
-        for parameter in adapted.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.02)
-    return adapted, torch.randn(6, 3, size, size)
 
 
 def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
