@@ -103,3 +103,15 @@ def test_a_checkpointed_input_is_not_written_over(family: str, way: str) -> None
         warnings.simplefilter("ignore")
         found = gradients(other, images)
     assert_same(found, expected, 1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
+def test_a_checkpointed_container_stays_one(family: str) -> None:
+    """Lean activations call a stage's blocks one by one, but not around a checkpoint of the whole stage."""
+    adapted, images = adapted_model(family, "bias", "lean")
+    name = {"vit": "blocks", "swin": "layers.0", "convnext": "stages.0"}[family]
+    container, other = adapted.backbone.get_submodule(name), copy.deepcopy(adapted)
+    apply_activation_checkpointing(other, check_fn=lambda m: type(m) is type(container))
+    kept = s2a.saved_bytes(other, images)
+    assert not any(path.startswith(f"backbone.{name}.") for path in kept)  # The stage's input alone is kept.
+    assert_same(gradients(other, images), copy.deepcopy(gradients(adapted, images)), 1e-5)

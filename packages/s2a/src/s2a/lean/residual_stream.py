@@ -36,6 +36,9 @@ def call_stepwise(backbone: Backbone, edits: Edits) -> None:
         for step in family_of(model).steps(model):  # type: ignore[misc]
             blank = step(blank)
     if blank.shape == expected.shape and torch.equal(blank, expected):
+        paths = {block.name.rpartition(".")[0] for block in backbone.blocks}
+        paths |= {path.rpartition(".")[0] for path in paths}
+        edits.override(model, "s2a_containers", tuple((path, backbone.module(path)) for path in sorted(paths - {""})))
         edits.override(model, "forward_features", _forward_features)
 
 
@@ -49,7 +52,10 @@ def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
 
 def _can_call_parts(model: nn.Module) -> bool:
-    """Whether no container has hooks or gradient checkpointing, which calling its parts directly would leave out."""
+    """Whether no container has hooks, gradient checkpointing or a wrapper, which calling its parts would leave out."""
+    for path, container in model.s2a_containers:  # type: ignore[union-attr,operator]
+        if model.get_submodule(path) is not container or "forward" in container.__dict__:
+            return False
     for module in model.modules():
         if module.__dict__.get("grad_checkpointing"):
             return False
