@@ -161,3 +161,16 @@ def test_the_mlp_of_adaptformer_by_itself_is_refused() -> None:
     adapted, _ = adapted_model("vit", "adaptformer", "exact")
     with pytest.raises(s2a.S2AError, match="call or checkpoint the whole block, not its MLP alone"):
         adapted.backbone.blocks[0].mlp(torch.randn(1, 65, 64))
+
+
+def test_states_between_the_blocks_of_shallow_vpt_are_refused() -> None:
+    """They have prompts among them, which timm would reshape into the map."""
+    deep, shallow = (
+        s2a.attach(tiny.vit(), s2a.method_config("vpt", prompts=3, deep=deep), 5).eval() for deep in (True, False)
+    )
+    images = torch.randn(2, 3, 32, 32)
+    assert all(m.shape == (2, 64, 8, 8) for m in deep.backbone.forward_intermediates(images, intermediates_only=True))
+    for call in (shallow.backbone.forward_intermediates, shallow.backbone.get_intermediate_layers):
+        with pytest.raises(s2a.S2AError, match="Between the blocks of shallow VPT there are prompts"):
+            call(images)
+    assert shallow.backbone.forward_features(images).shape == (2, 65, 64)

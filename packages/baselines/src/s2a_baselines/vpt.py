@@ -103,6 +103,13 @@ class TokenPrompts(nn.Module):
         return batch_size * self.prompts.numel()
 
 
+def _refuse_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise S2AError(
+        "Between the blocks of shallow VPT there are prompts beside the positions, which timm's forward_intermediates "
+        "would take for positions; use deep=True, or hooks on the blocks."
+    )
+
+
 class WindowPrompts(nn.Module):
     """n tokens in front of every attention window, added before attention and removed after it.
 
@@ -272,6 +279,8 @@ class VPT(Method):
             attention = backbone.module(block.parts["attn"]) if "attn" in block.parts else nn.Module()
             if "num_prefix_tokens" in attention.__dict__:
                 edits.override(attention, "num_prefix_tokens", block.prefix + config.prompts)
+        if not config.deep and len(blocks) > 1:
+            edits.override(backbone.model, "forward_intermediates", _refuse_intermediates)
         for block in blocks if config.deep else blocks[:1]:
             site = TokenPrompts(config.prompts, block.channels, block.prefix, _bound(backbone), config.dropout)
             edits.before(backbone.module(block.name), site.before)
