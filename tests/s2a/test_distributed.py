@@ -1,4 +1,4 @@
-"""Data-parallel training: two gloo processes on one machine."""
+"""Data-parallel training, weights replicated or sharded: two gloo processes on one machine."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -48,7 +51,8 @@ def _gradients(model: nn.Module, images: Tensor, labels: Tensor) -> list[dict[st
     for _ in range(2):
         optimizer.zero_grad()
         F.cross_entropy(model(images), labels).backward()
-        found.append({n: p.grad.clone() for n, p in trainable.items() if p.grad is not None})
+        grads = {n: p.grad for n, p in trainable.items() if p.grad is not None}
+        found.append({n: g.full_tensor() if isinstance(g, DTensor) else g.clone() for n, g in grads.items()})
         optimizer.step()
     assert all(step.keys() == trainable.keys() for step in found)
     return found
@@ -63,6 +67,11 @@ def _worker(rank: int, folder: str) -> None:
             model = DistributedDataParallel(_model(kind), find_unused_parameters=False)
             found = _gradients(model, *(t[2 * rank : 2 * rank + 2] for t in _batch()))
             torch.save(found, f"{folder}/{kind}.{rank}.pt")
+            sharded: Any = _model(kind)
+            for block in (*sharded.backbone.blocks, sharded):
+                fully_shard(block, mesh=init_device_mesh("cpu", (2,)))
+            found = _gradients(sharded, *(t[2 * rank : 2 * rank + 2] for t in _batch()))
+            torch.save(found, f"{folder}/{kind}.sharded.{rank}.pt")
     finally:
         dist.destroy_process_group()
 
@@ -79,8 +88,8 @@ def test_two_processes_get_the_gradients_of_the_joined_batch(tmp_path: Path) -> 
             process.wait()
     for kind in KINDS:
         expected = _gradients(_model(kind), *_batch())
-        for rank in range(2):
-            for found, own in zip(torch.load(tmp_path / f"{kind}.{rank}.pt"), expected, strict=True):
+        for file in (f"{kind}.0", f"{kind}.1", f"{kind}.sharded.0", f"{kind}.sharded.1"):
+            for found, own in zip(torch.load(tmp_path / f"{file}.pt"), expected, strict=True):
                 for name, grad in own.items():
                     torch.testing.assert_close(found[name], grad, rtol=1e-4, atol=1e-6)
 

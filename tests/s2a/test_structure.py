@@ -179,10 +179,10 @@ def test_branch_is_the_recurrence(activation: str, prefix: int) -> None:
     for parameter in branch.parameters():
         nn.init.normal_(parameter, std=0.5)
     inputs = [block_input(of) for _ in range(3)]
-    branch.start()
+    run = branch.new_run()
     for i, x in enumerate(inputs):
-        branch.tap(i, x)
-    torch.testing.assert_close(branch.finish(), oracles.side_branch(branch, inputs, prefix), rtol=1e-4, atol=1e-5)
+        run.tap(i, x)
+    torch.testing.assert_close(run.finish(), oracles.side_branch(branch, inputs, prefix), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["vit", "swin", "convnext", "resnet"])
@@ -203,10 +203,10 @@ def test_branch_reads_the_blocks_own_inputs(name: str) -> None:
     for module in names:
         module.register_forward_pre_hook(record, prepend=True)
     features = adapted.method(model, images)
-    branch.start()
+    run = branch.new_run()
     for i, of in enumerate(branch.blocks):
-        branch.tap(i, seen[of.name])
-    torch.testing.assert_close(features[:, -branch.width :], branch.finish())
+        run.tap(i, seen[of.name])
+    torch.testing.assert_close(features[:, -branch.width :], run.finish())
     assert torch.equal(features[:, : -branch.width], pooled_features(model, images))
 
 
@@ -274,10 +274,10 @@ def test_branch_keeps_small_tensors_alone() -> None:
             self.branch = branch
 
         def forward(self, x: Tensor) -> Tensor:
-            branch.start()
-            branch.tap(0, x)
-            branch.tap(1, x)
-            return branch.finish()
+            run = branch.new_run()
+            run.tap(0, x)
+            run.tap(1, x)
+            return run.finish()
 
     kept = s2a.saved_bytes(Apply(Run()), block_input(of), torch.sum)
     small = 4 * 2 * 16 * 4  # One tensor of the branch: float32, batch 2, 16 positions, 32 / 8 channels.
@@ -300,9 +300,8 @@ def test_reduction_must_divide() -> None:
 
 def test_a_block_that_does_not_run_is_named() -> None:
     branch = LiteSideBranch([block()], 4, "gelu")
-    branch.start()
     with pytest.raises(s2a.S2AError, match="block did not run"):
-        branch.finish()
+        branch.new_run().finish()
 
 
 # The method

@@ -5,11 +5,12 @@ Shared by the methods that only read the backbone (linear probing and side netwo
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from s2a.backbones import Edits, pooled_features
+from s2a.backbones import Edits, pooled_features, running, state_of
 from s2a.errors import S2AError
 from torch import Tensor, nn
 
@@ -28,7 +29,7 @@ def keep_in_evaluation(model: nn.Module, edits: Edits) -> None:
 class Tap(nn.Module):
     """A hook that returns one tensor of a forward pass: a module's input (``before``) or its output (``after``).
 
-    It records only inside ``run_frozen`` and holds no tensor afterwards.
+    It records into the entry that ``run_frozen`` has made for it, and holds no tensor itself.
 
     Args:
         place: Name of the module, for error messages.
@@ -37,27 +38,19 @@ class Tap(nn.Module):
     def __init__(self, place: str) -> None:
         super().__init__()
         self.place = place
-        self._recording = False
-        self._held: Tensor | None = None
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
         """Forward pre-hook."""
-        if self._recording:
-            self._held = args[0]
+        self._record(args[0])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
         """Forward hook."""
-        if self._recording:
-            self._held = output
+        self._record(output)
 
-    def open(self) -> None:
-        """Starts recording."""
-        self._recording, self._held = True, None
-
-    def close(self) -> Tensor | None:
-        """Stops recording, and returns and releases the recorded tensor; ``None`` if the module did not run."""
-        held, self._recording, self._held = self._held, False, None
-        return held
+    def _record(self, tensor: Tensor) -> None:
+        found: list[Tensor] | None = state_of(self)
+        if found is not None:
+            found[:] = [tensor]
 
 
 def run_frozen(model: nn.Module, images: Tensor, taps: Sequence[Tap] = ()) -> tuple[Tensor, list[Tensor]]:
@@ -74,15 +67,13 @@ def run_frozen(model: nn.Module, images: Tensor, taps: Sequence[Tap] = ()) -> tu
     Raises:
         S2AError: A tapped module did not run.
     """
-    for tap in taps:
-        tap.open()
-    try:
+    recorded: list[list[Tensor]] = [[] for _ in taps]
+    with contextlib.ExitStack() as stack:
+        for tap, found in zip(taps, recorded, strict=True):
+            stack.enter_context(running(tap, found))
         with torch.no_grad():
             features = pooled_features(model, images)
-    finally:
-        held = [tap.close() for tap in taps]
-    maps = [tensor for tensor in held if tensor is not None]
-    if len(maps) < len(taps):
-        missing = ", ".join(tap.place for tap, tensor in zip(taps, held, strict=True) if tensor is None)
-        raise S2AError(f"{missing} did not run in the backbone's forward pass; there is nothing to tap.")
-    return features, maps
+    missing = [tap.place for tap, found in zip(taps, recorded, strict=True) if not found]
+    if missing:
+        raise S2AError(f"{', '.join(missing)} did not run in the backbone's forward pass; there is nothing to tap.")
+    return features, [found[0] for found in recorded]

@@ -12,7 +12,7 @@ import math
 from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block, Edits, called, channel_axis
+from s2a.backbones import Backbone, Block, BlockRun, Edits, called, channel_axis, run_block, state_of
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
@@ -47,19 +47,20 @@ class AdaptFormerConfig(LeanOptions):
 class Parallel(nn.Module):
     """scale * (W_up dropout(ReLU(W_down x + b_down)) + b_up), added to the MLP's output. Starts at zero.
 
-    x is the input of the norm in front of the MLP. A pre-hook of the norm stores it, and the hook of the MLP releases
-    it, so that it lives no longer than the block's own reference to it; a block that runs again (gradient
-    checkpointing) stores it again.
+    x is the input of the norm in front of the MLP. A pre-hook of the norm leaves it with the running block, and the
+    hook of the MLP takes it, so that it lives no longer than the block's own reference to it; a block that runs again
+    (gradient checkpointing) leaves it again.
 
     Args:
         channels: C of x.
         config: Width w, scale and dropout.
         maps: x is ``(B, C, H, W)`` and both layers are 1 x 1 convolutions; otherwise ``(..., C)``, and both linear.
+        block: The block that both are in.
     """
 
     reads_output_only = True  # Lean branches do not have the input that a hook is given.
 
-    def __init__(self, channels: int, config: AdaptFormerConfig, maps: bool) -> None:
+    def __init__(self, channels: int, config: AdaptFormerConfig, maps: bool, block: nn.Module) -> None:
         super().__init__()
         width = config.width
         self.down: nn.Module = nn.Conv2d(channels, width, 1) if maps else nn.Linear(channels, width)
@@ -70,20 +71,31 @@ class Parallel(nn.Module):
         nn.init.kaiming_uniform_(self.down.weight, a=math.sqrt(5))  # type: ignore[arg-type]
         for zero in (self.down.bias, self.up.weight, self.up.bias):
             nn.init.zeros_(zero)  # type: ignore[arg-type]
-        self.stored: Tensor | None = None
+        self._block = (block,)  # In a tuple: it is no part of the bottleneck.
 
     def forward(self, x: Tensor) -> Tensor:
         """What is added, of the shape of ``x``."""
         return self.scale * self.up(self.dropout(self.act(self.down(x))))
 
     def before_norm(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of the norm: stores x."""
-        self.stored = args[0]
+        """Forward pre-hook of the norm: leaves x with the running block."""
+        run: BlockRun | None = state_of(self._block[0])
+        if run is not None:
+            run.leave(self, args[0])
 
     def after_mlp(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the MLP: adds to its output and releases x."""
-        x, self.stored = self.stored, None
-        assert x is not None  # The norm ran: ``_shape`` saw it run in front of the MLP.
+        """Forward hook of the MLP: adds to its output and lets x go.
+
+        Raises:
+            S2AError: The MLP was called without its block.
+        """
+        run: BlockRun | None = state_of(self._block[0])
+        x = None if run is None else run.take(self)
+        if x is None:
+            raise S2AError(
+                "AdaptFormer's bottleneck beside an MLP reads the input of the norm in front of it; call or checkpoint "
+                "the whole block, not its MLP alone."
+            )
         return output + self(x)
 
 
@@ -124,21 +136,15 @@ class AdaptFormer(Method):
         self._positions: list[tuple[int, int]] = []
         for block in backbone.blocks:
             shape, axis = _stream(backbone, block, shapes)
-            adapter = Parallel(block.channels, config, axis == 1 and len(shape) == 4)
+            module = backbone.module(block.name)
+            adapter = Parallel(block.channels, config, axis == 1 and len(shape) == 4, module)
+            edits.override(module, "forward", run_block)
             edits.before(backbone.module(block.parts["mlp_norm"]), adapter.before_norm)
             edits.after(backbone.module(block.parts["mlp"]), adapter.after_mlp)
             self._positions.append((math.prod(shape) // block.channels, block.channels))
             self.adapters.append(adapter)
         self.width = config.width
         release_frozen_inputs(backbone.model, edits)
-
-    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
-        """Features of the adapted backbone, ``(B, C)``."""
-        try:
-            return super().forward(model, images)
-        finally:  # A block that failed (out of memory, for example) would still hold its input.
-            for adapter in self.adapters:
-                adapter.stored = None  # type: ignore[assignment]
 
     def keeps(self, batch_size: int) -> dict[str, int]:
         """Bytes of the inputs of ``down`` and ``up``, the output of the ReLU, and in training dropout's mask."""

@@ -158,7 +158,7 @@ class Mixer(nn.Module):
         """``(B, N, C)``."""
         # c_k, (B, K, 1).
         if self.gate is None:
-            shares = anchor.new_ones(len(anchor), 1, 1)
+            shares = anchor.new_ones(anchor.shape[0], 1, 1)
         else:
             means = torch.stack([target.mean(1) for target in targets], 1)
             shares = self.gate(anchor.mean(1, keepdim=True) * means).softmax(1)

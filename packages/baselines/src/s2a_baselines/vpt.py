@@ -83,7 +83,7 @@ class TokenPrompts(nn.Module):
 
     def insert(self, x: Tensor) -> Tensor:
         """``(B, P + N, C)`` to ``(B, P + n + N, C)``."""
-        prompts = self.dropout(self.prompts.to(x.dtype).expand(len(x), -1, -1))
+        prompts = self.dropout(self.prompts.to(x.dtype).expand(x.shape[0], -1, -1))
         return torch.cat([x[:, : self.prefix], prompts, x[:, self.prefix :]], 1)
 
     def strip(self, x: Tensor) -> Tensor:
@@ -101,6 +101,13 @@ class TokenPrompts(nn.Module):
     def mask_elements(self, batch_size: int) -> int:
         """Elements of the dropout's mask."""
         return batch_size * self.prompts.numel()
+
+
+def _refuse_intermediates(self: Any, *args: Any, **kwargs: Any) -> Any:
+    raise S2AError(
+        "Between the blocks of shallow VPT there are prompts beside the positions, which timm's forward_intermediates "
+        "would take for positions; use deep=True, or hooks on the blocks."
+    )
 
 
 class WindowPrompts(nn.Module):
@@ -121,7 +128,7 @@ class WindowPrompts(nn.Module):
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         """Forward pre-hook of an attention module on windows ``(B * windows, w * w, C)``."""
         x = args[0]
-        prompts = self.dropout(self.prompts.to(x.dtype)).expand(len(x), -1, -1)
+        prompts = self.dropout(self.prompts.to(x.dtype)).expand(x.shape[0], -1, -1)
         return (torch.cat([prompts, x], 1), *args[1:])
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -196,7 +203,7 @@ class RingPrompts(nn.Module):
             )
         # Pixels in [0, 1] are normalised as the images are; features are taken as they are.
         ring = (self.prompts - self.mean) / self.std if self.pixels else self.prompts
-        ring = self.dropout(ring.to(x.dtype).expand(len(x), -1, -1))
+        ring = self.dropout(ring.to(x.dtype).expand(x.shape[0], -1, -1))
         # Left and right beside the map first, then top and bottom across the full width.
         top, bottom, left, right = ring.split(self.sizes, 2)
         across, down = (self.width, width + 2 * self.width), (height, self.width)
@@ -272,6 +279,8 @@ class VPT(Method):
             attention = backbone.module(block.parts["attn"]) if "attn" in block.parts else nn.Module()
             if "num_prefix_tokens" in attention.__dict__:
                 edits.override(attention, "num_prefix_tokens", block.prefix + config.prompts)
+        if not config.deep and len(blocks) > 1:
+            edits.override(backbone.model, "forward_intermediates", _refuse_intermediates)
         for block in blocks if config.deep else blocks[:1]:
             site = TokenPrompts(config.prompts, block.channels, block.prefix, _bound(backbone), config.dropout)
             edits.before(backbone.module(block.name), site.before)

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from s2a.adapted import Adapted, classes_of, new_head, refuse_reset
-from s2a.backbones import Edits, classifier_name, describe
+from s2a.backbones import Edits, classifier_name, describe, refuse_cut_gradients, separate_passes
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
 from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
@@ -103,6 +103,9 @@ def attach(
             make_plan = plan_memory if branches else None
         if dtype not in HALVES:
             widen_trained(model, edits, dtype)
+        # 5. What calls leave between modules is told apart, call by call.
+        separate_passes(model, edits)
+        refuse_cut_gradients(view, edits)
         adapted = Adapted(view, config, entry.name, method, head, edits, identity, places, branches, make_plan)
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)

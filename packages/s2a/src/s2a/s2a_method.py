@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.backbones import Backbone, Block, Edits, pooled_features
+from s2a.backbones import Backbone, Block, Edits, pooled_features, running
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
@@ -193,8 +193,7 @@ class S2A(Method):
         """Backbone features, and the side branch's behind them, ``(B, C + c)``."""
         if self.branch is None:
             return pooled_features(model, images)
-        # Under gradient checkpointing blocks run twice, and would run the branch twice with them.
-        checkpointed = any(getattr(module, "grad_checkpointing", False) for module in model.modules())
-        self.branch.start(at_once=self.lean and not checkpointed)
-        features = pooled_features(model, images)
-        return torch.cat([features, self.branch.finish()], dim=1)
+        run = self.branch.new_run(at_once=self.lean)
+        with running(self.branch, run):
+            features = pooled_features(model, images)
+        return torch.cat([features, run.finish()], dim=1)

@@ -21,6 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
+from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.pack import chunk_of, pack, packed_bytes, unpack
 
 
@@ -186,7 +187,7 @@ class _QuantizedAttention(torch.autograd.Function):
 
 def quantized_softmax(x: Tensor, bits: int = 4, dim: int = -1, levels: str = "paper") -> Tensor:
     """Softmax over axis ``dim`` that keeps its output in ``bits`` bits."""
-    if not (torch.is_grad_enabled() and x.requires_grad) or x.dim() == 0:
+    if not (keeps_for_backward() and x.requires_grad) or x.dim() == 0:
         return x.softmax(dim)
     return _QuantizedSoftmax.apply(x, bits, dim, levels)  # type: ignore[no-any-return]
 
@@ -228,7 +229,7 @@ def attention(
         bias = torch.zeros_like(full, dtype=q.dtype).masked_fill_(~full, float("-inf"))
     elif attn_mask is not None and attn_mask.dtype == torch.bool:
         bias = torch.zeros_like(attn_mask, dtype=q.dtype).masked_fill_(~attn_mask, float("-inf"))
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
+    needs_grad = keeps_for_backward() and any(t is not None and t.requires_grad for t in (q, k, v, bias))
     if dropout_p > 0 or not needs_grad:
         scores = (q * factor) @ k.transpose(-2, -1)
         scores = scores if bias is None else scores + bias

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from s2a.ops.keeping import keeps_for_backward
+
 
 class _FrozenConv2d(torch.autograd.Function):
     """Convolution with a frozen weight (equation 2): dx = conv_transpose(dy, W) and db = sum of dy need no x."""
@@ -46,7 +48,7 @@ class _FrozenConv2d(torch.autograd.Function):
 def frozen_conv2d(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """What ``conv(x)`` returns, without keeping ``x``; the stock path where the weight trains or pads unusually."""
     unusual = isinstance(conv.padding, str) or conv.padding_mode != "zeros" or x.dim() != 4
-    if unusual or conv.weight.requires_grad or not torch.is_grad_enabled():
+    if unusual or conv.weight.requires_grad or not keeps_for_backward():
         return conv._conv_forward(x, conv.weight, conv.bias)
     weight, bias, device = conv.weight, conv.bias, x.device.type
     if torch.is_autocast_enabled(device):
@@ -82,6 +84,6 @@ def fixed_batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
     """What ``norm(x)`` returns, without keeping ``x`` where statistics and weight are fixed; else the stock path."""
     mean, variance, weight = norm.running_mean, norm.running_var, norm.weight
     trains = weight is not None and weight.requires_grad
-    if norm.training or mean is None or variance is None or trains or x.dim() != 4 or not torch.is_grad_enabled():
+    if norm.training or mean is None or variance is None or trains or x.dim() != 4 or not keeps_for_backward():
         return nn.BatchNorm2d.forward(norm, x)
     return _FixedBatchNorm.apply(x, mean, variance, weight, norm.bias, norm.eps)  # type: ignore[no-any-return]

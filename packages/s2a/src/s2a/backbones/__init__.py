@@ -1,5 +1,16 @@
 """Backbones: the table of families, the view of a model that a method is given, and undoable edits."""
 
+from s2a.backbones.calls import (
+    BlockRun,
+    Pass,
+    in_checkpoint,
+    new_pass,
+    refuse_cut_gradients,
+    run_block,
+    running,
+    separate_passes,
+    state_of,
+)
 from s2a.backbones.edits import Edits
 from s2a.backbones.families import FAMILIES, Layout, family_of
 from s2a.backbones.view import (
@@ -21,8 +32,10 @@ __all__ = [
     "FAMILIES",
     "Backbone",
     "Block",
+    "BlockRun",
     "Edits",
     "Layout",
+    "Pass",
     "Shape",
     "called",
     "channel_axis",
@@ -30,8 +43,15 @@ __all__ = [
     "describe",
     "evaluating",
     "family_of",
+    "in_checkpoint",
     "input_channels",
+    "new_pass",
     "pooled_features",
     "reads_class_token",
+    "refuse_cut_gradients",
+    "run_block",
+    "running",
+    "separate_passes",
     "split_tokens",
+    "state_of",
 ]

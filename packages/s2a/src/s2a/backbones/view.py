@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
+from s2a.backbones.calls import new_pass, running
 from s2a.backbones.families import Layout, family_of
 from s2a.backbones.refusals import refuse_quantised
 from s2a.errors import UnsupportedModel
@@ -274,14 +275,8 @@ def classifier_name(model: Any) -> str:
 
 def pooled_features(model: Any, images: Tensor) -> Tensor:
     """Pooled, normalised features in front of the classifier, ``(B, C)``."""
-    switch = model.__dict__.get("s2a_features_only")  # The last block may leave out what no feature comes from.
-    if switch is not None:
-        switch.on = True
-    try:
+    with running(model, new_pass()):  # The last block may leave out what no feature comes from.
         features = model.forward_head(model.forward_features(images), pre_logits=True)
-    finally:
-        if switch is not None:
-            switch.on = False
     # A class token is a slice: the head would keep the whole map for it (of a single image even a contiguous one).
     return features.clone(memory_format=torch.contiguous_format)
 

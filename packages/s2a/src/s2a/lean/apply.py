@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
-from s2a.backbones import Backbone, Block, Edits, family_of
+from s2a.backbones import Backbone, Block, Edits, family_of, run_block
 from s2a.lean import fused, layerwise, pooling  # noqa: F401  (pools register their lean forwards)
-from s2a.lean.class_token import FeaturesOnlySwitch
 from s2a.lean.registry import lean_forward_of
 from s2a.lean.residual_stream import call_stepwise, write_in_place
 from s2a.lean.spec import SavedBits
@@ -83,7 +82,8 @@ def make_lean(
     blocks: dict[str, list[fused.FusedBranch]] = {}
     for block, role, norm, body in branches_of(backbone):
         module = backbone.module(block.name)
-        if "forward" in module.__dict__:
+        own = module.__dict__.get("forward")
+        if own is not None and getattr(own, "func", None) is not run_block:
             continue
         windows = block.window if role == "attn" else None
         # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
@@ -116,9 +116,7 @@ def _narrow_last_block(backbone: Backbone, blocks: Mapping[str, list[fused.Fused
     """Lets the last block of a ViT compute the class token's row alone, where the head reads nothing else."""
     last = backbone.blocks[-1].name
     if backbone.reads_class_token and len(blocks.get(last, ())) == 2 and backbone.blocks[-1].heads:
-        switch = FeaturesOnlySwitch(backbone.model)
-        edits.override(backbone.model, "s2a_features_only", switch)
-        edits.override(backbone.module(last), "s2a_features_only", switch)
+        edits.override(backbone.module(last), "s2a_backbone", (backbone.model,))
         edits.override(backbone.module(last), "forward", fused.last_block_forward)
 
 

@@ -19,19 +19,10 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from s2a.backbones import Pass, state_of
 from s2a.lean.linear import Layer, image_chunks
 from s2a.lean.spec import BranchOptions, add_to, cast_like
 from s2a.ops import custom_ops as ops
-
-
-class FeaturesOnlySwitch:
-    """On while only the head's features of ``model`` are computed; the last block then leaves other tokens out.
-
-    ``s2a.backbones.pooled_features`` sets it; both find it as the attribute ``s2a_features_only``.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.on = model, False
 
 
 class _ClassAttention(torch.autograd.Function):
@@ -152,8 +143,11 @@ def class_attention(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | N
 
 
 def reads_class_token_alone(model: Any, block: Any) -> bool:
-    """Whether nothing reads more of the last block's output than the head does."""
-    if type(block) is not Block or getattr(model, "grad_checkpointing", False):
+    """Whether nothing reads more of the last block's output, in the pass that runs, than the head does."""
+    asked = state_of(model)  # Of a pass for pooled features; whoever calls the block otherwise wants all tokens.
+    if type(block) is not Block or not isinstance(asked, Pass):
+        return False
+    if getattr(model, "grad_checkpointing", False) or asked.in_a_region():
         return False  # A checkpointed block runs again when nobody asks for features any more.
     drops: tuple[Any, ...] = (block.attn.proj_drop, block.mlp.drop2)
     if any(drop.training and getattr(drop, "p", 0) > 0 for drop in drops):

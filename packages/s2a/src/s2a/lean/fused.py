@@ -2,14 +2,15 @@
 
 In a timm block, x + attn(norm1(x)) and x + mlp(norm2(x)) are residual branches. For a fused branch
 
-1. ``block_forward`` notes that the block runs (``block_runs``) and calls the block's own forward;
-2. ``norm_forward``, at the norm's place, decides whether this pass can be fused (``can_fuse``) and then returns its
-   input as it is (``norm_skipped``);
+1. ``block_forward`` notes that the block runs (``LeanRun``, in ``s2a.backbones.calls``: other threads may run the
+   same block) and calls the block's own forward;
+2. ``norm_forward``, at the norm's place, decides whether this run can be fused (``can_fuse``) and then returns its
+   input as it is;
 3. ``body_forward``, at the place of attention or MLP, gets that input and runs norm, linear layers and what is between
    them as one function (``attention``, ``mlp``, ``class_attention``), which keeps codes.
 
 Residual sums, layer scales, dropped paths and hooks at the block, in front of the norm and on the branch's output stay
-timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that pass back to separate layers.
+timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that run back to separate layers.
 """
 
 from __future__ import annotations
@@ -26,13 +27,14 @@ from timm.models.swin_transformer import WindowAttention
 from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.backbones import Block
+from s2a.backbones import Block, BlockRun, running, state_of
 from s2a.lean.attention import attention
-from s2a.lean.class_token import FeaturesOnlySwitch, class_attention, reads_class_token_alone
+from s2a.lean.class_token import class_attention, reads_class_token_alone
 from s2a.lean.mlp import mlp
 from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
 from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
+from s2a.ops.keeping import in_selective_checkpoint, keeps_for_backward
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -70,9 +72,21 @@ def _reads_output_only(hook: Any) -> bool:
     return getattr(getattr(hook, "__self__", None), "reads_output_only", False)
 
 
+class LeanRun(BlockRun):
+    """One run of a block with fused branches; a norm that returned its input leaves ``True`` for its branch.
+
+    Attributes:
+        class_token_only: The attention returns the class token's row alone.
+    """
+
+    def __init__(self, class_token_only: bool = False) -> None:
+        super().__init__()
+        self.class_token_only = class_token_only
+
+
 @dataclasses.dataclass(eq=False)
 class FusedBranch:
-    """One residual branch of a block: a norm and the attention or MLP behind it, and the state of the running pass.
+    """One residual branch of a block: a norm and the attention or MLP behind it.
 
     Attributes:
         block: Description of the block that it belongs to.
@@ -84,9 +98,6 @@ class FusedBranch:
         stock_forward: The body's forward without fusion.
         block_module: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
-        block_runs: The block's forward is running; called from elsewhere, the norm is an ordinary norm.
-        norm_skipped: The norm returned its input in this pass; the body has to apply it.
-        class_token_only: The attention returns the class token's row alone in this pass.
         warned: The warning about the fallback to separate layers has been given.
         recompute_dtype: See ``BranchOptions``.
     """
@@ -100,9 +111,6 @@ class FusedBranch:
     stock_forward: Any
     block_module: nn.Module
     windows: tuple[int, int] | None = None
-    block_runs: bool = False
-    norm_skipped: bool = False
-    class_token_only: bool = False
     warned: bool = False
     recompute_dtype: torch.dtype | None = None
 
@@ -164,7 +172,7 @@ class FusedBranch:
         """Its sizes, for the planner."""
         first, last = self.layers
         reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
-        narrow = "s2a_features_only" in self.block_module.__dict__
+        narrow = "s2a_backbone" in self.block_module.__dict__
         bits = 0
         if isinstance(self.body, Mlp):
             key = activation_key(self.body.act)
@@ -189,8 +197,8 @@ class FusedBranch:
         return isinstance(self.body, Mlp) and self.saved_bits.inner > 0
 
     def can_fuse(self, x: Tensor) -> bool:
-        """Whether this forward pass on ``x`` runs fused; warns once if something was changed after ``attach``."""
-        if not self.block_runs or not torch.is_grad_enabled():
+        """Whether the running block runs fused on ``x``; warns once if something was changed after ``attach``."""
+        if not keeps_for_backward() or in_selective_checkpoint():
             return False
         if self.windows and (x.shape[1] % self.windows[0] or x.shape[2] % self.windows[1]):
             return False  # Padding: the norm of a padded zero is its bias, not zero.
@@ -209,12 +217,13 @@ class FusedBranch:
             )
         return why is None
 
-    def run_fused(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+    def run_fused(self, x: Tensor, mask: Tensor | None = None, class_token_only: bool = False) -> Tensor:
         """Norm and body as one function: the body's output for the norm's input ``x``.
 
         Args:
             x: ``(B, ..., C)`` or ``(B, C, H, W)``; for windows ``(B * windows, N, C)``.
             mask: ``(windows, N, N)``, of shifted windows.
+            class_token_only: The attention returns the class token's row alone.
         """
         norm: Any = self.norm
         # The tensors of the autograd function: norm, then W, b, A, U of both linear layers.
@@ -239,11 +248,7 @@ class FusedBranch:
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
             shape = BranchOptions(self.saved_bits, norm.eps, heads=body.num_heads, scale=body.scale, **common)
-            out = (
-                class_attention(shape, x, tensors)
-                if self.class_token_only
-                else attention(shape, x, bias, mask, tensors)
-            )
+            out = class_attention(shape, x, tensors) if class_token_only else attention(shape, x, bias, mask, tensors)
             drop = body.proj_drop
         # The last layer's module is not called; hooks that need its output alone (a bottleneck adapter's) run here.
         for hook in last._forward_hooks.values():
@@ -262,60 +267,48 @@ def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
 
 
 def norm_forward(self: Any, x: Tensor) -> Tensor:
-    """The norm of a fused branch: the identity in a pass that is fused, otherwise a lean norm."""
+    """The norm of a fused branch: the identity in a run that is fused, otherwise a lean norm."""
     branch: FusedBranch = self.s2a_branch
-    branch.norm_skipped = branch.can_fuse(x)
-    return x if branch.norm_skipped else lean_norm_forward(self, x)
+    run: LeanRun | None = state_of(branch.block_module)  # None: called by itself, the norm is an ordinary norm.
+    if run is None or not branch.can_fuse(x):
+        return lean_norm_forward(self, x)
+    run.leave(branch, True)
+    return x
 
 
 def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """Attention or MLP of a fused branch: with the norm where that was skipped, otherwise its own forward."""
     branch: FusedBranch = self.s2a_branch
-    opened, branch.norm_skipped = branch.norm_skipped, False
-    if not opened:
+    run: LeanRun | None = state_of(branch.block_module)
+    if run is None or not run.take(branch):
         return branch.stock_forward(x, *args, **kwargs)
     if isinstance(self, WindowAttention):
         return branch.run_fused(x, *args, **kwargs)
     if any(value is not None and value is not False for value in (*args, *kwargs.values())):
         return branch.stock_forward(lean_norm_forward(branch.norm, x), *args, **kwargs)  # A mask from outside.
-    return branch.run_fused(x)
+    return branch.run_fused(x, class_token_only=run.class_token_only)
 
 
 def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A block's own forward, during which the norms of its fused branches may be skipped."""
-    for branch in self.s2a_branches:
-        branch.block_runs, branch.norm_skipped = True, False
-    try:
+    with running(self, LeanRun()):
         if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
             return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
-    finally:
-        for branch in self.s2a_branches:
-            branch.block_runs = branch.norm_skipped = False
 
 
 def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     """The last block of a ViT: where only the head's features are asked for, the class token's row ``(B, 1, C)``."""
-    switch: FeaturesOnlySwitch = self.s2a_features_only
-    attn, mlp = self.s2a_branches
-    # Whether both branches could run fused, before anything runs.
-    for branch in self.s2a_branches:
-        branch.block_runs = True
     asked = any(value is not None and value is not False for value in (*args, *kwargs.values()))
+    # Whether both branches could run fused, before anything runs.
     narrow = (
-        switch.on
-        and not asked
-        and reads_class_token_alone(switch.model, self)
-        and all(b.can_fuse(x) for b in (attn, mlp))
+        not asked
+        and reads_class_token_alone(self.s2a_backbone[0], self)
+        and all(branch.can_fuse(x) for branch in self.s2a_branches)
     )
-    for branch in self.s2a_branches:
-        branch.block_runs = False
     if not narrow:
         return block_forward(self, x, *args, **kwargs)
-    try:
+    with running(self, LeanRun(class_token_only=True)):
         # The attention returns one row; the stream it is added to is cut to the same row.
-        attn.block_runs = mlp.block_runs = attn.class_token_only = True
         x = x[:, :1] + self.drop_path1(self.ls1(self.attn(self.norm1(x))))
         return x + self.drop_path2(self.ls2(self.mlp(self.norm2(x))))
-    finally:
-        attn.block_runs = attn.norm_skipped = attn.class_token_only = mlp.block_runs = mlp.norm_skipped = False

@@ -14,6 +14,7 @@ from s2a.activations.frozen import fixed_batch_norm
 from s2a.lean.norm import batch_norm
 from s2a.lean.registry import register_lean_forward
 from s2a.ops import custom_ops as ops
+from s2a.ops.keeping import keeps_for_backward
 
 
 class _CodedAttention(torch.autograd.Function):
@@ -77,7 +78,7 @@ def coded_attention(
         options["enable_gqa"] = True
     qkv, device = [query, key, value], query.device.type
     wanted = any(t is not None and t.requires_grad for t in (*qkv, attn_mask))
-    if dropout_p > 0 or not wanted or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+    if dropout_p > 0 or not wanted or not keeps_for_backward() or torch.compiler.is_compiling():
         return F.scaled_dot_product_attention(*qkv, attn_mask=attn_mask, dropout_p=dropout_p, **options)
     if torch.is_autocast_enabled(device):
         dtype = torch.get_autocast_dtype(device)
@@ -97,6 +98,6 @@ def attention_forward(self: Any, *args: Any, **kwargs: Any) -> Tensor:
 def batch_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A batch norm that keeps codes in training mode, and one number per channel with fixed statistics."""
     trains = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if self.training and trains and torch.is_grad_enabled() and not torch.compiler.is_compiling():
+    if self.training and trains and keeps_for_backward() and not torch.compiler.is_compiling():
         return batch_norm(self, x, self.s2a_lean_bits)
     return fixed_batch_norm(self, x)

@@ -21,6 +21,7 @@ from s2a.lean.linear import image_chunks
 from s2a.lean.registry import register_lean_forward
 from s2a.lean.spec import add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
+from s2a.ops.keeping import keeps_for_backward
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -88,7 +89,7 @@ def layer_norm(
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())
-    if not torch.is_grad_enabled() or not wanted or type(self) not in LAYER_NORMS:
+    if not keeps_for_backward() or not wanted or type(self) not in LAYER_NORMS:
         # A norm that was parametrised after ``attach`` has a class of its own.
         return type(self).forward(self, x)
     if torch.is_autocast_enabled(x.device.type):

@@ -19,6 +19,7 @@ from torch.autograd.function import once_differentiable
 
 from s2a.lean.linear import image_chunks
 from s2a.lean.registry import register_lean_forward
+from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.rows import pack_rows, unpack_rows
 
 LARGEST_WINDOW = 256
@@ -114,4 +115,4 @@ def average_pool_forward(self: Any, x: Tensor) -> Any:
 
 def _takes(x: Tensor) -> bool:
     """Whether a gradient is asked for, of maps; compilers trace the stock layer."""
-    return x.dim() == 4 and x.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return x.dim() == 4 and x.requires_grad and keeps_for_backward() and not torch.compiler.is_compiling()

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
 from s2a.ops import custom_ops as ops
+from s2a.ops.keeping import keeps_for_backward
 
 
 class _RecomputeFromCodes(torch.autograd.Function):
@@ -77,7 +78,7 @@ def recompute_from_codes(
     parameters = list(module.parameters())
     wanted = x.requires_grad or any(p.requires_grad for p in parameters)
     plain = x.is_floating_point() and x.dim() > 1
-    if not (wanted and plain and torch.is_grad_enabled()) or torch.compiler.is_compiling() or _differs(module):
+    if not (wanted and plain and keeps_for_backward()) or torch.compiler.is_compiling() or _differs(module):
         return forward(module, x)
     return _RecomputeFromCodes.apply(  # type: ignore[no-any-return]
         forward, module, bits, channel_axis, x, *parameters

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from s2a.backbones import Backbone, Edits, evaluating, family_of, input_channels
+from s2a.backbones import Backbone, Edits, evaluating, family_of, in_checkpoint, input_channels
 from s2a.errors import S2AError
 from s2a.lean.registry import WritesInPlace
+from s2a.ops.keeping import keeps_for_backward
 from s2a.registry import Method
 
 
@@ -42,6 +43,9 @@ def call_stepwise(backbone: Backbone, edits: Edits) -> None:
             blank = step(blank)
     same = noted.take() == whole if noted else torch.equal(blank, expected)
     if blank.shape == expected.shape and same:
+        paths = {block.name.rpartition(".")[0] for block in backbone.blocks}
+        paths |= {path.rpartition(".")[0] for path in paths}
+        edits.override(model, "s2a_containers", tuple((path, backbone.module(path)) for path in sorted(paths - {""})))
         edits.override(model, "forward_features", _forward_features)
 
 
@@ -66,7 +70,7 @@ class _Operators(TorchDispatchMode):
 
 def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
     given = any(value is not None and value is not False for value in (*args, *kwargs.values()))
-    if given or not torch.is_grad_enabled() or not _can_call_parts(self):
+    if given or not keeps_for_backward() or not _can_call_parts(self):
         return type(self).forward_features(self, x, *args, **kwargs)
     for step in family_of(self).steps(self):  # type: ignore[misc]
         x = step(x)
@@ -74,7 +78,10 @@ def _forward_features(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor
 
 
 def _can_call_parts(model: nn.Module) -> bool:
-    """Whether no container has hooks or gradient checkpointing, which calling its parts directly would leave out."""
+    """Whether no container has hooks, gradient checkpointing or a wrapper, which calling its parts would leave out."""
+    for path, container in model.s2a_containers:  # type: ignore[union-attr,operator]
+        if model.get_submodule(path) is not container or "forward" in container.__dict__:
+            return False
     for module in model.modules():
         if module.__dict__.get("grad_checkpointing"):
             return False
@@ -85,8 +92,12 @@ def _can_call_parts(model: nn.Module) -> bool:
 
 
 def writable(x: Tensor) -> bool:
-    """Whether a training step may write over a tensor: not without gradient, and not over a leaf that trains."""
-    return torch.is_grad_enabled() and not (x.is_leaf and x.requires_grad)
+    """Whether a training step may write over a tensor: with gradient, in no checkpoint, no leaf that trains."""
+    if not keeps_for_backward() or (x.is_leaf and x.requires_grad):
+        return False
+    # What a checkpoint holds of a region is the region's input itself, and its second run starts from that; of a
+    # reentrant one autograd refuses an output that is a view.
+    return torch.compiler.is_compiling() or not (in_checkpoint() or "CheckpointFunction" in type(x.grad_fn).__name__)
 
 
 def add_in_place(x: Tensor, more: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from s2a.errors import S2AError
+from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
 from s2a.ops.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 
@@ -238,7 +239,7 @@ def _flat(x: Tensor, layout: torch.memory_format) -> Tensor:
 
 def coded(x: Tensor, function: Callable[[Tensor], Tensor], code: Code) -> Tensor:
     """``function(x)``, keeping ``code`` of ``x`` for the backward pass; nothing where no gradient is asked for."""
-    if not (torch.is_grad_enabled() and x.requires_grad):
+    if not (keeps_for_backward() and x.requires_grad):
         return function(x)
     return _Coded.apply(x, function, code)  # type: ignore[no-any-return]
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from s2a.backbones import Block, split_tokens
+from s2a.backbones import Block, new_pass, split_tokens, state_of
 from s2a.errors import S2AError
 from s2a.lean.recompute import recompute_from_codes, recompute_map_forward
 from s2a.lean.registry import register_lean_forward
@@ -104,7 +104,7 @@ class LiteSideBranch(nn.Module):
     """The side branch of a whole backbone.
 
     Block inputs are tapped by hooks, pooled over channels at once (the backbone's own tensor is not held), and the
-    branch runs after the backbone: ``s_i = SideBlock_i(CAP(x_i) + s_{i-1})`` with ``s_0 = 0``.
+    branch runs after the backbone (``SideRun``): ``s_i = SideBlock_i(CAP(x_i) + s_{i-1})`` with ``s_0 = 0``.
 
     Args:
         blocks: The tapped blocks, in forward order.
@@ -132,67 +132,15 @@ class LiteSideBranch(nn.Module):
         for i in range(1, len(blocks)):
             if blocks[i].grid != blocks[i - 1].grid or widths[i] != widths[i - 1]:
                 self.transitions[str(i)] = Transition(widths[i - 1], widths[i], blocks[i - 1].grid, blocks[i].grid)
-        self._taps: list[Tensor | None] = []
-        self._state: tuple[Tensor | None, Tensor | None] = (None, None)
-        self._grad = self._at_once = False
-        self._done = 0
 
-    def start(self, at_once: bool = False) -> None:
-        """Forgets the taps of an earlier forward pass and opens the branch for the next one.
+    def new_run(self, at_once: bool = False) -> SideRun:
+        """The branch's part of a forward pass that begins now.
 
         Args:
-            at_once: Every site runs as soon as its block is tapped, so that no more than one tap is held. Not for
-                blocks under gradient checkpointing: what their forward pass does, it would do again.
+            at_once: Every site runs as soon as its block is tapped, so that no more than one tap is held. Not inside of
+                a checkpoint, which would run the site again with its block.
         """
-        self._taps = [None] * len(self.blocks)
-        self._grad = torch.is_grad_enabled()
-        self._at_once, self._done, self._state = at_once, 0, (None, None)
-
-    def tap(self, index: int, x: Tensor) -> None:
-        """Keeps the pooled input of tapped block ``index``; a re-run inside gradient checkpointing changes nothing.
-
-        Raises:
-            S2AError: A block that runs without gradient inside of a training step.
-        """
-        if self._taps and self._taps[index] is None and index >= self._done:
-            if self._grad and not torch.is_grad_enabled():
-                raise S2AError(
-                    f"Block {self.blocks[index].name} runs without gradient in a training step (reentrant gradient "
-                    "checkpointing): the side branch would be cut off; use timm.layers.set_reentrant_ckpt(False)."
-                )
-            axis = 1 if self.blocks[index].layout == "NCHW" else -1
-            self._taps[index] = channel_average_pool(x, self.reduction, axis)
-            if self._at_once:
-                self._advance(index + 1)
-
-    def _advance(self, stop: int) -> None:
-        """Runs the sites up to ``stop`` that have not run, and lets their taps go."""
-        for i in range(self._done, stop):
-            pooled, self._taps[i] = self._taps[i], None
-            if pooled is None:
-                name = self.blocks[i].name
-                raise S2AError(f"Block {name} did not run in the backbone's forward pass; nothing to tap.")
-            # x_d + y_{i-1}, on the grid and for prefix tokens; over a stage boundary y passes the transition first.
-            grid_state, prefix_state = self._state
-            prefix, grid = split_tokens(pooled, self.blocks[i])
-            del pooled
-            if grid_state is not None:
-                if str(i) in self.transitions:
-                    grid_state, prefix_state = self.transitions[str(i)](grid_state), None
-                grid = grid + grid_state  # type: ignore[operator]
-                prefix = prefix + prefix_state if prefix is not None and prefix_state is not None else prefix
-            self._state = self.sites[i](grid, prefix)
-            self._done = i + 1
-
-    def finish(self) -> Tensor:
-        """Runs the branch on the taps: mean over the grid of the last site's output, ``(B, width)``."""
-        try:
-            self._advance(len(self.blocks))
-            grid_state, prefix_state = self._state
-            assert grid_state is not None
-            return self.readout(grid_state, prefix_state)
-        finally:
-            self._taps, self._state = [], (None, None)
+        return SideRun(self, at_once)
 
     def keeps(self, batch_size: int, activation_bytes: Callable[[int], int]) -> dict[str, int]:
         """Bytes that the branch holds for the backward pass in fp32, by module.
@@ -228,6 +176,73 @@ class LiteSideBranch(nn.Module):
         return (grid.sum((2, 3)) + prefix.sum(1)) / (grid.shape[2] * grid.shape[3] + prefix.shape[1])
 
 
+class SideRun:
+    """One forward pass of a branch: what was tapped, and how far the sites have come.
+
+    ``running(branch, run)`` makes it the one that the taps of this thread feed; ``finish`` gives the branch's output.
+    Nothing of it is on a module: other threads, and calls inside of this one, have runs of their own.
+
+    Args:
+        branch: Whose sites run.
+        at_once: See ``LiteSideBranch.new_run``.
+    """
+
+    def __init__(self, branch: LiteSideBranch, at_once: bool = False) -> None:
+        self.branch, self.at_once = branch, at_once
+        self.start = new_pass()
+        self.taps: list[Tensor | None] = [None] * len(branch.blocks)
+        self.state: tuple[Tensor | None, Tensor | None] = (None, None)
+        self.done = 0
+
+    def tap(self, index: int, x: Tensor) -> None:
+        """Keeps the pooled input of tapped block ``index``; a block's second run changes nothing.
+
+        Raises:
+            S2AError: A block that runs without gradient inside of a training step.
+        """
+        if self.taps[index] is not None or index < self.done:
+            return
+        block = self.branch.blocks[index]
+        if self.start.saves and not torch.is_grad_enabled():
+            raise S2AError(
+                f"Block {block.name} runs without gradient in a training step (reentrant gradient checkpointing): the "
+                "side branch would be cut off; use timm.layers.set_reentrant_ckpt(False), or "
+                "checkpoint(..., use_reentrant=False)."
+            )
+        # Pooling keeps nothing for the backward pass, so that a checkpoint around the block does not miss it.
+        self.taps[index] = channel_average_pool(x, self.branch.reduction, 1 if block.layout == "NCHW" else -1)
+        if self.at_once and not self.start.in_a_region():
+            self._advance(index + 1)
+
+    def _advance(self, stop: int) -> None:
+        """Runs the sites up to ``stop`` that have not run, and lets their taps go."""
+        branch = self.branch
+        for i in range(self.done, stop):
+            pooled, self.taps[i] = self.taps[i], None
+            if pooled is None:
+                raise S2AError(
+                    f"Block {branch.blocks[i].name} did not run in the backbone's forward pass; nothing to tap."
+                )
+            # x_d + y_{i-1}, on the grid and for prefix tokens; over a stage boundary y passes the transition first.
+            grid_state, prefix_state = self.state
+            prefix, grid = split_tokens(pooled, branch.blocks[i])
+            del pooled
+            if grid_state is not None:
+                if str(i) in branch.transitions:
+                    grid_state, prefix_state = branch.transitions[str(i)](grid_state), None
+                grid = grid + grid_state  # type: ignore[operator]
+                prefix = prefix + prefix_state if prefix is not None and prefix_state is not None else prefix
+            self.state = branch.sites[i](grid, prefix)
+            self.done = i + 1
+
+    def finish(self) -> Tensor:
+        """Runs the branch on the taps: mean over the grid of the last site's output, ``(B, width)``."""
+        self._advance(len(self.branch.blocks))
+        grid_state, prefix_state = self.state
+        assert grid_state is not None
+        return self.branch.readout(grid_state, prefix_state)
+
+
 class Tap(nn.Module):
     """The hook of one tapped block. Holds the branch in a tuple: it is not the branch's parent."""
 
@@ -237,5 +252,7 @@ class Tap(nn.Module):
         self.index = index
 
     def before(self, module: nn.Module, args: tuple[Any, ...]) -> None:
-        """Forward pre-hook of a block."""
-        self._branch[0].tap(self.index, args[0])
+        """Forward pre-hook of a block: feeds the run of this call, if the block is not called by itself."""
+        run: SideRun | None = state_of(self._branch[0])
+        if run is not None:
+            run.tap(self.index, args[0])
