@@ -6,6 +6,7 @@ import argparse
 import os
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -77,13 +78,14 @@ def test_the_same_weights_from_every_form_of_file(model, tmp_path, name):
 
 def test_the_model_does_not_hold_its_weights_twice(model, tmp_path):
     torch.save(model.state_dict(), tmp_path / "w.pth")
-    made, _ = backbones.create(BackboneConfig(NAME, weights=str(tmp_path / "w.pth")))
+    made: Any = backbones.create(BackboneConfig(NAME, weights=str(tmp_path / "w.pth")))[0]
     assert made.pretrained_cfg["state_dict"] is None and made.pretrained_cfg["file"] == str(tmp_path / "w.pth")
 
 
 def test_arrays_that_would_run_code_are_refused_too(tmp_path):
     path, trace = tmp_path / "evil.npz", tmp_path / "ran"
-    np.savez(path, **{"embedding/kernel": np.array([Evil(trace)], dtype=object)})
+    arrays: dict[str, Any] = {"embedding/kernel": np.array([Evil(trace)], dtype=object)}
+    np.savez(path, **arrays)
     with pytest.raises(InputError, match="does not hold weights"):
         load(path)
     assert not trace.exists()

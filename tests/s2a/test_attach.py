@@ -43,7 +43,7 @@ def test_the_kept_classifier_is_the_start(name: str) -> None:
 
 
 def test_a_new_head_is_small_and_centred() -> None:
-    head = s2a.attach(tiny.vit(), s2a.S2AConfig(), 50).head
+    head: Any = s2a.attach(tiny.vit(), s2a.S2AConfig(), 50).head
     assert not bool(head.bias.any())
     assert 0.01 < float(head.weight.detach().std()) < 0.03
 

@@ -218,7 +218,7 @@ def test_a_class_of_the_same_name_is_told_apart() -> None:
 
 def test_an_adapted_model_in_a_wrapper_is_found() -> None:
     adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
-    wrapper = nn.DataParallel(adapted)
+    wrapper: Any = nn.DataParallel(adapted)
     with pytest.raises(s2a.S2AError, match=r"at model\.module, is already adapted by 's2a'"):
         s2a.attach(wrapper, s2a.S2AConfig(), 5)
     for call in (s2a.detach, s2a.merge):
@@ -274,7 +274,7 @@ def test_pools_and_missing_heads_are_right(make_model: Any, size: int, method: s
     logits = adapted(images)
     assert logits.shape == (2, 5)
     if method in ("linear", "bias"):
-        merged = s2a.merge(adapted)
+        merged: Any = s2a.merge(adapted)
         torch.testing.assert_close(merged(images), logits)
         assert (merged.num_classes, merged.get_classifier().out_features) == (5, 5)
     logits.sum().backward()
@@ -292,7 +292,7 @@ def test_two_heads_are_refused() -> None:
 class Int8Weight(torch.Tensor):
     """A weight as torchao's: a tensor class that stands for int8 values and a scale, and multiplies by itself."""
 
-    values: torch.Tensor
+    integers: torch.Tensor
     scale: torch.Tensor
 
     @staticmethod
@@ -301,13 +301,13 @@ class Int8Weight(torch.Tensor):
 
     def __init__(self, weight: torch.Tensor) -> None:
         self.scale = weight.abs().amax(1, keepdim=True) / 127
-        self.values = (weight / self.scale).round().to(torch.int8)
+        self.integers = (weight / self.scale).round().to(torch.int8)
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is nn.functional.linear:
             x, weight, *rest = args
-            return nn.functional.linear(x, weight.values * weight.scale, *rest, **(kwargs or {}))
+            return nn.functional.linear(x, weight.integers * weight.scale, *rest, **(kwargs or {}))
         with torch._C.DisableTorchFunctionSubclass():
             return func(*args, **(kwargs or {}))
 

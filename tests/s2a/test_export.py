@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from pass_models import CASES, adapted_model
@@ -33,7 +35,7 @@ def test_an_exported_model_has_no_codes(family: str, method: str, mode: str, wit
 @pytest.mark.parametrize(("family", "method", "mode"), FAST)
 def test_a_traced_model_runs_without_the_library(family: str, method: str, mode: str) -> None:
     adapted, images = adapted_model(family, method, mode)
-    traced = torch.jit.trace(adapted, images[:2], check_trace=False)
+    traced: Any = torch.jit.trace(adapted, images[:2], check_trace=False)
     assert "PythonOp" not in str(traced.inlined_graph)
     with torch.no_grad():
         torch.testing.assert_close(traced(images), adapted(images), rtol=1e-4, atol=1e-5)

@@ -36,6 +36,7 @@ def test_a_small_step_moves_every_bias() -> None:
     F.cross_entropy(adapted(images.bfloat16()), LABELS).backward()
     optimiser.step()
     for name, p in s2a.trainable_parameters(adapted).items():
+        assert p.grad is not None
         moved, wanted = p.detach() - before[name], p.grad.abs() > 1e-5
         torch.testing.assert_close(moved[wanted].abs(), torch.full_like(moved[wanted], 1e-4), rtol=0.02, atol=2e-7)
 

@@ -21,7 +21,7 @@ from s2a.state import backbone_id
 from s2a.testing import differences, snapshot
 from safetensors import safe_open
 from safetensors.torch import save_file
-from timm.utils import ModelEmaV2, ModelEmaV3
+from timm.utils.model_ema import ModelEmaV2, ModelEmaV3
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -49,7 +49,7 @@ def train(adapted: nn.Module, x: torch.Tensor, steps: int = 2, lr: float = 0.05)
     adapted.eval()
 
 
-def attached(method: str, model: str = "vit") -> tuple[Any, s2a.Adapted]:
+def attached(method: str, model: str = "vit") -> tuple[Any, Any]:
     """An untouched backbone, and a copy of it under a method, trained."""
     make, size = tiny.MODELS[model]
     plain = make()
@@ -196,7 +196,7 @@ def test_a_layer_unfrozen_after_attach_travels(averaged: bool, frozen_again: boo
     if frozen_again:
         adapted.backbone.requires_grad_(False)
     s2a.save(adapted, tmp_path / "state")
-    loaded = s2a.load(copy.deepcopy(plain), tmp_path / "state").eval()
+    loaded: Any = s2a.load(copy.deepcopy(plain), tmp_path / "state").eval()
     assert torch.equal(loaded(images()), adapted(images()))
     assert torch.equal(loaded.backbone.blocks[1].norm1.weight, layer.weight)
     assert loaded.backbone.blocks[1].norm1.weight.requires_grad

@@ -271,7 +271,7 @@ def test_what_could_not_be_loaded_is_not_written(value: float, tmp_path: Path) -
     plain, content = written()
     path = tmp_path / "state"
     path.write_bytes(content)
-    adapted = s2a.load(copy.deepcopy(plain), path)
+    adapted: Any = s2a.load(copy.deepcopy(plain), path)
     with torch.no_grad():
         adapted.head.weight[0, 0] = value
     with pytest.raises(s2a.S2AError, match="have values that are not finite: training diverged"):

@@ -16,7 +16,7 @@ import tiny
 import torch
 from lean_models import gradients
 from pass_models import CASES, MODES, adapted_model
-from s2a.backbones import calls
+from s2a.backbones import calls, describe
 from test_selection import split_rings
 from torch import Tensor
 
@@ -67,7 +67,7 @@ def test_a_call_from_a_hook_changes_nothing(family: str, method: str, mode: str,
     adapted, images = adapted_model(family, method, mode)
     other, images = images[:2], images[2:4]
     expected, grads, alone = adapted(images), gradients(adapted, images), INNER[inner](adapted, other)
-    last = adapted.backbone.get_submodule(s2a.backbones.describe(tiny.MODELS[family][0]()).blocks[-1].name)
+    last = adapted.backbone.get_submodule(describe(tiny.MODELS[family][0]()).blocks[-1].name)
     norm = last.norm2 if hasattr(last, "norm2") else last.norm
     for register in (last.register_forward_pre_hook, norm.register_forward_pre_hook):
         inside: list[Any] = []
@@ -118,7 +118,7 @@ def test_nothing_lives_longer_than_the_graph(family: str, mode: str) -> None:
     """Every block's input is gone after the backward pass, and at once where there is none."""
     adapted, images = adapted_model(family, "s2a", mode)
     seen: list[Any] = []
-    for block in s2a.backbones.describe(tiny.MODELS[family][0]()).blocks:
+    for block in describe(tiny.MODELS[family][0]()).blocks:
         adapted.backbone.get_submodule(block.name).register_forward_pre_hook(
             lambda module, args: seen.append(weakref.ref(args[0]))
         )
@@ -165,6 +165,8 @@ def test_the_mlp_of_adaptformer_by_itself_is_refused() -> None:
 
 def test_states_between_the_blocks_of_shallow_vpt_are_refused() -> None:
     """They have prompts among them, which timm would reshape into the map."""
+    deep: Any
+    shallow: Any
     deep, shallow = (
         s2a.attach(tiny.vit(), s2a.method_config("vpt", prompts=3, deep=deep), 5).eval() for deep in (True, False)
     )

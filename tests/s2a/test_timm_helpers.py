@@ -14,11 +14,13 @@ import timm
 import tiny
 import torch
 from s2a.testing import differences, snapshot
-from timm.data import resolve_model_data_config
+from timm.data.config import resolve_model_data_config
 from timm.models import load_checkpoint, resume_checkpoint
 from timm.models._manipulate import group_parameters
-from timm.optim import create_optimizer_v2
-from timm.utils import CheckpointSaver, ModelEmaV3, get_state_dict, unwrap_model
+from timm.optim._optim_factory import create_optimizer_v2
+from timm.utils.checkpoint_saver import CheckpointSaver
+from timm.utils.model import get_state_dict, unwrap_model
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 

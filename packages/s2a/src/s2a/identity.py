@@ -232,8 +232,10 @@ def unpack(architecture: str, packed: Any, names: list[str]) -> Identity:
     ordered = sorted(names) if len(names) == count else [f"{i:09}" for i in range(count)]
     tensors = {}
     for i, name in enumerate(ordered):
-        digests = (str(packed[k][_DIGITS * i : _DIGITS * (i + 1)]) for k in ("exact", "bfloat16", "float16"))
-        tensors[name] = Fingerprint(formats[packed["dtype"][i]], *digests)
+        exact, bfloat16, float16 = (
+            str(packed[k][_DIGITS * i : _DIGITS * (i + 1)]) for k in ("exact", "bfloat16", "float16")
+        )
+        tensors[name] = Fingerprint(formats[packed["dtype"][i]], exact, bfloat16, float16)
     checkpoint = {str(key): str(value) for key, value in packed["checkpoint"].items()}
     return Identity(architecture, checkpoint, str(packed["layout"]), tensors)
 

@@ -177,7 +177,7 @@ def load(
 
 def _put_state(adapted: Adapted, file: SavedFile, head: nn.Module | None) -> None:
     """Everything is checked before anything is written."""
-    weight = adapted.head.weight
+    weight: Any = adapted.head.weight
     if head is not None:
         adapted.head = head.to(weight.device).train(adapted.training)
     elif file.head["kind"] == "none":

@@ -175,7 +175,8 @@ def width(name: str) -> int | None:
     if not timm.is_model(name):
         return None
     with torch.device("meta"):
-        return int(timm.create_model(name, pretrained=False).num_features)
+        model: Any = timm.create_model(name, pretrained=False)
+        return int(model.num_features)
 
 
 def _takes_image_size(name: str) -> bool:
@@ -194,7 +195,7 @@ def _create_with_weights(name: str, path: Path, kwargs: dict[str, Any]) -> nn.Mo
     if path.suffix != ".npz":
         overlay = {"state_dict": read_weights(path), "custom_load": False}
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
+        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
     except Exception as error:
         raise InputError(f"{path} does not hold weights of {name} ({_first_line(error)}).") from error
     assert isinstance(model.pretrained_cfg, dict)

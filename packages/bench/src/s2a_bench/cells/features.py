@@ -92,7 +92,8 @@ def usable(adapted: s2a.Adapted, data_config: Mapping[str, Any], count: int) -> 
         count: Images of the longer list.
     """
     own = next(adapted.method.parameters(), None) is not None  # a claim that cannot be true
-    size = count * adapted.head.in_features * 4
+    head: Any = adapted.head
+    size = count * head.in_features * 4
     return adapted.method.fixed_features and not own and "augment" not in data_config and size <= FILE_LIMIT
 
 
@@ -132,7 +133,8 @@ def compute(
     Raises:
         InputError: An image that is decoded now is missing, damaged, or not the one that was prepared.
     """
-    width = adapted.head.in_features
+    head: Any = adapted.head
+    width: int = head.in_features
     path = folder and folder / f"{_name(identity)}.f32"
     if path is not None and (array := _open(path, identity, len(images), width)) is not None:
         with contextlib.suppress(OSError):

@@ -21,6 +21,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch._C import _autograd
 
 from s2a.backbones.edits import Edits
 from s2a.errors import S2AError
@@ -91,7 +92,7 @@ def new_pass() -> Pass:
 
 
 def _saved_tensors_hooks() -> Any:
-    return torch._C._autograd._top_saved_tensors_default_hooks(True)
+    return _autograd._top_saved_tensors_default_hooks(True)
 
 
 def in_checkpoint() -> bool:

@@ -16,7 +16,9 @@ def keeps_for_backward() -> bool:
     whatever the gradient mode in which it is made, and runs where this library may not be: it is to hold PyTorch's own
     operators and nothing else.
     """
-    return torch.is_grad_enabled() and not (torch.compiler.is_exporting() or torch.jit.is_tracing())  # type: ignore[attr-defined]
+    return torch.is_grad_enabled() and not (
+        torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+    )
 
 
 def in_selective_checkpoint() -> bool:

@@ -22,6 +22,8 @@ from s2a.planning.survey import measure_specs, set_plan
 
 log = logging.getLogger("s2a")
 
+_not_compiled: Any = torch.compiler.disable  # the type PyTorch gives it takes no methods
+
 MAX_TRIES = 5
 """Plans simulated for a peak budget, at most."""
 TOLERANCE = 0.01
@@ -147,7 +149,7 @@ class BudgetWatch:
         if training and not self.planning and not isinstance(args[0], FakeTensor):
             self._check(adapted, len(args[0]))
 
-    @torch.compiler.disable
+    @_not_compiled
     def _check(self, adapted: Adapted, images: int) -> None:
         first, self._seen = not self._seen, True
         if self._given:

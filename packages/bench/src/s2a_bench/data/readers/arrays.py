@@ -223,6 +223,7 @@ def open_pcam(tree: Tree, dataset: Dataset) -> Source:
                 f"{names['x']} in {tree.place} holds {kind} {shape}, not uint8 (N, 96, 96, 3); download it again."
             )
         with _open_hdf5(tree, names["y"], "y") as values:
+            assert values.size is not None  # its shape is not empty
             if values.dtype.kind not in "iuf" or values.size > MAX_IMAGES:
                 raise InputError(
                     f"Labels of {names['y']} in {tree.place} are {values.dtype} {values.shape}, not a whole number for "
