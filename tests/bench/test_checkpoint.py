@@ -234,7 +234,7 @@ def test_a_disk_that_fills_costs_the_checkpoint_but_not_the_cell(tmp_path, monke
             patch.setattr(os, "fsync", full)
         else:
             patch.setattr(Path, "replace", full)
-        found = run.run(cell(), keep=Keep(tmp_path, 0))
+        found = run.run(cell(), keep=Keep(tmp_path, 0, adapters=False))
     assert (found.status, curve(found)) == ("done", curve(made[1]))
     assert found.notes == ["No checkpoint could be written (No space left on device); training went on without."]
     assert not list((tmp_path / "checkpoints").iterdir())

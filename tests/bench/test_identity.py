@@ -159,8 +159,11 @@ KNOWN_BEFORE = {
 }
 
 
+SEARCH = {"mode": "grid", "trials": 1, "chosen": {"train.lr": 1e-3}, "trial_ids": ["0123456789abcdef"]}
+
+
 def test_the_record_of_a_dead_worker_has_what_a_finished_one_has(tmp_path):
-    asked = cell(method=MethodConfig("lora", {"rank": 2}), trial=True, search={"space": "x"})
+    asked = cell(method=MethodConfig("lora", {"rank": 2}), trial=True, search=SEARCH)
     done = run.run(asked)
     assert done.status == "done", done.error
     facts = known_facts(done.cell_id)

@@ -195,7 +195,7 @@ def test_the_methods_read_from_source_are_those_of_the_registry():
 
 def test_with_methods_of_another_package_an_unknown_name_is_passed_on(monkeypatch):
     class Point:
-        module = "their_methods.all"
+        value = module = "their_methods.all"
 
     monkeypatch.setattr(methods, "entry_points", lambda group: [Point()])
     table = methods.table_from_source.__wrapped__()

@@ -23,7 +23,7 @@ MARK = "0a1b2c"
 SLEEP = "import sys, time; print('here', flush=True); time.sleep(600)"
 PARENT = (
     "import subprocess, sys, time\n"
-    f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}])\n"
+    f"child = subprocess.Popen([sys.executable, '-c', {SLEEP!r}], stdout=subprocess.DEVNULL)\n"
     "print(child.pid, flush=True); time.sleep(600)"
 )
 

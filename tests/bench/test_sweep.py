@@ -205,7 +205,7 @@ def test_ray_runs_cells_survives_a_killed_worker_and_agrees_with_running_here(tm
     for cell_id in after.done:
         events = [event for event, cell in heard.events if cell == cell_id]
         assert events == ["started", "epoch 1", "epoch 2", "done"]
-    assert {path.name for path in tmp_path.iterdir()} == {"records", "checkpoints"}, "Ray's storage is gone"
+    assert {path.name for path in tmp_path.iterdir()} == {"records", "checkpoints", "adapters"}, "Ray's storage is gone"
     assert [path.stem for path in (tmp_path / "checkpoints").iterdir()] == [victim]
 
     run_locally(after, [], keep)  # the rest: the victim goes on where its worker died

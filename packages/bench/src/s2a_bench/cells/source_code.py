@@ -22,7 +22,6 @@ _BENCH_LEFT_OUT = (
     "cells/records_file.py",
     "cells/device_peak.py",
     "cells/estimate.py",
-    "cells/learning.py",
     "cells/pretrain.py",
     "cells/recipes.py",
     "data/download.py",

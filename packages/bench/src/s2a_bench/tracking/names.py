@@ -31,7 +31,7 @@ _PARAMS += (
 _NESTED = {"method_config": "method", "train_config": "train", "data_config": "data"}
 _METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
 _METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds", "resumed")
-_METRICS += ("scoring_seconds", "wall_seconds")
+_METRICS += ("scoring_seconds", "wall_seconds", "guessing_loss", "guessing_accuracy")
 
 # MLflow's limits are 6,000 characters for a parameter and, in older versions, 5,000 for a tag.
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
@@ -56,7 +56,7 @@ def run_tags(record: Record) -> dict[str, str]:
         values |= {f"error.{name}": record.error[name] for name in ("type", "message") if name in record.error}
     if record.status == "done":
         problems = learning.find_problems(record)
-        values |= {"learned": not problems} | ({"did_not_learn": "; ".join(problems)} if problems else {})
+        values |= {"learned": not problems, "did_not_learn": "; ".join(problems)}
     # Two names of MLflow's own, which its pages show as the run's source.
     values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
     return {_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}
