@@ -203,6 +203,7 @@ def wrapped(attribute: str) -> nn.Module:
         (lambda: torch.fx.symbolic_trace(nn.Sequential(nn.Linear(2, 2))), "timm model that it was made from"),
     ],
 )
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch 2.11: about its own modules, while it imports them
 def test_a_refused_model_gets_the_way_out(make_model: Any, message: str) -> None:
     with pytest.raises(s2a.UnsupportedModel, match=re.compile(f"is not a supported backbone.*{message}")):
         s2a.attach(make_model(), s2a.S2AConfig(), 5)
