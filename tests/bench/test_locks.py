@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 
 import pytest
-from s2a_bench import locks
 from s2a_bench.errors import InputError
-from s2a_bench.files import locked, replacing, reserved, write_atomic
-from s2a_bench.locks import exclusive
+from s2a_bench.files import locked, locks, replacing, reserved, write_atomic
+from s2a_bench.files.locks import exclusive
 from s2a_bench.sweeps.output_lock import only_writer
 
 NO_FLOCK = (

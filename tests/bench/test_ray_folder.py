@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from s2a_bench.files import process_runs
-from s2a_bench.locks import start_time
+from s2a_bench.files.locks import start_time
 from s2a_bench.sweeps.ray import folder as folders
 from s2a_bench.sweeps.ray import runtime
 from s2a_bench.sweeps.workers import Workers

@@ -12,7 +12,7 @@ from pathlib import Path
 from s2a_bench.cells import outputs
 from s2a_bench.errors import InputError
 from s2a_bench.files import make_folder
-from s2a_bench.locks import describe_holder, exclusive
+from s2a_bench.files.locks import describe_holder, exclusive
 
 
 @contextlib.contextmanager

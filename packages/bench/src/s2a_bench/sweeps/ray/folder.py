@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from s2a_bench.files import process_runs
-from s2a_bench.locks import start_time
+from s2a_bench.files.locks import start_time
 
 LONGEST = 20
 """Bytes of the place's own path: those of Unix sockets have at most 107, of which Ray and we take up to 87."""

@@ -70,6 +70,58 @@ def describe_holder(file: Path) -> str:
     return f"process {holder.get('process', 'unknown')}{place}, by {file}"
 
 
+@contextlib.contextmanager
+def locked(folder: Path, wait: bool) -> Iterator[bool]:
+    """Holds an exclusive lock on a folder; it is lifted when the process ends, however it ends.
+
+    Args:
+        folder: Must exist.
+        wait: Whether to wait for another holder.
+
+    Yields:
+        Whether the lock was got; always true after waiting.
+    """
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with exclusive(handle, folder.with_name(f".{folder.name}.held"), wait) as held:
+            yield held
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def reserved(path: Path) -> Iterator[bool]:
+    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
+
+    Yields:
+        Whether it was free; what a dead process reserved is free again.
+    """
+    beside = path.with_name(f".{path.name}.lock")
+    while True:
+        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            with exclusive(handle, path.with_name(f".{path.name}.held"), wait=False) as held:
+                if not held:
+                    yield False
+                    return
+                if _is_at(handle, beside):
+                    try:
+                        yield True
+                    finally:
+                        beside.unlink(missing_ok=True)
+                    return
+            # Its holder removed the file between our opening and locking it: the lock is on nothing.
+        finally:
+            os.close(handle)
+
+
+def _is_at(handle: int, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(handle), path.stat())
+    except FileNotFoundError:
+        return False
+
+
 def process_runs(process: int) -> bool:
     """Whether a process of that number is there, on this machine."""
     try:

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and locks between processes.
+"""Files that are written whole or not at all.
 
 What ``replacing`` guarantees, on a local POSIX file system:
 
@@ -16,29 +16,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import io
 import os
 import secrets
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
-
-from s2a_bench.locks import exclusive, process_runs
-
-__all__ = [
-    "let_streams_take_any_text",
-    "locked",
-    "make_folder",
-    "move_into_place",
-    "process_runs",
-    "replacing",
-    "reserved",
-    "sync_file",
-    "sync_folder",
-    "temporary_owner",
-    "write_atomic",
-]
 
 
 @contextlib.contextmanager
@@ -69,16 +51,6 @@ def write_atomic(path: Path, text: str) -> None:
     """Writes ``text`` to ``path`` in UTF-8, see ``replacing``; lone surrogates as escapes."""
     with replacing(path) as file:
         file.write(text.encode("utf-8", "backslashreplace"))  # names of files may hold what is no text
-
-
-def let_streams_take_any_text() -> None:
-    """Makes standard output and error show what their encoding cannot say as escapes, in place of an exception.
-
-    After hours of work nothing must fail for a dash on a terminal that is set to ASCII.
-    """
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
 
 
 def move_into_place(finished: Path, path: Path) -> None:
@@ -136,55 +108,3 @@ def temporary_owner(path: Path) -> int | None:
     """The process that a temporary file of ``replacing`` is named after; ``None`` for a file of another form."""
     parts = path.name.split(".")
     return int(parts[-2]) if len(parts) > 3 and parts[-1] == "tmp" and parts[-2].isdigit() else None
-
-
-@contextlib.contextmanager
-def locked(folder: Path, wait: bool) -> Iterator[bool]:
-    """Holds an exclusive lock on a folder; it is lifted when the process ends, however it ends (see ``locks``).
-
-    Args:
-        folder: Must exist.
-        wait: Whether to wait for another holder.
-
-    Yields:
-        Whether the lock was got; always true after waiting.
-    """
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        with exclusive(handle, folder.with_name(f".{folder.name}.held"), wait) as held:
-            yield held
-    finally:
-        os.close(handle)
-
-
-@contextlib.contextmanager
-def reserved(path: Path) -> Iterator[bool]:
-    """Reserves a path that need not exist for this process, by a locked file beside it that goes with the lock.
-
-    Yields:
-        Whether it was free; what a dead process reserved is free again.
-    """
-    beside = path.with_name(f".{path.name}.lock")
-    while True:
-        handle = os.open(beside, os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            with exclusive(handle, path.with_name(f".{path.name}.held"), wait=False) as held:
-                if not held:
-                    yield False
-                    return
-                if _is_at(handle, beside):
-                    try:
-                        yield True
-                    finally:
-                        beside.unlink(missing_ok=True)
-                    return
-            # Its holder removed the file between our opening and locking it: the lock is on nothing.
-        finally:
-            os.close(handle)
-
-
-def _is_at(handle: int, path: Path) -> bool:
-    try:
-        return os.path.samestat(os.fstat(handle), path.stat())
-    except FileNotFoundError:
-        return False
