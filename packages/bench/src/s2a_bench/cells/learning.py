@@ -65,7 +65,7 @@ def find_problems(record: Record) -> list[str]:
     if losses and guess > 0:
         lowest, last = min(losses), losses[-1]
         if last > (1 - LEAST_FALL) * guess:
-            found.append(f"its training loss ended at {last:.2f}, where guessing has {guess:.2f}")
+            found.append(f"its training loss ended at {last:.2f}; guessing class frequencies gives {guess:.2f}")
         elif last - lowest > max(RISE * (max(losses[0], guess) - lowest), LEAST_FALL * guess):
             found.append(
                 f"its training loss rose again, from {lowest:.2f} after epoch {losses.index(lowest) + 1} to {last:.2f}"
@@ -77,11 +77,11 @@ def find_problems(record: Record) -> list[str]:
         share = chance / 100
         margin = 100 * QUANTILE * math.sqrt(share * (1 - share) / record.scored_images)
         if record.accuracy <= chance + margin:
-            found.append(f"its accuracy of {record.accuracy:.1f} % is that of guessing ({chance:.1f} %)")
+            found.append(f"its accuracy of {record.accuracy:.1f} % is no better than guessing ({chance:.1f} %)")
     return found
 
 
 def describe_problems(record: Record) -> str:
-    """``did not learn: its training loss ended at 4.40, where guessing has 4.50``; empty if it learned."""
+    """``did not learn: its accuracy of 1.3 % is no better than guessing (8.9 %)``; empty if it learned."""
     problems = find_problems(record)
-    return f"did not learn: {' and '.join(problems)}" if problems else ""
+    return f"did not learn: {', and '.join(problems)}" if problems else ""

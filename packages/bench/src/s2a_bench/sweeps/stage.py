@@ -179,12 +179,12 @@ def unlearned_sentence(records: Sequence[Record]) -> str:
     wrecked = [record for record in records if learning.find_problems(record)]
     if not wrecked:
         return ""
-    few = ", ".join(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in wrecked[:3]))
-    more = f" and {len(wrecked) - 3} more" if len(wrecked) > 3 else ""
+    names = list(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in wrecked))
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     done = sum(record.status == "done" for record in records)
     return (
-        f"{len(wrecked)} of {done} finished cells did not learn: {few}{more}. The report marks them and every mean "
-        "that holds one with †; try a lower train.lr, or let --search choose it."
+        f"{len(wrecked)} of {done} finished cells did not learn: {', '.join(names[:3])}{more}. The report marks them and "
+        "every mean that holds one with †; try another train.lr (a lower one most often), more epochs, or --search."
     )
 
 
