@@ -126,8 +126,7 @@ def open_pixels(
     Raises:
         InputError: An image is missing, damaged, or was changed after it was prepared.
     """
-    cached = None if name is None else _open_or_write_cache(listed, name, note)
-    if cached is not None and name is not None:
+    if name is not None and (cached := _open_or_write_cache(listed, name, note)) is not None:
         return _pixels_from_cache(listed, name, cached, note)
     if not read_once and len(listed.entries) * _estimate_image_bytes(listed) <= MEMORY_LIMIT:
         images = list(listed.decode_many(range(len(listed.entries))))
