@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
+from s2a_bench.data.limits import read_file
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
@@ -183,11 +184,11 @@ def read_list_bytes(folder: Path, name: str) -> bytes:
     """The content of ``<folder>/<name>.txt``.
 
     Raises:
-        InputError: It is missing or cannot be read.
+        InputError: It is missing, cannot be read or is far too large.
     """
     path = folder / f"{name}.txt"
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(
             f"List {path} cannot be read ({error.strerror}); the folder is not a complete dataset folder."
