@@ -40,6 +40,7 @@ TORCH_FREE = [
     "test_source_listed",
     "test_source_retinopathy",
     "test_source_tfds",
+    "test_source_tfds_broken",
     "test_source_tfrecord",
     "test_splits",
     "test_stats",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 import tarfile
 from pathlib import Path
 
@@ -17,7 +18,9 @@ from s2a_bench.cells import pretrain
 from s2a_bench.config import DataConfig
 from s2a_bench.data import folder as layout
 from s2a_bench.data import images
+from s2a_bench.data.listing import list_datasets
 from s2a_bench.data.loading import check_data, load_data
+from s2a_bench.data.verify import verify_dataset
 from s2a_bench.errors import InputError
 
 # --- Bad input -------------------------------------------------------------------------------------------------------
@@ -82,6 +85,7 @@ DAMAGE = {
     "binary": (lambda f: (f / "test.txt").write_bytes(b"\x80\x81"), "not text"),
     "image missing": (lambda f: (f / "images/test/000002.png").unlink(), r"test\.txt:3: .*000002\.png cannot be read"),
     "manifest broken": (lambda f: (f / layout.MANIFEST).write_text("[]"), "manifest.json cannot be used"),
+    "manifest too deep": (lambda f: (f / layout.MANIFEST).write_text("[" * 200_000), "manifest.json cannot be used"),
 }
 
 
@@ -99,6 +103,32 @@ def test_damaged_folders_are_found_before_a_sweep_starts(svhn, case):
         with pytest.raises(InputError, match=message) as error:
             call(config(folder))
         assert "\n" not in str(error.value)
+
+
+ODD = [None, -1, 1.5, True, "x", [], {}, ["a"], {"a": 1}, {"a": {"b": 1}}, float("nan")]
+
+
+@pytest.mark.parametrize("place", ["", "files", "a file", "lists", "counts", "code"])
+def test_a_manifest_with_values_of_other_types_is_refused(caltech, place):
+    """A value of the same type may be another dataset's, or of changed files: this says nothing of those."""
+    path = caltech / layout.MANIFEST
+    whole = path.read_text()
+    values = json.loads(whole)
+    inside = next(iter(values["files"].values())) if place == "a file" else values[place] if place else values
+    for key, right in list(inside.items()):
+        for odd in ODD:
+            if type(odd) is type(right) or (key, odd) in (("label", None), ("schema", True)):
+                continue
+            inside[key] = odd
+            path.write_text(json.dumps(values))
+            for use in (lambda: check_data(config(caltech)), lambda: layout.read_manifest(caltech)):
+                with pytest.raises(InputError, match=r"manifest\.json cannot be used"):
+                    use()
+            assert any("cannot be used" in problem.what for problem in verify_dataset("caltech101", caltech.parent))
+            list_datasets(caltech.parent)
+        inside[key] = right
+    path.write_text(whole)
+    check_data(config(caltech))
 
 
 @settings(max_examples=200)

@@ -95,26 +95,25 @@ def write_coop(folder: Path, titles: dict[str, str], **ids: dict[str, int]) -> P
 )
 def test_vpts_ids_are_numbered_as_its_loader_does(tmp_path, ids, labels):
     """Its loader: ``{id: i for i, id in enumerate(sorted(set(ids)))}``."""
-    notes: list[str] = []
-    lists, found, classes, split_id = split_files.read_split(
-        write_vpt(tmp_path, train=ids), "vpt", VPT_ROW, SOURCE, notes
+    lists, found, classes, split_id, note = split_files.read_split(
+        write_vpt(tmp_path, train=ids), "vpt", VPT_ROW, SOURCE
     )
     right = dict(zip([*ids], labels, strict=True))
     assert {name: found[name] for name in NAMES} == {name: right[name[:3]] for name in NAMES}
     assert [classes[label] for label in labels] == ["ant", "bee", "cat"]
     assert {part: len(names) for part, names in lists.items()} == {"train": 9, "val": 3, "test": 6}
     numbered = sorted(ids.values()) != [0, 1, 2]
-    assert [f"from {min(ids.values())} to {max(ids.values())}" in note for note in notes] == [True] * numbered
+    assert (note != "") == numbered == (f"from {min(ids.values())} to {max(ids.values())}" in note)
     # The lists are the same however the classes are numbered.
     plain = {name: found[f"{name}/0.jpg"] for name in ids}
-    assert split_id == split_files.read_split(write_vpt(tmp_path, train=plain), "vpt", VPT_ROW, SOURCE)[3]
+    assert split_id == split_files.read_split(write_vpt(tmp_path, train=plain), "vpt", VPT_ROW, SOURCE).split_id
 
 
 def test_a_class_that_one_of_vpts_files_lacks_does_not_shift_the_others(tmp_path):
     write_vpt(tmp_path, train={"ant": 1, "bee": 2, "cat": 3})
     values = json.loads((tmp_path / "val.json").read_text())
     (tmp_path / "val.json").write_text(json.dumps({name: label for name, label in values.items() if label != 1}))
-    _, labels, _, _ = split_files.read_split(tmp_path, "vpt", VPT_ROW, SOURCE)
+    labels = split_files.read_split(tmp_path, "vpt", VPT_ROW, SOURCE).labels
     assert (labels["bee/3.jpg"], labels["cat/3.jpg"]) == (1, 2)
 
 
@@ -147,7 +146,7 @@ def test_one_wrong_label_is_refused_another_numbering_is_not(order, position, ot
 
 def test_coops_titles_are_its_own_but_not_those_of_other_classes(tmp_path):
     place = write_coop(tmp_path, TITLES, train={"ant": 2, "bee": 0, "cat": 1})
-    _, labels, classes, _ = split_files.read_split(place, "coop", COOP_ROW, SOURCE)
+    _, labels, classes, *_ = split_files.read_split(place, "coop", COOP_ROW, SOURCE)
     assert classes == ("Bees", "Cats", "Ants") and labels["ant/0.jpg"] == 2
     swapped = write_coop(tmp_path, {"ant": "Bee", "bee": "Ant", "cat": "Cat"}, train=STRAIGHT)
     with pytest.raises(InputError, match="calls the images of class 'ant' 'Bee'"):

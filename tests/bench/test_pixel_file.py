@@ -137,12 +137,23 @@ DAMAGE: dict[str, Callable[[bytes], bytes]] = {
 }
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
-@pytest.mark.parametrize("case", DAMAGE)
-def test_a_damaged_cache_is_made_again_and_says_so(folder, monkeypatch, case, small):
+@pytest.fixture(params=["small", "large"])
+def either_size(request, monkeypatch) -> None:
+    """A small cache is checked as a whole when it is opened, a large one block by block as it is read."""
     monkeypatch.setattr(pixel_file, "BLOCK", 100)
-    if not small:
+    if request.param == "large":
         monkeypatch.setattr(decoded, "WHOLE_CHECK_LIMIT", 0)
+
+
+def write_damaged_cache(folder: Path) -> None:
+    open_pixels(listed(folder), "a")
+    (path,) = (folder / CACHE).glob("*.u8")
+    path.write_bytes(bytes(5 * IMAGE) + path.read_bytes()[5 * IMAGE :])
+
+
+@pytest.mark.usefixtures("either_size")
+@pytest.mark.parametrize("case", DAMAGE)
+def test_a_damaged_cache_is_made_again_and_says_so(folder, case):
     notes: list[str] = []
     np.testing.assert_array_equal(open_pixels(listed(folder), "a", note=notes.append)(np.arange(6), None), want())
     assert notes == []
@@ -173,15 +184,10 @@ def test_damage_while_a_large_cache_is_in_use_is_noticed_when_it_is_read(folder,
     assert len(notes) == 1
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
-def test_a_damaged_cache_that_cannot_be_replaced_is_not_used(folder, monkeypatch, small):
+@pytest.mark.usefixtures("either_size")
+def test_a_damaged_cache_that_cannot_be_replaced_is_not_used(folder, monkeypatch):
     """As in a data folder that is mounted read-only."""
-    monkeypatch.setattr(pixel_file, "BLOCK", 100)
-    if not small:
-        monkeypatch.setattr(decoded, "WHOLE_CHECK_LIMIT", 0)
-    open_pixels(listed(folder), "a")
-    (path,) = (folder / CACHE).glob("*.u8")
-    path.write_bytes(bytes(5 * IMAGE) + path.read_bytes()[5 * IMAGE :])
+    write_damaged_cache(folder)
 
     def refuse(path: Path) -> None:
         raise OSError(30, "Read-only file system")
@@ -192,14 +198,9 @@ def test_a_damaged_cache_that_cannot_be_replaced_is_not_used(folder, monkeypatch
         np.testing.assert_array_equal(pixels(np.arange(6), None), want())
 
 
-@pytest.mark.parametrize("small", [True, False], ids=["small", "large"])
-def test_several_at_once_make_a_damaged_cache_again_once(folder, monkeypatch, small):
-    monkeypatch.setattr(pixel_file, "BLOCK", 100)
-    if not small:
-        monkeypatch.setattr(decoded, "WHOLE_CHECK_LIMIT", 0)
-    open_pixels(listed(folder), "a")
-    (path,) = (folder / CACHE).glob("*.u8")
-    path.write_bytes(bytes(5 * IMAGE) + path.read_bytes()[5 * IMAGE :])
+@pytest.mark.usefixtures("either_size")
+def test_several_at_once_make_a_damaged_cache_again_once(folder):
+    write_damaged_cache(folder)
     notes: list[str] = []
     ready = threading.Barrier(4)
 

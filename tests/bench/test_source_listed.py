@@ -251,14 +251,14 @@ def vpt(folder: Path, **changes) -> Path:
 
 
 def test_coop_and_vpt_give_the_same_lists(tmp_path):
-    lists, labels, classes, split_id = split_files.read_split(coop(tmp_path, COOP), "coop", ROW, SOURCE)
+    lists, labels, classes, split_id, _ = split_files.read_split(coop(tmp_path, COOP), "coop", ROW, SOURCE)
     assert lists == {"train": ("a/1.jpg", "b/1.jpg"), "val": ("c/2.jpg",), "test": ("a/2.jpg", "c/1.jpg")}
     assert labels["c/1.jpg"] == 2 and classes == ("ant", "bee", "cat") and split_id.startswith("coop-")
     mine = split_files.read_split(vpt(tmp_path), "vpt", ROW, SOURCE)
-    assert mine[:2] == (lists, labels) and mine[2] == ("a", "b", "c") and mine[3].startswith("vpt-")
-    assert split_files.read_split(coop(tmp_path, COOP, 4), "coop", ROW, SOURCE)[3] == split_id
+    assert mine[:2] == (lists, labels) and mine.classes == ("a", "b", "c") and mine.split_id.startswith("vpt-")
+    assert split_files.read_split(coop(tmp_path, COOP, 4), "coop", ROW, SOURCE).split_id == split_id
     other = {**COOP, "val": COOP["test"], "test": COOP["val"]}
-    assert split_files.read_split(coop(tmp_path, other), "coop", ROW, SOURCE)[3] != split_id
+    assert split_files.read_split(coop(tmp_path, other), "coop", ROW, SOURCE).split_id != split_id
 
 
 def test_a_split_beside_the_images_is_found(tmp_path):

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gzip
-import io
-import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
+from bench.packed_files import folder, tar, zipped
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from s2a_bench.data.readers.tree import Tree, path_below
@@ -21,29 +19,6 @@ FILES = {
     "set/big.bin": bytes(99),
 }
 JUNK = {".DS_Store": b"x", "__MACOSX/set/._a.jpg": b"x", "set/images/.hidden.jpg": b"x"}
-
-
-def tar(path: Path, files: dict[str, bytes], mode: str = "w:gz") -> Path:
-    with tarfile.open(path, mode) as archive:  # type: ignore[call-overload]
-        for name, data in files.items():
-            info = tarfile.TarInfo(f"./{name}" if mode == "w" else name)
-            info.size = len(data)
-            archive.addfile(info, io.BytesIO(data))
-    return path
-
-
-def zipped(path: Path, files: dict[str, bytes]) -> Path:
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return path
-
-
-def folder(path: Path, files: dict[str, bytes]) -> Path:
-    for name, data in files.items():
-        (path / name).parent.mkdir(parents=True, exist_ok=True)
-        (path / name).write_bytes(data)
-    return path
 
 
 def packed(base: Path, how: str) -> Path:

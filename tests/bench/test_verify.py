@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -36,6 +37,16 @@ def edit(path: Path, old: str, new: str) -> None:
     path.write_text(text.replace(old, new, 1))
 
 
+def make_pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def grow(path: Path) -> None:
+    with path.open("r+b") as file:
+        file.truncate(1 << 40)
+
+
 def break_manifest(folder: Path, **changes) -> None:
     values = json.loads((folder / layout.MANIFEST).read_text())
     (folder / layout.MANIFEST).write_text(json.dumps({**values, **changes}))
@@ -44,6 +55,10 @@ def break_manifest(folder: Path, **changes) -> None:
 TAMPERING = {
     "changed image": (lambda f: flip(f / "images/test/000004.jpg"), "test.txt:5", "images/test/000004.jpg"),
     "missing image": (lambda f: (f / "images/val200/000001.jpg").unlink(), "val200.txt:2", "cannot be read"),
+    "image is a pipe": (lambda f: make_pipe(f / "images/test/000000.jpg"), "test.txt:1", "no regular file"),
+    "huge image": (lambda f: grow(f / "images/test/000000.jpg"), "test.txt:1", "more than the"),
+    "list is a pipe": (lambda f: make_pipe(f / "test.txt"), "test.txt", "no regular file"),
+    "huge list": (lambda f: grow(f / "test.txt"), "test.txt", "more than the"),
     "broken image": (lambda f: (f / "images/test/000000.jpg").write_bytes(b"x"), "test.txt:1", "cannot be decoded"),
     "swapped images": (
         lambda f: shutil.copy(f / "images/test/000001.jpg", f / "images/train800/000000.jpg"),

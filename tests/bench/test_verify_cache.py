@@ -167,7 +167,7 @@ def test_with_a_manifest_the_manifest_decides(caltech):
     torch.testing.assert_close(all_of(load_data(config(caltech), size=8, **HALF).scored), before, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("what", ["data_id", "hash", "key", "not JSON", "a list", "earlier version"])
+@pytest.mark.parametrize("what", ["data_id", "hash", "key", "not JSON", "too deep", "a list", "earlier version"])
 def test_a_damaged_memory_of_an_identity_is_not_believed(svhn, what):
     folder, _ = svhn
     first = check_data(config(folder))
@@ -183,7 +183,8 @@ def test_a_damaged_memory_of_an_identity_is_not_believed(svhn, what):
         values["files"] = list(values["files"])
     elif what == "earlier version":
         del values["files"]
-    path.write_text("{" if what == "not JSON" else json.dumps(values))
+    texts = {"not JSON": "{", "too deep": "[" * 200_000}
+    path.write_text(texts.get(what, json.dumps(values)))
     expected = 1 if what == "hash" else 0
     assert len(changed(folder)) == expected
     assert check_data(config(folder)) == first

@@ -126,8 +126,7 @@ def open_pixels(
     Raises:
         InputError: An image is missing, damaged, or was changed after it was prepared.
     """
-    cached = None if name is None else _open_or_write_cache(listed, name, note)
-    if cached is not None and name is not None:
+    if name is not None and (cached := _open_or_write_cache(listed, name, note)) is not None:
         return _pixels_from_cache(listed, name, cached, note)
     if not read_once and len(listed.entries) * _estimate_image_bytes(listed) <= MEMORY_LIMIT:
         images = list(listed.decode_many(range(len(listed.entries))))
@@ -195,13 +194,15 @@ def _pixels_from_cache(listed: ImageList, name: str, cached: PixelFile, note: Ca
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         nonlocal current
-        if current is not None and not current.holds(indices):
-            current = _open_or_write_cache(listed, name, note, check=True)
-            if current is not None and not current.holds(indices):  # a disk that does not keep what is written
-                current = None
-        if current is None:
+        file = current  # Another thread may replace it meanwhile.
+        if file is not None and not file.holds(indices):
+            file = _open_or_write_cache(listed, name, note, check=True)
+            if file is not None and not file.holds(indices):  # a disk that does not keep what is written
+                file = None
+            current = file
+        if file is None:
             return on_demand(indices, generator)
-        data, shapes = current.pixels, current.shapes
+        data, shapes = file.pixels, file.shapes
         if listed.form == "square":
             return data.reshape(len(shapes), 3, listed.size, listed.size)[indices]
         images = []

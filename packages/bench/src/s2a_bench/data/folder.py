@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.data.images import LOSSY_SUFFIXES, read_image_bytes
+from s2a_bench.data.limits import read_file
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
@@ -27,6 +28,9 @@ from s2a_bench.files import write_atomic
 MANIFEST = "manifest.json"
 CACHE = ".cache"
 MANIFEST_SCHEMA = 1
+
+_JSON_ERRORS = (ValueError, TypeError, KeyError, AttributeError, RecursionError)
+"""What reading a JSON file raises that is damaged, nested without end, or holds other values than expected."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,11 +184,11 @@ def read_list_bytes(folder: Path, name: str) -> bytes:
     """The content of ``<folder>/<name>.txt``.
 
     Raises:
-        InputError: It is missing or cannot be read.
+        InputError: It is missing, cannot be read or is far too large.
     """
     path = folder / f"{name}.txt"
     try:
-        return path.read_bytes()
+        return read_file(path)
     except OSError as error:
         raise InputError(
             f"List {path} cannot be read ({error.strerror}); the folder is not a complete dataset folder."
@@ -247,12 +251,32 @@ def read_manifest(folder: Path) -> Manifest | None:
         if values.pop("schema") != MANIFEST_SCHEMA:
             raise ValueError("another schema version")
         values["files"] = {name: FileInfo(**info) for name, info in values["files"].items()}
+        if not isinstance(values["classes"], list):
+            raise TypeError("no list of classes")
         values["classes"] = tuple(values["classes"])
-        return Manifest(**values)
+        manifest = Manifest(**values)
+        _check_types(manifest)
+        return manifest
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+    except (OSError, *_JSON_ERRORS) as error:
         raise InputError(f"Manifest {path} cannot be used ({error!r}); prepare the dataset again.") from error
+
+
+def _check_types(manifest: Manifest) -> None:
+    """Refuses values that are not what ``Manifest`` states: some would go into records, others fail far from here."""
+    m, files = manifest, manifest.files.values()
+    values: dict[type, tuple[object, ...]] = {
+        str: (m.dataset, m.data_id, m.split_id, m.source_id, m.source, m.note, m.home, *m.classes),
+        int: (m.seed, *m.counts.values()),
+        bool: (m.lossy, m.synthetic),
+    }
+    values[str] += (*m.lists.values(), *m.code.values(), *(text for f in files for text in (f.sha256, f.source)))
+    values[int] += (*(f.bytes for f in files), *(f.label for f in files if f.label is not None))
+    for kind, found in values.items():
+        for value in found:
+            if type(value) is not kind:
+                raise TypeError(f"{value!r:.80} where {kind.__name__} is expected")
 
 
 def identify_folder(
@@ -292,7 +316,7 @@ def identify_folder(
     stamp = [[path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns] for path, stat in stats.items()]
     key = sha256(json.dumps([sorted(lists.items()), stamp]).encode())
     cached = folder / CACHE / f"identity-{'-'.join(sorted(entries))}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+    with contextlib.suppress(OSError, *_JSON_ERRORS):
         known = json.loads(cached.read_text(encoding="utf-8"))
         hashes = {path: each["sha256"] for path, each in known["files"].items()}
         if known["key"] == key and known["data_id"] == compute_content_id(lists, hashes):
@@ -312,7 +336,7 @@ def read_remembered(folder: Path) -> dict[str, RememberedFile]:
     """What ``identify_folder`` remembers of images, by path; damaged files and those of earlier versions hold none."""
     found: dict[str, RememberedFile] = {}
     for cached in sorted((folder / CACHE).glob("identity-*.json")):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        with contextlib.suppress(OSError, *_JSON_ERRORS):
             known = json.loads(cached.read_text(encoding="utf-8"))
             found |= {str(path): RememberedFile(**each) for path, each in known["files"].items()}
     return found

@@ -137,17 +137,17 @@ def _apply_published_split(
         given = found
     elif not kind:
         raise InputError(f"{dataset.name} takes no split file: its lists follow from its source alone.")
-    notes: list[str] = []
-    lists, labels, classes, split_id = split_files.read_split(given, kind, dataset, source, notes)
+    split = split_files.read_split(given, kind, dataset, source)
+    labels = split.labels
     items = tuple(dataclasses.replace(item, label=labels[item.name]) for item in source.images if item.name in labels)
     renamed: dict[str, str] = dict(zip(("train", "val", "test"), dataset.lists[:2] + dataset.lists[3:], strict=True))
     return dataclasses.replace(
         source,
         images=items,
-        classes=classes,
-        lists={renamed[name]: names for name, names in lists.items()},
-        split_id=split_id,
-        note=" ".join((f"The lists of {given.name}.", *notes, source.note)).strip(),
+        classes=split.classes,
+        lists={renamed[name]: names for name, names in split.lists.items()},
+        split_id=split.split_id,
+        note=" ".join(filter(None, (f"The lists of {given.name}.", split.note, source.note))),
     )
 
 

@@ -26,6 +26,7 @@ from s2a_bench.data.folder import (
 )
 from s2a_bench.data.images import describe_conversions, is_image
 from s2a_bench.data.labels import find_folder_conflict
+from s2a_bench.data.limits import read_file
 from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.pixel_file import is_earlier_version, open_pixel_file
 from s2a_bench.data.table import lookup as datasets
@@ -190,9 +191,11 @@ def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspect
     known = manifest.files.get(path) if manifest is not None else None
     origin = f" (made from {known.source})" if known is not None else ""
     try:
-        data = (root / path).read_bytes()
+        data = read_file(root / path)
     except OSError as error:
         return None, [(f"{path}{origin} cannot be read ({error.strerror})", False)]
+    except InputError as error:
+        return None, [(str(error), False)]
     digest = sha256(data)
     found: list[tuple[str, bool]] = []
     if manifest is not None and known is None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from s2a_bench.data.folder import sha256
 from s2a_bench.data.labels import find_label_conflict
@@ -17,6 +17,24 @@ from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError
 
 _PARTS = ("train", "val", "test")
+
+
+class PublishedSplit(NamedTuple):
+    """A published split of a source.
+
+    Attributes:
+        lists: Names of the source's images per ``"train"``, ``"val"`` and ``"test"``.
+        labels: Label per name.
+        classes: Names in label order.
+        split_id: A hash of its content that does not depend on formatting.
+        note: What a reader of results must know, or ``""``.
+    """
+
+    lists: dict[str, tuple[str, ...]]
+    labels: dict[str, int]
+    classes: tuple[str, ...]
+    split_id: str
+    note: str
 
 
 def find_split(tree: Tree) -> Path | None:
@@ -36,9 +54,7 @@ def find_split(tree: Tree) -> Path | None:
     return folder if all((folder / f"{part}.json").is_file() for part in _PARTS) else None
 
 
-def read_split(
-    place: Path, kind: str, dataset: Dataset, source: Source, notes: list[str] | None = None
-) -> tuple[dict[str, tuple[str, ...]], dict[str, int], tuple[str, ...], str]:
+def read_split(place: Path, kind: str, dataset: Dataset, source: Source) -> PublishedSplit:
     """Reads a published split and matches its paths with the images of a source.
 
     CoOp's labels count from 0. VPT's may be any whole numbers: its loader numbers the sorted ids of a file from 0 on
@@ -51,22 +67,12 @@ def read_split(
         kind: ``"coop"`` or ``"vpt"``: which the dataset takes.
         dataset: Tells the number of classes.
         source: Its images are matched by the longest unambiguous ending of their names.
-        notes: What a reader of results must know is appended.
-
-    Returns:
-        Names of images per ``"train"``, ``"val"`` and ``"test"``; label per name; class names; the split's id, a
-        hash of its content that does not depend on formatting.
 
     Raises:
         InputError: Not such a file, a path that names no image or several, an image listed twice, a label out of
             range, another number of classes, or labels that contradict the source's.
     """
-    if kind == "coop":
-        entries = _read_coop(place)
-    else:
-        entries, note = _number_from_zero(_read_vpt(place), place)
-        if notes is not None and note:
-            notes.append(note)
+    entries, note = (_read_coop(place), "") if kind == "coop" else _number_from_zero(_read_vpt(place), place)
     find = _make_finder(source, place)
     lists: dict[str, tuple[str, ...]] = {}
     labels: dict[str, int] = {}
@@ -99,7 +105,7 @@ def read_split(
     by_label = {label: given[name] for name, label in labels.items()}
     _check_titles(place, {by_label[label]: title for label, title in classes.items() if title})
     titles = tuple(classes[i] or by_label[i] for i in range(dataset.classes))
-    return lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}"
+    return PublishedSplit(lists, labels, titles, f"{kind}-{sha256(content.encode())[:8]}", note)
 
 
 def _check_titles(place: Path, titles: dict[str, str]) -> None:
@@ -182,7 +188,9 @@ def _number_from_zero(entries: _Entries, place: Path) -> tuple[_Entries, str]:
     for part, rows in entries.items():
         for path, label, _ in rows:
             if isinstance(label, bool) or not isinstance(label, int):
-                raise InputError(f"{place / part}.json: {path} has label {label!r}, which is no whole number.")
+                raise InputError(
+                    f"{place / part}.json: {path} has label {label!r}, which is no whole number; get the file again."
+                )
     ids = sorted({label for rows in entries.values() for _, label, _ in rows})
     numbers = {label: number for number, label in enumerate(ids)}
     numbered = {part: [(path, numbers[label], title) for path, label, title in rows] for part, rows in entries.items()}

@@ -143,7 +143,7 @@ class Tree:
             data = first.read()
         for other in others:
             with self._explain_errors(other.where):
-                self._check_same(name, first, other, _digest(data), _digest(other.read()))
+                self._check_same(name, first, other, data, other.read())
         return data
 
     def read_many(self, names: Iterable[str]) -> Iterator[tuple[str, bytes]]:
@@ -154,17 +154,21 @@ class Tree:
         """
         wanted = {name: self._find_files(name) for name in sorted(set(names))}
         digests: dict[str, bytes] = {}  # of those that are found twice
+
+        def is_first(name: str, file: Content, data: bytes) -> bool:
+            first, *others = wanted[name]
+            if others:
+                digest = _digest(data)
+                self._check_same(name, first, file, digests.setdefault(name, digest), digest)
+            return file is first
+
         for name, found in wanted.items():
-            if not isinstance(found[0], InArchive):
-                with self._explain_errors(found[0].where):
-                    data = found[0].read()
-                for other in found[1:]:
-                    if not isinstance(other, InArchive):
-                        with self._explain_errors(other.where):
-                            self._check_same(name, found[0], other, _digest(data), _digest(other.read()))
-                if len(found) > 1:
-                    digests[name] = _digest(data)
-                yield name, data
+            for file in found:
+                if not isinstance(file, InArchive):
+                    with self._explain_errors(file.where):
+                        data = file.read()
+                    if is_first(name, file, data):
+                        yield name, data
         for pack, where in self._packs:
             mine = {
                 n: c for n, found in wanted.items() for c in found if isinstance(c, InArchive) and c.archive is pack
@@ -172,11 +176,7 @@ class Tree:
             if mine:
                 with self._explain_errors(where):
                     for name, data in pack.stream(set(mine)):
-                        first = wanted[name][0]
-                        if len(wanted[name]) > 1:
-                            known = digests.setdefault(name, _digest(data))
-                            self._check_same(name, first, mine[name], known, _digest(data))
-                        if first is mine[name]:
+                        if is_first(name, mine[name], data):
                             yield name, data
 
     def read_text(self, name: str) -> str:
@@ -212,6 +212,7 @@ class Tree:
         return self._files[name]
 
     def _check_same(self, name: str, first: Content, other: Content, one: bytes, two: bytes) -> None:
+        """Refuses another content, or digest, of the same file."""
         if one != two:
             raise InputError(
                 f"{first.where} and {other.where} both hold {name}, each with another content; give the one that is "

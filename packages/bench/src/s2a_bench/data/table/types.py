@@ -122,7 +122,8 @@ class RemoteFile:
     """A file to download.
 
     Attributes:
-        url: ``https://...``, or ``hf://datasets/OWNER/NAME/PATH`` for the Hugging Face hub.
+        url: ``https://...``, ``hf://datasets/OWNER/NAME/PATH`` for the Hugging Face hub, or ``gdrive://KEY`` for Google
+            Drive.
         file: Name of the downloaded file.
         digest: ``"md5:..."`` or ``"sha256:..."`` of its content as its makers, torchvision or tensorflow_datasets state
             it; ``""``: none, and then an ``http://`` address is refused.
