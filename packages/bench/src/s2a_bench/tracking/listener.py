@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -118,7 +119,9 @@ class Tracker(Listener):
 
     def _incomplete(self, error: Exception) -> str:
         """What to say about a store that does not hold everything, with the command that makes it good."""
-        retry = f"s2a-bench track --output {self._output}" + (f" --tracking-uri {self._given}" if self._given else "")
+        words = ["s2a-bench", "track", "--output", str(self._output)]
+        words += ["--tracking-uri", self._given] if self._given else []
+        retry = shlex.join(words)
         return f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}"
 
     def _log(self, record: Record) -> None:
