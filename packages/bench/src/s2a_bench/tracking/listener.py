@@ -19,6 +19,7 @@ from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.tracking import runs
 from s2a_bench.tracking import store as stores
 from s2a_bench.tracking.runs import TrackingError
+from s2a_bench.tracking.sqlite_uris import sqlite_path
 from s2a_bench.tracking.store import Store
 
 
@@ -155,10 +156,9 @@ class Tracker(Listener):
 
     def _signature(self) -> str:
         """Size and time of a database's file; ``""`` where there is none."""
-        scheme, _, path = self.uri.partition(":///")
         with contextlib.suppress(OSError):
-            if scheme.startswith("sqlite"):
-                found = Path(path.partition("?")[0]).stat()
+            if self.uri.startswith("sqlite"):
+                found = sqlite_path(self.uri).stat()
                 return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
         return ""
 
