@@ -131,6 +131,16 @@ def test_no_mean_holds_a_wreck_silently():
     assert any(where == "lora on texture" and "9.0 %" in why for where, why in list_cell_remarks(section))
 
 
+def test_a_mean_that_leaves_a_wreck_out_is_not_marked():
+    """A seed on other images than its column takes part in no mean; it is still listed with its reason."""
+    records = make_grid(["bias", "lora"], ["digits"], (0, 1, 2))
+    records[-1] = dataclasses.replace(records[-1], accuracy=9.0, split_id="other")
+    (section,) = make_sections(records)
+    assert not any("†" in column.text(row) for row in section.rows for column in tables.summary_columns(section))
+    ((where, why),) = list_cell_remarks(section)
+    assert where == "lora on digits" and "seed 2 did not learn" in why and "1 left out" in why
+
+
 def test_a_wreck_is_not_compared_with_the_paper_as_if_it_were_a_result():
     assert "a cell that did not learn" in list_deviations([wreck()], "mini", "vit")
 
