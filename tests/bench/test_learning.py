@@ -11,6 +11,7 @@ import pytest
 from bench.factories import make_grid, make_record
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from s2a_bench.cells import learning, run
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cli.main import main
@@ -19,6 +20,7 @@ from s2a_bench.config import CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.reports import notes, tables
 from s2a_bench.reports.paper import list_deviations
 from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.terminal import terminal_table
 from s2a_bench.reports.text import list_cell_remarks
 from scipy import stats
 
@@ -139,6 +141,17 @@ def test_a_mean_that_leaves_a_wreck_out_is_not_marked():
     assert not any("†" in column.text(row) for row in section.rows for column in tables.summary_columns(section))
     ((where, why),) = list_cell_remarks(section)
     assert where == "lora on digits" and "seed 2 did not learn" in why and "1 left out" in why
+
+
+def test_the_terminal_leaves_out_spreads_of_tasks_but_no_mark():
+    records = mixed()
+    records[0] = dataclasses.replace(records[0], split_id="other")  # bias on digits, seed 0
+    records[1] = dataclasses.replace(records[1], split_id="other")
+    console = Console(width=300, record=True)
+    console.print(terminal_table(records))
+    lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+    assert lines["lora"].count("†") == 3 and "*" in lines["bias"]
+    assert "±" not in lines["bias"], "its mean is missing"
 
 
 def test_a_wreck_is_not_compared_with_the_paper_as_if_it_were_a_result():
