@@ -22,6 +22,7 @@ from s2a_bench.reports.paper import list_deviations
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.terminal import terminal_table
 from s2a_bench.reports.text import list_cell_remarks
+from s2a_bench.sweeps.stage import unlearned_sentence
 from scipy import stats
 
 COUNTS = st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
@@ -156,6 +157,14 @@ def test_the_terminal_leaves_out_spreads_of_tasks_but_no_mark():
 
 def test_a_wreck_is_not_compared_with_the_paper_as_if_it_were_a_result():
     assert "a cell that did not learn" in list_deviations([wreck()], "mini", "vit")
+
+
+def test_a_sweep_names_each_kind_of_cell_once_whatever_its_seeds():
+    records = make_grid(["lora", "bias"], ["digits", "texture"], range(5), accuracy=9.0)
+    sentence = unlearned_sentence([*records, *make_grid(["full"], ["digits"])])
+    assert sentence.startswith("20 of 23 finished cells did not learn: lora on digits (mini_vit), ")
+    assert sentence.count("lora on digits") == 1 and " and 1 more." in sentence
+    assert unlearned_sentence(make_grid()) == ""
 
 
 CELL = CellConfig(

@@ -1,7 +1,7 @@
 """Whether a cell learned: its training loss and its accuracy beside those of guessing.
 
 A finished training is a result whatever it learned, so such a cell stays ``done``; but whoever reads an average must be
-told that a part of it is a wreck: a learning rate far too high, most often.
+told that a part of it did not learn, most often because of a learning rate that is far too high.
 """
 
 from __future__ import annotations
