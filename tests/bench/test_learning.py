@@ -8,6 +8,8 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from bench.factories import make_grid, make_record
 from hypothesis import given
 from hypothesis import strategies as st
@@ -104,14 +106,44 @@ def test_the_most_frequent_class_counts_not_the_number_of_classes():
     assert learning.find_problems(dataclasses.replace(constant, guessing_accuracy=None)) == []  # an older record
 
 
+@given(COUNTS, st.floats(0.0, 0.9))
+def test_under_label_smoothing_guessing_is_the_best_constant_prediction(counts, smoothing):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    targets = torch.eye(len(counts), dtype=torch.float64)[labels].mean(0) * (1 - smoothing) + smoothing / len(counts)
+    logits = targets.clamp_min(1e-300).log().expand(len(labels), -1)
+    found = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert learning.guessing_loss(counts, smoothing) == pytest.approx(float(found), abs=1e-9)
+
+
+def test_a_perfect_model_under_label_smoothing_learned_and_a_constant_one_did_not():
+    for smoothing, counts in ((0.1, [700, 100, 100, 50, 50]), (0.9, [100] * 5)):
+        guess = learning.guessing_loss(counts, smoothing)
+        logits = torch.tensor([1 - smoothing + smoothing / 5, *[smoothing / 5] * 4]).log()[None]
+        perfect = float(F.cross_entropy(logits, torch.tensor([0]), label_smoothing=smoothing))
+        assert learning.least_loss(5, smoothing) == pytest.approx(perfect, abs=1e-6)
+        values = {
+            "classes": 5,
+            "accuracy": 95.0,
+            "guessing_loss": guess,
+            "train_config": {"label_smoothing": smoothing},
+        }
+        assert learning.find_problems(make_record(**values, curve=curve(guess, perfect))) == []
+        assert learning.find_problems(make_record(**values, curve=curve(guess, guess))) != []
+
+
 @pytest.mark.parametrize("status", ["failed", "stopped"])
 def test_nothing_is_said_of_what_did_not_come_to_its_end(status):
     assert learning.find_problems(dataclasses.replace(wreck(), status=status)) == []
 
 
-@pytest.mark.parametrize("changes", [{"classes": 1}, {"guessing_loss": 0.0}, {"curve": []}, {"scored_images": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": 0}, {"classes": 1}, {"classes": 10**15}, {"guessing_loss": 0.0}, {"curve": []}, {"scored_images": 0}],
+)
 def test_where_nothing_can_be_told_nothing_breaks(changes):
-    assert isinstance(learning.find_problems(wreck(guessing_accuracy=100.0, **changes)), list)
+    for smoothing in (0.0, 0.1, 1.0):
+        record = wreck(guessing_accuracy=100.0, train_config={"label_smoothing": smoothing}, **changes)
+        assert isinstance(learning.find_problems(record), list)
 
 
 def mixed():
