@@ -8,9 +8,12 @@ import math
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 from bench.factories import make_grid, make_record
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from s2a_bench.cells import learning, run
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cli.main import main
@@ -19,7 +22,9 @@ from s2a_bench.config import CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.reports import notes, tables
 from s2a_bench.reports.paper import list_deviations
 from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.terminal import terminal_table
 from s2a_bench.reports.text import list_cell_remarks
+from s2a_bench.sweeps.stage import unlearned_sentence
 from scipy import stats
 
 COUNTS = st.lists(st.integers(0, 50), min_size=1, max_size=12).filter(lambda counts: sum(counts) > 0)
@@ -101,14 +106,44 @@ def test_the_most_frequent_class_counts_not_the_number_of_classes():
     assert learning.find_problems(dataclasses.replace(constant, guessing_accuracy=None)) == []  # an older record
 
 
+@given(COUNTS, st.floats(0.0, 0.9))
+def test_under_label_smoothing_guessing_is_the_best_constant_prediction(counts, smoothing):
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    targets = torch.eye(len(counts), dtype=torch.float64)[labels].mean(0) * (1 - smoothing) + smoothing / len(counts)
+    logits = targets.clamp_min(1e-300).log().expand(len(labels), -1)
+    found = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    assert learning.guessing_loss(counts, smoothing) == pytest.approx(float(found), abs=1e-9)
+
+
+def test_a_perfect_model_under_label_smoothing_learned_and_a_constant_one_did_not():
+    for smoothing, counts in ((0.1, [700, 100, 100, 50, 50]), (0.9, [100] * 5)):
+        guess = learning.guessing_loss(counts, smoothing)
+        logits = torch.tensor([1 - smoothing + smoothing / 5, *[smoothing / 5] * 4]).log()[None]
+        perfect = float(F.cross_entropy(logits, torch.tensor([0]), label_smoothing=smoothing))
+        assert learning.least_loss(5, smoothing) == pytest.approx(perfect, abs=1e-6)
+        values = {
+            "classes": 5,
+            "accuracy": 95.0,
+            "guessing_loss": guess,
+            "train_config": {"label_smoothing": smoothing},
+        }
+        assert learning.find_problems(make_record(**values, curve=curve(guess, perfect))) == []
+        assert learning.find_problems(make_record(**values, curve=curve(guess, guess))) != []
+
+
 @pytest.mark.parametrize("status", ["failed", "stopped"])
 def test_nothing_is_said_of_what_did_not_come_to_its_end(status):
     assert learning.find_problems(dataclasses.replace(wreck(), status=status)) == []
 
 
-@pytest.mark.parametrize("changes", [{"classes": 1}, {"guessing_loss": 0.0}, {"curve": []}, {"scored_images": 0}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"classes": 0}, {"classes": 1}, {"classes": 10**15}, {"guessing_loss": 0.0}, {"curve": []}, {"scored_images": 0}],
+)
 def test_where_nothing_can_be_told_nothing_breaks(changes):
-    assert isinstance(learning.find_problems(wreck(guessing_accuracy=100.0, **changes)), list)
+    for smoothing in (0.0, 0.1, 1.0):
+        record = wreck(guessing_accuracy=100.0, train_config={"label_smoothing": smoothing}, **changes)
+        assert isinstance(learning.find_problems(record), list)
 
 
 def mixed():
@@ -131,8 +166,37 @@ def test_no_mean_holds_a_wreck_silently():
     assert any(where == "lora on texture" and "9.0 %" in why for where, why in list_cell_remarks(section))
 
 
+def test_a_mean_that_leaves_a_wreck_out_is_not_marked():
+    """A seed on other images than its column takes part in no mean; it is still listed with its reason."""
+    records = make_grid(["bias", "lora"], ["digits"], (0, 1, 2))
+    records[-1] = dataclasses.replace(records[-1], accuracy=9.0, split_id="other")
+    (section,) = make_sections(records)
+    assert not any("†" in column.text(row) for row in section.rows for column in tables.summary_columns(section))
+    ((where, why),) = list_cell_remarks(section)
+    assert where == "lora on digits" and "seed 2 did not learn" in why and "1 left out" in why
+
+
+def test_the_terminal_leaves_out_spreads_of_tasks_but_no_mark():
+    records = mixed()
+    records[0] = dataclasses.replace(records[0], split_id="other")  # bias on digits, seed 0
+    records[1] = dataclasses.replace(records[1], split_id="other")
+    console = Console(width=300, record=True)
+    console.print(terminal_table(records))
+    lines = {line.split()[0]: line for line in console.export_text().splitlines() if line.strip()}
+    assert lines["lora"].count("†") == 3 and "*" in lines["bias"]
+    assert "±" not in lines["bias"], "its mean is missing"
+
+
 def test_a_wreck_is_not_compared_with_the_paper_as_if_it_were_a_result():
     assert "a cell that did not learn" in list_deviations([wreck()], "mini", "vit")
+
+
+def test_a_sweep_names_each_kind_of_cell_once_whatever_its_seeds():
+    records = make_grid(["lora", "bias"], ["digits", "texture"], range(5), accuracy=9.0)
+    sentence = unlearned_sentence([*records, *make_grid(["full"], ["digits"])])
+    assert sentence.startswith("20 of 23 finished cells did not learn: lora on digits (mini_vit), ")
+    assert sentence.count("lora on digits") == 1 and " and 1 more." in sentence
+    assert unlearned_sentence(make_grid()) == ""
 
 
 CELL = CellConfig(

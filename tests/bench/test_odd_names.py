@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 import os
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from bench.factories import make_record
 from s2a_bench.cells import record
 from s2a_bench.cli.main import main
-from s2a_bench.tracking import sqlite_uris, store
+from s2a_bench.config import CellConfig
+from s2a_bench.data.folder import find_dataset_folder
+from s2a_bench.data.table.lookup import get_dataset
+from s2a_bench.errors import InputError
+from s2a_bench.reports.build import build
+from s2a_bench.sweeps.checks.request import check_data
+from s2a_bench.sweeps.events import StageEnd
+from s2a_bench.sweeps.plan import plan
+from s2a_bench.sweeps.request import Request
+from s2a_bench.tracking import listener, sqlite_uris, store
 
 NAMES = ["lr?1", "50%20off", "50%", "a?b=c&d", "a#b", "a b", "größe", 'it\'s "it"', "two\nlines", "-o", "~", "a:b@c"]
 
@@ -53,6 +64,54 @@ def test_a_store_lies_in_its_output_folder(name, tmp_path):
     assert (tmp_path / name / "mlflow.db").is_file() and list((tmp_path / name / "mlartifacts").rglob("note.txt"))
     again = store.open_store(opened.uri, tmp_path / name)
     assert again.client.get_run(run.run_id).info.run_id == run.run_id
+
+
+@pytest.mark.parametrize("decodes", [True, False])
+@pytest.mark.parametrize("name", NAMES)
+def test_an_unchanged_database_is_not_opened_again(name, decodes, tmp_path, monkeypatch):
+    monkeypatch.setattr(sqlite_uris, "_decodes_paths", lambda: decodes)
+    output, opened = tmp_path / name, []
+    found = make_record()
+    record.write(found, output)
+
+    def open_store(*_):
+        opened.append(name)
+        (output / "mlflow.db").touch()
+        return object()
+
+    monkeypatch.setattr(listener.stores, "open_store", open_store)
+    for function in ("start_sweep", "log_cell", "finish_sweep"):
+        monkeypatch.setattr(listener.runs, function, lambda *_: None)
+    for _ in range(2):
+        tracker = listener.Tracker("mini", None, output, lambda *_: None)
+        tracker.planned(planned := plan({found.cell_id: CellConfig()}, output))
+        tracker.ended(StageEnd(planned, [found], "FINISHED"))
+    assert opened == [name]
+
+
+def _retry_of_the_tracker(folder: Path) -> str:
+    tracker = listener.Tracker("mini", "sqlite:////tmp/a b.db", folder, lambda *_: None)
+    return tracker._incomplete(RuntimeError("gone")).partition("run: ")[2]
+
+
+def _advice(function, *arguments) -> str:
+    with pytest.raises(InputError) as caught:
+        function(*arguments)
+    return str(caught.value).split("`")[1]
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if "\n" not in name])
+def test_a_command_that_is_printed_names_the_folder_for_a_shell(name, tmp_path):
+    folder = tmp_path / name
+    names = ("caltech101", "cifar100")
+    commands = [
+        _retry_of_the_tracker(folder),
+        _advice(build, folder),
+        _advice(find_dataset_folder, get_dataset("vtab", names[0]), folder),
+        _advice(check_data, Request(suite="vtab", datasets=names, data_dir=folder)),
+    ]
+    for command in commands:
+        assert str(folder) in shlex.split(command)
 
 
 @needs_mlflow

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from s2a_bench.cells.record import write
 from s2a_bench.reports import ablations as report_sweeps
 from s2a_bench.reports import build as report
+from s2a_bench.reports.pictures import draw_pictures
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.svg import axes
 from s2a_bench.reports.svg import curves as figures_sweep
@@ -53,6 +54,21 @@ def test_a_part_that_is_off_or_another_option_is_no_point():
     section = swept([(0, 8), (5, 0), (5, 8), (15, 8)])
     assert set(report_sweeps.size_grid(section)) == {(5, 8), (15, 8)}
     assert report_sweeps.find_slices(section) == []
+
+
+def test_a_figure_names_its_means_that_hold_a_cell_that_did_not_learn():
+    def named(*sizes):
+        section = swept([(5, 8), (15, 8), (30, 8), *((30, size) for size in sizes)])
+        (drawn,) = draw_pictures([section], ["s2a"])
+        return [row.label for row in section.rows if row.unlearned], {
+            picture.name: picture.caption for picture in drawn if "did not learn" in picture.caption
+        }
+
+    assert named(4, 16) == ([], {})
+    (label,), captions = named(4, 16, 46)  # an accuracy of about 7 % on ten classes
+    assert all(f"did not learn: {label}." in caption for caption in captions.values())
+    kinds = {name.partition("mini_vit-")[2] for name in captions}
+    assert {"map", "lsb-reduction", "params"} <= kinds and "lrp-rank" not in kinds
 
 
 def test_nothing_is_drawn_where_nothing_was_swept(tmp_path):

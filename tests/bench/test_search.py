@@ -45,6 +45,7 @@ class Fake:
     def __init__(self) -> None:
         self.ran: list[CellConfig] = []
         self.outcome: dict[float, BaseException | str] = {}  # by learning rate
+        self.highest: dict[str, float] = {}  # accuracy of a method's best trial, if not 70
 
     def identify(self, cell: CellConfig) -> str:
         config = s2a.method_config(cell.method.name, **cell.method.options)
@@ -65,7 +66,8 @@ class Fake:
         self.ran.append(cell)
         changes: dict[str, Any] = {"accuracy": 80.0}
         if cell.trial:
-            changes["accuracy"] = 70 - abs(math.log10(cell.train.lr / self.best(cell.method.name)))
+            highest = self.highest.get(cell.method.name, 70.0)
+            changes["accuracy"] = highest - abs(math.log10(cell.train.lr / self.best(cell.method.name)))
             outcome = self.outcome.get(cell.train.lr)
             if isinstance(outcome, BaseException):
                 raise outcome
@@ -187,6 +189,14 @@ def test_a_search_in_which_every_loss_is_infinite_chooses_nothing(fake, capsys):
     assert main(["sweep", *SMALL, "--datasets", "digits", "--methods", "full", "--search", "grid"]) == 1
     assert not [cell for cell in fake.ran if not cell.trial]
     assert "Nothing was chosen for full on digits, mini_vit: the loss of all 12" in capsys.readouterr().out
+
+
+def test_a_search_whose_best_trial_did_not_learn_says_so(fake, capsys):
+    fake.highest["bias"] = 10.0  # of ten classes
+    assert main([*SWEEP, "--search", "grid"]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Of bias on digits, mini_vit even the chosen trial did not learn: its accuracy of 10.0 %" in said
+    assert "Of full" not in said
 
 
 def test_ctrl_c_in_the_search_ends_before_any_final_cell_and_the_same_command_goes_on(fake):

@@ -339,5 +339,6 @@ def test_the_id_of_a_folder_stays_with_it_and_a_copy_gets_its_own(tmp_path):
     assert outputs.output_id(tmp_path / "moved") == known
     (tmp_path / "moved" / ".output.json").write_text("[" * 200_000)
     assert outputs.output_id(tmp_path / "moved") not in (known, copied)
-    (tmp_path / "moved" / ".sweeps.json").write_text('{"a": 1, "b": {"suite": "mini", "cells": ["c"]}}')
+    damaged = '"a": 1, "d": {"cells": ["c"]}, "e": {"suite": null, "cells": []}, "f": {"suite": "mini", "cells": [1]}'
+    (tmp_path / "moved" / ".sweeps.json").write_text(f'{{{damaged}, "b": {{"suite": "mini", "cells": ["c"]}}}}')
     assert outputs.remembered_sweeps(tmp_path / "moved") == {"b": ("mini", ["c"])}

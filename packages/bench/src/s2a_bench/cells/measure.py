@@ -66,6 +66,8 @@ def blank(
     options: Mapping[str, Any] | None = None,
     num_classes: int = 100,
     train: TrainConfig | None = None,
+    *,
+    without_data: bool = False,
 ) -> tuple[s2a.Adapted, int]:
     """A method on a backbone of random weights, and the side of its images: all that memory depends on, no data.
 
@@ -75,24 +77,16 @@ def blank(
         options: Of the method's config.
         num_classes: Of the head; the paper's percentages belong to 100.
         train: The recipe, whose number format frozen weights have; ``None``: the default.
+        without_data: Make tensors without data; the call is within ``s2a.memory.tensors_without_data`` then.
     """
     config = s2a.method_config(method, **(options or {}))
-    model, expected = create(BackboneConfig(backbone, random_weights=True))
-    return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
-
-
-def blank_without_data(
-    backbone: str,
-    method: str,
-    options: Mapping[str, Any] | None = None,
-    num_classes: int = 100,
-    train: TrainConfig | None = None,
-) -> tuple[s2a.Adapted, int]:
-    """As ``blank``, on tensors without data: call it within ``s2a.memory.tensors_without_data``."""
-    config = s2a.method_config(method, **(options or {}))
-    with unset_fake_temporarily(), torch.device("meta"):  # timm reads values of its own while it builds a model.
+    with contextlib.ExitStack() as stack:
+        if without_data:  # built outside that block: timm reads values of its own meanwhile
+            stack.enter_context(unset_fake_temporarily())
+            stack.enter_context(torch.device("meta"))
         model, expected = create(BackboneConfig(backbone, random_weights=True))
-    strip_data(model)
+    if without_data:
+        strip_data(model)
     return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size
 
 
@@ -119,7 +113,7 @@ def memory_row(
     """
     train = train or TrainConfig()
     with tensors_without_data():
-        adapted, side = blank_without_data(backbone, method, options, num_classes, train)
+        adapted, side = blank(backbone, method, options, num_classes, train, without_data=True)
         images = torch.empty(train.batch_size, 3, side, side)
         row = {"backbone": backbone, "method": method, "batch_size": train.batch_size, **memory(adapted, images, train)}
         with precision(train, images.device):

@@ -49,8 +49,8 @@ class Record:
     pass, ``wall_seconds`` of everything that the last process did for the cell. ``status`` is ``"stopped"`` for a
     trial that its search ended early; its curve says after how many epochs, and holds ``val_accuracy`` where val was
     looked at before the last epoch. ``guessing_loss`` is the loss of predicting the class frequencies of the training
-    list, ``guessing_accuracy`` that of naming the most frequent class of the scored list; ``did_not_learn`` says, for a
-    finished cell that is no better, how that shows (``learning.find_problems``).
+    list (or their smoothed targets), ``guessing_accuracy`` that of naming the most frequent class of the scored list;
+    ``did_not_learn`` says, for a finished cell that is no better, how that shows (``learning.find_problems``).
     """
 
     cell_id: str

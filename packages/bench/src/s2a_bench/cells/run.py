@@ -169,7 +169,8 @@ def _train_and_measure(
     config, loaded = opened.cell.config, prepared.loaded
     record.data_config, record.lossy, record.synthetic = loaded.data_config, loaded.lossy, loaded.synthetic
     record.train_images, record.scored_images = len(loaded.train), len(loaded.scored)
-    record.guessing_loss = learning.guessing_loss(loaded.train.labels.bincount().tolist())
+    counts = loaded.train.labels.bincount(minlength=record.classes).tolist()
+    record.guessing_loss = learning.guessing_loss(counts, config.train.label_smoothing)
     for name, value in prepared.memory.items():
         setattr(record, name, value)
 

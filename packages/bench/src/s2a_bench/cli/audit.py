@@ -96,15 +96,13 @@ def _check_effects(chosen: Sequence[Record], data_dir: Path | None, skip_trials:
     from s2a_bench.data.table.lookup import DATASETS
 
     mistakes = Mistakes()
-    embedded = [name for name in {record.dataset for record in chosen} if name in DATASETS and DATASETS[name].embedded]
-    if data_dir is not None and len(embedded) == len({record.dataset for record in chosen}):
-        mistakes.add(
-            InputError(
-                f"--data-dir {data_dir} has no effect: {', '.join(sorted(embedded))} are embedded; leave it out."
-            )
-        )
+    names = sorted({record.dataset for record in chosen})
+    if data_dir is not None and all(name in DATASETS and DATASETS[name].embedded for name in names):
+        mistakes.add(InputError(f"--data-dir {data_dir} has no effect: {', '.join(names)} are embedded; leave it out."))
     if skip_trials and not any(record.search for record in chosen):
-        mistakes.add(InputError("--skip-trials has no effect: no search chose the config of these records."))
+        mistakes.add(
+            InputError("--skip-trials has no effect: no search chose the config of these records; leave it out.")
+        )
     mistakes.raise_all()
 
 

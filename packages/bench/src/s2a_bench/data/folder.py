@@ -14,6 +14,7 @@ import dataclasses
 import hashlib
 import json
 import os
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -146,10 +147,8 @@ def find_dataset_folder(dataset: Dataset, root: Path | str | None) -> Path:
     """
     how = f"get it from {dataset.where} and put its folder there (data/README.md shows the layout)"
     if dataset.preparation is not None:
-        how = (
-            f"run `s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {root or 'DIR'}`, with a download "
-        )
-        how += f"from {dataset.where}"
+        command = f"s2a-bench data prepare {dataset.name} --from DOWNLOAD --data-dir {shlex.quote(str(root or 'DIR'))}"
+        how = f"run `{command}`, with a download from {dataset.where}"
     if root is None:
         raise InputError(f"Dataset {dataset.name!r} needs images on disk but no data folder was given; {how}.")
     for name in (dataset.name, *dataset.aliases):

@@ -14,7 +14,7 @@ import s2a
 import torch
 from s2a.memory import tensors_without_data
 
-from s2a_bench.cells.measure import MB, blank_without_data, memory
+from s2a_bench.cells.measure import MB, blank, memory
 
 _VIT, _SWIN, _CONVNEXT = "vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base"
 
@@ -101,7 +101,7 @@ def measure_paper_rows(batch_size: int = 32) -> Iterator[dict[str, Any]]:
 
 def _measure_row(row: PaperRow, batch_size: int) -> dict[str, Any]:
     with tensors_without_data():
-        adapted, side = blank_without_data(row.backbone, row.method, row.options)
+        adapted, side = blank(row.backbone, row.method, row.options, without_data=True)
         found = memory(adapted, torch.empty(batch_size, 3, side, side))
         honest = s2a.theoretical_memory(adapted, batch_size).honest
     names = {"backbone": row.backbone, "method": row.method, "batch_size": batch_size}

@@ -22,11 +22,13 @@ class SizeSlice:
         key: The size that varies.
         held: The other size and its value.
         curves: Per group of tasks, or the mean where there is one group.
+        rows: Of their points.
     """
 
     key: str
     held: tuple[str, float]
     curves: tuple[Curve, ...]
+    rows: tuple[MethodRow, ...]
 
 
 def size_grid(section: Section) -> dict[tuple[float, float], MethodRow]:
@@ -60,7 +62,8 @@ def find_slices(section: Section) -> list[SizeSlice]:
         value = max(held, key=lambda v: (held[v] >= 3 and v == usual, held[v], -v), default=usual)
         line = sorted((point[axis], row) for point, row in points.items() if point[1 - axis] == value)
         if len({x for x, _ in line}) >= 3:
-            found.append(SizeSlice(key, (other, value), _make_curves(line, section)))
+            curves, rows = _make_curves(line, section), tuple(row for _, row in line)
+            found.append(SizeSlice(key, (other, value), curves, rows))
     return found
 
 

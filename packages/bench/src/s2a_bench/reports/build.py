@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 
 from s2a_bench.cells import record as records_door
@@ -41,7 +42,7 @@ def build(output: Path) -> ReportPaths:
     if not good and not broken:
         raise InputError(
             f"There are no records under {output / 'records'}; give the --output of a sweep, or run "
-            f"`s2a-bench sweep --output {output}` first."
+            f"`s2a-bench sweep --output {shlex.quote(str(output))}` first."
         )
     summary = Summary(tuple(make_sections(good)), tuple(broken), sum(record.trial for record in good))
     drawn = draw_pictures(summary.sections, summary.methods)

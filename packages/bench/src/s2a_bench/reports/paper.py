@@ -42,7 +42,7 @@ class ComparedValue:
         state: ``REPRODUCED``, ``DIFFERS``, ``NOT_RUN``, ``NOT_COMPARABLE`` or ``UNPRINTED``.
         ours: Our number; ``None`` if it was not run.
         paper: The printed number, or the mean of printed ones; ``None`` if there is none.
-        reasons: Why it is not comparable.
+        reasons: Why it is not comparable, or would not be with a printed number.
     """
 
     state: str
@@ -218,7 +218,7 @@ def _compare_value(
         return ComparedValue(NOT_RUN, paper=paper)
     reasons += list_deviations(records, suite, family)
     if paper is None:
-        return ComparedValue(UNPRINTED, stat)
+        return ComparedValue(UNPRINTED, stat, reasons=tuple(reasons))
     if reasons:
         return ComparedValue(NOT_COMPARABLE, stat, paper, tuple(reasons))
     return ComparedValue(

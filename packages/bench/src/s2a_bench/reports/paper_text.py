@@ -120,8 +120,8 @@ def make_pair_table(section: Section) -> PairTable | None:
         best = max(whole, key=lambda row: row.averages.mean_of_tasks.mean if row.averages else 0.0)
         columns = [best.label]
         note = "Only against the row with the highest mean, which choosing it favours."
-    if wrecked := [label for label in labels if any(learning.find_problems(r) for r in by_label[label])]:
-        note = f"{note} Differences of {', '.join(wrecked)} hold cells that did not learn.".strip()
+    if unlearned := [label for label in labels if any(learning.find_problems(r) for r in by_label[label])]:
+        note = f"{note} Differences of {', '.join(unlearned)} hold cells that did not learn.".strip()
     known: dict[tuple[str, str], Difference | None] = {}
     for a, b in itertools.product(labels, columns):
         turned = known.get((b, a))

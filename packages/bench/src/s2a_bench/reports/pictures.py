@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from s2a_bench.experiments import spec
@@ -130,7 +130,7 @@ def _draw_sweeps(section: Section, methods: Sequence[str], stem: str) -> list[Pi
     style = Markup(scatter.css(methods) + curves.css())
     for part in ablations.find_slices(section):
         caption = f"Accuracy over {part.key}, with {part.held[0]}={part.held[1]:g}. {ablations.describe_change(part)}."
-        caption += " Bars: ± one standard deviation between seeds."
+        caption += " Bars: ± one standard deviation between seeds." + _name_unlearned(part.rows)
         drawing: dict[str, Any] = {"title": f"{section_title(section)}: {caption}", "x_label": part.key}
         inline = curves.draw_curves(part.curves, **drawing)
         alone = curves.draw_curves(part.curves, **drawing, style=style)
@@ -139,6 +139,7 @@ def _draw_sweeps(section: Section, methods: Sequence[str], stem: str) -> list[Pi
     if len({x for x, _ in rows}) > 1 and len({y for _, y in rows}) > 1 and len(rows) > 3:
         cells = {point: row.averages.mean_of_tasks.mean for point, row in rows.items() if row.averages}
         caption = f"Mean accuracy by {ablations.RANK} and {ablations.REDUCTION}; dashed: not run."
+        caption += _name_unlearned(rows.values())
         drawing: dict[str, Any] = {"title": f"{section_title(section)}: {caption}", "x_label": ablations.RANK}
         inline = curves.draw_heat_map(cells, **drawing, y_label=ablations.REDUCTION)
         alone = curves.draw_heat_map(cells, **drawing, y_label=ablations.REDUCTION, style=style)
@@ -172,10 +173,15 @@ def _make_picture(
     left_out = [row.label for row in section.rows if row.label not in {mark.label for mark in marks}]
     caption += " Bars: ± one standard deviation between seeds." if any(mark.spread for mark in marks) else ""
     caption += " Dashed: Pareto front." if len(stats.pareto_front([(mark.x, mark.y) for mark in marks])) > 1 else ""
-    wrecked = [row.label for row in section.rows if row.averages and row.unlearned]
-    caption += f" Means that hold a cell that did not learn: {truncate_list(wrecked)}." if wrecked else ""
+    caption += _name_unlearned(section.rows)
     caption += f" Not drawn, values missing: {truncate_list(left_out)}." if left_out else ""
     drawing = {"title": f"{section_title(section)}: {caption}", "x_label": x_label, "log": log, "key": key}
     inline = scatter.draw_scatter(marks, methods, **drawing)
     alone = scatter.draw_scatter(marks, methods, **drawing, alone=True)
     return Picture(name, caption, inline, alone)
+
+
+def _name_unlearned(rows: Iterable[MethodRow]) -> str:
+    """A sentence for a caption, with a space in front; empty where every cell of the drawn means learned."""
+    names = [row.label for row in rows if row.averages and row.unlearned]
+    return f" Means that hold a cell that did not learn: {truncate_list(names)}." if names else ""

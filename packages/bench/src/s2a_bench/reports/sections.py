@@ -24,7 +24,7 @@ class TableCell:
         stat: Over the seeds that may be averaged; ``None`` without any.
         counted: Whether it enters the row's averages.
         reasons: Why it is absent, incomplete or left out, or did not learn; empty when all is well.
-        unlearned: How many of its seeds did not learn (``cells.learning``).
+        unlearned: How many of the seeds in ``stat`` did not learn (``cells.learning``).
     """
 
     stat: Stat | None
@@ -248,8 +248,9 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
         reasons.append(f"{failures} of {len(records)} seeds failed" if done else "failed")
     if not done:
         return TableCell(None, False, tuple(reasons) or ("not run",)), []
-    unlearned = [(record, text) for record in done if (text := learning.describe_problems(record))]
-    reasons += [f"seed {record.seed} {text}" for record, text in sorted(unlearned, key=lambda pair: pair[0].seed)]
+    for record in sorted(done, key=lambda record: record.seed):
+        if problems := learning.describe_problems(record):
+            reasons.append(f"seed {record.seed} {problems}")
     if not good:
         # All of it is from other data than the column: shown, but not counted.
         other = collections.Counter(canonical_text(stats.data_identity(r)) for r in done).most_common(1)[0][0]
@@ -258,13 +259,18 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
             stat = stats.average_seeds(good)
         except stats.NotComparable as error:
             return TableCell(None, False, (*reasons, str(error))), []
-        return TableCell(stat, False, (*reasons, "not comparable: other data than this column"), len(unlearned)), []
+        reasons.append("not comparable: other data than this column")
+        return TableCell(stat, False, tuple(reasons), _count_unlearned(good)), []
     if len(good) < len(done):
         reasons.append(f"{len(done) - len(good)} left out: other data than this column")
     try:
-        return TableCell(stats.average_seeds(good), True, tuple(reasons), len(unlearned)), good
+        return TableCell(stats.average_seeds(good), True, tuple(reasons), _count_unlearned(good)), good
     except stats.NotComparable as error:
         return TableCell(None, False, (*reasons, str(error))), []
+
+
+def _count_unlearned(records: Iterable[Record]) -> int:
+    return sum(bool(learning.find_problems(record)) for record in records)
 
 
 def _mean_over_tasks(records: Sequence[Record], value: Callable[[Record], float | None]) -> float | None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from s2a_bench.cells.record import Record
 from s2a_bench.reports.sections import Section, make_sections
 from s2a_bench.reports.tables import summary_columns
-from s2a_bench.reports.text import UNLEARNED, describe_setting, section_title
+from s2a_bench.reports.text import describe_setting, section_title
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -54,10 +55,8 @@ def _make_terminal_table(section: Section, without: tuple[str, ...]) -> Table:
         for column in columns:
             text = column.text(row)
             if len(section.datasets) > 1 and (column.key or "").startswith("dataset "):
-                text, _, spread = text.partition(
-                    " ±"
-                )  # Spreads per task are in the report; here they would cost the width.
-                text += UNLEARNED if UNLEARNED in spread else ""
+                # Spreads per task are in the report; here they would cost the width.
+                text = re.sub(r" ± [\d.]+", "", text)
             cells.append(Text(text, style="bold" if column.key and section.best.get(column.key) == row.label else ""))
         table.add_row(Text(row.label), *cells)
     return table

@@ -122,8 +122,8 @@ def format_mean(row: MethodRow, stat: Stat | None, datasets: Sequence[str] | Non
         stat: The mean.
         datasets: Those it is over; ``None``: all of the row.
     """
-    wrecked = any(datasets is None or name in datasets for name in row.unlearned)
-    return format_stat(stat) + (UNLEARNED if stat and wrecked else "")
+    unlearned = any(datasets is None or name in datasets for name in row.unlearned)
+    return format_stat(stat) + (UNLEARNED if stat and unlearned else "")
 
 
 def describe_front(section: Section) -> str:

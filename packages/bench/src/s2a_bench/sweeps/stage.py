@@ -176,15 +176,15 @@ def plan_sentence(plan: Plan) -> str:
 
 def unlearned_sentence(records: Sequence[Record]) -> str:
     """How many of the finished cells did not learn, and what to do about it; empty if all learned."""
-    wrecked = [record for record in records if learning.find_problems(record)]
-    if not wrecked:
+    unlearned = [record for record in records if learning.find_problems(record)]
+    if not unlearned:
         return ""
-    names = list(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in wrecked))
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    names = list(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in unlearned))
+    few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     done = sum(record.status == "done" for record in records)
     return (
-        f"{len(wrecked)} of {done} finished cells did not learn: {', '.join(names[:3])}{more}. The report marks them and "
-        "every mean that holds one with †; try another train.lr (a lower one most often), more epochs, or --search."
+        f"{len(unlearned)} of {done} finished cells did not learn: {few}. The report marks them and every mean "
+        "that holds one with †; try another train.lr (a lower one most often), more epochs, or --search."
     )
 
 

@@ -1,6 +1,6 @@
 """The default database, ``<output>/mlflow.db``: a view of the records, made anew where it cannot be used.
 
-Only this database is ever replaced; one that a user named is his own.
+Only this database is ever replaced, never one that a user named.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from s2a_bench.cells.record import set_aside
 from s2a_bench.files import locked, move_into_place
 from s2a_bench.tracking.sqlite_uris import sqlite_path, sqlite_uri
 
-_PASSING = ("locked", "busy", "readonly", "read-only", "disk is full", "disk i/o", "no space", "permission denied")
-"""What an error says that has another cause than the database's content."""
+_OTHER_CAUSES = ("locked", "busy", "readonly", "read-only", "disk is full", "disk i/o", "no space", "permission denied")
+"""Words of errors that have another cause than the database's content: a new one would not help."""
 
 _BESIDE = ("-wal", "-shm", "-journal")
 """Files of SQLite's that belong to a database."""
@@ -46,16 +46,16 @@ def open_default(path: Path, artifacts: str, connect: Callable[[], Any]) -> tupl
             raise sqlite3.DatabaseError(f"without {missing[0]}")
         return connect(), None
     except Exception as error:
-        if any(words in str(error).lower() for words in _PASSING):
+        if any(words in str(error).lower() for words in _OTHER_CAUSES):
             raise
-        with _grown(path, artifacts) as fresh:  # first: if MLflow cannot make one, the old one is not to blame
-            if missing and missing == _find_missing_columns(fresh):
+        with _new_database(path, artifacts) as new:  # first: if MLflow cannot make one, the old one is not the cause
+            if missing and missing == _find_missing_columns(new):
                 return connect(), None  # no database of this version of MLflow has them
             aside = set_aside(path)
             for ending in _BESIDE:
                 with contextlib.suppress(OSError):
                     Path(f"{path}{ending}").rename(f"{aside}{ending}")
-            move_into_place(fresh, path)
+            move_into_place(new, path)
         _forget_connections(path)
         return connect(), aside
 
@@ -96,15 +96,15 @@ def create(path: Path, artifacts: str) -> None:
     _clear_abandoned(path)
     if path.exists() and (not path.is_file() or path.stat().st_size):
         return
-    with _grown(path, artifacts) as fresh:
+    with _new_database(path, artifacts) as new:
         if path.exists() and path.stat().st_size:
             return  # Another process was faster; its database may hold runs already.
-        move_into_place(fresh, path)
+        move_into_place(new, path)
     _forget_connections(path)
 
 
 @contextlib.contextmanager
-def _grown(path: Path, artifacts: str) -> Iterator[Path]:
+def _new_database(path: Path, artifacts: str) -> Iterator[Path]:
     """A complete new database in a temporary folder, which goes with the block."""
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import event
@@ -115,20 +115,20 @@ def _grown(path: Path, artifacts: str) -> Iterator[Path]:
 
     folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
     try:
-        with _held(folder):
-            growing = folder / "growing.db"
+        with _marked_in_use(folder):
+            new = folder / "new.db"
             event.listen(Engine, "connect", unflushed)
             try:
-                SqlAlchemyStore(sqlite_uri(growing), artifacts).engine.dispose()
+                SqlAlchemyStore(sqlite_uri(new), artifacts).engine.dispose()
             finally:
                 event.remove(Engine, "connect", unflushed)
-            yield growing
+            yield new
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _held(folder: Path) -> Iterator[None]:
+def _marked_in_use(folder: Path) -> Iterator[None]:
     """A lock by which others see that the folder is in use; a file system without locks has none."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):

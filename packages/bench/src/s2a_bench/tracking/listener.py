@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import shlex
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,7 @@ from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.tracking import runs
 from s2a_bench.tracking import store as stores
 from s2a_bench.tracking.runs import TrackingError
+from s2a_bench.tracking.sqlite_uris import sqlite_path
 from s2a_bench.tracking.store import Store
 
 
@@ -118,7 +120,9 @@ class Tracker(Listener):
 
     def _incomplete(self, error: Exception) -> str:
         """What to say about a store that does not hold everything, with the command that makes it good."""
-        retry = f"s2a-bench track --output {self._output}" + (f" --tracking-uri {self._given}" if self._given else "")
+        words = ["s2a-bench", "track", "--output", str(self._output)]
+        words += ["--tracking-uri", self._given] if self._given else []
+        retry = shlex.join(words)
         return f"MLflow is incomplete ({error}). The records are safe; later, run: {retry}"
 
     def _log(self, record: Record) -> None:
@@ -152,10 +156,9 @@ class Tracker(Listener):
 
     def _signature(self) -> str:
         """Size and time of a database's file; ``""`` where there is none."""
-        scheme, _, path = self.uri.partition(":///")
         with contextlib.suppress(OSError):
-            if scheme.startswith("sqlite"):
-                found = Path(path.partition("?")[0]).stat()
+            if self.uri.startswith("sqlite"):
+                found = sqlite_path(self.uri).stat()
                 return f"{found.st_size} {found.st_mtime_ns} {found.st_ino}"
         return ""
 

@@ -55,9 +55,9 @@ def remembered_sweeps(output: Path) -> dict[str, tuple[str, list[str]]]:
     """Suite and cells of the sweeps that were run in a folder, by their ids; what is damaged is left out."""
     found = {}
     for key, entry in _read(output / _SWEEPS).items():
-        cells = entry.get("cells") if isinstance(entry, dict) else None
-        if isinstance(cells, list) and all(isinstance(cell, str) for cell in cells):
-            found[key] = (str(entry.get("suite")), cells)
+        match entry:
+            case {"suite": str(suite), "cells": list(cells)} if all(isinstance(cell, str) for cell in cells):
+                found[key] = (suite, cells)
     return found
 
 

@@ -205,9 +205,8 @@ def heal(store: Store, *, close: bool = True) -> int:
         TrackingError: MLflow failed.
     """
     found = [record for _, record in records_door.read_all(store.output) if isinstance(record, Record)]
-    suites = {record.suite for record in found} | {
-        suite for suite, _ in outputs.remembered_sweeps(store.output).values()
-    }
+    planned = outputs.remembered_sweeps(store.output).values()
+    suites = {record.suite for record in found} | {suite for suite, _ in planned}
     return sum(
         _heal_suite(store, suite, {record.cell_id: record for record in found if record.suite == suite}, close)
         for suite in sorted(suites)
@@ -303,9 +302,8 @@ def _milliseconds(moment: str) -> int:
 @contextlib.contextmanager
 def _explain_failures(what: str) -> Iterator[None]:
     try:
-        with silence_mlflow(
-            logging.CRITICAL
-        ):  # it prints the traceback of an error that is raised here as one sentence
+        # MLflow prints the traceback of an error that is raised here as one sentence.
+        with silence_mlflow(logging.CRITICAL):
             yield
     except Exception as error:
         raise TrackingError(f"MLflow could not {what} ({type(error).__name__}: {first_line(error)}).") from error

@@ -56,19 +56,27 @@ def _datasets(request: Request) -> list[Dataset]:
     return Mistakes().each(lambda name: datasets.get_dataset(request.suite, name), names)
 
 
-def check_sweep_options(mistakes: Mistakes, request: Request, options: RunOptions) -> None:
-    """Refuses what a sweep would pass over: an experiment, a switch of the feature cache.
+def check_sweep_options(mistakes: Mistakes, request: Request, options: RunOptions, *, searches: bool) -> None:
+    """Refuses what a sweep would pass over: an experiment, a switch of the feature cache, trained states to keep.
 
     Args:
         mistakes: Where what is refused is added.
         request: What is run.
         options: How it is run.
+        searches: Whether a search chooses the configs.
     """
     if request.experiment is not None and request.methods and request.backbones:
         mistakes.add(
             InputError(
                 f"--experiment {request.experiment} has no effect: it says which methods on which backbones, and "
                 "--methods and --backbones are both given; leave one of the three out."
+            )
+        )
+    if options.keep.adapters and searches and request.evaluate == "val":
+        mistakes.add(
+            InputError(
+                "--keep-adapters has no effect: what the trials of a search trained is not kept, and with --evaluate "
+                "val there are no other cells; leave it out, or run without --evaluate val."
             )
         )
     if not options.keep.features:

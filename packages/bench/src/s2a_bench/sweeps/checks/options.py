@@ -21,7 +21,7 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
         request: What is run.
         mode: Of the search, if there is one.
     """
-    check_sweep_options(mistakes, request, options)
+    check_sweep_options(mistakes, request, options, searches=mode is not None)
     with mistakes.collecting():
         check_output(options.keep.output)
     with mistakes.collecting():

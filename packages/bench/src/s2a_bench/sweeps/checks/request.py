@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -220,9 +221,10 @@ def check_data(request: Request) -> None:
     if absent:
         names = ", ".join(dataset.name for dataset, _ in absent)
         where = f"in {request.data_dir}" if request.data_dir else "on disk, and no --data-dir was given"
+        folder = shlex.quote(str(request.data_dir or "DIR"))
         raise InputError(
             f"{len(absent)} of {len(wanted)} datasets have no list of images {where}: {names}; run `s2a-bench data "
-            f"prepare NAME --from DOWNLOAD --data-dir {request.data_dir or 'DIR'}` for each, or name others with "
+            f"prepare NAME --from DOWNLOAD --data-dir {folder}` for each, or name others with "
             "--datasets."
         )
 

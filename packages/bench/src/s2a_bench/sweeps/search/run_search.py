@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from s2a_bench.cells.learning import describe_problems
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
@@ -205,13 +206,23 @@ def _announcement(known: Searches) -> str:
 
 
 def _tell_choices(known: Searches, end: StageEnd, output: Path, listeners: Sequence[Listener]) -> None:
-    """Messages on where the choices were written, which trials failed, and for which searches nothing was chosen."""
+    """Messages on where the choices were written, and on what went wrong.
+
+    What went wrong: trials that failed, chosen ones that did not learn, searches for which nothing was chosen.
+    """
     notify(listeners, "message", f"Search: {output / 'search'}", "info")
     for record in end.records:
         if record.status == "failed" and not search.settled(record, known.mode):
             notify(listeners, "message", failure_line(record, end.plan.cells[record.cell_id]), "error")
     decided = {choice.ids for choice in end.choices or ()}
     found = {record.cell_id: record for record in end.records}
+    for choice in end.choices or ():
+        if problem := describe_problems(found[choice.ids[choice.best]]):
+            text = (
+                f"Of {search_text(choice.search)} even the chosen trial {problem}. The final cells will hardly do "
+                "better: try more --epochs, or --search N with more trials."
+            )
+            notify(listeners, "message", text, "warning")
     for each, ids in known.each:
         if ids not in decided:
             notify(listeners, "message", _undecided(each, ids, found), "error")
