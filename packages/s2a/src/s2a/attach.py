@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from s2a.adapted import Adapted, classes_of, new_head, refuse_reset
+from s2a.adapted import Adapted, classes_of, new_head, refuse_reset, require_adapted
 from s2a.backbones import Edits, classifier_name, describe, refuse_cut_gradients, separate_passes
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
-from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
@@ -158,15 +157,6 @@ def _refuse_adapted(model: nn.Module) -> None:
             raise S2AError(f"{where} is already adapted by {name!r}; call s2a.detach on the adapted model first.")
 
 
-def _adapted_given(what: str, given: Any) -> Adapted:
-    """What ``attach`` returned; a wrapper around it is refused with the way to it."""
-    if isinstance(given, Adapted):
-        return given
-    inside = isinstance(given, nn.Module) and path_inside(given, lambda module: isinstance(module, Adapted))
-    hint = f"; that is inside of it, at model.{inside}: give that" if inside else ""
-    raise S2AError(f"{what} takes what s2a.attach returned, not {type(given).__name__}{hint}.")
-
-
 def detach(adapted: Adapted) -> nn.Module:
     """The original backbone back, bit for bit: weights and their dtypes, classifier, hooks, ``requires_grad`` flags.
 
@@ -176,7 +166,7 @@ def detach(adapted: Adapted) -> nn.Module:
         S2AError: ``adapted`` did not come from ``attach``, or was detached before, or its frozen weights were changed
             since ``attach`` (then ``adapted`` stays as it is).
     """
-    adapted = _adapted_given("detach", adapted)
+    adapted = require_adapted("detach", adapted)
     model = adapted.backbone
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
@@ -208,7 +198,7 @@ def merge(adapted: Adapted) -> nn.Module:
     Raises:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
-    adapted = _adapted_given("merge", adapted)
+    adapted = require_adapted("merge", adapted)
     if type(adapted.method).fold is Method.fold:
         adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
     copied = copy.deepcopy(adapted)

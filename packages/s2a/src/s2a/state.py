@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a import saved_file
-from s2a.adapted import Adapted, classes_of
+from s2a.adapted import Adapted, classes_of, require_adapted
 from s2a.attach import attach
 from s2a.backbones import classifier_name, family_of
 from s2a.errors import S2AError, StateMismatch
@@ -94,10 +94,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
     Raises:
         S2AError: Not an adapted model, a folder that does not exist, or values that are not finite.
     """
-    if not isinstance(adapted, Adapted):
-        inside = [name for name in ("module", "_orig_mod") if isinstance(getattr(adapted, name, None), Adapted)]
-        hint = f"; pass its .{inside[0]}" if inside else ""
-        raise S2AError(f"save takes what s2a.attach returned, not {type(adapted).__name__}{hint}.")
+    adapted = require_adapted("save", adapted)
     if not getattr(adapted.backbone, "s2a_method", None):
         raise S2AError("The model was detached; save it before.")
     target = Path(path)

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 
-from s2a.adapted import Adapted
+from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.lean.options import USUAL_BATCH, parse_size
@@ -59,8 +59,10 @@ def plan_memory(
         The plan; ``print`` shows it.
 
     Raises:
-        S2AError: A model without lean branches, or a budget that cannot be met; the message has the smallest that can.
+        S2AError: No adapted model, one without lean branches, or a budget that cannot be met; the message has the
+            smallest that can.
     """
+    adapted = require_adapted("plan_memory", adapted)
     saved_budget_mb = budget_mb if saved_budget_mb is None else saved_budget_mb
     peak_budget = budget if peak_budget is None else peak_budget
     if saved_budget_mb is not None and peak_budget is not None:
