@@ -142,7 +142,7 @@ def test_a_step_larger_than_the_batch_that_was_given_is_said_once() -> None:
     lean(images_for("vit", 4))
     with pytest.warns(UserWarning, match="has 6 images, but the memory budget was planned for 4: .*budget_batch=6"):
         lean(images_for("vit", 6))
-    lean(images_for("vit", 6))
+    lean(images=images_for("vit", 6))
     assert lean.plan.images == 4
 
 

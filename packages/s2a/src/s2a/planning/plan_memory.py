@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from s2a.adapted import Adapted, require_adapted
@@ -143,13 +144,14 @@ class BudgetWatch:
         """Notes a budget and the batch size that it was planned for, and whether the user gave that."""
         self._images, self._given, self._budgets, self._warned = images, given, budgets, False
         if _watch_of(adapted) is None:
-            adapted.register_forward_pre_hook(self.before)
+            adapted.register_forward_pre_hook(self.before, with_kwargs=True)
 
-    def before(self, adapted: Any, args: tuple[Any, ...]) -> None:
+    def before(self, adapted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook; a simulation's images, which have no data, are no training step."""
-        training = adapted.training and torch.is_grad_enabled()
-        if training and not self.planning and not isinstance(args[0], FakeTensor):
-            self._check(adapted, len(args[0]))
+        images = args[0] if args else kwargs.get("images")
+        training = adapted.training and torch.is_grad_enabled() and isinstance(images, Tensor)
+        if training and not self.planning and not isinstance(images, FakeTensor):
+            self._check(adapted, len(images))
 
     @_not_compiled
     def _check(self, adapted: Adapted, images: int) -> None:
