@@ -62,6 +62,23 @@ def test_what_is_predicted_is_measured(family: str, method: str, batch: int) -> 
         assert abs(found.predicted / measured(lean, batch, family) - 1) < 0.005
 
 
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"saved_budget_mb": "640"}, "saved_budget_mb='640' must be a number of megabytes"),
+        ({"saved_budget_mb": float("nan")}, "saved_budget_mb=nan must be a number of megabytes"),
+        ({"peak_budget": "8"}, "peak_budget='8' must be a number and one of B, KB"),
+        ({"saved_budget_mb": 2.0, "peak_budget": "8GiB"}, "two different limits"),
+        ({"saved_budget_mb": 2.0, "budget_mb": 1.0}, "older names of saved_budget_mb and peak_budget; give one"),
+        ({"batch_size": 0}, "batch_size=0 must be an integer of at least 1"),
+        ({"batch_size": "2"}, "batch_size='2' must be an integer of at least 1"),
+    ],
+)
+def test_what_is_no_budget_is_refused(asked: dict[str, Any], message: str) -> None:
+    with pytest.raises(s2a.S2AError, match=message):
+        s2a.plan_memory(attached("vit", "bias"), **asked)
+
+
 @pytest.mark.parametrize("family", lean_models.FUSED)
 def test_a_budget_too_small_names_one_that_works(family: str) -> None:
     with pytest.raises(s2a.S2AError, match="cannot be met with 4 images") as refused:
