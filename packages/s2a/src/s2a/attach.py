@@ -58,7 +58,7 @@ def attach(
     entry = entry_for(config)
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
-    _refuse_adapted(model)
+    refuse_adapted(model)
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
     # 1. The model as the table of families sees it: blocks, classifier, image size.
@@ -72,7 +72,7 @@ def attach(
         )
     reference = _own_format(model)
     dtype = trained_dtype(model, trainable_dtype)
-    identity, places = identify(model), dict(tensor_places(model))  # before anything is cast
+    identity, places = identify(model), tensor_places(model)  # before anything is cast
     edits = Edits(model)
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
@@ -148,8 +148,12 @@ def _own_format(model: nn.Module) -> nn.Parameter:
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
-def _refuse_adapted(model: nn.Module) -> None:
-    """Refuses a model that is adapted already, or has an adapted one inside (compiled, in a wrapper)."""
+def refuse_adapted(model: nn.Module) -> None:
+    """Checks that a model is not adapted yet, nor has an adapted one inside (compiled, in a wrapper).
+
+    Raises:
+        S2AError: It is, or has.
+    """
     for path, module in model.named_modules():
         name = module.name if isinstance(module, Adapted) else module.__dict__.get("s2a_method")
         if name:
