@@ -149,8 +149,8 @@ class BudgetWatch:
     def before(self, adapted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook; a simulation's images, which have no data, are no training step."""
         images = args[0] if args else kwargs.get("images")
-        training = adapted.training and torch.is_grad_enabled() and isinstance(images, Tensor)
-        if training and not self.planning and not isinstance(images, FakeTensor):
+        training = adapted.training and torch.is_grad_enabled() and not self.planning
+        if training and isinstance(images, Tensor) and not isinstance(images, FakeTensor):
             self._check(adapted, len(images))
 
     @_not_compiled
