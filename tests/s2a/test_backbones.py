@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -217,12 +218,13 @@ def test_a_class_of_the_same_name_is_told_apart() -> None:
     assert "timm.models.resnet.ResNet" in str(refused.value) and "timm.create_model" in str(refused.value)
 
 
-def test_an_adapted_model_in_a_wrapper_is_found() -> None:
+def test_an_adapted_model_in_a_wrapper_is_found(tmp_path: Path) -> None:
     adapted = s2a.attach(tiny.vit(), s2a.S2AConfig(), 5)
     wrapper: Any = nn.DataParallel(adapted)
     with pytest.raises(s2a.S2AError, match=r"at model\.module, is already adapted by 's2a'"):
         s2a.attach(wrapper, s2a.S2AConfig(), 5)
-    for call in (s2a.detach, s2a.merge):
+    takers: tuple[Any, ...] = (s2a.detach, s2a.merge, s2a.cast_frozen, s2a.plan_memory, s2a.theoretical_memory)
+    for call in (*takers, lambda wrapped: s2a.save(wrapped, tmp_path / "state.safetensors")):
         with pytest.raises(s2a.S2AError, match=r"not DataParallel; that is inside of it, at model\.module: give that"):
             call(wrapper)
 

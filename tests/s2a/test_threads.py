@@ -16,7 +16,7 @@ import tiny
 import torch
 from lean_models import gradients
 from pass_models import CASES, MODES, adapted_model
-from s2a.backbones import calls, describe
+from s2a.backbones import calls, describe, pooled_features
 from test_selection import split_rings
 from torch import Tensor
 
@@ -55,6 +55,8 @@ NESTED: list[tuple[str, str, str]] = [
 INNER: dict[str, Callable[[Any, Tensor], Any]] = {
     "the model itself": lambda adapted, x: adapted(x),
     "its backbone": lambda adapted, x: adapted.backbone(x),
+    "its pooled features": lambda adapted, x: pooled_features(adapted.backbone, x),
+    "its method": lambda adapted, x: adapted.method(adapted.backbone, x),
     "forward_features": lambda adapted, x: adapted.backbone.forward_features(x),
     "forward_intermediates": lambda adapted, x: adapted.backbone.forward_intermediates(x),
 }

@@ -5,12 +5,11 @@ Shared by the methods that only read the backbone (linear probing and side netwo
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
 import torch
-from s2a.backbones import Edits, pooled_features, running, state_of
+from s2a.backbones import Edits, pooled_features, state_of
 from s2a.errors import S2AError
 from torch import Tensor, nn
 
@@ -68,11 +67,8 @@ def run_frozen(model: nn.Module, images: Tensor, taps: Sequence[Tap] = ()) -> tu
         S2AError: A tapped module did not run.
     """
     recorded: list[list[Tensor]] = [[] for _ in taps]
-    with contextlib.ExitStack() as stack:
-        for tap, found in zip(taps, recorded, strict=True):
-            stack.enter_context(running(tap, found))
-        with torch.no_grad():
-            features = pooled_features(model, images)
+    with torch.no_grad():
+        features = pooled_features(model, images, zip(taps, recorded, strict=True))
     missing = [tap.place for tap, found in zip(taps, recorded, strict=True) if not found]
     if missing:
         raise S2AError(f"{', '.join(missing)} did not run in the backbone's forward pass; there is nothing to tap.")

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
+from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.identity import UNKNOWN, Identity, fingerprint, from_text, is_rounded, is_unchanged
 from s2a.lean import FusedBranch
@@ -283,6 +284,19 @@ class Adapted(nn.Module):
         return repr(self.config)
 
 
+def require_adapted(what: str, given: Any) -> Adapted:
+    """What ``attach`` returned, as the function ``what`` takes it.
+
+    Raises:
+        S2AError: Something else; of a wrapper (``torch.compile``, ``DataParallel``) it names the module to give.
+    """
+    if isinstance(given, Adapted):
+        return given
+    inside = isinstance(given, nn.Module) and path_inside(given, lambda module: isinstance(module, Adapted))
+    hint = f"; that is inside of it, at model.{inside}: give that" if inside else ""
+    raise S2AError(f"{what} takes what s2a.attach returned, not {type(given).__name__}{hint}.")
+
+
 def trainable_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     """Name -> parameter of everything that trains."""
     return {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -341,8 +355,7 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
     Raises:
         S2AError: Another dtype, or no adapted model.
     """
-    if not isinstance(adapted, Adapted):
-        raise S2AError(f"cast_frozen takes what s2a.attach returned, not {type(adapted).__name__}.")
+    adapted = require_adapted("cast_frozen", adapted)
     if dtype not in (torch.bfloat16, torch.float16):
         raise S2AError(f"dtype={dtype} must be torch.bfloat16 or torch.float16, which halve the frozen weights.")
     saved = 0

@@ -10,10 +10,9 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from s2a.adapted import Adapted, classes_of, new_head, refuse_reset
+from s2a.adapted import Adapted, classes_of, new_head, refuse_reset, require_adapted
 from s2a.backbones import Edits, classifier_name, describe, refuse_cut_gradients, separate_passes
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
-from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
@@ -59,7 +58,7 @@ def attach(
     entry = entry_for(config)
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
-    _refuse_adapted(model)
+    refuse_adapted(model)
     if num_classes is not None and (type(num_classes) is not int or num_classes < 1):
         raise S2AError(f"num_classes={num_classes!r} must be an integer of at least 1, or None to keep the model's.")
     # 1. The model as the table of families sees it: blocks, classifier, image size.
@@ -73,7 +72,7 @@ def attach(
         )
     reference = _own_format(model)
     dtype = trained_dtype(model, trainable_dtype)
-    identity, places = identify(model), dict(tensor_places(model))  # before anything is cast
+    identity, places = identify(model), tensor_places(model)  # before anything is cast
     edits = Edits(model)
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.
@@ -149,22 +148,17 @@ def _own_format(model: nn.Module) -> nn.Parameter:
     return next(p for p in model.parameters() if p.is_floating_point())
 
 
-def _refuse_adapted(model: nn.Module) -> None:
-    """Refuses a model that is adapted already, or has an adapted one inside (compiled, in a wrapper)."""
+def refuse_adapted(model: nn.Module) -> None:
+    """Checks that a model is not adapted yet, nor has an adapted one inside (compiled, in a wrapper).
+
+    Raises:
+        S2AError: It is, or has.
+    """
     for path, module in model.named_modules():
         name = module.name if isinstance(module, Adapted) else module.__dict__.get("s2a_method")
         if name:
             where = f"The model inside, at model.{path}," if path else "The model"
             raise S2AError(f"{where} is already adapted by {name!r}; call s2a.detach on the adapted model first.")
-
-
-def _adapted_given(what: str, given: Any) -> Adapted:
-    """What ``attach`` returned; a wrapper around it is refused with the way to it."""
-    if isinstance(given, Adapted):
-        return given
-    inside = isinstance(given, nn.Module) and path_inside(given, lambda module: isinstance(module, Adapted))
-    hint = f"; that is inside of it, at model.{inside}: give that" if inside else ""
-    raise S2AError(f"{what} takes what s2a.attach returned, not {type(given).__name__}{hint}.")
 
 
 def detach(adapted: Adapted) -> nn.Module:
@@ -176,7 +170,7 @@ def detach(adapted: Adapted) -> nn.Module:
         S2AError: ``adapted`` did not come from ``attach``, or was detached before, or its frozen weights were changed
             since ``attach`` (then ``adapted`` stays as it is).
     """
-    adapted = _adapted_given("detach", adapted)
+    adapted = require_adapted("detach", adapted)
     model = adapted.backbone
     if not getattr(model, "s2a_method", None):
         raise S2AError("The model was detached already.")
@@ -208,7 +202,7 @@ def merge(adapted: Adapted) -> nn.Module:
     Raises:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
-    adapted = _adapted_given("merge", adapted)
+    adapted = require_adapted("merge", adapted)
     if type(adapted.method).fold is Method.fold:
         adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
     copied = copy.deepcopy(adapted)

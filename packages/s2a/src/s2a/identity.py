@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -115,7 +114,7 @@ def identify(model: Any) -> Identity:
     Raises:
         UnsupportedModel: No single module is the classifier.
     """
-    places = dict(tensor_places(model))
+    places = tensor_places(model)
     tensors = {name: fingerprint(getattr(module, leaf)) for name, (module, leaf) in places.items()}
     shapes = {name: tuple(getattr(module, leaf).shape) for name, (module, leaf) in places.items()}
     layout = hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:_DIGITS]
@@ -132,15 +131,17 @@ def architecture_of(model: Any) -> str:
     return str(config.get("architecture") or type(model).__name__)
 
 
-def tensor_places(model: Any) -> Iterator[tuple[str, tuple[nn.Module, str]]]:
+def tensor_places(model: Any) -> dict[str, tuple[nn.Module, str]]:
     """Name of every parameter and buffer, classifier left out -> its module and its name in there."""
     classifier = classifier_name(model)
+    places = {}
     for path, module in model.named_modules():
         if path == classifier or path.startswith(f"{classifier}."):
             continue
         for leaf, value in (*module._parameters.items(), *module._buffers.items()):
             if value is not None:
-                yield (f"{path}.{leaf}" if path else leaf), (module, leaf)
+                places[f"{path}.{leaf}" if path else leaf] = (module, leaf)
+    return places
 
 
 def same_weights(one: Fingerprint, other: Fingerprint) -> bool:
@@ -240,10 +241,13 @@ def unpack(architecture: str, packed: Any, names: list[str]) -> Identity:
     return Identity(architecture, checkpoint, str(packed["layout"]), tensors)
 
 
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded tensor (FSDP2), of which every process holds a part, put together; any other as it is."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
+
+
 def _values(tensor: Tensor) -> Tensor | None:
-    if hasattr(tensor, "full_tensor"):
-        tensor = tensor.full_tensor()  # Sharded (FSDP2): every process holds a part. # type: ignore[operator]
-    tensor = tensor.detach()
+    tensor = whole(tensor).detach()
     if tensor.is_meta or type(tensor) is not Tensor:
         return None  # Without data, or a subclass that stands for values it does not hold as they are.
     return tensor.cpu().contiguous()

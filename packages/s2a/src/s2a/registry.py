@@ -172,6 +172,11 @@ def broken_packages() -> dict[str, str]:
     return {package: _broken_sentence(package) for package in _broken}
 
 
+def _missing() -> str:
+    """What an error about an unknown method adds: packages whose methods are not there."""
+    return "".join(f" {sentence}" for sentence in broken_packages().values())
+
+
 def _broken_sentence(package: str) -> str:
     reason = " ".join(_broken[package].split())[:300]
     return f"The methods of {package!r} cannot be imported ({reason}) and are missing; repair or uninstall it."
@@ -193,8 +198,7 @@ def get_entry(name: str) -> Entry:
     if name not in _METHODS:
         near = difflib.get_close_matches(name, _METHODS, n=2)
         hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-        missing = "".join(f" {sentence}" for sentence in broken_packages().values())
-        raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.{missing}")
+        raise S2AError(f"Unknown method {name!r}: {hint}Registered: {', '.join(sorted(_METHODS))}.{_missing()}")
     return _METHODS[name]
 
 
@@ -219,8 +223,7 @@ def entry_for(config: Any) -> Entry:
         if type(config) is entry.config:
             return entry
     known = ", ".join(f"{e.config.__name__} ({e.name})" for e in _METHODS.values())
-    missing = "".join(f" {sentence}" for sentence in broken_packages().values())
-    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.{missing}")
+    raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.{_missing()}")
 
 
 def method_config(name: str, **overrides: Any) -> Any:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.activations import quantize_activations, release_frozen_inputs
-from s2a.backbones import Backbone, Block, Edits, pooled_features, running
+from s2a.backbones import Backbone, Block, Edits, pooled_features
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError
 from s2a.lean.options import LeanOptions
@@ -194,6 +194,5 @@ class S2A(Method):
         if self.branch is None:
             return pooled_features(model, images)
         run = self.branch.new_run(at_once=self.lean)
-        with running(self.branch, run):
-            features = pooled_features(model, images)
+        features = pooled_features(model, images, [(self.branch, run)])
         return torch.cat([features, run.finish()], dim=1)

@@ -40,7 +40,8 @@ from s2a.errors import S2AError
 FORMAT = "2"
 _FORMATS = ("1", "2")
 _SUMMED = ("method", "config", "num_classes", "image_size", "head", "changed")
-_FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+FLOATS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+"""safetensors' names of floating-point dtypes -> torch's."""
 _OTHERS = {"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"}
 
 
@@ -117,7 +118,7 @@ def read(path: str | os.PathLike[str]) -> SavedFile:
         for name in file.keys():
             part = file.get_slice(name)
             dtype = str(part.get_dtype())
-            shapes[name] = (_FLOATS.get(dtype) or _OTHERS.get(dtype) or dtype, tuple(part.get_shape()))
+            shapes[name] = ({**FLOATS, **_OTHERS}.get(dtype, dtype), tuple(part.get_shape()))
     if (form := header.get("format")) not in _FORMATS:
         raise S2AError(f"{target} was not written by s2a.save (format {form!r}, expected '1' or '2').")
     first = form == "1"

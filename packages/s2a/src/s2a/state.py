@@ -16,11 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from s2a import saved_file
-from s2a.adapted import Adapted, classes_of
-from s2a.attach import attach
+from s2a.adapted import Adapted, classes_of, require_adapted
+from s2a.attach import attach, refuse_adapted
 from s2a.backbones import classifier_name, family_of
 from s2a.errors import S2AError, StateMismatch
-from s2a.identity import Identity, architecture_of, identify, is_unchanged, pack, same_weights, unpack
+from s2a.identity import Identity, architecture_of, identify, is_unchanged, pack, same_weights, unpack, whole
 from s2a.registry import method_config
 from s2a.saved_file import SavedFile
 
@@ -94,10 +94,7 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
     Raises:
         S2AError: Not an adapted model, a folder that does not exist, or values that are not finite.
     """
-    if not isinstance(adapted, Adapted):
-        inside = [name for name in ("module", "_orig_mod") if isinstance(getattr(adapted, name, None), Adapted)]
-        hint = f"; pass its .{inside[0]}" if inside else ""
-        raise S2AError(f"save takes what s2a.attach returned, not {type(adapted).__name__}{hint}.")
+    adapted = require_adapted("save", adapted)
     if not getattr(adapted.backbone, "s2a_method", None):
         raise S2AError("The model was detached; save it before.")
     target = Path(path)
@@ -107,10 +104,10 @@ def save(adapted: Adapted, path: str | os.PathLike[str]) -> None:
         raise S2AError(f"{target} is a folder; give the path of a file.")
     identity, state, changed = _collect(adapted)
     if empty := sorted(name for name, t in state.items() if t.is_meta):
-        raise S2AError(f"{', '.join(empty[:3])} have no values (meta device); give the model values first.")
-    tensors = {name: _whole(t).cpu().contiguous().clone() for name, t in state.items()}
+        raise S2AError(f"{_some(empty)} have no values (meta device); give the model values first.")
+    tensors = {name: whole(t).cpu().contiguous().clone() for name, t in state.items()}
     if bad := saved_file.not_finite(tensors, _may_be_infinite(adapted)):
-        raise S2AError(f"{', '.join(bad[:3])} have values that are not finite: training diverged; nothing is saved.")
+        raise S2AError(f"{_some(bad)} have values that are not finite: training diverged; nothing is saved.")
     header = {
         "format": saved_file.FORMAT,
         "method": adapted.name,
@@ -151,10 +148,9 @@ def load(
         StateMismatch: Another architecture, or other weights than those the state belongs to; ``model`` is unchanged.
     """
     file = saved_file.read(path)
-    if isinstance(model, Adapted) or getattr(model, "s2a_method", None):
-        raise S2AError("The model is already adapted; call s2a.detach on the adapted model first.")
     if not isinstance(model, nn.Module):
         raise S2AError(f"load takes a timm model, not {type(model).__name__}.")
+    refuse_adapted(model)
     family_of(model)
     if check_backbone:
         _check_architecture(file, model)
@@ -199,8 +195,7 @@ def _put_state(adapted: Adapted, file: SavedFile, head: nn.Module | None) -> Non
         )
     for name, (dtype, _) in file.shapes.items():
         wanted = str(own[name].dtype).removeprefix("torch.")
-        floats = saved_file._FLOATS.values()
-        if dtype != wanted and not (own[name].is_floating_point() and dtype in floats):
+        if dtype != wanted and not (own[name].is_floating_point() and dtype in saved_file.FLOATS.values()):
             raise StateMismatch(f"{file.path} is damaged: {name} is {dtype}, where {wanted} is expected.")
     tensors = file.tensors()
     fitted = {name: tensor.to(own[name].dtype) for name, tensor in tensors.items()}
@@ -324,10 +319,6 @@ def _form_of(head: nn.Module) -> dict[str, Any]:
 def _may_be_infinite(adapted: Adapted) -> set[str]:
     """Buffers of a method may hold infinity (masks)."""
     return {f"method.{name}" for name, _ in adapted.method.named_buffers()}
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor  # type: ignore[operator]
 
 
 def _some(names: list[str]) -> str:

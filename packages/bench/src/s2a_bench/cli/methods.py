@@ -80,11 +80,12 @@ class CardText:
 
 
 def card(name: str) -> CardText:
-    """The card of a registered method, its options last.
+    """The card of a registered method, its options last, without older names of others.
 
     Raises:
         S2AError: An unknown method.
     """
+    from s2a.lean.options import is_older_name
     from s2a.registry import get_entry
 
     entry = get_entry(name)
@@ -93,7 +94,8 @@ def card(name: str) -> CardText:
         return CardText(name, name, (("", "This method's package gives it no card."),))
     rows = [(label, getattr(found, key)) for key, label in _LABELS.items()]
     rows += [("Learning rate", _rates(found.recipe)), ("Searched", _searched(found.recipe))]
-    options = ", ".join(f"{f.name}={getattr(entry.config(), f.name)!r}" for f in dataclasses.fields(entry.config))
+    fields = (field.name for field in dataclasses.fields(entry.config) if not is_older_name(field))
+    options = ", ".join(f"{name}={getattr(entry.config(), name)!r}" for name in fields)
     return CardText(name, found.title, (*rows, ("Options", options or "none")))
 
 

@@ -131,15 +131,13 @@ class Edits:
 
     Hooks and forwards must be bound methods of modules or module-level functions: then a deep copy of model and log
     refers to the copied modules.
+
+    Args:
+        model: Its parameters are remembered as objects: ``load_state_dict(assign=True)``, and moving a model to some
+            devices, puts others in their place, which ``undo`` takes out again.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        """Opens a log.
-
-        Args:
-            model: Its parameters are remembered as objects: ``load_state_dict(assign=True)``, and moving a model to
-                some devices, puts others in their place, which ``undo`` takes out again.
-        """
         self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved | _Cast] = []
         self._placed = [
             _Placed(module, name, parameter, parameter.grad)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -273,9 +273,23 @@ def classifier_name(model: Any) -> str:
     raise UnsupportedModel(f"{type(model).__name__} has no single classifier module; methods cannot replace its head.")
 
 
-def pooled_features(model: Any, images: Tensor) -> Tensor:
-    """Pooled, normalised features in front of the classifier, ``(B, C)``."""
-    with running(model, new_pass()):  # The last block may leave out what no feature comes from.
+def pooled_features(model: Any, images: Tensor, states: Iterable[tuple[Any, Any]] = ()) -> Tensor:
+    """Pooled, normalised features in front of the classifier.
+
+    It is a pass of its own: called by a hook inside of another pass, it leaves that one as it is.
+
+    Args:
+        model: A timm model, adapted or not.
+        images: ``(B, 3, H, W)``.
+        states: Owner and state of what the method's hooks look for in this pass (``s2a.backbones.state_of``).
+
+    Returns:
+        ``(B, C)``.
+    """
+    with contextlib.ExitStack() as stack:
+        # What older passes left is hidden; the model's entry lets the last block leave out what no feature comes from.
+        for owner, state in ((None, None), *states, (model, new_pass())):
+            stack.enter_context(running(owner, state))
         features = model.forward_head(model.forward_features(images), pre_logits=True)
     # A class token is a slice: the head would keep the whole map for it (of a single image even a contiguous one).
     return features.clone(memory_format=torch.contiguous_format)

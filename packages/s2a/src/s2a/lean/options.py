@@ -12,14 +12,24 @@ from s2a.errors import S2AError
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30}
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*(" + "|".join(_UNITS) + ")")
 
-
 USUAL_BATCH = 32
 """Images of a step where nobody says how many: those of the paper's tables."""
 
 
 def _new(default: Any, **metadata: Any) -> Any:
-    """A field that is part of a config's identity only where it is not its default: older records stay valid."""
+    """A field that is part of a config's identity only where it is not its default: older records stay valid.
+
+    Args:
+        default: Of the option.
+        metadata: ``former``, a default of before, which is no part of the identity either; ``older_name_of``, the
+            option that this one is another name of.
+    """
     return dataclasses.field(default=default, metadata={"identity": "unless default", **metadata})
+
+
+def is_older_name(field: dataclasses.Field[Any]) -> bool:
+    """Whether an option of a config is only another's older name, which still works."""
+    return "older_name_of" in field.metadata
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -51,8 +61,8 @@ class LeanOptions:
     budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
     recompute: Literal["same", "bf16"] = _new("same")
-    memory_budget_mb: float | None = _new(None)
-    memory_budget: str | None = _new(None)
+    memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
+    memory_budget: str | None = _new(None, older_name_of="peak_budget")
 
     @property
     def has_budget(self) -> bool:
@@ -81,7 +91,7 @@ class LeanOptions:
         self._check_budgets()
 
     def _check_budgets(self) -> None:
-        given = [n for n in (*_BUDGETS, *_BUDGETS.values()) if getattr(self, n) is not None]
+        given = [n for n in (*_OLDER_NAMES, *_OLDER_NAMES.values()) if getattr(self, n) is not None]
         if given and self.activations != "lean":
             raise S2AError(
                 f"{given[0]} needs activations='lean', which alone can be planned; here it is {self.activations!r}."
@@ -101,15 +111,15 @@ class LeanOptions:
                 parse_size(value, name)
             elif isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
                 raise S2AError(f"{name}={value!r} must be a number of megabytes (1e6 bytes), 640 for example.")
-            if name in _BUDGETS:
-                object.__setattr__(self, _BUDGETS[name], value)
+            if name in _OLDER_NAMES:
+                object.__setattr__(self, _OLDER_NAMES[name], value)
                 object.__setattr__(self, name, None)
         batch = self.budget_batch
         if batch is not None and (type(batch) is not int or batch < 1):
             raise S2AError(f"budget_batch={batch!r} must be an integer of at least 1.")
 
 
-_BUDGETS = {"memory_budget_mb": "saved_budget_mb", "memory_budget": "peak_budget"}
+_OLDER_NAMES = {f.name: f.metadata["older_name_of"] for f in dataclasses.fields(LeanOptions) if is_older_name(f)}
 """Older name of a budget -> its name."""
 
 

@@ -29,7 +29,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 
 from s2a.activations.quantize import ACTIVATIONS
-from s2a.adapted import Adapted
+from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
@@ -64,7 +64,11 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
     Args:
         adapted: What ``s2a.attach`` returned.
         batch_size: Images per step.
+
+    Raises:
+        S2AError: No adapted model.
     """
+    adapted = require_adapted("theoretical_memory", adapted)
     kept: Counter[str] = Counter()  # bits for one image
     backbone = {id(m) for m in adapted.backbone.modules()}
     final_norm = _final_norm(adapted.backbone)

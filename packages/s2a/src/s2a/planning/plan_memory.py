@@ -9,12 +9,13 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
-from s2a.adapted import Adapted
+from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
-from s2a.lean.options import USUAL_BATCH, parse_size
+from s2a.lean.options import USUAL_BATCH, LeanOptions, parse_size
 from s2a.lean.plan import Plan
 from s2a.memory import saved_bytes, simulated_peak
 from s2a.planning.knapsack import make_plan
@@ -59,15 +60,17 @@ def plan_memory(
         The plan; ``print`` shows it.
 
     Raises:
-        S2AError: A model without lean branches, or a budget that cannot be met; the message has the smallest that can.
+        S2AError: No adapted model, one without lean branches, values that are no budget or batch, or a budget that
+            cannot be met; the message has the smallest that can.
     """
+    adapted = require_adapted("plan_memory", adapted)
+    if None not in (saved_budget_mb, budget_mb) or None not in (peak_budget, budget):
+        raise S2AError("budget_mb and budget are older names of saved_budget_mb and peak_budget; give one of them.")
     saved_budget_mb = budget_mb if saved_budget_mb is None else saved_budget_mb
     peak_budget = budget if peak_budget is None else peak_budget
-    if saved_budget_mb is not None and peak_budget is not None:
-        raise S2AError(
-            "saved_budget_mb limits weights and saved tensors, peak_budget the peak of a whole step: two different "
-            "limits, of which one can be planned for; give one of them."
-        )
+    LeanOptions(activations="lean", saved_budget_mb=saved_budget_mb, peak_budget=peak_budget).check_lean()
+    if batch_size is not None and (type(batch_size) is not int or batch_size < 1):
+        raise S2AError(f"batch_size={batch_size!r} must be an integer of at least 1, or None.")
     given = batch_size if batch_size is not None else getattr(adapted.config, "budget_batch", None)
     images = USUAL_BATCH if given is None else given
     branches = adapted._branches
@@ -141,13 +144,14 @@ class BudgetWatch:
         """Notes a budget and the batch size that it was planned for, and whether the user gave that."""
         self._images, self._given, self._budgets, self._warned = images, given, budgets, False
         if _watch_of(adapted) is None:
-            adapted.register_forward_pre_hook(self.before)
+            adapted.register_forward_pre_hook(self.before, with_kwargs=True)
 
-    def before(self, adapted: Any, args: tuple[Any, ...]) -> None:
+    def before(self, adapted: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Forward pre-hook; a simulation's images, which have no data, are no training step."""
-        training = adapted.training and torch.is_grad_enabled()
-        if training and not self.planning and not isinstance(args[0], FakeTensor):
-            self._check(adapted, len(args[0]))
+        images = args[0] if args else kwargs.get("images")
+        training = adapted.training and torch.is_grad_enabled() and not self.planning
+        if training and isinstance(images, Tensor) and not isinstance(images, FakeTensor):
+            self._check(adapted, len(images))
 
     @_not_compiled
     def _check(self, adapted: Adapted, images: int) -> None:

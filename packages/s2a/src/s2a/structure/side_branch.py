@@ -179,7 +179,7 @@ class LiteSideBranch(nn.Module):
 class SideRun:
     """One forward pass of a branch: what was tapped, and how far the sites have come.
 
-    ``running(branch, run)`` makes it the one that the taps of this thread feed; ``finish`` gives the branch's output.
+    ``pooled_features(model, images, [(branch, run)])`` feeds it through the taps; ``finish`` gives the branch's output.
     Nothing of it is on a module: other threads, and calls inside of this one, have runs of their own.
 
     Args:
