@@ -5,19 +5,18 @@ Where a backbone's blocks are is ``s2a.backbones``' business; here it is only bu
 
 from __future__ import annotations
 
-import argparse
+import contextlib
 import dataclasses
 import functools
 import hashlib
-import pickle
-import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
+import s2a
 import timm
 import torch
+from s2a import weights
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
@@ -158,11 +157,13 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
     if config.name in MINI_BACKBONES:
         model = build_mini(config.name, 10, **kwargs)
         if path is not None:
-            _load_file(model, path, config.name)
+            with _as_input_error():
+                weights.load_file(model, path, config.name)
     elif path is None:
         model = timm.create_model(config.name, **kwargs)
     else:
-        model = _create_with_weights(config.name, path, kwargs)
+        with _as_input_error():
+            model = weights.create_with_weights(config.name, path, **kwargs)
     resolved = resolve_model_data_config(model)
     size = config.image_size or int(resolved["input_size"][-1])
     mean, std = tuple(resolved["mean"]), tuple(resolved["std"])
@@ -184,69 +185,10 @@ def _takes_image_size(name: str) -> bool:
     return any(part in architecture for part in ("vit", "swin", "deit", "eva", "beit"))
 
 
-def _create_with_weights(name: str, path: Path, kwargs: dict[str, Any]) -> nn.Module:
-    """One of timm's models with the weights of a file, which timm's own filters bring into its present form.
-
-    Raises:
-        InputError: The file does not hold weights of that model.
-    """
-    # Weights in Google's own layout, which only the model's class knows; NumPy reads them without running code.
-    overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
-    if path.suffix != ".npz":
-        overlay = {"state_dict": read_weights(path), "custom_load": False}
+@contextlib.contextmanager
+def _as_input_error() -> Iterator[None]:
+    """What is wrong with a weights file is bad input of a command."""
     try:
-        model: Any = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **kwargs)
-    except Exception as error:
-        raise InputError(f"{path} does not hold weights of {name} ({_first_line(error)}).") from error
-    assert isinstance(model.pretrained_cfg, dict)
-    model.pretrained_cfg.update(file=str(path), state_dict=None)  # else the model would hold its weights twice
-    return model
-
-
-def _load_file(model: nn.Module, path: Path, name: str) -> None:
-    state = read_weights(path)
-    try:
-        model.load_state_dict(state)
-    except Exception as error:
-        raise InputError(f"{path} does not hold weights of {name} ({_first_line(error)}).") from error
-
-
-_STATES = ("state_dict_ema", "model_ema", "state_dict", "model")
-"""Where a checkpoint of a training keeps its weights, as in timm: the first that is there."""
-
-
-def read_weights(path: Path) -> dict[str, Any]:
-    """The tensors of a ``.safetensors`` or torch file by name. Nothing in it is run, whatever version of timm is here.
-
-    What timm's filter of an architecture unpacks (``teacher``, say) may lie deeper.
-
-    Raises:
-        InputError: It holds something else.
-    """
-    with path.open("rb") as file:
-        head = file.read(9)
-    try:
-        if head[8:] == b"{" and not head.startswith((b"PK", b"\x80")):
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            # Options of a training may lie beside the weights.
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
-                found = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise InputError(
-            f"{path} holds Python objects that could run any code, or is no weights file; it was not read. Save the "
-            f"model's state_dict() alone, best as .safetensors ({_first_line(error)})."
-        ) from error
-    except Exception as error:
-        raise InputError(f"{path} cannot be read as weights ({_first_line(error)}).") from error
-    if isinstance(found, Mapping):
-        key = next((key for key in _STATES if isinstance(found.get(key), Mapping)), None)
-        found = timm.models.clean_state_dict(dict(found[key] if key else found))
-        if any(isinstance(value, torch.Tensor | Mapping) for value in found.values()):
-            return found
-    raise InputError(f"{path} holds no weights; give the state_dict() of a model, tensors by name.")
-
-
-def _first_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {' '.join(lines[:2])[:200]}"
+        yield
+    except s2a.S2AError as error:
+        raise InputError(str(error)) from error

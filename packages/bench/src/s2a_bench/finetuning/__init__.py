@@ -1,0 +1,1 @@
+"""``finetune``: from own images to an adapter folder, with metrics and a report."""

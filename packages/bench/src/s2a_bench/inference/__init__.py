@@ -1,0 +1,1 @@
+"""What a trained adapter says about images: ``predict``."""

@@ -1,0 +1,1 @@
+"""Adapter folders that explain themselves: trained state, config, model card, class names, image format."""
