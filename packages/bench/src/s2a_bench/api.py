@@ -99,6 +99,8 @@ def sweep(
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
         evaluate: ``test``: train on train and val, score the test set once. ``val``: train on train, score val.
+            ``select``: train on train, keep the epoch that is best on val (``train.patience`` stops early), score the
+            test set once with it.
         device: ``cpu``, ``cuda``, ``cuda:0``.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if ``None``.

@@ -58,7 +58,8 @@ class Sweep:
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val. select:
+            train on train, keep the best epoch on val (train.patience=N stops early), score the test set once with it.
         device: cpu, cuda, cuda:0.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
