@@ -74,8 +74,8 @@ def find_problems(record: Record) -> list[str]:
     * the accuracy is at the level of chance: not above ``q + 2.326 * sqrt(q * (1 - q) / n)``, one-sided at 1 %.
 
     Where the epoch was chosen on val, the weights are not those of the last one: the lowest loss takes its place, and
-    none where training stopped early. Where the loss was balanced (``train.balance``), ``H`` is that of equally frequent
-    classes, and the balanced accuracy, where it is known, is compared with ``q = 1 / C``.
+    none where training stopped early. Where the loss was balanced (``train.balance``), ``H`` is that of equally
+    frequent classes, and the balanced accuracy, where it is known, is compared with ``q = 1 / C``.
 
     Args:
         record: Any; of one that is not ``done`` nothing is said.
