@@ -329,7 +329,7 @@ def test_without_test_images_the_accuracy_is_that_of_val(tmp_path):
 
 def test_without_validation_images_there_is_nothing_to_choose_by(tmp_path):
     write_own(tmp_path, sizes={"train": 12, "val": 0, "test": 6})
-    with pytest.raises(InputError, match=r"val.txt lists no image and evaluate=select needs some"):
+    with pytest.raises(InputError, match="no validation images and --evaluate select scores them"):
         run.run(own(tmp_path))
 
 
