@@ -59,7 +59,8 @@ class Sweep:
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val. select:
+            train on train, keep the best epoch on val (train.patience=N stops early), score the test set once with it.
         augment: Random views of training images: default (the suite's: none for mini and vtab, crop for the others),
             none, crop, resized-crop, rand or rand-mM-nN (timm's RandAugment, magnitude M, N operations).
         no_mirror: Do not mirror training images: left and right matter.
@@ -97,7 +98,7 @@ class Sweep:
     image_size: Number = None
     limit_train: Number = None
     limit_test: Number = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
     augment: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
     no_mirror: bool = False
     device: str = "cpu"
