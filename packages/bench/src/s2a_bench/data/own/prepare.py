@@ -109,7 +109,7 @@ def _open(found: OwnSource, drawn: tuple[str, ...], options: OwnOptions, progres
     left, skipped = drop_faulty(found, looks, options)
     if skipped:
         check_listing(left, drawn, options)
-    notes = [*found.notes, *check_images(left, looks)]
+    notes = [*left.notes, *check_images(left, looks)]
     division = divide_images(left, looks, drawn, options)
     for note in (*notes, *division.notes):
         progress(f"note: {note}", 1, 1)
