@@ -38,7 +38,7 @@ def test_class_folders(tmp_path):
     }
     assert lists["trainval"] == lists["train"] | lists["val"]
     assert [sorted(lists[part].values()) for part in ("val", "test")] == [[0, 1, 1]] * 2
-    assert any("notes.txt" in note for note in notes)
+    assert any("notes.txt" in note for note in notes) and any(".git" in note for note in notes)
     assert [p for p in verify_dataset("mine", tmp_path / "root") if not p.note] == []
     manifest = read_manifest(tmp_path / "root/mine")
     assert manifest is not None and manifest.own is not None
@@ -85,7 +85,8 @@ def test_archives_give_the_lists_of_their_folder(tmp_path, kind):
     else:
         with tarfile.open(file, "w:gz") as archive:
             archive.add(tmp_path / "outer", "outer")
-    lists, _ = prepare(file, tmp_path / "b", in_place=True)  # cannot be: copied
+    lists, notes = prepare(file, tmp_path / "b", in_place=True)  # cannot be
+    assert any("are copied" in note for note in notes)
     assert set(lists["train"] | lists["val"] | lists["test"]) == {
         f"outer/inner/{n}" for n in expected["trainval"] | expected["test"]
     }
