@@ -80,7 +80,7 @@ def prepare_own(
             in_place = options.in_place and _can_stay(opened)
             if options.in_place and not in_place:
                 progress(
-                    "note: The images are copied: they are no files in a folder, or their paths cannot stand in a list.",
+                    "note: The images are copied: they are no files in a folder, or a path of theirs cannot be listed.",
                     1,
                     1,
                 )
