@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def download(hub: str, name: str, revision: str | None = None, token: str | None
     """
     from huggingface_hub import hf_hub_download
 
+    # What is in the cache needs no network: the weights are compared with the adapter's anyway.
+    with contextlib.suppress(Exception):
+        return Path(hf_hub_download(hub, name, revision=revision, local_files_only=True))
     try:
         return Path(hf_hub_download(hub, name, revision=revision, token=token, etag_timeout=_PATIENCE))
     except Exception as error:  # Of the hub's own types, of its HTTP library's, of the system's.
@@ -101,7 +105,9 @@ def fetch_folder(hub: str, revision: str | None, token: str | None) -> Path:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of an error, with its type."""
+    """The first line of what caused an error, with its type: the hub's library wraps those of connections."""
+    while error.__cause__ is not None and not getattr(error, "response", None):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 

@@ -151,23 +151,24 @@ def _make_backbone(config: dict[str, Any], state: SavedFile, folder: Path, given
     path = given or find_weights(config, folder, needed=not ours)
     if not ours:
         assert path is not None
-        return _timm_model(name, args, path, state)
+        return _timm_model(config, path, state)
     model = create(name, args)
     if path is not None:
         load_file(model, path, name)
     return model
 
 
-def _timm_model(name: str, args: dict[str, Any], path: Path, state: SavedFile) -> nn.Module:
+def _timm_model(config: dict[str, Any], path: Path, state: SavedFile) -> nn.Module:
+    name, args = config["backbone"]["name"], config["backbone"]["args"]
     try:
         return create_with_weights(name, path, **args)
-    except S2AError:
+    except S2AError as error:
         # Perhaps only the classifier has another size, which the adapter does not use: timm then leaves it out.
         with contextlib.suppress(S2AError):
             model = create_with_weights(name, path, **{**args, "num_classes": 1})
             if belongs_to(state, model):
                 return model
-        raise
+        raise S2AError(f"{str(error).rstrip('.')}; the adapter belongs to {wanted(config)}.") from error
 
 
 def _put_on(model: nn.Module, state: SavedFile, config: dict[str, Any]) -> Adapted:
