@@ -104,6 +104,14 @@ def fetch_folder(hub: str, revision: str | None, token: str | None) -> Path:
     return Path(path)
 
 
+def fetch_weights_beside(config: dict[str, Any], hub: str, revision: str | None, token: str | None) -> None:
+    """Brings a backbone's weights that the adapter's own repository has, and no other one, beside the adapter."""
+    weights = config["backbone"]["weights"] or {}
+    if weights.get("file") and not weights.get("hub") and timm.is_model(config["backbone"]["name"]):
+        with contextlib.suppress(Unreachable):
+            download(hub, weights["file"], revision, token)
+
+
 def reason(error: BaseException) -> str:
     """The first line of what caused an error, with its type: the hub's library wraps those of connections."""
     while error.__cause__ is not None and not getattr(error, "response", None):
