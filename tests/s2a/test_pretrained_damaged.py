@@ -31,7 +31,7 @@ def written(seed: int = 0) -> tuple[dict[str, bytes], bytes]:
     model = timm.create_model("test_vit", img_size=32)
     with tempfile.TemporaryDirectory() as temporary:
         save_file(model.state_dict(), Path(temporary) / "weights.safetensors")
-        adapted = s2a.attach(model, s2a.method_config("bias"), 2)
+        adapted: Any = s2a.attach(model, s2a.method_config("bias"), 2)
         torch.nn.init.normal_(adapted.head.weight)
         folder = s2a.save_pretrained(adapted, Path(temporary) / "adapter", labels=["a", "b"])
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
