@@ -130,7 +130,7 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("method", ["bias"]), "must be of type str"),
         (put("method", "lora"), "not of one save"),
         (put("checksum", "0" * 32), "not of one save"),
-        (put("image", []), "image has list"),
+        (put("image", []), "image is a mapping of .*, not list"),
         (put("image", "size", "224"), "image size '224'"),
         (put("image", "size", 10**9), "image size 1000000000"),
         (put("image", "mean", [0, 0]), "image mean"),
