@@ -102,7 +102,7 @@ def _hub_file(name: str) -> Path:
 
 
 def weights_file(config: BackboneConfig) -> Path | None:
-    """The file that a backbone's weights come from; ``None`` for random weights.
+    """The file (or folder, or index of a file in parts) that a backbone's weights come from; ``None``: random weights.
 
     Raises:
         InputError: Unknown backbone, no such file, or weights that cannot be had.
@@ -115,8 +115,11 @@ def weights_file(config: BackboneConfig) -> Path | None:
         return None
     if config.weights:
         path = Path(config.weights)
-        if not path.is_file():
-            raise InputError(f"No weights file at {path}; pass an existing .safetensors or .pth file to --weights.")
+        if not path.exists():
+            raise InputError(
+                f"No weights file at {path}; pass an existing .safetensors or .pth file, or a folder with "
+                "model.safetensors, to --weights."
+            )
         return path
     if config.name in MINI_BACKBONES:
         path = data_file(f"backbones/{config.name}.safetensors")
@@ -130,12 +133,20 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 
 def checkpoint_id(config: BackboneConfig) -> str:
-    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed)."""
+    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed).
+
+    Where several files decide (parts, the config beside weights in Hugging Face's layout): the hash of their hashes.
+    """
     path = weights_file(config)
     if path is None:
         return "random"
-    stat = path.stat()
-    return _file_id(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    ids = []
+    with _as_input_error():
+        files = weights.source_files(path)
+    for file in files:
+        stat = file.stat()
+        ids.append(_file_id(str(file.resolve()), stat.st_mtime_ns, stat.st_size))
+    return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
 
 
 def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tuple[nn.Module, DataFormat]:
