@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -48,9 +49,9 @@ def convert(tensors: dict[str, Tensor], config: Mapping[str, Any], model: Any) -
         if table is not None:
             wanted = module.relative_position_bias_table.shape
             if table.shape != wanted and table.shape[-1] == wanted[-1]:
-                found[f"{name}.relative_position_bias_table"] = resize_rel_pos_bias_table(
-                    table, new_window_size=module.window_size, new_bias_shape=wanted
-                )
+                with warnings.catch_warnings(action="ignore"):  # torch's, about how timm calls it
+                    table = resize_rel_pos_bias_table(table, new_window_size=module.window_size, new_bias_shape=wanted)
+                found[f"{name}.relative_position_bias_table"] = table
     return found
 
 
