@@ -81,6 +81,7 @@ def test_scripts_say_what_they_are_and_stay_short(path):
     assert len(lines) <= 95
 
 
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
 def test_timms_factories_train_a_folder_of_classes():
     losses = script("timm_factories.py")["main"](epochs=3, images=36)
     assert losses[-1] < 0.7 * losses[0]
