@@ -26,8 +26,7 @@ def main(
     pixels[torch.arange(images), labels] += 1  # a class is a colour
 
     # With real weights: timm.create_model("vit_base_patch16_224", pretrained=True)
-    size = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    backbone = timm.create_model("vit_tiny_patch16_224", **size)
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3)
     model = s2a.attach(backbone, s2a.S2AConfig(), num_classes=3)
     optimizer = torch.optim.AdamW(s2a.trainable_parameters(model).values(), lr=1e-2)
     compiled = torch.compile(model, backend=backend)  # shares its parameters with ``model``

@@ -63,8 +63,7 @@ class Colours(Dataset[dict[str, Tensor]]):
 def make_backbone() -> nn.Module:
     """With real weights: ``timm.create_model("vit_base_patch16_224", pretrained=True)``."""
     torch.manual_seed(0)
-    size = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    return timm.create_model("vit_tiny_patch16_224", **size)
+    return timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3)
 
 
 def main(epochs: int = 3, images: int = 48, output: str | Path = "trainer", resume: bool = False) -> Trainer:

@@ -48,8 +48,7 @@ class Classifier(lightning.LightningModule):
 def make_model(classes: int) -> s2a.Adapted:
     """With real weights: ``timm.create_model("vit_base_patch16_224", pretrained=True)``."""
     torch.manual_seed(0)
-    size = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-    backbone = timm.create_model("vit_tiny_patch16_224", **size)
+    backbone = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3)
     return s2a.attach(backbone, s2a.S2AConfig(activations="lean"), num_classes=classes)
 
 

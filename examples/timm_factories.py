@@ -5,10 +5,12 @@
 An adapted model answers to timm as the model itself does (data config, parameter groups, layer decay).
 """
 
+# pyright: reportPrivateImportUsage=false
 from __future__ import annotations
 
 import tempfile
 from pathlib import Path
+from typing import Any
 
 import s2a
 import timm
@@ -36,11 +38,12 @@ def main(folder: str | Path | None = None, epochs: int = 4, images: int = 48) ->
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as scratch:
         root = make_folder(Path(scratch) / "train", images) if folder is None else Path(folder)
-        dataset = create_dataset("", root=str(root))
+        dataset: Any = create_dataset("", root=str(root))
 
         # With real weights: timm.create_model("vit_base_patch16_224", pretrained=True)
-        size = {"img_size": 32, "patch_size": 4, "embed_dim": 48, "depth": 2, "num_heads": 3}
-        backbone = timm.create_model("vit_tiny_patch16_224", **size)
+        backbone = timm.create_model(
+            "vit_tiny_patch16_224", img_size=32, patch_size=4, embed_dim=48, depth=2, num_heads=3
+        )
         classes = len(dataset.reader.class_to_idx)
         model = s2a.attach(backbone, s2a.S2AConfig(activations="lean"), num_classes=classes)
 
@@ -52,7 +55,7 @@ def main(folder: str | Path | None = None, epochs: int = 4, images: int = 48) ->
         )
         # Only what trains gets into the optimiser's groups; layer decay works as for the plain model.
         optimizer = create_optimizer_v2(model, "adamw", lr=1e-2, weight_decay=1e-2, layer_decay=0.9)
-        schedule, _ = create_scheduler_v2(optimizer, "cosine", num_epochs=epochs, warmup_epochs=0)
+        schedule: Any = create_scheduler_v2(optimizer, "cosine", num_epochs=epochs, warmup_epochs=0)[0]
 
         losses = []
         for epoch in range(epochs):
@@ -68,10 +71,10 @@ def main(folder: str | Path | None = None, epochs: int = 4, images: int = 48) ->
             losses.append(total)
             print(f"epoch {epoch + 1}: loss {total:.3f}")
 
-        transform = create_transform(**shared, is_training=False)
+        transform: Any = create_transform(**shared, is_training=False)
         image = transform(Image.open(next(root.rglob("*.png"))).convert("RGB"))
         with torch.inference_mode():
-            print("first image:", model.eval()(image[None]).softmax(1).round(decimals=2).tolist())  # type: ignore[index]
+            print("first image:", model.eval()(image[None]).softmax(1).round(decimals=2).tolist())
     return losses
 
 

@@ -15,6 +15,7 @@ import pytest
 import safetensors.torch
 import timm
 import torch
+from s2a import weights
 from s2a_bench.assets import data_file
 from s2a_bench.cells import backbones
 from s2a_bench.config import BackboneConfig
@@ -76,6 +77,18 @@ def test_the_same_weights_from_every_form_of_file(model, tmp_path, name):
     found = load(path)
     assert found.keys() == state.keys()
     assert all(torch.equal(found[key], state[key]) for key in state)
+
+
+@pytest.mark.parametrize("first", [b"\x80", b"PK"])
+def test_safetensors_whose_length_looks_like_another_format(tmp_path, first):
+    """A file begins with its header's length, whose first bytes may be those of a pickle or a zip."""
+    file = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"w": torch.arange(3.0)}, file, metadata={"note": ""})
+    bare = int.from_bytes(file.read_bytes()[:8], "little")
+    missing = (int.from_bytes(first, "little") - bare) % 256 ** len(first)
+    safetensors.torch.save_file({"w": torch.arange(3.0)}, file, metadata={"note": "x" * missing})
+    assert file.read_bytes().startswith(first)
+    assert weights.read_weights(file)["w"].tolist() == [0, 1, 2]
 
 
 def test_the_model_does_not_hold_its_weights_twice(model, tmp_path):

@@ -182,9 +182,9 @@ def outputs(model: nn.Module, case: Case, theirs: bool) -> Tensor:
 @pytest.mark.parametrize("key", CASES)
 def test_the_same_outputs(key, tmp_path):
     case = CASES[key]
-    model = make(case, tmp_path)
+    model: Any = make(case, tmp_path)
     if case.features and hasattr(model, "classifier"):
-        model = model.dinov2  # type: ignore[assignment]
+        model = model.dinov2
     expected = outputs(model, case, theirs=True)
     found = outputs(weights.create_with_weights(case.name, tmp_path, **case.arguments), case, theirs=False)
     scale = expected.abs().max()
@@ -369,10 +369,11 @@ def test_a_tensor_too_many_or_too_few_is_refused(vit, tmp_path):
 
 def test_timms_own_files_in_a_folder(tmp_path):
     """A folder as timm's hub has it: its config.json is not one of transformers."""
-    model = timm.create_model("vit_tiny_patch16_224", **TIMM_LIKE | {"num_classes": 1000})
+    arguments: dict[str, Any] = TIMM_LIKE | {"num_classes": 1000}
+    model = timm.create_model("vit_tiny_patch16_224", **arguments)
     safetensors.torch.save_file(model.state_dict(), tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_text(json.dumps({"architecture": "vit_tiny_patch16_224"}))
-    found = weights.create_with_weights("vit_tiny_patch16_224", tmp_path, **TIMM_LIKE | {"num_classes": 1000})
+    found = weights.create_with_weights("vit_tiny_patch16_224", tmp_path, **arguments)
     assert all(torch.equal(value, found.state_dict()[name]) for name, value in model.state_dict().items())
     assert weights.source_files(tmp_path) == [tmp_path / "model.safetensors"]
 

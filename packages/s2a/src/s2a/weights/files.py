@@ -131,9 +131,13 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _is_safetensors(path: Path) -> bool:
+    """Whether a file begins with the length of a header that it holds, and the header.
+
+    A pickle's or a zip's first eight bytes are a length of many gigabytes.
+    """
     with path.open("rb") as file:
         head = file.read(9)
-    return head[8:] == b"{" and not head.startswith((b"PK", b"\x80"))
+    return head[8:] == b"{" and 8 + int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
 def _is_plain_name(name: Any) -> bool:

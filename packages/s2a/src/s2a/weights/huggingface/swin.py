@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Mapping
 from typing import Any
 
-from timm.layers import resize_rel_pos_bias_table
+from timm.layers.pos_embed_rel import resize_rel_pos_bias_table
 from torch import Tensor
 
 from s2a.weights.huggingface.names import ATTENTION, check_activation, check_value, drop, join, rename, set_epsilon
