@@ -25,6 +25,9 @@ from torch import Tensor, nn
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
 LABELS = ["fox", "a/b", "größe", "🦊", "fox "]
+TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}
+VIT = {"name": "vit_tiny_patch16_224", "args": TINY}
+"""How ``tiny.vit`` is made; older versions of timm do not note it."""
 MERGES = ("bias", "full", "lora", "lora_two", "lora_mlp", "lora_fa", "ssf", "linear")
 
 
@@ -46,7 +49,7 @@ def test_a_timm_folder_is_loaded_by_timm_alone(tmp_path):
     adapted.labels = LABELS
     adapted.train()
     before = digest(adapted)
-    report = s2a.export(adapted, tmp_path / "model", images=images)
+    report = s2a.export(adapted, tmp_path / "model", images=images, backbone=VIT)
     assert digest(adapted) == before
     wanted = logits(adapted.eval(), images)
     model: Any = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
@@ -180,7 +183,7 @@ def test_a_backbone_in_half_precision_becomes_float32(tmp_path, dtype):
     with torch.no_grad():
         for parameter in s2a.trainable_parameters(adapted).values():
             parameter.add_(torch.randn_like(parameter), alpha=0.05)
-    s2a.export(adapted, tmp_path / "model")
+    s2a.export(adapted, tmp_path / "model", backbone=VIT)
     found: Any = timm.create_model(f"local-dir:{tmp_path / 'model'}", pretrained=True).eval()
     assert {tensor.dtype for tensor in found.state_dict().values()} == {torch.float32}
     images = torch.randn(3, 3, 32, 32)
@@ -190,16 +193,16 @@ def test_a_backbone_in_half_precision_becomes_float32(tmp_path, dtype):
 
 def test_another_function_is_refused_and_what_was_there_stays(tmp_path, monkeypatch):
     adapted, images = adapted_model("vit", "lora", "exact")
-    s2a.export(adapted, tmp_path / "model")
+    s2a.export(adapted, tmp_path / "model", backbone=VIT)
     before = (tmp_path / "model" / "model.safetensors").read_bytes()
     with torch.no_grad():
         adapted.head.bias += 1
     with monkeypatch.context() as patch:
         patch.setattr(compare, "TOLERANCE", -1.0)
         with pytest.raises(s2a.S2AError, match="differs from the adapted model"):
-            s2a.export(adapted, tmp_path / "model", images=images)
+            s2a.export(adapted, tmp_path / "model", images=images, backbone=VIT)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == before
-    s2a.export(adapted, tmp_path / "model", images=images)
+    s2a.export(adapted, tmp_path / "model", images=images, backbone=VIT)
     assert (tmp_path / "model" / "model.safetensors").read_bytes() != before
     assert [p.name for p in tmp_path.iterdir()] == ["model"]
 
@@ -211,14 +214,11 @@ def test_a_backbone_that_timm_would_build_otherwise_is_told_apart(tmp_path):
     adapted = s2a.attach(model, s2a.method_config("bias"), tiny.CLASSES)
     with pytest.raises(s2a.S2AError, match="differs from the adapted model"):
         s2a.export(adapted, tmp_path / "model", backbone={"name": "vit_tiny_patch16_224.augreg", "args": TINY})
-    with pytest.raises(s2a.S2AError, match=r"is not this backbone.*backbone="):
+    with pytest.raises(s2a.S2AError, match=r"pass backbone="):
         s2a.export(adapted, tmp_path / "model")
     assert not list(tmp_path.iterdir())
     full = {"name": "vit_tiny_patch16_224", "args": {**TINY, "act_layer": "relu"}}
     s2a.export(adapted, tmp_path / "model", backbone=full)
-
-
-TINY: dict[str, Any] = {"img_size": 32, "patch_size": 4, "embed_dim": 64, "depth": 2, "num_heads": 2}
 
 
 @pytest.mark.parametrize(
@@ -261,7 +261,7 @@ def test_models_that_cannot_be_exported_say_why(tmp_path):
     with torch.no_grad():
         head.bias[0] = float("nan")
     with pytest.raises(s2a.S2AError, match="not finite"):
-        s2a.export(adapted, tmp_path / "m")
+        s2a.export(adapted, tmp_path / "m", backbone=VIT)
     s2a.detach(adapted)
     with pytest.raises(s2a.S2AError, match="was detached"):
         s2a.export(adapted, tmp_path / "m")
@@ -271,7 +271,7 @@ def test_models_that_cannot_be_exported_say_why(tmp_path):
 def test_a_head_without_bias_gets_one_of_zeros(tmp_path):
     adapted, images = adapted_model("vit", "lora", "exact")
     adapted.head = nn.Linear(64, 7, bias=False).eval()
-    s2a.export(adapted, tmp_path / "m", images=images)
+    s2a.export(adapted, tmp_path / "m", images=images, backbone=VIT)
     assert adapted.head.bias is None
 
 
@@ -287,9 +287,8 @@ def test_every_method_and_family_in_every_format(tmp_path, family, method, mode,
         with pytest.raises(s2a.S2AError, match="cannot be merged"):
             s2a.export(adapted, path)
         return
-    backbone = None
-    if format == "timm":
-        backbone = {"name": "test_resnet"} if family == "resnet" else None
-    report = s2a.export(adapted, path, format, images=images, backbone=backbone)
+    if format == "timm" and not hasattr(adapted.backbone, "_model_args"):
+        pytest.skip("this version of timm does not note the arguments of a model")
+    report = s2a.export(adapted, path, format, images=images)
     assert report.largest_difference < 1e-5 * max(1.0, float(logits(adapted, images).abs().max()))
     assert dataclasses.asdict(report)["images"] == 6 and Path(report.path).exists()

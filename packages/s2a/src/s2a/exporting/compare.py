@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from s2a.adapted import Adapted
 from s2a.errors import S2AError
+from s2a.exporting.description import input_shape
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, in units of the largest logit, or of 1 where all are smaller."""
@@ -42,15 +43,16 @@ def images_to_compare(adapted: Adapted, images: Tensor | None) -> Tensor:
     Raises:
         S2AError: They are not images of the size that the model takes.
     """
-    sides = tuple(adapted.image_size)
+    shape = input_shape(adapted)
     if images is None:
-        return torch.randn(SYNTHETIC, 3, *sides, generator=torch.Generator().manual_seed(0))
+        return torch.randn(SYNTHETIC, *shape, generator=torch.Generator().manual_seed(0))
+    wanted = f"(N, {', '.join(map(str, shape))})"
     if not isinstance(images, Tensor):
-        raise S2AError(f"images takes a tensor (N, 3, {sides[0]}, {sides[1]}), not {type(images).__name__}.")
-    if images.ndim != 4 or not len(images) or images.shape[1:] != (3, *sides) or not images.is_floating_point():
+        raise S2AError(f"images takes a tensor {wanted}, not {type(images).__name__}.")
+    if images.ndim != 4 or not len(images) or images.shape[1:] != shape or not images.is_floating_point():
         raise S2AError(
             f"images of shape {tuple(images.shape)} ({images.dtype}) do not fit; give at least one, as the model takes "
-            f"them: (N, 3, {sides[0]}, {sides[1]}), floating point, normalised."
+            f"them: {wanted}, floating point, normalised."
         )
     return images.detach().cpu().float()
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from s2a.errors import S2AError
 from s2a.exporting import onnx_file, timm_file, torch_file
 from s2a.exporting.compare import TOLERANCE, float32_copy, images_to_compare, largest_difference
 from s2a.exporting.description import labels_of
+from s2a.pretrained.folder import replacing_folder
 
 Format = Literal["timm", "onnx", "torch"]
 SUFFIXES = {"timm": ".safetensors", "onnx": ".onnx", "torch": ".pt2"}
@@ -88,8 +90,8 @@ def export(
     labels_of(adapted)  # Says what is wrong with them before anything is copied.
     batch = images_to_compare(adapted, images)
     copied = float32_copy(adapted)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
-        made = Path(folder, target.name)
+    folder = format == "timm" and target.suffix != SUFFIXES[format]
+    with (replacing_folder if folder else _replacing_files)(target) as made:
         loaded: list[Callable[[Tensor], Tensor]]
         if format == "timm":
             loaded = timm_file.write_timm(copied, made, backbone)
@@ -97,7 +99,6 @@ def export(
             loaded = (onnx_file.write_onnx if format == "onnx" else torch_file.write_torch)(copied, made)
         found = [largest_difference(copied, each, batch, f"The {format} export") for each in loaded]
         del loaded  # Some systems do not rename what is open.
-        _put_in_place(Path(folder), target)
     return ExportReport(target, max(found), len(batch), images is not None, format)
 
 
@@ -124,19 +125,11 @@ def _checked_path(path: str | os.PathLike[str], format: str) -> Path:
     return target
 
 
-def _put_in_place(folder: Path, target: Path) -> None:
-    """Moves what lies in ``folder`` beside ``target``, that which has the target's own name last."""
-    made = folder / target.name
-    for part in folder.iterdir():
-        if part != made:
+@contextlib.contextmanager
+def _replacing_files(target: Path) -> Iterator[Path]:
+    """A path of the same name in a temporary folder; what lies in that folder at the end is moved beside ``target``."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+        made = Path(folder, target.name)
+        yield made
+        for part in sorted(Path(folder).iterdir(), key=lambda part: part == made):  # the one with the name last
             part.replace(target.parent / part.name)
-    if not (made.is_dir() and target.exists()):
-        made.replace(target)
-        return
-    before = folder / f"{target.name}.before"
-    target.rename(before)  # A folder does not take the place of one that holds something.
-    try:
-        made.rename(target)
-    except BaseException:
-        before.rename(target)
-        raise

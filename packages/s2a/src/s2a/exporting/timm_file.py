@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s2a.adapted import Adapted
 from s2a.attach import merge
 from s2a.errors import S2AError
-from s2a.exporting.description import architecture_of, image_format, labels_of
+from s2a.exporting.description import architecture_of, image_format, input_shape, labels_of
 from s2a.registry import Method, get_entry, list_methods
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -29,7 +29,7 @@ def write_timm(adapted: Adapted, path: Path, backbone: Mapping[str, Any] | None)
 
     Args:
         adapted: In float32 on the CPU.
-        path: A ``.safetensors`` file, or a folder that is made.
+        path: A ``.safetensors`` file, or an empty folder.
         backbone: See ``architecture_of``.
 
     Returns:
@@ -43,8 +43,7 @@ def write_timm(adapted: Adapted, path: Path, backbone: Mapping[str, Any] | None)
     config = _config(adapted, model, name, arguments)
     tensors = {key: tensor.detach().contiguous().clone() for key, tensor in model.state_dict().items()}
     file = path
-    if path.suffix != ".safetensors":
-        path.mkdir()
+    if path.is_dir():
         (path / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         file = path / WEIGHTS
     save_file(tensors, file, metadata={"format": "pt", **{k: _text(value) for k, value in config.items()}})
@@ -86,27 +85,20 @@ def _merged(adapted: Adapted) -> Any:
 def _config(adapted: Adapted, model: Any, name: str, arguments: dict[str, Any]) -> dict[str, Any]:
     """``config.json`` as timm reads it."""
     image = image_format(adapted)
-    sides = list(adapted.image_size)
+    shape = input_shape(adapted)
     source = filter_pretrained_cfg(dict(model.pretrained_cfg), remove_source=True, remove_null=True)
     dropped = ("architecture", "label_offset", "label_names", "test_input_size", "test_crop_pct", "min_input_size")
     kept = {key: value for key, value in source.items() if key not in (*dropped, "custom_load", "state_dict")}
-    crops = image["resize"] == "crop"
-    classes = adapted.num_classes
-    described = {
-        **kept,
-        "input_size": [3, *sides],
-        "mean": list(image["mean"]),
-        "std": list(image["std"]),
-        "interpolation": image["interpolation"],
-        "crop_pct": _crop_fraction(sides[0]) if crops else 1.0,
-        "crop_mode": "center" if crops else "squash",
-        "num_classes": classes,
-        "custom_load": False,
-    }
+    described = {**kept, "input_size": shape, "num_classes": adapted.num_classes, "custom_load": False}
+    if image is not None:
+        crops = image["resize"] == "crop"
+        described |= {key: image[key] for key in ("mean", "std", "interpolation")}
+        described["crop_pct"] = _crop_fraction(shape[1]) if crops else 1.0
+        described["crop_mode"] = "center" if crops else "squash"
     labels = labels_of(adapted)
     return {
         "architecture": name,
-        "num_classes": classes,
+        "num_classes": adapted.num_classes,
         "num_features": int(model.num_features),
         **({"label_names": labels} if labels else {}),
         "model_args": arguments,

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from s2a.adapted import Adapted
-from s2a.exporting.description import facts_of
+from s2a.exporting.description import facts_of, input_shape
 
 
 def trace(adapted: Adapted) -> Any:
@@ -19,7 +19,7 @@ def trace(adapted: Adapted) -> Any:
 
     The example has two images: torch takes a size of one for a constant.
     """
-    images = torch.zeros(2, 3, *adapted.image_size)
+    images = torch.zeros(2, *input_shape(adapted))
     with torch.no_grad(), warnings.catch_warnings(action="ignore"):
         return torch.export.export(adapted, (images,), dynamic_shapes=({0: torch.export.Dim("batch")},))
 
