@@ -213,7 +213,7 @@ def test_a_backbone_that_timm_would_build_otherwise_is_told_apart(tmp_path):
     model.__dict__.pop("_model_args", None)  # As older versions of timm, which do not note them.
     adapted = s2a.attach(model, s2a.method_config("bias"), tiny.CLASSES)
     with pytest.raises(s2a.S2AError, match="differs from the adapted model"):
-        s2a.export(adapted, tmp_path / "model", backbone={"name": "vit_tiny_patch16_224.augreg", "args": TINY})
+        s2a.export(adapted, tmp_path / "model", backbone=VIT)
     with pytest.raises(s2a.S2AError, match=r"pass backbone="):
         s2a.export(adapted, tmp_path / "model")
     assert not list(tmp_path.iterdir())
