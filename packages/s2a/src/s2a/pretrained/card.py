@@ -52,8 +52,8 @@ def make_card(config: Mapping[str, Any]) -> str:
         f"# {escape(_title(config))}",
         "",
         f"An adapter of the backbone {name} that {does}, trained with the method {method} of the library "
-        "[S2A](https://arxiv.org/abs/2503.08154). What was trained is in here; the backbone's own weights are found, and "
-        "compared, when the adapter is loaded.",
+        "[S2A](https://arxiv.org/abs/2503.08154). What was trained is in here; the backbone's own weights are fetched "
+        "and compared when it is loaded.",
         "",
         *_section("Classes", _classes(config["labels"], classes)),
         *_section("Data", _data(config["data"])),
@@ -69,11 +69,11 @@ def make_card(config: Mapping[str, Any]) -> str:
 
 def escape(value: Any, limit: int = _SHOWN_CHARACTERS) -> str:
     """Text of somebody's as it stands in Markdown: one line, no markup, shortened to ``limit`` characters."""
-    shown = one_line(value, limit)
+    shown = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", one_line(value, limit))
+    shown = re.sub(r"(?i)\b(www)\.", r"\1\.", shown.replace("://", "\\://"))  # No links that nobody made.
     for character, reference in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;")):
         shown = shown.replace(character, reference)
-    shown = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", shown)
-    return re.sub(r"(?i)\b(www)\.", r"\1\.", shown.replace("://", "\\://"))  # No links that nobody made.
+    return shown
 
 
 def one_line(value: Any, limit: int = _SHOWN_CHARACTERS) -> str:
