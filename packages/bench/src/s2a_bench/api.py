@@ -60,7 +60,7 @@ def sweep(
     image_size: int | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
-    evaluate: Literal["test", "val"] = "test",
+    evaluate: Literal["test", "val", "select"] = "test",
     device: str = "cpu",
     serial: bool = False,
     max_concurrent: int | None = None,

@@ -20,7 +20,7 @@ import torch
 from s2a_bench.cells import run
 from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import train
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError

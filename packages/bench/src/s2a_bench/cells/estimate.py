@@ -23,7 +23,7 @@ from torch import Tensor
 
 from s2a_bench.cells import backbones, features, measure, provenance, recipes
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import attach
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
 from s2a_bench.data.table import lookup as datasets

@@ -38,7 +38,7 @@ FOLDER_LIMIT = 8_000_000_000
 """Largest cache folder, in bytes: the files that were not used for longest make room."""
 
 BATCH = 128
-"""Images per forward pass, as ``score.accuracy`` takes them."""
+"""Images per forward pass, as ``scores.accuracy`` takes them."""
 
 _DIGEST = 32
 

@@ -37,7 +37,12 @@ class NewerRecord(InputError):
 class Record:
     """Everything known about one cell. MB are 1e6 bytes, accuracies percent, times seconds.
 
-    ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
+    ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once; where that is
+    "select", on test with the weights of ``best_epoch``, the one with the best validation accuracy, ``val_accuracy``
+    (where there are no test images, on val, and a note says so). Only then are ``balanced_accuracy`` (mean recall of
+    the classes) and ``macro_f1`` computed, both in percent and of the images of ``accuracy``; ``curve`` has
+    ``val_accuracy``, ``val_loss`` and ``val_seconds`` of each epoch, and is shorter than ``epochs`` where training
+    stopped early. ``params_percent`` is
     trainable parameters (head included) over the backbone's without its head, the paper's definition.
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
     process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
@@ -78,6 +83,10 @@ class Record:
     train_images: int = 0
     scored_images: int = 0
     accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    val_accuracy: float | None = None
+    best_epoch: int | None = None
     params_total: int | None = None
     params_backbone: int | None = None
     params_trainable: int | None = None

@@ -143,6 +143,8 @@ _TRAIN: dict[str, Check] = {
     "precision": _TEXT,
     "checkpointing": _SWITCH,
     "frozen": _TEXT,
+    "patience": _COUNT,
+    "balance": _SWITCH,
 }
 _DATA: dict[str, Check] = {
     "size": _LIMIT,
@@ -171,7 +173,7 @@ _FIELDS: dict[str, Check] = {
     "train_config": (_has(_TRAIN), "a recipe: numbers, texts and switches by name"),
     "seed": (lambda v: _is_int(v) and abs(v) <= _LARGEST_INT, "a whole number"),
     "epochs": _whole(1),
-    "evaluated_on": _one_of("test", "val"),
+    "evaluated_on": _one_of("test", "val", "select"),
     "data_id": _TEXT,
     "split_id": _TEXT,
     "data_config": (_has(_DATA), "what was done to images, by name"),
@@ -185,6 +187,10 @@ _FIELDS: dict[str, Check] = {
     "train_images": _COUNT,
     "scored_images": _COUNT,
     "accuracy": _number(0, 100, none=True),
+    "balanced_accuracy": _number(0, 100, none=True),
+    "macro_f1": _number(0, 100, none=True),
+    "val_accuracy": _number(0, 100, none=True),
+    "best_epoch": _whole(1, none=True),
     "params_total": _MAYBE_COUNT,
     "params_backbone": _MAYBE_COUNT,
     "params_trainable": _MAYBE_COUNT,

@@ -93,7 +93,7 @@ class Sweep:
     image_size: Number = None
     limit_train: Number = None
     limit_test: Number = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
     device: str = "cpu"
     serial: bool = False
     max_concurrent: Number = None

@@ -1,7 +1,8 @@
 """Loads the images and labels of one cell, in the backbone's size and normalisation.
 
 ``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
-neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
+neither the test list nor any test image is opened; ``"select"`` trains on train, with val to choose the epoch, and
+scores test (val where the test list is empty). In VTAB-1k images are resized directly to the backbone's size (no
 crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``). All are normalised with
 the backbone's own mean and standard deviation.
 """
@@ -35,7 +36,7 @@ from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, unknown
 
-_EVALUATE = ("test", "val")
+_EVALUATE = ("test", "val", "select")
 
 
 class Images:
@@ -88,6 +89,8 @@ class TaskData:
         split_id: Names the rule or files that chose the lists.
         train: Training images.
         scored: Images that the trained model is scored on.
+        val: With ``evaluate="select"`` the images that choose the epoch; ``scored`` is this very object where the test
+            list is empty.
         lossy: Whether images were re-encoded with loss after their makers published them.
         synthetic: Whether this package made the images.
         data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
@@ -104,6 +107,7 @@ class TaskData:
     synthetic: bool
     data_config: dict[str, Any]
     notes: list[str] = dataclasses.field(default_factory=list)
+    val: Images | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +119,7 @@ class OpenDataset:
         identity: Hashes of its content and lists.
         folder: Its folder; ``None`` for embedded tasks.
         manifest: Manifest of the folder, if it has one.
-        lists: The two lists that are used, by name; empty for embedded tasks.
+        lists: The lists that are used, by name; empty for embedded tasks.
     """
 
     dataset: Dataset
@@ -181,23 +185,26 @@ def load_data(
     if crop:
         view["resize"] = f"short side {short_side(size)}, centre crop"
         view["augment"] = "random crop and mirror"
-    limits = (config.limit_train, config.limit_test)
-    names = _names_of_used_lists(config, dataset)
+    trained_on, *looked_at = _names_of_used_lists(config, dataset)
     notes: list[str] = []
     if opened.folder is None:
-        train, scored = (
-            _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
-            for name, limit in zip(names, limits, strict=True)
-        )
-        train = _resize_in_memory(train, view)
+        arrays = mini_tasks.load_task(dataset.name)
+        train = _resize_in_memory(_images_from_arrays(*arrays[trained_on], config.limit_train, view), view)
+        others = [_images_from_arrays(*arrays[name], config.limit_test, view) for name in looked_at]
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
-        train, scored = (
+        # What is scored once, at the end, is not kept in memory.
+        several = config.evaluate == "select"
+        plans = [(trained_on, config.limit_train, False)]
+        plans += [(name, config.limit_test, not (several and name == looked_at[0])) for name in looked_at]
+        train, *others = (
             _images_from_files(
                 folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once, notes
             )
-            for name, limit, read_once in zip(names, limits, (False, True), strict=True)
+            for name, limit, read_once in plans
         )
+    val = others[0] if config.evaluate == "select" else None
+    scored = others[-1] if len(others[-1]) else others[0]
     return TaskData(
         dataset=dataset,
         classes=dataset.classes,
@@ -209,6 +216,7 @@ def load_data(
         synthetic=dataset.synthetic or ids.synthetic,
         data_config=view,
         notes=notes,
+        val=val,
     )
 
 
@@ -241,9 +249,11 @@ def _check_view(
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
-def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
-    """The list to train on and the list to score."""
+def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, ...]:
+    """The list to train on and the list to score; for ``"select"`` the list that chooses the epoch between them."""
     lists = dataset.lists
+    if config.evaluate == "select":
+        return lists.train, lists.val, lists.test
     return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
 
 
@@ -256,7 +266,7 @@ def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
 def _open_folder(
     config: DataConfig, dataset: Dataset
 ) -> tuple[Path, Manifest | None, dict[str, list[ListedImage]], DataIdentity]:
-    """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
+    """Reads the lists that are used and checks them against the table, the manifest and the files on disk."""
     folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
     if manifest is not None and (reason := explain_other_set(dataset, folder, manifest, {})):
@@ -265,10 +275,27 @@ def _open_folder(
     labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
     if reason := explain_other_set(dataset, folder, manifest, labels):
         raise InputError(f"{folder} is not {dataset.name}: {reason}.")
-    train, scored = lists.values()
-    if both := {entry.path for entry in train} & {entry.path for entry in scored}:
-        raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
+    _check_filled(config, folder, lists)
+    train, *others = ({entry.path for entry in entries} for entries in lists.values())
+    for scored in others:
+        if both := train & scored:
+            raise InputError(
+                f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again."
+            )
+    if len(others) > 1 and (both := others[0] & others[1]):
+        raise InputError(f"{folder}: {min(both)} is in the validation list and in the test list; prepare it again.")
     return folder, manifest, lists, identify_folder(folder, lists, manifest)
+
+
+def _check_filled(config: DataConfig, folder: Path, lists: Mapping[str, list[ListedImage]]) -> None:
+    """Refuses lists without images; only a missing test set is made good, by val, where val chooses the epoch."""
+    needed = list(lists)[:2] if config.evaluate == "select" else list(lists)
+    for name in needed:
+        if not lists[name]:
+            raise InputError(
+                f"{folder / name}.txt lists no image and evaluate={config.evaluate} needs some; prepare the folder "
+                "again with images there, or choose another value of evaluate."
+            )
 
 
 def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:

@@ -31,7 +31,7 @@ MARGIN = 1.25
 """On what is computed: the allocator's rounding and fragments, and kernels whose choice differs from the CPU's."""
 
 SCORING_BATCH = 128
-"""Images per step of ``score.accuracy``."""
+"""Images per step of ``scores.accuracy``."""
 
 _STEP, _FORWARD = 3, 3
 """Tensors of the size of the largest layer's input and output that live at once, besides what is kept: a gradient that

@@ -61,7 +61,7 @@ class Request:
     weights: str | None = None
     random_weights: bool = False
     image_size: int | None = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
     limit_train: int | None = None
     limit_test: int | None = None
     device: str = "cpu"
