@@ -77,6 +77,17 @@ def _file_id(path: str, modified: int, size: int) -> str:
     return digest.hexdigest()[:16]
 
 
+def hub_repository(name: str) -> str | None:
+    """The repository of timm's weights for a model on the Hugging Face hub; ``None``: timm has none."""
+    config = timm.get_pretrained_cfg(name)
+    repository = getattr(config, "hf_hub_id", None)
+    if config is None or not repository:
+        return None
+    if repository.endswith("/"):
+        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    return repository
+
+
 def _hub_file(name: str) -> Path:
     """The checkpoint that timm would take for ``name``, from the hub's cache or the hub.
 
@@ -86,12 +97,9 @@ def _hub_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    config = timm.get_pretrained_cfg(name)
-    repository = getattr(config, "hf_hub_id", None)
-    if config is None or not repository:
+    repository = hub_repository(name)
+    if repository is None:
         raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
-    if repository.endswith("/"):
-        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
     try:
         return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -152,8 +160,7 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
     path = weights_file(config)
     torch.manual_seed(seed)
     kwargs: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    if config.image_size and _takes_image_size(config.name):
-        kwargs["img_size"] = config.image_size
+    kwargs |= image_arguments(config)
     if config.name in MINI_BACKBONES:
         model = build_mini(config.name, 10, **kwargs)
         if path is not None:
@@ -178,6 +185,11 @@ def width(name: str) -> int | None:
     with torch.device("meta"):
         model: Any = timm.create_model(name, pretrained=False)
         return int(model.num_features)
+
+
+def image_arguments(config: BackboneConfig) -> dict[str, Any]:
+    """What ``timm.create_model`` is given for a config's image size; nothing where the model takes any size."""
+    return {"img_size": config.image_size} if config.image_size and _takes_image_size(config.name) else {}
 
 
 def _takes_image_size(name: str) -> bool:

@@ -14,6 +14,7 @@ from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.finetuning.prepare import PreparedData
+from s2a_bench.finetuning.remembered import Remembered
 from s2a_bench.finetuning.request import FinetuneRequest
 from s2a_bench.sweeps import settings as settings_door
 
@@ -150,11 +151,11 @@ def image_size(name: str, asked: int | None) -> int | None:
         return asked
     import timm
 
-    config = timm.get_pretrained_cfg(name.partition(".")[0]) if not timm.is_model_pretrained(name) else None
-    config = config or timm.get_pretrained_cfg(name)
-    own = config.input_size[-1] if config is not None else IMAGE_SIZE
-    plain = name.startswith(("vit_", "deit", "eva", "beit")) or not (config is None or config.fixed_input_size)
-    return IMAGE_SIZE if plain and own > IMAGE_SIZE else None
+    config = timm.get_pretrained_cfg(name)
+    if config is None:
+        return IMAGE_SIZE
+    plain = name.startswith(("vit_", "deit", "eva", "beit")) or not config.fixed_input_size
+    return IMAGE_SIZE if plain and config.input_size[-1] > IMAGE_SIZE else None
 
 
 def _weights_words(config: BackboneConfig) -> str:
@@ -173,13 +174,16 @@ def batch_for(images: int) -> int:
     return next((size for size in (32, 16) if images >= 8 * size), 8)
 
 
-def choose_cell(request: FinetuneRequest, data: PreparedData, device: str, say: Say) -> Chosen:
+def choose_cell(
+    request: FinetuneRequest, data: PreparedData, device: str, remembered: Remembered, say: Say
+) -> Chosen:
     """The cell of a request.
 
     Args:
         request: Checked.
         data: Its data.
         device: torch device.
+        remembered: What earlier runs chose.
         say: Receives what a person should know meanwhile.
 
     Raises:
@@ -189,9 +193,8 @@ def choose_cell(request: FinetuneRequest, data: PreparedData, device: str, say: 
     refusal: ValueError | None = None
     for backbone in find_backbones(request, device, say):
         cell = _make_cell(request, data, backbone.config, device)
-        _check_weights(backbone.config)
         try:
-            cell, budget, notes = _fit_memory(request, cell)
+            cell, budget, notes = _fit_memory(request, cell, data.manifest.data_id, remembered)
         except InputError as error:  # a smaller default backbone may fit
             refusal = error
             continue
@@ -202,13 +205,6 @@ def choose_cell(request: FinetuneRequest, data: PreparedData, device: str, say: 
         return Chosen(cell, backbone.weights, file, budget, notes)
     assert refusal is not None
     raise refusal
-
-
-def _check_weights(config: BackboneConfig) -> None:
-    """Builds the backbone once: weights of another architecture are found before anything is written."""
-    from s2a_bench.cells import backbones
-
-    backbones.create(config)
 
 
 def _make_cell(request: FinetuneRequest, data: PreparedData, backbone: BackboneConfig, device: str) -> CellConfig:
@@ -262,15 +258,22 @@ def _train_values(request: FinetuneRequest, given: Mapping[str, Any], device: st
     return values
 
 
-def _fit_memory(request: FinetuneRequest, cell: CellConfig) -> tuple[CellConfig, str | None, tuple[str, ...]]:
+def _fit_memory(
+    request: FinetuneRequest, cell: CellConfig, data_id: str, remembered: Remembered
+) -> tuple[CellConfig, str | None, tuple[str, ...]]:
     """The cell with the batch and the plan of memory that fit; the budget in words; sentences about it."""
-    limit = memory_limit(request, cell.device)
-    if limit is None:
+    if request.memory_budget is None and not cell.device.startswith("cuda"):
         return cell, None, ()
-    budget, words = limit
-    from s2a_bench.cells.fits import choose
+    # What is free on a card differs from run to run: the same command goes on with what it chose first.
+    key = remembered.key("fit", cell, data_id, request.memory_budget or "free")
+    if (known := remembered.get(key)) is None:
+        budget, words = memory_limit(request, cell.device)
+        from s2a_bench.cells.fits import choose
 
-    batch, options = choose(cell, budget)
+        batch, options = choose(cell, budget)
+        known = {"batch": batch, "options": dict(options), "words": words}
+        remembered.put(key, known)
+    batch, options, words = known["batch"], known["options"], known["words"]
     notes: list[str] = []
     if batch != cell.train.batch_size:
         if request.batch_size is not None:
@@ -282,18 +285,17 @@ def _fit_memory(request: FinetuneRequest, cell: CellConfig) -> tuple[CellConfig,
     if planned := {key: value for key, value in options.items() if cell.method.options.get(key) != value}:
         named = ", ".join(f"{key}={value}" for key, value in planned.items())
         notes.append(f"Memory is planned ({named}), so that a step of {batch} images fits {words}.")
-    method = dataclasses.replace(cell.method, options=dict(options))
-    return dataclasses.replace(cell, method=method, train=dataclasses.replace(cell.train, batch_size=batch)), words, tuple(notes)
+    method = dataclasses.replace(cell.method, options=options)
+    train = dataclasses.replace(cell.train, batch_size=batch)
+    return dataclasses.replace(cell, method=method, train=train), words, tuple(notes)
 
 
-def memory_limit(request: FinetuneRequest, device: str) -> tuple[int, str] | None:
-    """Bytes that a training step may take, and the same in words; ``None``: a CPU without a budget."""
+def memory_limit(request: FinetuneRequest, device: str) -> tuple[int, str]:
+    """Bytes that a training step may take, and the same in words: the budget, or on a card most of what is free."""
     if request.memory_budget is not None:
         from s2a.lean.options import parse_size
 
         return parse_size(request.memory_budget, "--memory-budget "), request.memory_budget.strip()
-    if not device.startswith("cuda"):
-        return None
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)
