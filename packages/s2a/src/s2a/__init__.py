@@ -1,6 +1,7 @@
 """S2A: fine-tunes vision backbones in a fraction of the memory.
 
-``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained;
+``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained,
+``save_pretrained`` and ``from_pretrained`` with all that is needed to use it;
 ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step needs.
 """
 
@@ -12,6 +13,7 @@ from s2a.errors import S2AError, StateMismatch, UnsupportedModel
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.planning import Plan, plan_memory
+from s2a.pretrained import from_pretrained, save_pretrained
 from s2a.registry import Method, list_methods, method_config, register_method
 from s2a.s2a_method import S2AConfig
 from s2a.state import load, save
@@ -36,6 +38,7 @@ __all__ = [
     "attach",
     "cast_frozen",
     "detach",
+    "from_pretrained",
     "list_methods",
     "load",
     "merge",
@@ -45,6 +48,7 @@ __all__ = [
     "register_lean_forward",
     "register_method",
     "save",
+    "save_pretrained",
     "saved_bytes",
     "simulated_peak",
     "theoretical_memory",

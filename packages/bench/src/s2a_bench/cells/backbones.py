@@ -69,23 +69,24 @@ class DataFormat:
 
 
 @functools.lru_cache(maxsize=64)
-def _file_id(path: str, modified: int, size: int) -> str:
-    digest = hashlib.sha256()
+def _sha256(path: str, modified: int, size: int) -> str:
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def hub_repository(name: str) -> str | None:
-    """The repository of timm's weights for a model on the Hugging Face hub; ``None``: timm has none."""
+def _hub_id(name: str) -> str:
+    """The hub's repository of the weights that timm has for ``name``.
+
+    Raises:
+        InputError: timm knows none.
+    """
     config = timm.get_pretrained_cfg(name)
     repository = getattr(config, "hf_hub_id", None)
     if config is None or not repository:
-        return None
+        raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
     if repository.endswith("/"):
         repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
-    return repository
+    return str(repository)
 
 
 def _hub_file(name: str) -> Path:
@@ -97,9 +98,7 @@ def _hub_file(name: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
-    repository = hub_repository(name)
-    if repository is None:
-        raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
+    repository = _hub_id(name)
     try:
         return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
@@ -143,7 +142,26 @@ def checkpoint_id(config: BackboneConfig) -> str:
     if path is None:
         return "random"
     stat = path.stat()
-    return _file_id(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    return _sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)[:16]
+
+
+def describe(config: BackboneConfig) -> dict[str, Any]:
+    """What ``s2a.save_pretrained`` takes as ``backbone=``: name, arguments, and where the weights come from.
+
+    Weights of a user's file have no hub id: they need not be the hub's.
+
+    Raises:
+        InputError: As ``weights_file``.
+    """
+    path = weights_file(config)
+    found: dict[str, Any] = {"name": config.name, "args": _arguments(config), "weights": None}
+    if path is not None:
+        stat = path.stat()
+        digest = _sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        found["weights"] = {"hub": None, "revision": None, "file": path.name, "sha256": digest}
+        if not config.weights and config.name not in MINI_BACKBONES:
+            found["weights"] |= {"hub": _hub_id(config.name), "revision": path.parent.name}
+    return found
 
 
 def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tuple[nn.Module, DataFormat]:
@@ -160,7 +178,7 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
     path = weights_file(config)
     torch.manual_seed(seed)
     kwargs: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    kwargs |= image_arguments(config)
+    kwargs |= _arguments(config)
     if config.name in MINI_BACKBONES:
         model = build_mini(config.name, 10, **kwargs)
         if path is not None:
@@ -187,8 +205,8 @@ def width(name: str) -> int | None:
         return int(model.num_features)
 
 
-def image_arguments(config: BackboneConfig) -> dict[str, Any]:
-    """What ``timm.create_model`` is given for a config's image size; nothing where the model takes any size."""
+def _arguments(config: BackboneConfig) -> dict[str, Any]:
+    """Arguments of ``timm.create_model`` that decide the function."""
     return {"img_size": config.image_size} if config.image_size and _takes_image_size(config.name) else {}
 
 

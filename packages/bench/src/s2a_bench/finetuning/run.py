@@ -186,7 +186,7 @@ class _Finetuning:
         return record, results.find(self.output, self.cell.cell_id)
 
     def _train(self, plan: Plan, listeners: Sequence[Listener]) -> tuple[Record, dict[str, Any]]:
-        cell_id, held = self.cell.cell_id, []
+        cell_id, held, found = self.cell.cell_id, [], {}
         keep = Keep(self.output, self.request.checkpoint_every, adapters=False)
         notify(listeners, "started", cell_id)
         try:
@@ -198,18 +198,28 @@ class _Finetuning:
                     on_trained=held.append,
                 )
                 if record.status == "done":
+                    # Before the record, which says that the cell is finished: results are never missing then.
                     found = self._write_results(held[0])
                 records.write(record, self.output)
                 outputs.remove_checkpoint(record, self.output)
         except KeyboardInterrupt:
-            if held and held[0].interrupted:
-                self._write_results(held[0])
+            self._keep_best(held, listeners)
             raise
         notify(listeners, "finished", record)
         if record.status != "done":
             notify(listeners, "ended", StageEnd(plan, [record], "FAILED"))
             raise FinetuneFailed(f"The training failed: {failures.cause(record)}.", record)
         return record, found
+
+    def _keep_best(self, held: Sequence[cells_run.Trained], listeners: Sequence[Listener]) -> None:
+        """Writes the best epoch of an interrupted training."""
+        if not held or not held[0].interrupted:
+            notify(listeners, "message", "Interrupted before the first epoch was over: there is nothing to keep.", "info")
+            return
+        found = self._write_results(held[0])
+        kept = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"
+        text = f"Interrupted after epoch {found['epochs_run']} of {found['epochs']}: the best so far ({kept}) is in "
+        notify(listeners, "message", f"{text}{self.output / results.ADAPTER}; the same command goes on.", "info")
 
     @contextlib.contextmanager
     def _closing(self, plan: Plan, listeners: Sequence[Listener]) -> Iterator[None]:
