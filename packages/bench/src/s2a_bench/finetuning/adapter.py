@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +11,7 @@ import timm
 
 from s2a_bench.cells import backbones
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
-from s2a_bench.config import BackboneConfig, CellConfig
+from s2a_bench.config import CellConfig
 from s2a_bench.data.folder import read_list
 from s2a_bench.data.table.lookup import get_dataset
 from s2a_bench.finetuning import pictures
@@ -45,25 +44,11 @@ def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, m
         folder,
         labels=list(data.manifest.classes),
         metrics=values,
-        backbone=describe_backbone(cell.backbone),
+        backbone=backbones.describe(cell.backbone),
         image={**{k: image[k] for k in ("size", "mean", "std", "interpolation")}, "resize": "crop"},
         data={key: value for key, value in metrics["data"].items() if key != "source"},
         licence=licence_of(cell.backbone.name),
     )
-
-
-def describe_backbone(config: BackboneConfig) -> dict[str, Any]:
-    """Name, arguments and weights of a backbone, as ``s2a.save_pretrained`` takes them."""
-    args = backbones.image_arguments(config)
-    path = backbones.weights_file(config)
-    found: dict[str, Any] = {"name": config.name, "args": args}
-    if path is None or config.name in MINI_BACKBONES and not config.weights:
-        return found  # embedded weights come with the name
-    with path.open("rb") as file:
-        weights: dict[str, Any] = {"file": path.name, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-    if not config.weights:
-        weights["hub"] = backbones.hub_repository(config.name)
-    return {**found, "weights": weights}
 
 
 def licence_of(backbone: str) -> str | None:
