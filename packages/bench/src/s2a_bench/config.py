@@ -20,13 +20,16 @@ class DataConfig:
 
     Attributes:
         suite: Key of ``datasets.SUITES``.
-        dataset: Key of ``datasets.DATASETS``.
+        dataset: Key of ``datasets.DATASETS``; in suite ``own`` a folder's name under the root.
         root: Folder that holds prepared datasets; ``None`` for embedded ones. Not part of a cell's identity.
         evaluate: ``"test"``: train on train and val together (VTAB-1k: all 1,000), score the test set once.
             ``"val"``: train on train, score val; the test set is not opened. ``"select"``: train on train, score val
             after every epoch, keep the weights of the best one and score the test set once with them.
         limit_train: Keep this many training images (evenly spaced over the list); ``None`` keeps all.
         limit_test: The same for each list that is scored.
+        augment: Random views of training images: ``"default"`` (the suite's own), ``"none"``, ``"crop"``,
+            ``"resized-crop"``, ``"rand-m7-n2"``; see ``data/augment.py``.
+        mirror: Whether augmentation mirrors images.
     """
 
     suite: str = "mini"
@@ -35,6 +38,8 @@ class DataConfig:
     evaluate: Literal["test", "val", "select"] = "test"
     limit_train: int | None = None
     limit_test: int | None = None
+    augment: str = "default"
+    mirror: bool = True
 
 
 @dataclasses.dataclass(frozen=True)

@@ -26,6 +26,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import attach
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
+from s2a_bench.data import augment
 from s2a_bench.data.table import lookup as datasets
 
 
@@ -174,7 +175,7 @@ def cost_of(record: Record) -> Cost:
 
 def images(cell: CellConfig) -> tuple[int, int] | None:
     """Training and scored images of a cell by the table of datasets; ``None`` where it does not say."""
-    dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset)
+    dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset, cell.data.root)
     lists = dataset.lists
     names = (lists.both, lists.test) if cell.data.evaluate == "test" else (lists.train, lists.val)
     counts = [dataset.count(name) for name in names]
@@ -202,7 +203,7 @@ def seconds(cell: CellConfig, cost: Cost) -> float | None:
 def keeps_features(cell: CellConfig) -> bool:
     """Whether a cell's head trains on features that are computed once, as far as can be said without its data."""
     fixed = entry_for(s2a.method_config(cell.method.name, **cell.method.options)).method.fixed_features
-    return fixed and datasets.get_suite(cell.data.suite).view == "direct"
+    return fixed and augment.resolve(cell.data).name == "none"
 
 
 def forecast(cells: Iterable[CellConfig], costs: Costs) -> Forecast:

@@ -150,6 +150,9 @@ _DATA: dict[str, Check] = {
     "size": _LIMIT,
     "interpolation": _TEXT,
     "resize": _TEXT,
+    "augment": _TEXT,
+    "augmentation": _TEXT,
+    "mirror": _SWITCH,
     "mean": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "numbers"),
     "std": (lambda v: isinstance(v, list) and all(map(_is_number, v)), "numbers"),
 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -122,7 +123,6 @@ class Finetune:
 
 def _print_result(console: Console, result: Result) -> None:
     from s2a_bench.finetuning import page
-    from s2a_bench.tracking.store import describe_server
 
     found = result.metrics
     if not result.ran:
@@ -139,7 +139,8 @@ def _print_result(console: Console, result: Result) -> None:
     print_verbatim(console, f"Metrics: {result.adapter.with_name('metrics.json')}")
     print_verbatim(console, f"Report: {result.report}")
     if result.tracking_uri is not None:
-        print_verbatim(console, f"MLflow: {describe_server(result.tracking_uri)}")
+        uri = shlex.quote(result.tracking_uri)
+        print_verbatim(console, f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}")
     print_verbatim(console, f"Next: {page.predict_command(result.adapter)}")
 
 

@@ -94,6 +94,11 @@ class Manifest:
     home: str = ""
     own: Mapping[str, Any] | None = None
 
+    @property
+    def upright(self) -> bool:
+        """Whether images that ask for a rotation (EXIF) are turned: the user's own are, others stay as published."""
+        return self.own is not None
+
     def expected(self, name: str, dataset: Dataset) -> int | None:
         """Images that a list must have."""
         return self.counts.get(name) if self.synthetic else dataset.count(name)

@@ -3,8 +3,8 @@
 ``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
 neither the test list nor any test image is opened; ``"select"`` trains on train, with val to choose the epoch, and
 scores test (val where the test list is empty). In VTAB-1k images are resized directly to the backbone's size (no
-crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``). All are normalised with
-the backbone's own mean and standard deviation.
+crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``), unless
+``DataConfig.augment`` asks for other views. All are normalised with the backbone's own mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from s2a_bench.config import DataConfig
-from s2a_bench.data.decoded import ImageList, Pixels, open_pixels, short_side
+from s2a_bench.data import augment
+from s2a_bench.data.augment import NO_AUGMENTATION, Augmentation
+from s2a_bench.data.decoded import DecodedForm, ImageList, Pixels, decode_on_demand, open_pixels, short_side
 from s2a_bench.data.folder import (
     DataIdentity,
     ListedImage,
@@ -34,6 +36,7 @@ from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.views import cut_views
 from s2a_bench.errors import InputError, unknown
 
 _EVALUATE = ("test", "val", "select")
@@ -68,7 +71,7 @@ class Images:
 
         Args:
             indices: Which images.
-            generator: For training: draws random crops and mirrors where the suite's view is ``"crop"``. ``None``: the
+            generator: For training: draws random views where there are any (``data/augment.py``). ``None``: the
                 deterministic view used for scoring.
 
         Raises:
@@ -93,7 +96,8 @@ class TaskData:
             list is empty.
         lossy: Whether images were re-encoded with loss after their makers published them.
         synthetic: Whether this package made the images.
-        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
+        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any or it is
+            not the suite's own, see ``augment.describe``.
         notes: Sentences for the record; they come as images are read, e.g. that a damaged cache was made again.
     """
 
@@ -184,12 +188,16 @@ def load_data(
     view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
     if crop:
         view["resize"] = f"short side {short_side(size)}, centre crop"
-        view["augment"] = "random crop and mirror"
+    view |= augment.describe(config)
+    augmentation = augment.resolve(config)
     trained_on, *looked_at = _names_of_used_lists(config, dataset)
     notes: list[str] = []
     if opened.folder is None:
         arrays = mini_tasks.load_task(dataset.name)
-        train = _resize_in_memory(_images_from_arrays(*arrays[trained_on], config.limit_train, view), view)
+        if augmentation.name == "none":
+            train = _resize_in_memory(_images_from_arrays(*arrays[trained_on], config.limit_train, view), view)
+        else:
+            train = _augmented_from_arrays(*arrays[trained_on], config.limit_train, view, augmentation)
         others = [_images_from_arrays(*arrays[name], config.limit_test, view) for name in looked_at]
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
@@ -199,7 +207,15 @@ def load_data(
         plans += [(name, config.limit_test, not (several and name == looked_at[0])) for name in looked_at]
         train, *others = (
             _images_from_files(
-                folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once, notes
+                folder,
+                manifest,
+                lists[name],
+                limit,
+                f"{name}-{ids.data_id}",
+                view,
+                augmentation if name == trained_on else NO_AUGMENTATION,
+                read_once,
+                notes,
             )
             for name, limit, read_once in plans
         )
@@ -227,13 +243,15 @@ def check_data(config: DataConfig) -> tuple[str, str]:
 
 
 def _check_config(config: DataConfig) -> Dataset:
-    dataset = datasets.get_dataset(config.suite, config.dataset)
+    dataset = datasets.get_dataset(config.suite, config.dataset, config.root)
     if config.evaluate not in _EVALUATE:
         raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
     for name in ("limit_train", "limit_test"):
         limit = getattr(config, name)
         if limit is not None and limit < 1:
             raise InputError(f"data.{name}={limit} is too small; give at least 1, or leave it out to use every image.")
+    augment.resolve(config)
+    datasets.check_images(dataset, config.evaluate)
     return dataset
 
 
@@ -307,6 +325,30 @@ def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | Non
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
+def _augmented_from_arrays(
+    images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any], augmentation: Augmentation
+) -> Images:
+    """Random views of images in memory; without a generator the view that is scored."""
+    kept = _spaced_indices(len(labels), limit)
+    plain = resize_arrays(images[kept], view["size"], view["interpolation"])
+    short = resize_arrays(images[kept], short_side(view["size"]), view["interpolation"])
+    fill = _fill_colour(view)
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if generator is None:
+            return plain[indices]
+        drawn = list(short[indices])
+        return cut_views(drawn, view["size"], generator, augmentation, view["interpolation"], fill)
+
+    return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+
+
+def _fill_colour(view: dict[str, Any]) -> tuple[int, int, int]:
+    """The backbone's mean as a colour: what RandAugment moves in from outside, as timm does."""
+    red, green, blue = (min(255, max(0, round(255 * each))) for each in view["mean"])
+    return red, green, blue
+
+
 def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
     """Resizes all images now instead of batch by batch."""
     array = images._pixels(np.arange(len(images)), None)
@@ -320,19 +362,26 @@ def _images_from_files(
     limit: int | None,
     name: str,
     view: dict[str, Any],
-    crop: bool,
+    augmentation: Augmentation,
     read_once: bool,
     notes: list[str],
 ) -> Images:
     """Images of a list on disk. No file is opened before the first batch is requested.
 
-    A whole list is served from the decoded cache; a limited one is decoded without it.
+    A whole list is served from the decoded cache; a limited one is decoded without it. Random views are cut out of the
+    short form, whatever form is scored.
     """
     kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
-    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    scored_form: DecodedForm = "square" if view["resize"] == "direct" else "short"
+    form: DecodedForm = scored_form if augmentation.name == "none" else "short"
+    fill = _fill_colour(view)
+    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], form, augmentation, fill)
+    plain = None if form == scored_form else decode_on_demand(dataclasses.replace(listed, form=scored_form))
     opened: list[Pixels] = []
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if generator is None and plain is not None:
+            return plain(indices, None)
         if not opened:
             cached = name if len(kept) == len(entries) else None
             opened.append(open_pixels(listed, cached, read_once, notes.append))

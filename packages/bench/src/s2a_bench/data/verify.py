@@ -197,13 +197,16 @@ def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspect
     except InputError as error:
         return None, [(str(error), False)]
     digest = sha256(data)
+    upright = manifest is not None and manifest.upright
     found: list[tuple[str, bool]] = []
     if manifest is not None and known is None:
         found.append((f"{path} is not in the manifest", False))
     elif known is not None and digest != known.sha256:
         found.append((f"{path}{origin} was changed (its hash differs)", False))
     try:
-        found += [(f"{path}{origin} {remark}", True) for remark in describe_conversions(data, f"{path}{origin}")]
+        found += [
+            (f"{path}{origin} {remark}", True) for remark in describe_conversions(data, f"{path}{origin}", upright)
+        ]
     except InputError as error:
         found.append((str(error), False))
     return digest, found

@@ -28,9 +28,9 @@ READING = (
     ("Images/s", "training throughput; it compares only between cells of the same hardware."),
     (
         "Comparable",
-        "one table holds one suite, backbone, checkpoint, image size, number of epochs, scored split, data limit and "
-        "protocol. A value marked * stands on other data than its column (data_id, split_id or number of images) and "
-        "takes part in no average.",
+        "one table holds one suite, backbone, checkpoint, image size, augmentation, number of epochs, scored split, "
+        "data limit and protocol. A value marked * stands on other data than its column (data_id, split_id or number "
+        "of images) and takes part in no average.",
     ),
     (
         "Did not learn",
@@ -79,6 +79,7 @@ def describe_setting(setting: Mapping[str, Any]) -> str:
     words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", f"scored on {setting['evaluated_on']}"]
     words += [f"{setting['image_size']} px"] if setting["image_size"] else []
     words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
+    words += [setting["augmentation"]] if setting.get("augmentation") else []
     words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
     return ", ".join([*words, f"protocol {setting['protocol']}"])
 

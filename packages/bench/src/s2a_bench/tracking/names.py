@@ -12,6 +12,7 @@ from typing import Any
 
 from s2a_bench.cells import learning, recipes
 from s2a_bench.cells.record import Record
+from s2a_bench.data import augment
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
 _TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
@@ -82,6 +83,7 @@ def run_name(record: Record) -> str:
     method = f"{record.method}:{options}" if options else record.method
     words = [method, record.dataset, f"seed {record.seed}", record.backbone]
     words += recipes.spoken(recipes.changes(record.suite, record.method, record.backbone, record.train_config))
+    words += augment.spoken(augment.from_record(record.data_config))
     return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
 
 

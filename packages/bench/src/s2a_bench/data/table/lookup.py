@@ -17,6 +17,7 @@ __all__ = [
     "Counts",
     "Dataset",
     "Suite",
+    "check_images",
     "default_datasets",
     "find_dataset",
     "get_dataset",
@@ -140,3 +141,30 @@ def find_dataset(name: str, root: Path | str | None = None) -> Dataset:
     if name in own:
         return own_dataset(name, root)
     raise unknown("dataset", name, [*DATASETS, *own])
+
+
+def check_images(dataset: Dataset, evaluate: str, *, searches: bool = False) -> None:
+    """Checks that no list that a cell needs is known to be empty: own images may lack a validation or a test part.
+
+    Args:
+        dataset: Its row.
+        evaluate: See ``DataConfig``.
+        searches: Whether a search on val comes before.
+
+    Raises:
+        InputError: One is.
+    """
+    train, val, both, test = dataset.lists
+    again = f"prepare {dataset.name} again with"
+    if searches or evaluate != "test":
+        if dataset.count(val) == 0:
+            what = "a search chooses on them" if searches else f"--evaluate {evaluate} scores them"
+            raise InputError(f"Dataset {dataset.name!r} has no validation images and {what}; {again} --val 0.1.")
+        if dataset.count(train) == 0:
+            raise InputError(f"Dataset {dataset.name!r} has no images to train on; {again} images in {train}.txt.")
+    if evaluate == "test":
+        if dataset.count(test) == 0:
+            other = "score the validation images with --evaluate val, or " if dataset.count(val) else ""
+            raise InputError(f"Dataset {dataset.name!r} has no test images; {other}{again} --test 0.1.")
+        if dataset.count(both) == 0:
+            raise InputError(f"Dataset {dataset.name!r} has no images to train on; {again} images in {train}.txt.")
