@@ -103,6 +103,8 @@ def sweep(
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
         evaluate: ``test``: train on train and val, score the test set once. ``val``: train on train, score val.
+            ``select``: train on train, keep the epoch that is best on val (``train.patience`` stops early), score the
+            test set once with it.
         augment: Random views of training images: ``default`` (the suite's: none for ``mini`` and ``vtab``, ``crop`` for
             the others), ``none``, ``crop``, ``resized-crop``, ``rand`` or ``rand-mM-nN`` (timm's RandAugment of
             magnitude M, N operations).

@@ -23,12 +23,13 @@ import torch
 from s2a_bench import failures
 from s2a_bench.cells import features, learning, measure, provenance
 from s2a_bench.cells.checkpoint import Checkpointer
+from s2a_bench.cells.evaluation import NO_TEST, describe_stop, stops
 from s2a_bench.cells.identity import IdentifiedCell, OpenCell, identify, open_cell
 from s2a_bench.cells.outputs import ADAPTER_BYTES, Keep, adapter_path, features_folder, file_id, remove_checkpoint
 from s2a_bench.cells.prepare import PreparedCell, TrainingInput, prepare, training_input
 from s2a_bench.cells.record import Record, check_place, new_record, write
 from s2a_bench.cells.scores import Scored, accuracy, score
-from s2a_bench.cells.select import NO_TEST, Selection, describe_stop, stops
+from s2a_bench.cells.select import Selection
 from s2a_bench.cells.train import train
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.data import loading as data

@@ -1,61 +1,21 @@
-"""Chooses the epoch of a training by its validation images: the best one's weights are kept, and training may stop.
+"""Chooses the epoch of a training by its validation images: the weights of the best one are kept.
 
-Which epoch is best, and whether training stops, are functions of the curve alone, so that a training that goes on
-from a checkpoint decides as one that was never cut off. The weights of the best epoch are part of the checkpoint.
+Their state is part of the checkpoint; which epoch it is of follows from the curve (``evaluation``).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from s2a_bench.cells.evaluation import find_best
 from s2a_bench.cells.scores import score
 from s2a_bench.cells.train import Images
 from s2a_bench.config import TrainConfig
-
-NO_TEST = (
-    "There are no test images: the accuracy is that of the validation images, which also chose the epoch, and so an "
-    "optimistic one."
-)
-"""Note of a record whose accuracy is that of its validation images."""
-
-Point = Mapping[str, float]
-"""One epoch of a curve, with ``epoch``, ``val_accuracy`` and ``val_loss``."""
-
-
-def find_best(curve: Sequence[Point]) -> int:
-    """The epoch with the highest validation accuracy; of several the one with the lowest loss, then the earliest.
-
-    Args:
-        curve: At least one epoch.
-    """
-    best = min(curve, key=lambda p: (-p["val_accuracy"], p.get("val_loss", math.inf), p["epoch"]))
-    return int(best["epoch"])
-
-
-def stops(curve: Sequence[Point], patience: int) -> bool:
-    """Whether training stops here: ``patience`` epochs have brought no better validation accuracy.
-
-    Args:
-        curve: At least one epoch.
-        patience: 0: never.
-    """
-    highest = max(point["val_accuracy"] for point in curve)
-    since = next(point["epoch"] for point in curve if point["val_accuracy"] == highest)
-    return bool(patience) and curve[-1]["epoch"] - since >= patience
-
-
-def describe_stop(curve: Sequence[Point], config: TrainConfig) -> str:
-    """The record's note on a training that stopped early."""
-    return (
-        f"Training stopped after epoch {len(curve)} of {config.epochs}: train.patience={config.patience} epochs "
-        f"brought no better validation accuracy than {max(point['val_accuracy'] for point in curve):.1f} %."
-    )
 
 
 def kept_tensors(model: nn.Module) -> dict[str, Tensor]:

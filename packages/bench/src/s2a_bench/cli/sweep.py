@@ -59,7 +59,8 @@ class Sweep:
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val. select:
+            train on train, keep the best epoch on val (train.patience=N stops early), score the test set once with it.
         augment: Random views of training images: default (the suite's: none for mini and vtab, crop for the others),
             none, crop, resized-crop, rand or rand-mM-nN (timm's RandAugment, magnitude M, N operations).
         no_mirror: Do not mirror training images: left and right matter.

@@ -202,9 +202,8 @@ def load_data(
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
         # What is scored once, at the end, is not kept in memory.
-        several = config.evaluate == "select"
         plans = [(trained_on, config.limit_train, False)]
-        plans += [(name, config.limit_test, not (several and name == looked_at[0])) for name in looked_at]
+        plans += [(name, config.limit_test, name == looked_at[-1]) for name in looked_at]
         train, *others = (
             _images_from_files(
                 folder,

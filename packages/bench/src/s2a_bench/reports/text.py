@@ -6,12 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells.evaluation import PHRASES
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
 
 READING = (
-    ("Accuracy", "top-1 in percent after the last epoch, scored once; mean ± standard deviation between seeds (n-1)."),
+    (
+        "Accuracy",
+        "top-1 in percent after the last epoch, or after the best epoch on val where the setting says so, scored once; "
+        "mean ± standard deviation between seeds (n-1).",
+    ),
     (
         "Averages",
         "the mean of tasks weighs every task the same, the mean of groups every group; published tables use either, "
@@ -76,7 +81,7 @@ def section_title(section: Section) -> str:
 def describe_setting(setting: Mapping[str, Any]) -> str:
     """A setting as half a sentence."""
     epochs = setting["epochs"]
-    words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", f"scored on {setting['evaluated_on']}"]
+    words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", PHRASES[setting["evaluated_on"]]]
     words += [f"{setting['image_size']} px"] if setting["image_size"] else []
     words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
     words += [setting["augmentation"]] if setting.get("augmentation") else []

@@ -97,6 +97,13 @@ def check_sweep_options(mistakes: Mistakes, request: Request, options: RunOption
                 "val there are no other cells; leave it out, or run without --evaluate val."
             )
         )
+    if searches and request.evaluate == "select":
+        mistakes.add(
+            InputError(
+                "--evaluate select does not go with --search: a search chooses on the validation images by itself, and "
+                "trains the chosen config on train and val together; leave one of the two out."
+            )
+        )
     if not options.keep.features:
         with mistakes.collecting():
             _check_feature_cache(request)
@@ -147,6 +154,13 @@ def check_setting_effects(mistakes: Mistakes, request: Request, labels: Sequence
             scopes = parse_axes([text])
             method |= dict.fromkeys(scopes["method"])
             train |= scopes["train"]
+    if any(train.get("patience", ())) and request.evaluate != "select":
+        mistakes.add(
+            InputError(
+                f"train.patience has no effect with --evaluate {request.evaluate}: only --evaluate select scores "
+                "validation images after every epoch; leave one of the two out."
+            )
+        )
     given = {label: _own_options(label) for label in labels}
     names = {label.partition(":")[0] for label in labels}
     if not names or not names <= table.options.keys() or names & table.partial:
