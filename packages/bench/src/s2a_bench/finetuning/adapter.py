@@ -23,7 +23,16 @@ if TYPE_CHECKING:
 
 SHOWN_MISTAKES = 24
 
-_CARD_METRICS = ("accuracy", "accuracy_on", "balanced_accuracy", "macro_f1", "val_accuracy", "best_epoch", "epochs_run", "epochs")
+_CARD_METRICS = (
+    "accuracy",
+    "accuracy_on",
+    "balanced_accuracy",
+    "macro_f1",
+    "val_accuracy",
+    "best_epoch",
+    "epochs_run",
+    "epochs",
+)
 
 
 def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, metrics: Mapping[str, Any]) -> None:

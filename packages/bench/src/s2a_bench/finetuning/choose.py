@@ -174,9 +174,7 @@ def batch_for(images: int) -> int:
     return next((size for size in (32, 16) if images >= 8 * size), 8)
 
 
-def choose_cell(
-    request: FinetuneRequest, data: PreparedData, device: str, remembered: Remembered, say: Say
-) -> Chosen:
+def choose_cell(request: FinetuneRequest, data: PreparedData, device: str, remembered: Remembered, say: Say) -> Chosen:
     """The cell of a request.
 
     Args:

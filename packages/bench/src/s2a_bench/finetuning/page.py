@@ -98,7 +98,9 @@ def _learning_curves(metrics: Mapping[str, Any]) -> Markup:
         (line("validation", "val_accuracy"), "accuracy, %", "Validation accuracy over the epochs"),
     ]
     drawn = (
-        element("figure", drawings.draw_epochs(lines, title=title, y_label=label, best=best), element("figcaption", title))
+        element(
+            "figure", drawings.draw_epochs(lines, title=title, y_label=label, best=best), element("figcaption", title)
+        )
         for lines, label, title in panels
         if lines
     )
@@ -123,14 +125,21 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
         return [*blocks, _table(head, body)]
     if len(labels) <= MAP_CLASSES:
         drawing = drawings.draw_confusion(counts, labels, title="Confusion matrix")
-        caption = element("figcaption", "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at a tile.")
+        caption = element(
+            "figcaption", "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at a tile."
+        )
         blocks.append(element("div", element("figure", drawing, caption), class_="figures"))
     wrong = sorted(((n, t, m) for (t, m), n in counts.items() if t != m), key=lambda each: (-each[0], *each[1:]))
     supports = {each["label"]: each["support"] for each in metrics["per_class"]}
     if not wrong:
         return [*blocks, element("p", "No image is named wrongly.")]
     body = [
-        element("tr", element("th", labels[t], scope="row"), element("td", labels[m]), element("td", f"{n} of {supports[labels[t]]}"))
+        element(
+            "tr",
+            element("th", labels[t], scope="row"),
+            element("td", labels[m]),
+            element("td", f"{n} of {supports[labels[t]]}"),
+        )
         for n, t, m in wrong[:PAIRS]
     ]
     head = [element("th", text, scope="col") for text in ("true class", "named", "images")]
@@ -153,7 +162,9 @@ def _class_table(metrics: Mapping[str, Any]) -> Markup:
     words = element("p", "The weakest first.", class_="soft")
     if len(rows) <= 40:
         return join([words, table])
-    return join([words, element("details", element("summary", f"All {len(rows)} classes"), table, open=len(rows) <= 150)])
+    return join(
+        [words, element("details", element("summary", f"All {len(rows)} classes"), table, open=len(rows) <= 150)]
+    )
 
 
 def _mistakes(mistakes: Sequence[Mistake], metrics: Mapping[str, Any]) -> list[Markup]:
@@ -212,7 +223,9 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _megabytes(memory: Mapping[str, Any], *names: tuple[str, str]) -> str:
-    return ", ".join(f"{memory[key]:,.1f} MB {words}" for key, words in names if memory.get(key) is not None) or "unknown"
+    return (
+        ", ".join(f"{memory[key]:,.1f} MB {words}" for key, words in names if memory.get(key) is not None) or "unknown"
+    )
 
 
 def _seconds(value: float | None) -> str:

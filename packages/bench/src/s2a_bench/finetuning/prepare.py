@@ -102,7 +102,9 @@ def _prepare_source(request: FinetuneRequest, source: Path, stage: Path, progres
     from s2a_bench.data.own.prepare import prepare_own
 
     if source.is_dir() and source.resolve() in (request.output.resolve(), *request.output.resolve().parents):
-        raise InputError(f"Output folder {request.output} lies in the folder of images {source}; give another --output.")
+        raise InputError(
+            f"Output folder {request.output} lies in the folder of images {source}; give another --output."
+        )
     name, root = dataset_name(source), request.output / "data"
     options = OwnOptions(
         val=request.val,

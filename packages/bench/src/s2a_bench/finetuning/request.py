@@ -99,9 +99,7 @@ def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
             mistakes.add(error)
     table = method_table()
     check_labels(mistakes, [request.method], table)
-    settings = Request(
-        suite="own", settings=request.settings, epochs=request.epochs, batch_size=request.batch_size
-    )
+    settings = Request(suite="own", settings=request.settings, epochs=request.epochs, batch_size=request.batch_size)
     check_settings(mistakes, settings, [request.method.partition(":")[0]], table)
     if request.memory_budget is not None:
         from s2a.lean.options import parse_size
@@ -149,7 +147,9 @@ def find_source(request: FinetuneRequest) -> Path:
 def _check_place(mistakes: Mistakes, request: FinetuneRequest) -> None:
     check_output(request.output)
     if not request.checkpoint_every >= 0:
-        mistakes.add(InputError(f"--checkpoint-every {request.checkpoint_every:g} must be a number of seconds, or inf."))
+        mistakes.add(
+            InputError(f"--checkpoint-every {request.checkpoint_every:g} must be a number of seconds, or inf.")
+        )
 
 
 def _check_backbone(mistakes: Mistakes, request: FinetuneRequest) -> None:
@@ -173,7 +173,9 @@ def _check_fractions(mistakes: Mistakes, request: FinetuneRequest) -> None:
             mistakes.add(InputError(f"--{name} {share:g} is no share of the images; give a number from 0 to below 1."))
     if 0 <= request.val < 1 and 0 <= request.test < 1 and request.val + request.test >= 1:
         mistakes.add(
-            InputError(f"--val {request.val:g} and --test {request.test:g} leave no training images; give smaller shares.")
+            InputError(
+                f"--val {request.val:g} and --test {request.test:g} leave no training images; give smaller shares."
+            )
         )
 
 
@@ -200,4 +202,6 @@ def _check_device(mistakes: Mistakes, request: FinetuneRequest) -> None:
         import torch
 
         if int(index) >= (count := torch.cuda.device_count()):
-            raise InputError(f"Device {request.device!r} is not here: torch finds {count} CUDA devices, counted from 0.")
+            raise InputError(
+                f"Device {request.device!r} is not here: torch finds {count} CUDA devices, counted from 0."
+            )

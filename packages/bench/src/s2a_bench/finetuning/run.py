@@ -154,7 +154,9 @@ class _Finetuning:
         """Trains, unless it is finished, and writes the results."""
         cell_id = self.cell.cell_id
         record, found = self._finished()
-        tracker = Tracker("own", self.request.tracking_uri, self.output, functools.partial(notify, self.listeners, "message"))
+        tracker = Tracker(
+            "own", self.request.tracking_uri, self.output, functools.partial(notify, self.listeners, "message")
+        )
         done = frozenset() if found is None else frozenset({cell_id})
         plan = Plan({cell_id: self.cell.config}, done, frozenset(), ())
         listeners = [tracker, *self.listeners]
@@ -214,7 +216,9 @@ class _Finetuning:
     def _keep_best(self, held: Sequence[cells_run.Trained], listeners: Sequence[Listener]) -> None:
         """Writes the best epoch of an interrupted training."""
         if not held or not held[0].interrupted:
-            notify(listeners, "message", "Interrupted before the first epoch was over: there is nothing to keep.", "info")
+            notify(
+                listeners, "message", "Interrupted before the first epoch was over: there is nothing to keep.", "info"
+            )
             return
         found = self._write_results(held[0])
         kept = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -80,19 +81,31 @@ def save_model(adapter: Path, place: Path, summary: Mapping[str, Any]) -> None:
         summary: The fine-tuning's ``metrics.json``, for the requirements and for where the weights are here.
     """
     import mlflow.pyfunc
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, ParamSchema, ParamSpec, Schema
+    from mlflow.types.schema import AnyType
 
+    columns = [ColSpec(DataType.string, "label"), ColSpec(DataType.double, "probability")]
+    columns += [ColSpec(AnyType(), "top"), ColSpec(DataType.string, "error")]
+    signature = ModelSignature(
+        Schema([ColSpec(AnyType())]),  # a path, or the bytes of a file; without a name, so that lists are taken too
+        Schema(columns),
+        ParamSchema([ParamSpec("top", DataType.long, 1)]),
+    )
     versions = summary.get("versions", {})
     wanted = ("s2a", "s2a-baselines", "s2a-bench", "torch", "timm", "pillow")
     requirements = [f"{name}=={version}" for name in wanted if (version := versions.get(name))]
     weights = summary.get("backbone", {}).get("weights_file")
-    mlflow.pyfunc.save_model(
-        str(place),
-        python_model=str(Path(__file__).with_name("served_model.py")),
-        artifacts={"adapter": str(adapter)},
-        model_config={"weights": weights} if weights else {},
-        pip_requirements=requirements or ["s2a"],
-        metadata={"labels": summary.get("labels", []), "cell_id": summary.get("cell_id", "")},
-    )
+    with warnings.catch_warnings(action="ignore"):  # advice for whoever writes a model
+        mlflow.pyfunc.save_model(
+            str(place),
+            python_model=str(Path(__file__).with_name("served_model.py")),
+            artifacts={"adapter": str(adapter)},
+            model_config={"weights": weights} if weights else {},
+            signature=signature,
+            pip_requirements=requirements or ["s2a"],
+            metadata={"labels": summary.get("labels", []), "cell_id": summary.get("cell_id", "")},
+        )
 
 
 def load_command(uri: str, run_id: str) -> str:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import pandas
 from mlflow.pyfunc import PythonModel
 
 _BATCH = 32
@@ -42,7 +43,8 @@ class ImageClassifier(PythonModel):
         self.transform = self.adapted.transform()
         self.device = device
 
-    def predict(self, context: Any, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
+    # Of all types this one keeps MLflow from making a schema of it: the model's signature has one.
+    def predict(self, context: Any, model_input: pandas.DataFrame, params: Mapping[str, Any] | None = None) -> Any:
         """Names images.
 
         Args:
@@ -55,8 +57,6 @@ class ImageClassifier(PythonModel):
             A pandas table with a row for each image: ``label``, ``probability``, ``top`` (a list of pairs of class and
             probability), and ``error``, which is empty unless the image could not be read.
         """
-        import pandas
-
         top = int((params or {}).get("top", 1))
         given = list(_values(model_input))
         rows: list[dict[str, Any]] = []
