@@ -292,7 +292,6 @@ def _open_folder(
     labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
     if reason := explain_other_set(dataset, folder, manifest, labels):
         raise InputError(f"{folder} is not {dataset.name}: {reason}.")
-    _check_filled(config, folder, lists)
     train, *others = ({entry.path for entry in entries} for entries in lists.values())
     for scored in others:
         if both := train & scored:
@@ -302,17 +301,6 @@ def _open_folder(
     if len(others) > 1 and (both := others[0] & others[1]):
         raise InputError(f"{folder}: {min(both)} is in the validation list and in the test list; prepare it again.")
     return folder, manifest, lists, identify_folder(folder, lists, manifest)
-
-
-def _check_filled(config: DataConfig, folder: Path, lists: Mapping[str, list[ListedImage]]) -> None:
-    """Refuses lists without images; only a missing test set is made good, by val, where val chooses the epoch."""
-    needed = list(lists)[:2] if config.evaluate == "select" else list(lists)
-    for name in needed:
-        if not lists[name]:
-            raise InputError(
-                f"{folder / name}.txt lists no image and evaluate={config.evaluate} needs some; prepare the folder "
-                "again with images there, or choose another value of evaluate."
-            )
 
 
 def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
