@@ -37,7 +37,7 @@ def read_folders(tree: Tree) -> OwnSource:
     unread = [name for name in tree.names if name.lower().endswith(UNREAD_SUFFIXES)]
     if not images:
         raise InputError(_explain_nothing(tree, unread))
-    prefix = _outer_folder([*images, *unread]) if tree.folder is None else ""
+    prefix = outer_folder([*images, *unread]) if tree.folder is None else ""
     mistakes = Mistakes()
     parts = _find_parts(tree, prefix, [*images, *unread], mistakes)
     if prefix == "" and not parts:
@@ -99,7 +99,7 @@ def _take(name: str, prefix: str, parts: Mapping[str, str]) -> OwnImage | None:
     return OwnImage(name, inner[0], part) if len(inner) > 1 else None
 
 
-def _outer_folder(names: Sequence[str]) -> str:
+def outer_folder(names: Sequence[str]) -> str:
     """The folders that an archive puts around its class folders or parts, ending in ``/``; ``""``: none."""
     prefix = ""
     while True:

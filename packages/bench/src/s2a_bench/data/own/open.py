@@ -6,10 +6,13 @@ import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from s2a_bench.data.images import is_image
 from s2a_bench.data.own.folders import TABLE_SUFFIXES, read_folders
+from s2a_bench.data.own.hub import holds_images, holds_saved, read_hub_files, read_image_rows, read_saved
+from s2a_bench.data.own.metadata import read_metadata
 from s2a_bench.data.own.options import OwnOptions
 from s2a_bench.data.own.read import OwnSource
-from s2a_bench.data.own.tables import read_table
+from s2a_bench.data.own.tables import PARQUET_SUFFIXES, read_table
 from s2a_bench.data.readers.tree import Tree
 from s2a_bench.errors import InputError, Mistakes
 
@@ -26,15 +29,25 @@ def open_own(place: Path, options: OwnOptions) -> Iterator[OwnSource]:
         InputError: There is nothing that can be used; several mistakes together.
     """
     if place.is_file() and place.suffix.lower() in TABLE_SUFFIXES:
-        yield read_table(place, options)
+        parquet = place.suffix.lower() in PARQUET_SUFFIXES
+        yield read_image_rows(place, options) if parquet and holds_images(place) else read_table(place, options)
+        return
+    if holds_saved(place):
+        yield read_saved(place, options)
         return
     with Tree(place) as tree:
-        mistakes = Mistakes()
-        with mistakes.collecting():
-            _refuse_columns(place, options)
-        found = mistakes.each(read_folders, [tree])
-        mistakes.raise_all()
-        yield found[0]
+        found = read_metadata(tree, options)
+        if found is None and not any(is_image(name) for name in tree.names):
+            found = read_hub_files(tree, options)
+        if found is None:
+            mistakes = Mistakes()
+            with mistakes.collecting():
+                _refuse_columns(place, options)
+            with mistakes.collecting():
+                found = read_folders(tree)
+            mistakes.raise_all()
+        assert found is not None
+        yield found
 
 
 def _refuse_columns(place: Path, options: OwnOptions) -> None:

@@ -27,6 +27,7 @@ from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.data.text import decode_text
 from s2a_bench.errors import InputError, Mistakes
 
+PARQUET_SUFFIXES = (".parquet", ".pq")
 _DELIMITERS = ",;\t|"
 
 
@@ -59,7 +60,7 @@ def read_table(place: Path, options: OwnOptions) -> OwnSource:
         InputError: It cannot be read, lacks columns or values, or lists images that are not there; several mistakes
             together.
     """
-    rows = read_parquet(place) if place.suffix.lower() in (".parquet", ".pq") else read_csv(_read(place), place.name)
+    rows = read_parquet(place) if place.suffix.lower() in PARQUET_SUFFIXES else read_csv(_read(place), place.name)
     chosen = choose_columns(rows.names, options, rows.what)
     listed = list_rows(rows, chosen)
     files = [_find_file(place.parent, image.name) for image in listed]
