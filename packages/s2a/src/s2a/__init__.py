@@ -13,7 +13,7 @@ from s2a.errors import S2AError, StateMismatch, UnsupportedModel
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.planning import Plan, plan_memory
-from s2a.pretrained import from_pretrained, save_pretrained
+from s2a.pretrained import from_pretrained, push_to_hub, save_pretrained
 from s2a.registry import Method, list_methods, method_config, register_method
 from s2a.s2a_method import S2AConfig
 from s2a.state import load, save
@@ -44,6 +44,7 @@ __all__ = [
     "merge",
     "method_config",
     "plan_memory",
+    "push_to_hub",
     "quantize_activations",
     "register_lean_forward",
     "register_method",

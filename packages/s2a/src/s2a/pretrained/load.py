@@ -19,7 +19,7 @@ from s2a.identity import identify
 from s2a.image_transform import make_transform
 from s2a.pretrained.backbone import check_name, create, create_empty, registered, sentence
 from s2a.pretrained.config import CONFIG_FILE, STATE_FILE, read_config
-from s2a.pretrained.fetch import find_weights, wanted
+from s2a.pretrained.fetch import fetch_folder, find_weights, wanted
 from s2a.saved_file import SavedFile
 from s2a.state import belongs_to
 from s2a.state import load_file as load_state
@@ -64,7 +64,7 @@ def from_pretrained(
     given = None if weights is None else _check_file(weights)
     folder = _folder_of(folder_or_hub_id, revision, token)
     config = read_config(folder / CONFIG_FILE)
-    state = _read_state(folder, config)
+    state = read_state(folder, config)
     with sentence(str(folder_or_hub_id)):
         check_name(config["backbone"]["name"])
         model = _make_backbone(config, state, folder, given)
@@ -116,15 +116,13 @@ def _folder_of(given: str | os.PathLike[str], revision: str | None, token: str |
     match = _HUB_ID.fullmatch(str(given))
     if match is None:
         raise S2AError(f"there is no folder {given}, and it is no hub id owner/name either.")
-    from s2a.pretrained.fetch import fetch_folder
-
     at = match["revision"]
     if at and revision and at != revision:
         raise S2AError(f"{given} names the revision {at}, revision= says {revision!r}; give one.")
     return fetch_folder(match["id"], revision or at, token)
 
 
-def _read_state(folder: Path, config: dict[str, Any]) -> SavedFile:
+def read_state(folder: Path, config: dict[str, Any]) -> SavedFile:
     """The header of the trained state, which belongs to the config."""
     path = folder / STATE_FILE
     if not path.is_file():
