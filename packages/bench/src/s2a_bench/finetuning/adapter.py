@@ -34,6 +34,8 @@ _CARD_METRICS = (
     "epochs",
 )
 
+_CARD_DATA = ("name", "data_id", "split_id", "counts", "format", "drawn", "near_duplicates")
+
 
 def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, metrics: Mapping[str, Any]) -> None:
     """Writes the adapter folder.
@@ -55,7 +57,7 @@ def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, m
         metrics=values,
         backbone=backbones.describe(cell.backbone),
         image={**{k: image[k] for k in ("size", "mean", "std", "interpolation")}, "resize": "crop"},
-        data={key: value for key, value in metrics["data"].items() if key != "source"},
+        data={key: metrics["data"].get(key) for key in _CARD_DATA},
         licence=licence_of(cell.backbone.name),
     )
 

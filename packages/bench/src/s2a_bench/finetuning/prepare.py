@@ -116,7 +116,7 @@ def _prepare_source(request: FinetuneRequest, source: Path, stage: Path, progres
         split_column=request.split_column,
         near_duplicates=request.near_duplicates,
         skip_unreadable=request.skip_unreadable,
-        in_place=source.is_dir(),
+        in_place=True,
     )
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         known = json.loads(_stamp_path(root, name).read_text(encoding="utf-8"))
@@ -136,7 +136,7 @@ def dataset_name(source: Path) -> str:
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", _ENDINGS.sub("", source.name)).strip("-._")[:56].rstrip("-._")
     if not name:
         return "images"
-    return f"own-{name}" if name in TAKEN_NAMES else name
+    return f"own-{name}" if name.lower() in {taken.lower() for taken in TAKEN_NAMES} else name
 
 
 def install(data: PreparedData, output: Path) -> PreparedData:

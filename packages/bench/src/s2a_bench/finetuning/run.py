@@ -31,6 +31,10 @@ from s2a_bench.sweeps.plan import Plan
 from s2a_bench.tracking.listener import Tracker
 
 
+_NOTE = "note: "
+"""With which what is worth knowing of the images begins, among the steps of their preparation."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """What a fine-tuning left.
@@ -93,7 +97,15 @@ def finetune(request: FinetuneRequest, listeners: Sequence[Listener] = ()) -> Re
     device = choose.device_of(request)
     with contextlib.ExitStack() as stack:
         stage = stack.enter_context(prepare.staging(request.output))
-        progress = functools.partial(notify, listeners, "progress")
+        told: list[str] = []
+
+        def progress(what: str, done: int, total: int) -> None:
+            if what.startswith(_NOTE):
+                told.append(what.removeprefix(_NOTE))
+                say(told[-1], "info")
+            else:
+                notify(listeners, "progress", what, done, total)
+
         data = prepare.prepare(request, stage, progress)
         remembered = Remembered(request.output)
         chosen = choose.choose_cell(request, data, device, remembered, say)
