@@ -160,7 +160,7 @@ class FinetuneConsole(Listener):
         self._bars: dict[str, TaskID] = {}
         self._spoken: dict[str, float] = {}
         self._epochs = 0
-        self._best = (-1.0, 0)
+        self._curve: list[Mapping[str, float]] = []
 
     def __enter__(self) -> FinetuneConsole:
         """Shows nothing yet."""
@@ -209,15 +209,16 @@ class FinetuneConsole(Listener):
 
     def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Prints the epoch: loss, validation accuracy, the best so far, and the time that is left."""
-        epoch = int(metrics["epoch"])
-        if (accuracy := metrics.get("val_accuracy")) is not None and accuracy > self._best[0]:
-            self._best = (accuracy, epoch)
-        left = metrics.get("eta_seconds")
+        from s2a_bench.cells.select import find_best
+
+        epoch, left = int(metrics["epoch"]), metrics.get("eta_seconds")
+        self._curve.append(metrics)
         eta = "" if left is None else f"about {clock_text(left)} left" if left > 0 else "scoring"
-        width = len(str(self._epochs))
-        words = [f"epoch {epoch:{width}}/{self._epochs}", f"loss {metrics['loss']:.4f}"]
-        if accuracy is not None:
-            words += [f"val {accuracy:.1f} %", f"best {self._best[0]:.1f} % (epoch {self._best[1]})"]
+        words = [f"epoch {epoch:{len(str(self._epochs))}}/{self._epochs}", f"loss {metrics['loss']:.4f}"]
+        if "val_accuracy" in metrics:
+            best = next(each for each in self._curve if each["epoch"] == find_best(self._curve))
+            words.append(f"val {metrics['val_accuracy']:.1f} %")
+            words.append(f"best {best['val_accuracy']:.1f} % (epoch {best['epoch']:.0f})")
         if self._console.is_terminal:
             self._move("training", epoch, self._epochs, eta)
         else:

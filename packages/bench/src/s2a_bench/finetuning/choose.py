@@ -294,7 +294,7 @@ def memory_limit(request: FinetuneRequest, device: str) -> tuple[int, str]:
     if request.memory_budget is not None:
         from s2a.lean.options import parse_size
 
-        return parse_size(request.memory_budget, "--memory-budget "), request.memory_budget.strip()
+        return parse_size(request.memory_budget, "--memory-budget"), request.memory_budget.strip()
     import torch
 
     free, _ = torch.cuda.mem_get_info(device)

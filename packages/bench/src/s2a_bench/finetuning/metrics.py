@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
@@ -59,7 +60,7 @@ def build(cell: CellConfig, record: Record, trained: Trained, about: Circumstanc
         raise ValueError("a fine-tuning without a scored epoch has no metrics")
     val = trained.val
     data_config = record.data_config
-    return {
+    found = {
         "status": "interrupted" if trained.interrupted else "done",
         "cell_id": record.cell_id,
         "accuracy": scored.accuracy,
@@ -115,6 +116,7 @@ def build(cell: CellConfig, record: Record, trained: Trained, about: Circumstanc
         "versions": record.versions,
         "notes": [*about.notes, *(note for note in record.notes if note not in about.notes)],
     }
+    return json.loads(json.dumps(found, default=str))  # as the file has it: lists for tuples
 
 
 def per_class(scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:

@@ -105,7 +105,7 @@ def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
         from s2a.lean.options import parse_size
 
         with mistakes.collecting():
-            parse_size(request.memory_budget, "--memory-budget ")
+            parse_size(request.memory_budget, "--memory-budget")
     if request.tracking_uri is not None:
         from s2a_bench.tracking.store import check_uri
 

@@ -257,7 +257,7 @@ class _Finetuning:
 
         def fill(folder: Path) -> None:
             adapter.save(trained, folder / results.ADAPTER, self.cell.config, self.data, found)
-            write_atomic(folder / results.METRICS, json.dumps(found, indent=1, default=str) + "\n")
+            write_atomic(folder / results.METRICS, json.dumps(found, indent=1) + "\n")
             write_atomic(folder / results.PAGE, page.render(found, mistakes, self.output / results.ADAPTER))
 
         results.install(self.output, self.cell.cell_id, fill)

@@ -36,8 +36,9 @@ def log_inputs(store: Store, run_id: str, record: Record) -> None:
         return
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
-    counts = {"train": record.train_images, record.evaluated_on: record.scored_images}
-    source = _summary_of(store.output, record).get("data", {}).get("source", "")
+    known = _summary_of(store.output, record).get("data", {})
+    counts = known.get("counts") or {"train": record.train_images, "scored": record.scored_images}
+    source = known.get("source", "")
     data = Dataset(
         name=record.dataset,
         digest=record.data_id,
