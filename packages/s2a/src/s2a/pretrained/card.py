@@ -52,8 +52,8 @@ def make_card(config: Mapping[str, Any]) -> str:
         f"# {escape(_title(config))}",
         "",
         f"An adapter of the backbone {name} that {does}, trained with the method {method} of the library "
-        "[S2A](https://arxiv.org/abs/2503.08154). What was trained is in here; the backbone's own weights are found, and "
-        "compared, when the adapter is loaded.",
+        "[S2A](https://arxiv.org/abs/2503.08154). What was trained is in here; the backbone's own weights are fetched "
+        "and compared when it is loaded.",
         "",
         *_section("Classes", _classes(config["labels"], classes)),
         *_section("Data", _data(config["data"])),

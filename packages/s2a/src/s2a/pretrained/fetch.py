@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,9 @@ def download(hub: str, name: str, revision: str | None = None, token: str | None
     """
     from huggingface_hub import hf_hub_download
 
+    # What is in the cache needs no network: the weights are compared with the adapter's anyway.
+    with contextlib.suppress(Exception):
+        return Path(hf_hub_download(hub, name, revision=revision, local_files_only=True))
     try:
         return Path(hf_hub_download(hub, name, revision=revision, token=token, etag_timeout=_PATIENCE))
     except Exception as error:  # Of the hub's own types, of its HTTP library's, of the system's.
@@ -100,8 +104,18 @@ def fetch_folder(hub: str, revision: str | None, token: str | None) -> Path:
     return Path(path)
 
 
+def fetch_weights_beside(config: dict[str, Any], hub: str, revision: str | None, token: str | None) -> None:
+    """Brings a backbone's weights that the adapter's own repository has, and no other one, beside the adapter."""
+    weights = config["backbone"]["weights"] or {}
+    if weights.get("file") and not weights.get("hub") and timm.is_model(config["backbone"]["name"]):
+        with contextlib.suppress(Unreachable):
+            download(hub, weights["file"], revision, token)
+
+
 def reason(error: BaseException) -> str:
-    """The first line of an error, with its type."""
+    """The first line of what caused an error, with its type: the hub's library wraps those of connections."""
+    while error.__cause__ is not None and not getattr(error, "response", None):
+        error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import os
 import re
 import tempfile
@@ -28,7 +29,8 @@ def push_to_hub(
 ) -> str:
     """Uploads an adapter folder; ``s2a.from_pretrained(repo_id)`` then loads it anywhere.
 
-    Of a folder, the three files of ``s2a.save_pretrained`` are uploaded and nothing else. An adapted model is saved to
+    Of a folder, the three files of ``s2a.save_pretrained`` are uploaded, and the file of the backbone's weights where
+    the config names one that lies in the folder; nothing else. An adapted model is saved to
     a temporary folder first, with the labels it has; to give metrics and data too, save it and push the folder.
 
     Args:
@@ -61,7 +63,12 @@ def push_to_hub(
         raise S2AError(
             f"push_to_hub takes a folder or an adapted model, not {type(folder_or_adapted).__name__}."
         ) from None
-    read_state(folder, read_config(folder / CONFIG_FILE)).tensors()
+    config = read_config(folder / CONFIG_FILE)
+    read_state(folder, config).tensors()
+    files = [*FILES]
+    weights = (config["backbone"]["weights"] or {}).get("file")
+    if weights and (folder / weights).is_file():
+        files.append(glob.escape(weights))
     api = HfApi(token=token)
     try:
         api.create_repo(repo_id, private=private, exist_ok=True)
@@ -72,7 +79,7 @@ def push_to_hub(
             folder_path=folder,
             revision=revision,
             commit_message=commit_message or "Adapter of s2a",
-            allow_patterns=list(FILES),
+            allow_patterns=files,
         )
     except Exception as error:  # Of the hub's own types, of its HTTP library's, of the system's.
         raise S2AError(

@@ -19,7 +19,7 @@ from s2a.identity import identify
 from s2a.image_transform import make_transform
 from s2a.pretrained.backbone import check_name, create, create_empty, registered, sentence
 from s2a.pretrained.config import CONFIG_FILE, STATE_FILE, read_config
-from s2a.pretrained.fetch import fetch_folder, find_weights, wanted
+from s2a.pretrained.fetch import fetch_folder, fetch_weights_beside, find_weights, wanted
 from s2a.saved_file import SavedFile
 from s2a.state import belongs_to
 from s2a.state import load_file as load_state
@@ -62,8 +62,10 @@ def from_pretrained(
     """
     place = _check_device(device)
     given = None if weights is None else _check_file(weights)
-    folder = _folder_of(folder_or_hub_id, revision, token)
+    folder, repository = _folder_of(folder_or_hub_id, revision, token)
     config = read_config(folder / CONFIG_FILE)
+    if repository is not None and given is None:
+        fetch_weights_beside(config, *repository, token)
     state = read_state(folder, config)
     with sentence(str(folder_or_hub_id)):
         check_name(config["backbone"]["name"])
@@ -97,7 +99,10 @@ def _check_file(weights: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _folder_of(given: str | os.PathLike[str], revision: str | None, token: str | None) -> Path:
+def _folder_of(
+    given: str | os.PathLike[str], revision: str | None, token: str | None
+) -> tuple[Path, tuple[str, str | None] | None]:
+    """The folder on disk; of one from the hub also its repository and revision."""
     try:
         path = Path(given)
     except TypeError:
@@ -107,7 +112,7 @@ def _folder_of(given: str | os.PathLike[str], revision: str | None, token: str |
             raise S2AError(f"revision={revision!r} is for the hub; {path} is a folder.")
         if not (path / CONFIG_FILE).is_file():
             raise S2AError(f"{path} has no {CONFIG_FILE}: it is no folder that s2a.save_pretrained wrote.")
-        return path
+        return path, None
     if path.exists():
         raise S2AError(
             f"{path} is a file; from_pretrained takes the folder that s2a.save_pretrained wrote. A file of s2a.save is "
@@ -119,7 +124,7 @@ def _folder_of(given: str | os.PathLike[str], revision: str | None, token: str |
     at = match["revision"]
     if at and revision and at != revision:
         raise S2AError(f"{given} names the revision {at}, revision= says {revision!r}; give one.")
-    return fetch_folder(match["id"], revision or at, token)
+    return fetch_folder(match["id"], revision or at, token), (match["id"], revision or at)
 
 
 def read_state(folder: Path, config: dict[str, Any]) -> SavedFile:
@@ -151,23 +156,24 @@ def _make_backbone(config: dict[str, Any], state: SavedFile, folder: Path, given
     path = given or find_weights(config, folder, needed=not ours)
     if not ours:
         assert path is not None
-        return _timm_model(name, args, path, state)
+        return _timm_model(config, path, state)
     model = create(name, args)
     if path is not None:
         load_file(model, path, name)
     return model
 
 
-def _timm_model(name: str, args: dict[str, Any], path: Path, state: SavedFile) -> nn.Module:
+def _timm_model(config: dict[str, Any], path: Path, state: SavedFile) -> nn.Module:
+    name, args = config["backbone"]["name"], config["backbone"]["args"]
     try:
         return create_with_weights(name, path, **args)
-    except S2AError:
+    except S2AError as error:
         # Perhaps only the classifier has another size, which the adapter does not use: timm then leaves it out.
         with contextlib.suppress(S2AError):
             model = create_with_weights(name, path, **{**args, "num_classes": 1})
             if belongs_to(state, model):
                 return model
-        raise
+        raise S2AError(f"{str(error).rstrip('.')}; the adapter belongs to {wanted(config)}.") from error
 
 
 def _put_on(model: nn.Module, state: SavedFile, config: dict[str, Any]) -> Adapted:
