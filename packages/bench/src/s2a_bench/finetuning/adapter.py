@@ -23,16 +23,17 @@ if TYPE_CHECKING:
 
 SHOWN_MISTAKES = 24
 
-_CARD_METRICS = (
-    "accuracy",
-    "accuracy_on",
-    "balanced_accuracy",
-    "macro_f1",
-    "val_accuracy",
-    "best_epoch",
-    "epochs_run",
-    "epochs",
-)
+_CARD_METRICS = {
+    "accuracy": "accuracy",
+    "accuracy_on": "evaluated_on",
+    "balanced_accuracy": "balanced_accuracy",
+    "macro_f1": "macro_f1",
+    "val_accuracy": "val_accuracy",
+    "best_epoch": "epoch that was kept",
+    "epochs_run": "epochs that were run",
+    "epochs": "epochs that were planned",
+}
+"""Metrics on the model card, by the names that it has for them."""
 
 _CARD_DATA = ("name", "data_id", "split_id", "counts", "format", "drawn", "near_duplicates")
 
@@ -48,8 +49,11 @@ def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, m
         metrics: See ``metrics.build``.
     """
     image = metrics["image"]
-    values = {key: metrics[key] for key in _CARD_METRICS} | {"status": metrics["status"], "notes": metrics["notes"]}
+    values = {name: metrics[key] for key, name in _CARD_METRICS.items()}
     values |= {key: value for key, value in metrics["memory"].items() if value is not None}
+    values |= {f"note {number}": text for number, text in enumerate(metrics["notes"], start=1)}
+    if metrics["status"] != "done":
+        values["status"] = metrics["status"]
     s2a.save_pretrained(
         trained.adapted,
         folder,
