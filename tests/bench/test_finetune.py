@@ -207,7 +207,7 @@ def test_without_the_hub_the_embedded_backbone_is_taken_and_that_is_said(images,
 
 
 def test_a_failed_training_is_an_error_with_its_record(images, tmp_path):
-    with pytest.raises(s2a_bench.FinetuneFailed, match="lower train.lr") as caught:
+    with pytest.raises(s2a_bench.FinetuneFailed, match=r"lower train\.lr") as caught:
         s2a_bench.finetune(images, output=tmp_path / "out", lr=1e30, method="full", **{**SETTINGS, "epochs": 2})
     assert caught.value.record.status == "failed"
     assert not (tmp_path / "out" / "adapter").exists()

@@ -1,8 +1,8 @@
 """S2A Bench: compares fine-tuning methods for vision backbones in accuracy and memory.
 
-``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records, ``finetune`` trains
-on somebody's own images. They return data, print nothing, and are imported when they are first used, so that importing
-this package is cheap.
+``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records, ``finetune``
+trains on somebody's own images. They return data, print nothing, and are imported when they are first used, so that
+importing this package is cheap.
 """
 
 from __future__ import annotations

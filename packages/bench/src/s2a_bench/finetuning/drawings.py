@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
 
 from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
@@ -120,7 +121,7 @@ def _apart(places: Sequence[float], distance: float = 14.0) -> list[float]:
     """Heights of names, moved down until they are ``distance`` apart."""
     found = list(places)
     order = sorted(range(len(places)), key=lambda i: places[i])
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in itertools.pairwise(order):
         found[below] = max(found[below], found[above] + distance)
     return found
 

@@ -1,4 +1,4 @@
-"""``metrics.json``: everything that is known of a fine-tuning, as plain values. The page and the card show parts of it."""
+"""``metrics.json``: everything that is known of a fine-tuning, as plain values; page and card show parts of it."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 """The page may load nothing and run nothing; its pictures are part of it."""
 
 TABLE_CLASSES, MAP_CLASSES, PAIRS = 12, 300, 25
-"""Classes up to which the confusion matrix is a table of counts, and up to which it is drawn; rows of confused pairs."""
+"""Classes up to which the confusion matrix is a table of counts, up to which it is drawn; rows of confused pairs."""
 
 
 def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Path) -> str:
@@ -55,7 +55,7 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
 def interrupted_sentence(metrics: Mapping[str, Any]) -> str:
     """That a training did not come to its end."""
     return (
-        f"Interrupted after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the best of the epochs so far. "
+        f"Interrupted after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the best epoch so far. "
         "The same command goes on from the last checkpoint."
     )
 

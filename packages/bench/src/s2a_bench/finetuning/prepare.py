@@ -1,7 +1,8 @@
 """From what a user has to the standard folder ``<output>/data/NAME``, made in a temporary folder first.
 
 Until everything about a fine-tuning has been checked nothing is written to the output folder: the standard folder is
-made in ``.OUTPUT.PID.preparing`` (beside an output folder that is not there yet), and moved when the rest is known to be good.
+made in ``.OUTPUT.PID.preparing`` (beside an output folder that is not there yet), and moved when the rest is known to
+be good.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a fine-tuning chose where the same command could choose otherwise another time: ``<output>/choices.json``.
 
-A batch that fits what is free on a card, and a learning rate that was found: with them the same command is the same cell
-and goes on from its checkpoint.
+A batch that fits what is free on a card, and a learning rate that was found: with them the same command is the same
+cell and goes on from its checkpoint.
 """
 
 from __future__ import annotations

@@ -43,9 +43,23 @@ def find(output: Path, cell_id: str) -> dict[str, Any] | None:
         if found is None or found.get("cell_id") != cell_id or found.get("status") != "done":
             continue
         if folder != output:
-            install(output, cell_id, lambda ready, source=folder: _move_all(source, ready))
+            write_atomic(folder / _REPLACED, _cell_of(output))
+            ready = output / f"{_READY}{cell_id}"
+            shutil.rmtree(ready, ignore_errors=True)
+            folder.rename(ready)
+            _move_in(output, ready)
         return found
     return None
+
+
+def _cell_of(output: Path) -> str:
+    """The name under which what is in the output folder is set aside: its cell, or a free one."""
+    if (found := read_metrics(output)) is not None and isinstance(found.get("cell_id"), str):
+        return found["cell_id"]
+    number = 1
+    while _aside(output, f"unknown-{number}").exists():
+        number += 1
+    return f"unknown-{number}"
 
 
 def install(output: Path, cell_id: str, fill: Callable[[Path], None]) -> None:
@@ -65,8 +79,7 @@ def install(output: Path, cell_id: str, fill: Callable[[Path], None]) -> None:
     make_folder(partial)
     try:
         fill(partial)
-        there = read_metrics(output) or {}
-        write_atomic(partial / _REPLACED, str(there.get("cell_id", "unknown")))
+        write_atomic(partial / _REPLACED, _cell_of(output))
         shutil.rmtree(ready, ignore_errors=True)
         partial.rename(ready)
     except BaseException:
@@ -103,12 +116,6 @@ def _move_in(output: Path, ready: Path) -> None:
         (ready / name).rename(output / name)
     sync_folder(output)
     shutil.rmtree(ready, ignore_errors=True)
-
-
-def _move_all(source: Path, target: Path) -> None:
-    for name in NAMES:
-        (source / name).rename(target / name)
-    shutil.rmtree(source, ignore_errors=True)
 
 
 def _aside(output: Path, cell_id: str) -> Path:

@@ -30,7 +30,6 @@ from s2a_bench.sweeps.output_lock import only_writer
 from s2a_bench.sweeps.plan import Plan
 from s2a_bench.tracking.listener import Tracker
 
-
 _NOTE = "note: "
 """With which what is worth knowing of the images begins, among the steps of their preparation."""
 
