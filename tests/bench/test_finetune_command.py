@@ -78,7 +78,7 @@ def test_options_that_do_not_fit(arguments, words, capsys, tmp_path):
 
 
 def test_data_that_do_not_do(capsys, tmp_path):
-    raw = write_classes(tmp_path / "raw", 13)
+    raw, no_val = write_classes(tmp_path / "raw", 13), write_own(tmp_path, "noval", {"train": 8, "val": 0, "test": 4})
     for arguments, words in (
         ((str(raw), "--output", str(raw / "out")), "lies in the folder of images"),
         ((str(write_classes(tmp_path / "few", 3)), "--output", str(tmp_path / "o")), "4"),

@@ -219,10 +219,9 @@ class FinetuneConsole(Listener):
             best = next(each for each in self._curve if each["epoch"] == find_best(self._curve))
             words.append(f"val {metrics['val_accuracy']:.1f} %")
             words.append(f"best {best['val_accuracy']:.1f} % (epoch {best['epoch']:.0f})")
+        words.append(eta)
         if self._console.is_terminal:
             self._move("training", epoch, self._epochs, eta)
-        else:
-            words.append(eta)
         print_verbatim(self._console, "  ".join(word for word in words if word))
 
     def finished(self, record: Any) -> None:

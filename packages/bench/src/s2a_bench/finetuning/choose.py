@@ -133,11 +133,12 @@ def _architecture_of(weights: Path) -> str:
     """
     import timm
 
-    parts = weights.name.split(".")
-    for count in range(min(3, len(parts)), 0, -1):
-        name = ".".join(parts[:count])
-        if name in MINI_BACKBONES or timm.is_model(name):
-            return name
+    model, *endings = weights.name.split(".")
+    if model in MINI_BACKBONES:
+        return model
+    if timm.is_model(model):
+        tagged = f"{model}.{endings[0]}" if endings else model
+        return tagged if timm.is_model_pretrained(tagged) else model
     raise InputError(f"--weights {weights} does not say which backbone it is for; give --backbone NAME too.")
 
 
