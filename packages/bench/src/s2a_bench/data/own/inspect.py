@@ -7,8 +7,6 @@ import os
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-from PIL import ImageOps
-
 from s2a_bench.data.folder import sha256
 from s2a_bench.data.images import decode_rgb, open_image
 from s2a_bench.data.own.duplicates import compute_hash
@@ -85,8 +83,8 @@ def look_at_image(name: str, data: bytes | InputError, hashes: bool = True) -> L
     digest = sha256(data)
     try:
         _check_single(name, data)
-        image = decode_rgb(data, name)
-        value = compute_hash(ImageOps.exif_transpose(image)) if hashes else None
+        image = decode_rgb(data, name, upright=True)
+        value = compute_hash(image) if hashes else None
     except InputError as error:
         return Look(name, digest, len(data), fault=str(error))
     return Look(name, digest, len(data), value)
