@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.backbones import Backbone, Edits
+from s2a.backbones import Backbone, Edits, input_channels
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
 from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
@@ -96,6 +96,8 @@ class Adapted(nn.Module):
         Raises:
             S2AError: The model does not take RGB images.
         """
+        if (channels := input_channels(self.backbone)) != 3:
+            raise S2AError(f"The model takes images of {channels} channels; transform is for RGB images.")
         return self._transform or default_transform(self.backbone, self.image_size)
 
     # What timm's helpers ask of a model.

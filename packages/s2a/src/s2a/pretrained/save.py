@@ -17,7 +17,7 @@ from s2a.adapted import Adapted, classes_of, require_adapted, trainable_paramete
 from s2a.backbones.number_format import HALVES
 from s2a.backbones.view import input_channels, input_size
 from s2a.errors import S2AError
-from s2a.image_transform import ImageTransform, default_transform, make_transform
+from s2a.image_transform import ImageTransform, make_transform
 from s2a.pretrained.backbone import describe_backbone
 from s2a.pretrained.card import make_card
 from s2a.pretrained.config import CARD_FILE, CONFIG_FILE, SCHEMA, STATE_FILE, check_labels, plain, write_config
@@ -147,7 +147,7 @@ def _transform_of(adapted: Adapted, image: Mapping[str, Any] | ImageTransform | 
             raise S2AError(f"the model takes {input_channels(model)} channels; only RGB images can be described.")
         return None
     if image is None:
-        return adapted._transform or default_transform(model, adapted.image_size)
+        return adapted.transform()
     transform = image if isinstance(image, ImageTransform) else make_transform(image)
     fixed = hasattr(getattr(model, "patch_embed", None), "img_size")
     if fixed and transform.sides != adapted.image_size and transform.sides != input_size(model):
