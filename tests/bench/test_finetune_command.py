@@ -84,7 +84,7 @@ def test_data_that_do_not_do(capsys, tmp_path):
         ((str(write_classes(tmp_path / "few", 3)), "--output", str(tmp_path / "o")), "4"),
         ((str(write_classes(tmp_path / "one", 9, ("a",))), "--output", str(tmp_path / "o")), "class"),
         (
-            (str(write_own(tmp_path, "noval", {"train": 8, "val": 0, "test": 4})), "--output", str(tmp_path / "o")),
+            (str(no_val), "--output", str(tmp_path / "o")),
             "val",
         ),
         (("nothere", "--data-dir", str(tmp_path), "--output", str(tmp_path / "o")), "nothere"),

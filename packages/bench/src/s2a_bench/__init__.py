@@ -1,8 +1,8 @@
 """S2A Bench: compares fine-tuning methods for vision backbones in accuracy and memory.
 
-``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records; ``finetune`` trains
-on somebody's own images, ``predict`` and ``export`` use the adapter. They return data, print nothing, and are imported
-when they are first used, so that importing this package is cheap.
+``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records; ``finetune``
+trains on somebody's own images, ``predict`` and ``export`` use the adapter. They return data, print nothing, and are
+imported when they are first used, so that importing this package is cheap.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ if TYPE_CHECKING:
     from s2a_bench.sweeps.stage import SweepStopped
 
 _HOMES = {
+    "api": ("export", "finetune", "predict", "report", "run", "sweep"),
     "cells.record": ("Record",),
     "config": ("BackboneConfig", "CellConfig", "DataConfig", "MethodConfig", "TrainConfig"),
     "errors": ("InputError",),
     "finetuning.run": ("FinetuneFailed", "Result"),
-    "api": ("export", "finetune", "predict", "report", "run", "sweep"),
     "inference.predict": ("Prediction",),
     "reports.build": ("ReportPaths",),
     "sweeps.events": ("Level", "Listener", "StageEnd"),

@@ -118,7 +118,7 @@ def finetune(request: FinetuneRequest, listeners: Sequence[Listener] = ()) -> Re
             remembered.save(request.output)
             search = None
             if request.lr == "find":
-                chosen, search = _find_rate(chosen, data, remembered, request.output, say)
+                chosen, search = _find_rate(chosen, data, remembered, request.output, listeners)
             cell = identity.identify_cell(chosen.cell)
             return _Finetuning(request, data, chosen, cell, search, listeners).run()
 
@@ -129,19 +129,19 @@ def _with_root(chosen: Chosen, data: PreparedData) -> Chosen:
 
 
 def _find_rate(
-    chosen: Chosen, data: PreparedData, remembered: Remembered, output: Path, say: choose.Say
+    chosen: Chosen, data: PreparedData, remembered: Remembered, output: Path, listeners: Sequence[Listener]
 ) -> tuple[Chosen, dict[str, Any]]:
     """The cell with the learning rate of a range test, which is run once."""
     from s2a_bench.cells.lr_finder import find_rate
 
     key = remembered.key("lr", chosen.cell, data.manifest.data_id)
     if (known := remembered.get(key)) is None:
-        say("Looking for a learning rate: a range test on the training images.", "info")
-        found = find_rate(chosen.cell)
+        what = "looking for a learning rate"
+        found = find_rate(chosen.cell, progress=lambda done, total: notify(listeners, "progress", what, done, total))
         known = {"rate": found.rate, "reason": found.reason, "points": [list(point) for point in found.points]}
         remembered.put(key, known)
         remembered.save(output)
-    say(f"Learning rate {known['rate']:.2g}: {known['reason']}", "info")
+    notify(listeners, "message", f"Learning rate {known['rate']:.2g}: {known['reason']}", "info")
     train = dataclasses.replace(chosen.cell.train, lr=known["rate"])
     return dataclasses.replace(chosen, cell=dataclasses.replace(chosen.cell, train=train)), known
 
