@@ -141,7 +141,7 @@ def _print_result(console: Console, result: Result) -> None:
     if result.tracking_uri is not None:
         uri = shlex.quote(result.tracking_uri)
         print_verbatim(console, f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}")
-    print_verbatim(console, f"Next: {page.predict_command(result.adapter)}")
+    print_verbatim(console, f"Next: {page.predict_command(result.adapter, found)}")
 
 
 class FinetuneConsole(Listener):

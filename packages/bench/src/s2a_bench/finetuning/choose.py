@@ -102,7 +102,13 @@ def find_backbones(request: FinetuneRequest, device: str, say: Say) -> list[Back
         if name not in MINI_BACKBONES and request.weights is None:
             say(f"Getting the weights of {name}, from the cache or the Hugging Face hub.", "info")
         config = BackboneConfig(name, request.weights, image_size=image_size(name, request.image_size))
-        weights_file(config)
+        try:
+            weights_file(config)
+        except InputError as error:
+            if request.weights is not None or name in MINI_BACKBONES:
+                raise
+            reason = str(error).partition(";")[0]
+            raise InputError(f"{reason}; give --weights FILE for a local file, or another --backbone.") from error
         return [Backbone(config, _weights_words(config))]
     found = []
     names = DEFAULT_BACKBONES["cuda" if device.startswith("cuda") else "cpu"]

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis
+from s2a_bench.reports.svg.axes import BOTTOM, HEIGHT, LEFT, RIGHT, TOP, WIDTH, linear_axis, log_axis
 from s2a_bench.reports.svg.curves import CURVE_COLOURS
 from s2a_bench.reports.svg.elements import Markup, element
 
@@ -66,6 +66,36 @@ def draw_epochs(lines: Sequence[Line], *, title: str, y_label: str, best: int | 
                 parts.append(element("circle", hint, cx=place(x), cy=scale(y), r=2.5, class_="mark"))
         parts.append(element("text", line.name, x=right + 6, y=end + 4, class_="name"))
         drawn.append(element("g", *parts, class_=f"c{index % len(CURVE_COLOURS)}"))
+    return _svg(title, drawn, WIDTH, HEIGHT)
+
+
+def draw_rates(points: Sequence[tuple[float, float]], *, title: str, chosen: float) -> Markup:
+    """The loss of a range test over the learning rate, on a logarithmic axis.
+
+    Args:
+        points: ``(rate, loss)`` by rising rate, at least one.
+        title: For screen readers.
+        chosen: The rate that was taken, marked by a vertical line.
+    """
+    # The last losses of a range test are many times the first: they would flatten the rest.
+    lowest, first = min(loss for _, loss in points), points[0][1]
+    shown = [(rate, loss) for rate, loss in points if loss <= first + (first - lowest) + 0.1] or list(points)
+    place, ticks = log_axis([*(rate for rate, _ in shown), chosen], LEFT, WIDTH - RIGHT, 0.0)
+    scale, heights = linear_axis([loss for _, loss in shown], HEIGHT - BOTTOM, TOP, 0.06)
+    drawn = [element("text", "loss", x=6, y=TOP - 14, class_="quiet")]
+    middle = (LEFT + WIDTH - RIGHT) / 2
+    drawn.append(element("text", "learning rate", x=middle, y=HEIGHT - 8, text_anchor="middle", class_="quiet"))
+    for value, text in heights:
+        y = scale(value)
+        drawn.append(element("line", x1=LEFT, x2=WIDTH - RIGHT, y1=y, y2=y, class_="grid"))
+        drawn.append(element("text", text, x=LEFT - 6, y=y + 4, text_anchor="end", class_="quiet"))
+    for value, _ in ticks:
+        words = {"x": place(value), "y": HEIGHT - BOTTOM + 15, "text_anchor": "middle", "class_": "quiet"}
+        drawn.append(element("text", f"{value:.0e}", **words))
+    x = place(chosen)
+    drawn.append(element("line", x1=x, x2=x, y1=TOP, y2=HEIGHT - BOTTOM, class_="front"))
+    path = " ".join(f"{place(rate):.1f},{scale(loss):.1f}" for rate, loss in shown)
+    drawn.append(element("g", element("polyline", points=path, class_="curve"), class_="c0"))
     return _svg(title, drawn, WIDTH, HEIGHT)
 
 

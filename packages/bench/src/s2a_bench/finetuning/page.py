@@ -43,10 +43,11 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
         blocks.append(element("p", interrupted_sentence(metrics), class_="bad"))
     blocks += [_numbers(metrics), *_notes(metrics)]
     blocks += [element("h2", "Learning curves"), _learning_curves(metrics)]
+    blocks += _rate_search(metrics)
     blocks += [element("h2", "What is named what"), *_confusion(metrics)]
     blocks += [element("h2", "Each class"), _class_table(metrics)]
     blocks += [element("h2", "The most confident mistakes"), *_mistakes(mistakes, metrics)]
-    blocks += [element("h2", "Use it"), *_usage(adapter)]
+    blocks += [element("h2", "Use it"), *_usage(adapter, metrics)]
     blocks += [element("h2", "What was run"), _facts(metrics)]
     body = element("body", element("main", *blocks))
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
@@ -105,6 +106,18 @@ def _learning_curves(metrics: Mapping[str, Any]) -> Markup:
         if lines
     )
     return element("div", *drawn, class_="figures")
+
+
+def _rate_search(metrics: Mapping[str, Any]) -> list[Markup]:
+    """The range test, where there was one: loss over the learning rate."""
+    search = metrics.get("lr_search")
+    if not search or not search["points"]:
+        return []
+    points = tuple((rate, loss) for rate, loss in search["points"])
+    title = f"Loss over the learning rate; chosen: {search['rate']:.2g}"
+    drawn = drawings.draw_rates(points, title=title, chosen=search["rate"])
+    figure = element("figure", drawn, element("figcaption", search["reason"]))
+    return [element("h3", "Learning rate"), element("div", figure, class_="figures")]
 
 
 def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
@@ -178,16 +191,20 @@ def _mistakes(mistakes: Sequence[Mistake], metrics: Mapping[str, Any]) -> list[M
     return [element("div", *figures, class_="thumbs")]
 
 
-def predict_command(adapter: Path) -> str:
-    """The command that uses an adapter folder."""
-    return f"s2a-bench predict {shlex.quote(str(adapter))} photo.jpg"
+def predict_command(adapter: Path, metrics: Mapping[str, Any]) -> str:
+    """The command that uses an adapter folder; with the weights file where the backbone's are the user's own."""
+    words = ["s2a-bench", "predict", str(adapter), "photo.jpg"]
+    words += ["--weights", file] if (file := metrics["backbone"].get("weights_file")) else []
+    return shlex.join(words)
 
 
-def _usage(adapter: Path) -> list[Markup]:
-    code = f"import s2a\nfrom PIL import Image\n\nmodel = s2a.from_pretrained({str(adapter)!r})\n"
+def _usage(adapter: Path, metrics: Mapping[str, Any]) -> list[Markup]:
+    file = metrics["backbone"].get("weights_file")
+    arguments = f"{str(adapter)!r}, weights={file!r}" if file else repr(str(adapter))
+    code = f"import s2a\nfrom PIL import Image\n\nmodel = s2a.from_pretrained({arguments})\n"
     code += "image = model.transform()(Image.open('photo.jpg'))\n"
     code += "probabilities = model(image[None]).softmax(-1)[0]\nprint(model.labels[probabilities.argmax()])\n"
-    return [element("pre", predict_command(adapter)), element("p", "Or in Python:"), element("pre", code)]
+    return [element("pre", predict_command(adapter, metrics)), element("p", "Or in Python:"), element("pre", code)]
 
 
 def _facts(metrics: Mapping[str, Any]) -> Markup:

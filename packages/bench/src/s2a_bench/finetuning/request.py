@@ -107,10 +107,11 @@ def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
         with mistakes.collecting():
             parse_size(request.memory_budget, "--memory-budget")
     if request.tracking_uri is not None:
-        from s2a_bench.tracking.store import check_uri
+        from s2a_bench.tracking.store import check_installed, check_uri
 
         with mistakes.collecting():
             check_uri(request.tracking_uri, request.output)
+            check_installed()
 
 
 def _check_data(mistakes: Mistakes, request: FinetuneRequest) -> None:
