@@ -11,7 +11,7 @@ from s2a_bench.cli.common import DONE, print_verbatim
 from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table.own import TAKEN_NAMES
 from s2a_bench.data.table.types import Dataset
-from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.errors import InputError, InputErrors, Mistakes, sentences
 
 if TYPE_CHECKING:
     from s2a_bench.cli.data import DataPrepare
@@ -67,18 +67,17 @@ def prepare_own_images(command: DataPrepare, console: Console) -> int:
         skip_unreadable=command.skip_unreadable,
         in_place=command.in_place,
     )
-    with mistakes.collecting(), show_steps(console) as say:
+    try:
         mistakes.raise_all()
-        folder = door.prepare_own(name, source, root, options, say)
-        print_verbatim(console, f"{name} is ready: {folder}")
-        print_verbatim(console, f"`s2a-bench sweep --suite own --datasets {name} --data-dir {root}` runs on it.")
-    near = difflib.get_close_matches(name, TAKEN_NAMES, n=3, cutoff=0.8)
-    if mistakes and near:
-        mistakes.add(
-            InputError(
-                f"({name!r} is no name of the table and so stands for your own images; the table has "
-                f"{' and '.join(near)}.)"
-            )
-        )
-    mistakes.raise_all()
+        with show_steps(console) as say:
+            folder = door.prepare_own(name, source, root, options, say)
+    except InputError as error:
+        near = difflib.get_close_matches(name, TAKEN_NAMES, n=3, cutoff=0.8)
+        if not near:
+            raise
+        hint = f" ({name!r} stands for your own images; the table has {' and '.join(near)}.)"
+        *others, last = sentences(error)
+        raise InputErrors([*others, last + hint]) from error
+    print_verbatim(console, f"{name} is ready: {folder}")
+    print_verbatim(console, f"`s2a-bench sweep --suite own --datasets {name} --data-dir {root}` runs on it.")
     return DONE

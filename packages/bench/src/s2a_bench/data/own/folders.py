@@ -72,11 +72,11 @@ def read_folders(tree: Tree) -> OwnSource:
         for name in sorted(set(tree.names) - set(images) - set(unread))
         if PurePosixPath(name).name.lower() not in _NO_CLASS_FILES
     ]
-    notes = (
-        [f"{len(others)} files of {tree.place} that are no images are left out ({name_some(others)})."]
-        if others
-        else []
-    )
+    notes = []
+    if others:
+        notes.append(f"{len(others)} files of {tree.place} that are no images are left out ({name_some(others)}).")
+    if hidden := _find_hidden(tree.folder):
+        notes.append(f"Hidden folders of {tree.place} with images are left out: {name_some(hidden)}.")
     return OwnSource(
         place=tree.place,
         form="split folders" if parts else "class folders",
@@ -212,6 +212,13 @@ def _list_folders(folder: Path) -> list[Path]:
         return sorted(each for each in folder.iterdir() if each.is_dir() and not is_hidden(each.name))
     except OSError:
         return []
+
+
+def _find_hidden(folder: Path | None) -> list[str]:
+    """Hidden folders of the first level with images: perhaps a class whose name begins with a dot."""
+    if folder is None:
+        return []
+    return [each.name for each in sorted(folder.glob(".*")) if each.is_dir() and _holds_image(each)]
 
 
 def _holds_image(folder: Path) -> bool:

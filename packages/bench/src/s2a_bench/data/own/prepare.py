@@ -77,7 +77,14 @@ def prepare_own(
         with reserve_target(name, root) as target:
             if is_taken(target):
                 raise InputError(f"Another process has just prepared {target}; run the command again to compare them.")
-            return build_folder(_make_row(name, opened), opened, target, progress, in_place=_fits(opened, options))
+            in_place = options.in_place and _can_stay(opened)
+            if options.in_place and not in_place:
+                progress(
+                    "note: The images are copied: they are no files in a folder, or a path of theirs cannot be listed.",
+                    1,
+                    1,
+                )
+            return build_folder(_make_row(name, opened), opened, target, progress, in_place=in_place)
 
 
 def check_name(name: str) -> None:
@@ -109,7 +116,7 @@ def _open(found: OwnSource, drawn: tuple[str, ...], options: OwnOptions, progres
     left, skipped = drop_faulty(found, looks, options)
     if skipped:
         check_listing(left, drawn, options)
-    notes = [*found.notes, *check_images(left, looks)]
+    notes = [*left.notes, *check_images(left, looks)]
     division = divide_images(left, looks, drawn, options)
     for note in (*notes, *division.notes):
         progress(f"note: {note}", 1, 1)
@@ -187,9 +194,9 @@ def _make_row(name: str, opened: OpenedSource) -> Dataset:
     )
 
 
-def _fits(opened: OpenedSource, options: OwnOptions) -> bool:
-    """Whether the images are to be used in place and every name can stand in a list."""
-    return options.in_place and all(
+def _can_stay(opened: OpenedSource) -> bool:
+    """Whether the images are files under one folder and each path can stand in a list."""
+    return opened.source.base is not None and all(
         next(iter(parse_list(f"{item.name} 0\n", 1)), None) == ListedImage(item.name, 0, 1)
         for item in opened.source.images
     )
