@@ -80,6 +80,13 @@ def test_bad_requests_are_one_sentence_and_exit_2(capsys, arguments, parts):
     assert said.count("s2a-bench: ") == said.count("\n") == 1, said
 
 
+def test_a_broken_manifest_among_others_is_named(capsys):
+    write_own(Path("data"))
+    (write_own(Path("data"), "bolts") / "manifest.json").write_text("{")
+    said = refused(capsys, "sweep", *QUICK, "--methods", "linear")
+    assert "bolts/manifest.json cannot be used" in said and said.count("s2a-bench: ") == 1, said
+
+
 def test_no_mirror_says_nothing_where_nothing_is_drawn(capsys):
     assert "suite mini are not augmented" in refused(capsys, "sweep", "--no-mirror")
 
@@ -89,6 +96,7 @@ def test_no_mirror_says_nothing_where_nothing_is_drawn(capsys):
     [
         ("test", [], ["has no test images", "--evaluate val"]),
         ("val", ["--evaluate", "val"], ["has no validation images", "--evaluate val"]),
+        ("val", ["--evaluate", "select"], ["has no validation images", "--evaluate select"]),
         ("val", ["--search", "2"], ["has no validation images", "a search"]),
     ],
 )

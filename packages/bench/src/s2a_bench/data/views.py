@@ -12,6 +12,7 @@ import functools
 import random
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -93,7 +94,7 @@ def _make_transform(
     from timm.data.auto_augment import rand_augment_transform
     from timm.data.transforms import RandomResizedCropAndInterpolation, str_to_pil_interp
 
-    crop = RandomResizedCropAndInterpolation(size, scale=SCALE, interpolation=interpolation)
+    crop: Any = RandomResizedCropAndInterpolation(size, scale=SCALE, interpolation=interpolation)
     policy: Callable[[Image.Image], Image.Image] | None = None
     if augmentation.policy is not None:
         options = {

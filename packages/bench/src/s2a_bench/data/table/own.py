@@ -32,10 +32,16 @@ def own_datasets(root: Path | str | None) -> list[str]:
     """Names of the own datasets prepared under a data root, sorted; none without a root.
 
     One whose manifest cannot be read is among them: ``own_dataset`` then says what is wrong.
+
+    Raises:
+        InputError: The root cannot be read.
     """
     if root is None or not Path(root).is_dir():
         return []
-    return sorted(folder.name for folder in Path(root).iterdir() if _is_own(folder))
+    try:
+        return sorted(folder.name for folder in Path(root).iterdir() if _is_own(folder))
+    except OSError as error:
+        raise InputError(f"Data folder {root} cannot be read ({error.strerror or error}); pass another one.") from error
 
 
 def own_dataset(name: str, root: Path | str | None) -> Dataset:
@@ -67,21 +73,34 @@ def own_dataset(name: str, root: Path | str | None) -> Dataset:
         )
     folder = Path(root) / name
     try:
-        stat = (folder / MANIFEST).stat()
+        row = _read_row(folder)
     except OSError as error:
         there = own_datasets(root)
         have = f"it has {', '.join(there[:20])}" if there else "it has no own dataset"
         raise InputError(f"Own dataset {name!r} was not found in {root} ({have}); to make it, {fix}.") from error
-    return _row(folder, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+    if row is None:
+        raise InputError(f"{folder} was not prepared as an own dataset (its {MANIFEST} has no entry `own`); {fix}.")
+    return row
+
+
+def _read_row(folder: Path) -> Dataset | None:
+    """The row of a folder; ``None``: its manifest is not an own dataset's.
+
+    Raises:
+        OSError: There is no manifest.
+        InputError: It is broken.
+    """
+    stat = (folder / MANIFEST).stat()
+    return _make_row(folder, stat.st_mtime_ns, stat.st_size, stat.st_ino)
 
 
 @functools.lru_cache(maxsize=64)
-def _row(folder: Path, *_version: int) -> Dataset:
+def _make_row(folder: Path, *_version: int) -> Dataset | None:
     """The row made from a folder's manifest, read again when the file has changed."""
     manifest = read_manifest(folder)
     again = f"prepare it again: `{how_to_prepare(folder.name, folder.parent)}`"
     if manifest is None or manifest.own is None:
-        raise InputError(f"{folder} was not prepared as an own dataset (its {MANIFEST} has no entry `own`); {again}.")
+        return None
     if missing := [name for name in PLAIN_LISTS if name not in manifest.counts]:
         raise InputError(f"{folder / MANIFEST} has no count of list {missing[0]!r}; {again}.")
     if len(manifest.classes) < 2:
@@ -105,7 +124,8 @@ def _is_own(folder: Path) -> bool:
     if folder.name in TAKEN_NAMES or not NAME_PATTERN.fullmatch(folder.name) or not lists:
         return False
     try:
-        manifest = read_manifest(folder)
+        return _read_row(folder) is not None
+    except FileNotFoundError:
+        return False
     except InputError:
         return True
-    return manifest is not None and manifest.own is not None
