@@ -1,9 +1,9 @@
 """Finds a learning rate before training: a range test on the training images.
 
 The rate rises exponentially from step to step and the loss of every batch is written down (Smith, "Cyclical Learning
-Rates for Training Neural Networks", 2017, arXiv:1506.01186): while the rate is far too low nothing happens, then the loss
-falls, at last it rises. The rate suggested is that of the steepest fall, as fastai's ``lr_find(suggest_funcs=steep)`` does
-(https://docs.fast.ai/callback.schedule.html). The model that is tried is one of its own and is thrown away.
+Rates for Training Neural Networks", 2017, arXiv:1506.01186): while the rate is far too low nothing happens, then the
+loss falls, at last it rises. The rate suggested is that of the steepest fall, as fastai's ``lr_find`` suggests with
+``steep`` (https://docs.fast.ai/callback.schedule.html). The model that is tried is one of its own and is thrown away.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SPAN = 30.0
 BLOW_UP = 4.0
 """A loss above the lowest one times this ends the test, as in fastai."""
 
-LEAST_FALL = 0.02
+LEAST_FALL = 0.05
 """A loss that falls by less than this share of where it began has not fallen."""
 
 REACH = 5
@@ -92,8 +92,8 @@ def suggest(points: Sequence[tuple[float, float]], own: float) -> RateSearch:
     """The rate at which the loss falls fastest, before it is lowest.
 
     With losses ``L_i`` and equal steps of ``ln(rate)``, the slope at ``i`` is that of the line fitted to ``L_(i-5)`` to
-    ``L_(i+5)``: ``sum(k * L_(i+k)) / sum(k^2)``; the smoothed loss is their mean. Centred windows, unlike fastai's running
-    average, do not lag behind the rate.
+    ``L_(i+5)``: ``sum(k * L_(i+k)) / sum(k^2)``; the smoothed loss is their mean. Centred windows, unlike fastai's
+    running average, do not lag behind the rate.
 
     Args:
         points: Rate and loss of each step.
@@ -106,9 +106,9 @@ def suggest(points: Sequence[tuple[float, float]], own: float) -> RateSearch:
     windows = np.lib.stride_tricks.sliding_window_view(losses, len(offsets))
     smoothed, slopes = windows.mean(1), windows @ offsets / (offsets**2).sum()
     lowest = int(smoothed.argmin())
-    # What differs between batches is no fall: three standard errors of a mean of so many of them.
+    # What differs between batches is no fall: four standard errors of a mean of so many of them.
     first = losses[: len(offsets)]
-    noise = 3 * float(first.std()) / math.sqrt(len(offsets))
+    noise = 4 * float(first.std()) / math.sqrt(len(offsets))
     fall = float(smoothed[0] - smoothed[lowest])
     if fall <= max(noise, LEAST_FALL * float(smoothed[0])):
         return _keep(own, points, f"the loss did not fall from {smoothed[0]:.2f} at any rate")
@@ -117,8 +117,8 @@ def suggest(points: Sequence[tuple[float, float]], own: float) -> RateSearch:
     return RateSearch(
         rate,
         list(points),
-        f"The training loss falls fastest near {rate:g}, from {smoothed[0]:.2f} to {smoothed[lowest]:.2f}, and is lowest "
-        f"near {points[lowest + REACH][0]:.2g} (the recipe's own rate: {own:g}).",
+        f"The training loss falls fastest near {rate:g}, from {smoothed[0]:.2f} to {smoothed[lowest]:.2f}, and is "
+        f"lowest near {points[lowest + REACH][0]:.2g} (the recipe's own rate: {own:g}).",
     )
 
 
@@ -142,8 +142,8 @@ def _losses(opened: OpenCell, steps: int) -> Iterator[tuple[float, float]]:
         for group in optimiser.param_groups:
             group["lr"] = group["peak_lr"] * factor
         labels = images.labels[indices].to(device)
-        batch = images.batch(indices, order).to(device)
-        yield config.lr * factor, training_step(adapted, batch, labels, optimiser, config, weights)
+        loss = training_step(adapted, images.batch(indices, order).to(device), labels, optimiser, config, weights)
+        yield config.lr * factor, loss
 
 
 def _batches(count: int, size: int, order: torch.Generator) -> Iterator[Tensor]:
