@@ -66,7 +66,7 @@ class ImageTransform:
             object.__setattr__(self, name, tuple(float(v) for v in values))
         if min(self.std) <= 0:
             raise S2AError(f"image std {self.std!r} must be above 0.")
-        if self.interpolation not in _FILTERS:
+        if not isinstance(self.interpolation, str) or self.interpolation not in _FILTERS:
             raise S2AError(f"image interpolation {self.interpolation!r} must be one of {', '.join(_FILTERS)}.")
         if self.resize not in ("crop", "squash"):
             raise S2AError(f"image resize {self.resize!r} must be 'crop' or 'squash'.")

@@ -69,11 +69,11 @@ def make_card(config: Mapping[str, Any]) -> str:
 
 def escape(value: Any, limit: int = _SHOWN_CHARACTERS) -> str:
     """Text of somebody's as it stands in Markdown: one line, no markup, shortened to ``limit`` characters."""
-    shown = one_line(value, limit)
+    shown = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", one_line(value, limit))
+    shown = re.sub(r"(?i)\b(www)\.", r"\1\.", shown.replace("://", "\\://"))  # No links that nobody made.
     for character, reference in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("@", "&#64;")):
         shown = shown.replace(character, reference)
-    shown = re.sub(r"([\\`*_{}\[\]#|~$])", r"\\\1", shown)
-    return re.sub(r"(?i)\b(www)\.", r"\1\.", shown.replace("://", "\\://"))  # No links that nobody made.
+    return shown
 
 
 def one_line(value: Any, limit: int = _SHOWN_CHARACTERS) -> str:

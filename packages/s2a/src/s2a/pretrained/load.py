@@ -20,6 +20,7 @@ from s2a.image_transform import make_transform
 from s2a.pretrained.backbone import check_name, create, create_empty, registered, sentence
 from s2a.pretrained.config import CONFIG_FILE, STATE_FILE, read_config
 from s2a.pretrained.fetch import fetch_folder, fetch_weights_beside, find_weights, wanted
+from s2a.registry import list_methods
 from s2a.saved_file import SavedFile
 from s2a.state import belongs_to
 from s2a.state import load_file as load_state
@@ -68,6 +69,7 @@ def from_pretrained(
         fetch_weights_beside(config, *repository, token)
     state = read_state(folder, config)
     with sentence(str(folder_or_hub_id)):
+        _check_method(config)
         check_name(config["backbone"]["name"])
         model = _make_backbone(config, state, folder, given)
     adapted = _put_on(model, state, config)
@@ -139,6 +141,15 @@ def read_state(folder: Path, config: dict[str, Any]) -> SavedFile:
     if state.head["kind"] == "own":
         raise S2AError(f"{path} has a head of its own; load it by s2a.load(model, path, head=...).")
     return state
+
+
+def _check_method(config: dict[str, Any]) -> None:
+    if config["method"] not in list_methods():
+        package = f" of the package {config['package']}" if config["package"] else ""
+        raise S2AError(
+            f"the method {config['method']!r}{package} is not installed here; install it. There are: "
+            f"{', '.join(list_methods())}."
+        )
 
 
 def _make_backbone(config: dict[str, Any], state: SavedFile, folder: Path, given: Path | None) -> nn.Module:
