@@ -19,6 +19,7 @@ import tiny
 import torch
 from pass_models import CASES, adapted_model
 from s2a.exporting import compare, onnx_file
+from s2a.exporting.export import SUFFIXES
 from safetensors import safe_open
 from timm.data import create_transform
 from torch import Tensor, nn
@@ -126,6 +127,30 @@ print(json.dumps(facts))
     assert done.returncode == 0, done.stderr
     facts = {key: json.loads(value) for key, value in json.loads(done.stdout).items()}
     assert facts["labels"] == LABELS and facts["method"] == "s2a" and facts["image"]["size"] == 32
+
+
+def test_a_model_that_cannot_be_traced_is_a_sentence(tmp_path):
+    """As a method of somebody else's whose forward pass looks at values."""
+    adapted, _ = adapted_model("vit", "bias", "exact")
+
+    class Looks(nn.Linear):
+        def forward(self, features: Tensor) -> Tensor:
+            return super().forward(features) if features.sum() > 0 else features[:, :5]
+
+    adapted.head = Looks(64, 5).eval()
+    with pytest.raises(s2a.S2AError, match=r"torch\.export cannot trace this model under 'bias'"):
+        s2a.export(adapted, tmp_path / "m.pt2", "torch")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.full
+@pytest.mark.compile
+@pytest.mark.parametrize("format", ["torch", pytest.param("onnx", marks=needs_onnx)])
+def test_gradient_checkpointing_is_no_part_of_the_graph(tmp_path, format):
+    adapted, images = adapted_model("vit", "s2a", "lean")
+    adapted.set_grad_checkpointing(True)
+    s2a.export(adapted, tmp_path / f"m{SUFFIXES[format]}", format, images=images)
+    assert adapted.backbone.grad_checkpointing
 
 
 @needs_onnx
@@ -282,7 +307,7 @@ def test_a_head_without_bias_gets_one_of_zeros(tmp_path):
 def test_every_method_and_family_in_every_format(tmp_path, family, method, mode, format):
     """What ``export`` accepts is as near as rounding; what it refuses are methods that do not merge."""
     adapted, images = adapted_model(family, method, mode)
-    path = tmp_path / f"m{ {'timm': '', 'torch': '.pt2', 'onnx': '.onnx'}[format] }"
+    path = tmp_path / ("m" if format == "timm" else f"m{SUFFIXES[format]}")
     if format == "timm" and method not in MERGES:
         with pytest.raises(s2a.S2AError, match="cannot be merged"):
             s2a.export(adapted, path)

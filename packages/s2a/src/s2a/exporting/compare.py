@@ -34,6 +34,8 @@ def float32_copy(adapted: Adapted) -> Adapted:
         )
     copied = copy.deepcopy(adapted).cpu().float().eval()
     copied.zero_grad(set_to_none=True)
+    if getattr(copied.backbone, "grad_checkpointing", False):
+        copied.set_grad_checkpointing(False)  # It would be a part of the graph.
     return copied
 
 
@@ -45,7 +47,7 @@ def images_to_compare(adapted: Adapted, images: Tensor | None) -> Tensor:
     """
     shape = input_shape(adapted)
     if images is None:
-        return torch.randn(SYNTHETIC, *shape, generator=torch.Generator().manual_seed(0))
+        return torch.randn(SYNTHETIC, *shape, generator=torch.Generator().manual_seed(0), device="cpu")
     wanted = f"(N, {', '.join(map(str, shape))})"
     if not isinstance(images, Tensor):
         raise S2AError(f"images takes a tensor {wanted}, not {type(images).__name__}.")

@@ -58,6 +58,12 @@ def facts_of(adapted: Adapted) -> dict[str, str]:
     }
 
 
+def first_line(error: BaseException) -> str:
+    """The beginning of another library's error, with its type."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}" if text else type(error).__name__
+
+
 def architecture_of(adapted: Adapted, given: Mapping[str, Any] | None = None) -> tuple[str, dict[str, Any]]:
     """The name that timm has for the backbone, and the arguments that build one of its form.
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from s2a.adapted import Adapted
 from s2a.errors import S2AError
-from s2a.exporting.description import facts_of
+from s2a.exporting.description import facts_of, first_line
 from s2a.exporting.torch_file import trace
 
 OPSET = 18
@@ -49,6 +49,9 @@ def write_onnx(adapted: Adapted, path: Path) -> list[Callable[[Tensor], Tensor]]
 
     Returns:
         What was written, as onnxruntime runs it on the CPU.
+
+    Raises:
+        S2AError: The model cannot be traced, or has an operation that ONNX lacks.
     """
     program = trace(adapted)
     logs = logging.getLogger("torch.onnx")
@@ -59,11 +62,16 @@ def write_onnx(adapted: Adapted, path: Path) -> list[Callable[[Tensor], Tensor]]
             made: Any = torch.onnx.export(
                 program, dynamo=True, opset_version=OPSET, input_names=[INPUT], output_names=[OUTPUT], verbose=False
             )
-            made.model.metadata_props.update(facts_of(adapted))
-            size = sum(p.numel() * p.element_size() for p in adapted.parameters())
-            made.save(path, external_data=size > WHOLE_LIMIT)
+    except Exception as error:
+        raise S2AError(
+            f"The model under {adapted.name!r} cannot be said in ONNX ({first_line(error)}); choose format 'torch'."
+        ) from error
     finally:
         logs.setLevel(level)
+    made.model.metadata_props.update(facts_of(adapted))
+    size = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    with warnings.catch_warnings(action="ignore"):
+        made.save(path, external_data=size > WHOLE_LIMIT)
     return [_session(path)]
 
 

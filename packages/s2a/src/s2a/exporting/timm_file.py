@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from s2a.adapted import Adapted
 from s2a.attach import merge
 from s2a.errors import S2AError
-from s2a.exporting.description import architecture_of, image_format, input_shape, labels_of
+from s2a.exporting.description import architecture_of, first_line, image_format, input_shape, labels_of
 from s2a.registry import Method, get_entry, list_methods
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
@@ -116,9 +116,8 @@ def _built(name: str, arguments: dict[str, Any], way: dict[str, Any]) -> Any:
     try:
         return timm.create_model(**way).eval()
     except Exception as error:
-        reason = " ".join(str(error).split())[:200]
         raise S2AError(
-            f"timm's {name} with {arguments} is not this backbone ({type(error).__name__}: {reason}); pass the "
+            f"timm's {name} with {arguments} is not this backbone ({first_line(error)}); pass the "
             "arguments it was created with, backbone={'name': ..., 'args': {...}}, or choose format 'onnx' or 'torch'."
         ) from error
 
