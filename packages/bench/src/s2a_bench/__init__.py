@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from s2a_bench.cells.record import Record
     from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
     from s2a_bench.errors import InputError
-    from s2a_bench.finetuning.run import FinetuneFailed, Result
+    from s2a_bench.finetuning.result import FinetuneFailed, Result
     from s2a_bench.inference.predict import Prediction
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.events import Level, Listener, StageEnd
@@ -27,7 +27,7 @@ _HOMES = {
     "cells.record": ("Record",),
     "config": ("BackboneConfig", "CellConfig", "DataConfig", "MethodConfig", "TrainConfig"),
     "errors": ("InputError",),
-    "finetuning.run": ("FinetuneFailed", "Result"),
+    "finetuning.result": ("FinetuneFailed", "Result"),
     "inference.predict": ("Prediction",),
     "reports.build": ("ReportPaths",),
     "sweeps.events": ("Level", "Listener", "StageEnd"),

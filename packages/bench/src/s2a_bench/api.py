@@ -26,7 +26,7 @@ from s2a_bench.sweeps.settings import coerce
 if TYPE_CHECKING:
     from s2a import ExportReport
 
-    from s2a_bench.finetuning.run import Result
+    from s2a_bench.finetuning.result import Result
     from s2a_bench.inference.checks import PredictRequest
     from s2a_bench.inference.predict import Prediction
     from s2a_bench.reports.build import ReportPaths
@@ -301,8 +301,7 @@ def finetune(
         FinetuneFailed: The training failed; its record says why.
         KeyboardInterrupt: As it came; the best epoch so far is in ``output``, and the same call goes on.
     """
-    from s2a_bench.finetuning.request import FinetuneRequest
-    from s2a_bench.finetuning.run import finetune as run_finetuning
+    from s2a_bench.finetuning.request import FinetuneRequest, check_request
 
     given: dict[str, Any] = {
         "backbone": backbone,
@@ -343,6 +342,10 @@ def finetune(
         settings=_setting_texts(set, "set"),
         **given,
     )
+    check_request(mistakes, request)
+    mistakes.raise_all()
+    from s2a_bench.finetuning.run import finetune as run_finetuning  # torch with it, which mistakes need not wait for
+
     return run_finetuning(request, keep_stdout(listeners))
 
 

@@ -17,12 +17,11 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
 from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Number, Settings, Uri, flat, print_verbatim
-from s2a_bench.cli.progress import clock_text
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.events import Level, Listener
 
 if TYPE_CHECKING:
-    from s2a_bench.finetuning.run import Result
+    from s2a_bench.finetuning.result import Result
     from s2a_bench.sweeps.plan import Plan
 
 Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
@@ -101,7 +100,7 @@ class Finetune:
     def run(self, console: Console) -> int:
         """Runs the command."""
         from s2a_bench import api
-        from s2a_bench.finetuning.run import FinetuneFailed
+        from s2a_bench.finetuning.result import FinetuneFailed
 
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         given["set"] = flat(self.set)
@@ -210,6 +209,7 @@ class FinetuneConsole(Listener):
     def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
         """Prints the epoch: loss, validation accuracy, the best so far, and the time that is left."""
         from s2a_bench.cells.select import find_best
+        from s2a_bench.cli.progress import clock_text
 
         epoch, left = int(metrics["epoch"]), metrics.get("eta_seconds")
         self._curve.append(metrics)

@@ -195,6 +195,8 @@ def _check_device(mistakes: Mistakes, request: FinetuneRequest) -> None:
     if request.device == "auto":
         return
     check_device_name(request.device)
+    if request.device == "cpu":
+        return
     from s2a_bench.sweeps.resources import check_device
 
     check_device(request.device)

@@ -17,14 +17,15 @@ from s2a_bench.cells import run as cells_run
 from s2a_bench.cells.identity import IdentifiedCell
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import NewerRecord, Record
-from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 from s2a_bench.finetuning import adapter, choose, page, prepare, results
 from s2a_bench.finetuning import metrics as metrics_door
 from s2a_bench.finetuning.choose import Chosen
 from s2a_bench.finetuning.prepare import PreparedData
 from s2a_bench.finetuning.remembered import Remembered
-from s2a_bench.finetuning.request import FinetuneRequest, check_request
+from s2a_bench.finetuning.request import FinetuneRequest
+from s2a_bench.finetuning.result import FinetuneFailed, Result
 from s2a_bench.sweeps.events import Listener, StageEnd, notify
 from s2a_bench.sweeps.output_lock import only_writer
 from s2a_bench.sweeps.plan import Plan
@@ -34,52 +35,11 @@ _NOTE = "note: "
 """With which what is worth knowing of the images begins, among the steps of their preparation."""
 
 
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """What a fine-tuning left.
-
-    Attributes:
-        adapter: The adapter folder: ``s2a.from_pretrained`` and ``s2a-bench predict`` take it.
-        metrics: The content of ``metrics.json``, see ``finetuning.metrics``.
-        record: The cell's record.
-        report: The page.
-        labels: Names of the classes, in the order of the model's outputs.
-        ran: Whether anything was trained; false where it was finished before.
-        tracking_uri: The MLflow store that holds it; ``None``: nothing was tracked.
-    """
-
-    adapter: Path
-    metrics: dict[str, Any]
-    record: Record
-    report: Path
-    labels: list[str]
-    ran: bool = True
-    tracking_uri: str | None = None
-
-
-class FinetuneFailed(RuntimeError):
-    """The training failed; its record says why.
-
-    Attributes:
-        record: With the cause in ``error``.
-    """
-
-    def __init__(self, sentence: str, record: Record) -> None:
-        """A failure.
-
-        Args:
-            sentence: What happened, and what to do.
-            record: The record.
-        """
-        super().__init__(sentence)
-        self.record = record
-
-
 def finetune(request: FinetuneRequest, listeners: Sequence[Listener] = ()) -> Result:
     """Runs a fine-tuning, or finds that it is finished.
 
     Args:
-        request: What is asked for.
+        request: What is asked for, checked by ``request.check_request``.
         listeners: Receive ``message``, ``planned``, ``started``, ``epoch``, ``finished`` and ``ended``, and, those that
             have it, ``progress(what, done, total)`` while images are prepared.
 
@@ -89,9 +49,6 @@ def finetune(request: FinetuneRequest, listeners: Sequence[Listener] = ()) -> Re
         FinetuneFailed: The training failed.
         KeyboardInterrupt: As it came. The best epoch so far is in the output folder, and the same call goes on.
     """
-    mistakes = Mistakes()
-    check_request(mistakes, request)
-    mistakes.raise_all()
     say = functools.partial(notify, listeners, "message")
     device = choose.device_of(request)
     with contextlib.ExitStack() as stack:
