@@ -16,7 +16,7 @@ from s2a_bench.cli.finetune import FinetuneConsole
 from s2a_bench.cli.main import main
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.finetuning import choose, prepare
+from s2a_bench.finetuning import choose, default_backbones, prepare
 from s2a_bench.finetuning.remembered import Remembered
 from s2a_bench.finetuning.request import FinetuneRequest
 from s2a_bench.sweeps.plan import Plan
@@ -165,23 +165,26 @@ def test_epochs_and_batch_follow_the_number_of_images(images):
     ],
 )
 def test_images_are_of_224_pixels_or_of_the_checkpoint_s_smaller_size(name, size):
-    assert choose.image_size(name, None) == size
-    assert choose.image_size(name, 96) == 96
+    assert default_backbones.image_size(name, None) == size
+    assert default_backbones.image_size(name, 96) == 96
 
 
 def test_default_backbones_are_models_with_weights_and_a_licence():
     import timm
 
-    for name in {name for names in choose.DEFAULT_BACKBONES.values() for name in names}:
+    for name in {name for names in default_backbones.DEFAULT_BACKBONES.values() for name in names}:
         config = timm.get_pretrained_cfg(name)
         assert config is not None and config.hf_hub_id and config.license == "apache-2.0"
-    assert choose.OFFLINE_BACKBONE in MINI_BACKBONES
+    assert default_backbones.OFFLINE_BACKBONE in MINI_BACKBONES
 
 
 def test_a_weights_file_may_name_its_backbone():
-    assert choose._architecture_of(Path("/w/vit_small_patch14_dinov2.fp16.safetensors")) == "vit_small_patch14_dinov2"
+    assert (
+        default_backbones._architecture_of(Path("/w/vit_small_patch14_dinov2.fp16.safetensors"))
+        == "vit_small_patch14_dinov2"
+    )
     with pytest.raises(InputError, match="--backbone"):
-        choose._architecture_of(Path("/w/best.pth"))
+        default_backbones._architecture_of(Path("/w/best.pth"))
 
 
 def test_what_was_chosen_is_remembered_for_this_cell_wherever_it_lies(tmp_path):

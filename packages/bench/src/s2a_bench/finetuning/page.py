@@ -143,15 +143,16 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
         )
         blocks.append(element("div", element("figure", drawing, caption), class_="figures"))
     wrong = sorted(((n, t, m) for (t, m), n in counts.items() if t != m), key=lambda each: (-each[0], *each[1:]))
+    name = dict(enumerate(labels))
     supports = {each["label"]: each["support"] for each in metrics["per_class"]}
     if not wrong:
         return [*blocks, element("p", "No image is named wrongly.")]
     body = [
         element(
             "tr",
-            element("th", labels[t], scope="row"),
-            element("td", labels[m]),
-            element("td", f"{n} of {supports[labels[t]]}"),
+            element("th", name[t], scope="row"),
+            element("td", name[m]),
+            element("td", f"{n} of {supports[name[t]]}"),
         )
         for n, t, m in wrong[:PAIRS]
     ]

@@ -90,7 +90,7 @@ def save_model(adapter: Path, place: Path, summary: Mapping[str, Any]) -> None:
     columns += [ColSpec(AnyType(), "top"), ColSpec(DataType.string, "error")]
     signature = ModelSignature(
         Schema([ColSpec(AnyType())]),  # a path, or the bytes of a file; without a name, so that lists are taken too
-        Schema(columns),
+        Schema([*columns]),
         ParamSchema([ParamSpec("top", DataType.long, 1)]),
     )
     versions = summary.get("versions", {})

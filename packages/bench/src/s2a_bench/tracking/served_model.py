@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import mlflow
 import pandas
-from mlflow.pyfunc import PythonModel
+from mlflow.models import set_model
+from mlflow.pyfunc.model import PythonModel
 
 _BATCH = 32
 
@@ -107,4 +107,4 @@ def _open(value: Any) -> Any:
     return Image.open(io.BytesIO(bytes(value)))
 
 
-mlflow.models.set_model(ImageClassifier())
+set_model(ImageClassifier())
