@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from s2a_bench.data.images import decode_rgb
 from s2a_bench.data.own import duplicates
 from s2a_bench.data.own.duplicates import BITS, THRESHOLD, compute_hash, group_near_duplicates
+from scipy.sparse.csgraph import connected_components
 
 
 def scene(seed: int) -> Image.Image:
@@ -39,7 +40,7 @@ def test_what_people_do_to_a_picture(seed):
         compressed,
         image.resize((80, 60)),
         image.resize((320, 240)),
-        image.point(lambda v: int(v * 0.8) + 20),
+        image.point([int(v * 0.8) + 20 for v in range(256)] * 3),
     ):
         assert distance(image, same) <= THRESHOLD
     assert distance(image, scene(seed + 100)) > 2 * THRESHOLD
@@ -51,29 +52,44 @@ def test_hash_is_the_librarys():
     assert (bits == imagehash.phash(image, 16).hash).all()
 
 
-@pytest.mark.parametrize("bands", [THRESHOLD // 2 + 1])
-def test_search_finds_what_comparing_all_pairs_finds(bands):
+def partition(component) -> set[frozenset[int]]:
+    found: dict[int, set[int]] = {}
+    for i, each in enumerate(component):
+        found.setdefault(int(each), set()).add(i)
+    return {frozenset(each) for each in found.values()}
+
+
+def by_all_pairs(bits: np.ndarray) -> set[frozenset[int]]:
+    near = (bits[:, None] != bits[None]).sum(axis=2) <= THRESHOLD
+    return partition(connected_components(near)[1])
+
+
+@pytest.mark.parametrize("chunk", [1 << 20, 50])
+def test_search_finds_what_comparing_all_pairs_finds(monkeypatch, chunk):
+    """Distances around the threshold, in pairs so that a pair that is missed shows."""
+    monkeypatch.setattr(duplicates, "_CHUNK", chunk)
     rng = np.random.default_rng(0)
-    centres = rng.integers(0, 2, (60, BITS))
-    bits = centres[rng.integers(0, 60, 600)] ^ (rng.random((600, BITS)) < rng.choice([0.01, 0.045, 0.06], (600, 1)))
-    bits = np.unique(bits.astype(np.uint8), axis=0)
-    apart = (bits[:, None] != bits[None]).sum(axis=2)
-    expected = {(i, j) for i, j in zip(*np.nonzero(apart <= THRESHOLD), strict=True) if i < j}
-    assert 500 < len(expected) < len(bits) ** 2 / 4
-    found = {
-        tuple(sorted(pair))
-        for pairs in duplicates.find_near_pairs(np.packbits(bits, axis=1))
-        for pair in pairs.tolist()
-    }
-    assert found == expected
+    bits = rng.integers(0, 2, (300, BITS)).astype(np.uint8)
+    other = bits.copy()
+    for i in range(300):
+        other[i, rng.choice(BITS, THRESHOLD - 4 + i % 8, replace=False)] ^= 1
+    pairs = np.concatenate((bits, other))
+    expected = by_all_pairs(pairs)
+    assert len(expected) == 300 + sum(i % 8 > 4 for i in range(300))
+    assert partition(duplicates.connect_near(np.packbits(pairs, axis=1))) == expected
 
 
-def test_small_chunks_give_the_same_pairs(monkeypatch):
-    bits = np.packbits(np.random.default_rng(0).integers(0, 2, (50, 1)).repeat(BITS, axis=1).astype(np.uint8), axis=1)
-    bits[:, 0] = np.arange(50)
-    whole = sorted(tuple(p) for pairs in duplicates.find_near_pairs(bits) for p in pairs.tolist())
-    monkeypatch.setattr(duplicates, "_CHUNK", 7)
-    assert sorted(tuple(p) for pairs in duplicates.find_near_pairs(bits) for p in pairs.tolist()) == whole
+def test_chains_and_crowds():
+    """Frames of a film: near to their neighbours, the first not to the last; and many copies of one scene."""
+    rng = np.random.default_rng(1)
+    chain = [rng.integers(0, 2, BITS)]
+    for _ in range(60):
+        chain.append(chain[-1].copy())
+        chain[-1][rng.choice(BITS, 12, replace=False)] ^= 1
+    crowd = rng.integers(0, 2, BITS) ^ (rng.random((400, BITS)) < 0.03)
+    bits = np.unique(np.concatenate((np.array(chain), crowd)).astype(np.uint8), axis=0)
+    found = partition(duplicates.connect_near(np.packbits(bits, axis=1)))
+    assert found == by_all_pairs(bits) and sorted(map(len, found)) == [61, 400]
 
 
 def test_flat_images_are_alike_only_if_they_are_one_file():

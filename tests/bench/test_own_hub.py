@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -211,7 +212,7 @@ def test_what_datasets_writes(tmp_path):
         folder = prepare_own("mine", tmp_path / form, tmp_path / f"root-{form}", OwnOptions(group_column="who"))
         manifest = read_manifest(folder)
         assert manifest is not None and manifest.classes == ("dog", "cat")
-        given = {name: list(part) for name, part in parts.items()} if form == "parts" else {"": list(whole)}
+        given: dict[str, Any] = dict(parts) if form == "parts" else {"": whole}
         assert len(manifest.files) == 20
         for path, info in manifest.files.items():
             split, _, number = info.source.rpartition("/")

@@ -73,9 +73,9 @@ def test_again(source, tmp_path):
     prepare_own("mine", source, tmp_path / "root", progress=lambda what, done, total: said.append(what))
     assert "already prepared and intact; nothing to do" in said
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-    for options, words in (({"seed": 1}, "seed 0 and not 1"), ({"val": 0.2}, "val 0.1 and not 0.2")):
+    for options, words in ((OwnOptions(seed=1), "seed 0 and not 1"), (OwnOptions(val=0.2), "val 0.1 and not 0.2")):
         with pytest.raises(InputError, match=words):
-            prepare_own("mine", source, tmp_path / "root", OwnOptions(**options))
+            prepare_own("mine", source, tmp_path / "root", options)
     (source / "cat/new.png").write_bytes(png(500))
     with pytest.raises(InputError, match="other images"):
         prepare_own("mine", source, tmp_path / "root")

@@ -177,7 +177,7 @@ def _find_several(values: Iterable[str]) -> list[str]:
     return []
 
 
-def _as_list(value: str) -> list[object]:
+def _as_list(value: str) -> Sequence[object]:
     try:
         found = json.loads(value.replace("'", '"'))
     except ValueError:

@@ -16,6 +16,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 from PIL import Image
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 SIDE = 16
 BITS = SIDE * SIDE
@@ -45,39 +47,51 @@ def compute_hash(image: Image.Image) -> bytes | None:
     return np.packbits(imagehash.phash(grey, SIDE).hash).tobytes()
 
 
-def find_near_pairs(hashes: np.ndarray) -> Iterator[np.ndarray]:
-    """Pairs of hashes that differ in at most ``THRESHOLD`` bits.
+def connect_near(hashes: np.ndarray) -> np.ndarray:
+    """Which hashes are connected by pairs that differ in at most ``THRESHOLD`` bits, directly or in a chain.
 
     The bits are dealt out to ``_BANDS = THRESHOLD // 2 + 1`` bands. If two hashes differed in two bits or more in each
     band they would differ in ``2 * _BANDS > THRESHOLD``; so near ones differ in at most one bit of some band. Only
-    such pairs, which are found by sorting, are compared in full (multi-index hashing, Norouzi et al., 2012). Tens of
-    thousands of photographs take seconds; many that look alike cost as much as there are pairs of them.
+    such pairs, which are found by sorting, are compared in full (multi-index hashing, Norouzi et al., 2012), and only
+    if they are not connected yet. Tens of thousands of photographs take seconds.
 
     Args:
         hashes: ``(N, BITS / 8)`` uint8, all different.
 
-    Yields:
-        ``(P, 2)`` indices; a pair may come several times.
+    Returns:
+        ``(N,)``: the same number for connected ones.
     """
     bits = np.unpackbits(hashes, axis=1)
     words = np.ascontiguousarray(hashes).view(np.uint16)
+    component = np.arange(len(hashes))
     for band in range(_BANDS):
         own = bits[:, band::_BANDS].astype(np.int64)
         values = 1 << np.arange(own.shape[1], dtype=np.int64)
         keys = own @ values
         order = np.argsort(keys, kind="stable")
-        ordered = keys[order]
+        buckets, starts, sizes = np.unique(keys[order], return_index=True, return_counts=True)
         for flip in (0, *values):
-            first = np.searchsorted(ordered, keys ^ flip, side="left")
-            counts = np.searchsorted(ordered, keys ^ flip, side="right") - first
-            for left, right in _expand(first, counts):
+            # The bucket of each hash's key with one bit changed, unless it is empty or all connected to it already.
+            bucket = np.minimum(np.searchsorted(buckets, keys ^ flip), len(buckets) - 1)
+            lowest = np.minimum.reduceat(component[order], starts)[bucket]
+            highest = np.maximum.reduceat(component[order], starts)[bucket]
+            open_ones = (buckets[bucket] == keys ^ flip) & ((lowest != component) | (highest != component))
+            for left, right in _expand(starts[bucket], np.where(open_ones, sizes[bucket], 0)):
                 right = order[right]
-                once = left < right
-                left, right = left[once], right[once]
+                new = component[left] != component[right]
+                left, right = left[new], right[new]
                 distance = _ONES[words[left] ^ words[right]].sum(axis=1, dtype=np.int64)
                 near = distance <= THRESHOLD
                 if near.any():
-                    yield np.stack((left[near], right[near]), axis=1)
+                    component = _join(component, component[left[near]], component[right[near]])
+    return component
+
+
+def _join(component: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
+    """Components after some have been joined in pairs."""
+    n = len(component)
+    edges = coo_matrix((np.ones(len(left), dtype=bool), (left, right)), shape=(n, n))
+    return connected_components(edges, directed=False)[1][component]
 
 
 def _expand(first: np.ndarray, counts: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray]]:
@@ -141,9 +155,9 @@ def group_near_duplicates(digests: Sequence[str], hashes: Sequence[bytes | None]
         if value is not None:
             first.setdefault(value, i)
     if len(first) > 1:
+        component = connect_near(np.frombuffer(b"".join(first), dtype=np.uint8).reshape(len(first), -1))
         where = list(first.values())
-        table = np.frombuffer(b"".join(first), dtype=np.uint8).reshape(len(first), -1)
-        for pairs in find_near_pairs(table):
-            for i, j in pairs.tolist():
-                groups.join(where[i], where[j])
+        earliest: dict[int, int] = {}
+        for i, each in zip(where, component.tolist(), strict=True):
+            groups.join(earliest.setdefault(each, i), i)
     return groups.labels()

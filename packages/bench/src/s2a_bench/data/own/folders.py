@@ -82,7 +82,7 @@ def read_folders(tree: Tree) -> OwnSource:
         form="split folders" if parts else "class folders",
         images=tuple(found),
         classes=order_classes([*(image.label for image in found), *refused.values()]),
-        read=make_tree_reader(tree),
+        read=make_tree_reader(tree, prefix),
         base=tree.folder,
         unread=refused,
         notes=tuple(notes),
@@ -90,8 +90,9 @@ def read_folders(tree: Tree) -> OwnSource:
 
 
 def _take(name: str, prefix: str, parts: Mapping[str, str]) -> OwnImage | None:
-    """The image of a path; ``None``: it lies outside class folders."""
-    inner = name.removeprefix(prefix).split("/")
+    """The image of a path, named without the prefix; ``None``: it lies outside class folders."""
+    name = name.removeprefix(prefix)
+    inner = name.split("/")
     part = None
     if parts:
         part = parts[inner[0]]

@@ -140,9 +140,8 @@ def read_image_rows(file: Path, options: OwnOptions) -> OwnSource:
 
 def _list_arrow(folder: Path, split: str) -> list[_Shard]:
     state = _read_json(folder / _STATE)
-    files = state.get("_data_files")
     try:
-        names = [each["filename"] for each in files]
+        names = [each["filename"] for each in state["_data_files"]]
         paths = [folder / Path(name).name for name in names]
     except (TypeError, KeyError) as error:
         raise InputError(f"{folder / _STATE} names no data files; save the dataset again.") from error

@@ -88,12 +88,13 @@ def find_lookalikes(names: Iterable[str]) -> list[tuple[str, ...]]:
     return [tuple(several) for several in found.values() if len(several) > 1]
 
 
-def make_tree_reader(tree: Tree) -> ReadImages:
-    """Reads images by their path in a tree."""
+def make_tree_reader(tree: Tree, prefix: str = "") -> ReadImages:
+    """Reads images by their path in a tree, without the prefix that all of them have there."""
 
     def read(names: Collection[str]) -> Iterator[tuple[str, bytes | InputError]]:
         if tree.folder is None:  # in an archive, whose order matters; one that is broken is so as a whole
-            yield from tree.read_many(names)
+            for path, data in tree.read_many(prefix + name for name in names):
+                yield path.removeprefix(prefix), data
             return
         for name in names:
             try:
