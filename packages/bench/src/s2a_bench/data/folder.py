@@ -279,8 +279,8 @@ def _check_types(manifest: Manifest) -> None:
         bool: (m.lossy, m.synthetic),
     }
     values[str] += (*m.lists.values(), *m.code.values(), *(text for f in files for text in (f.sha256, f.source)))
-    if m.own is not None and not isinstance(m.own, dict):
-        raise TypeError(f"own={m.own!r:.80} where an object is expected")
+    if m.own is not None and not (isinstance(m.own, dict) and isinstance(m.own.get("format"), str)):
+        raise TypeError(f"own={m.own!r:.80} where an object with a format is expected")
     values[int] += (*(f.bytes for f in files), *(f.label for f in files if f.label is not None))
     for kind, found in values.items():
         for value in found:
