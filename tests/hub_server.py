@@ -225,7 +225,7 @@ def running_hub() -> Iterator[Hub]:
 
         do_GET = do_HEAD = do_POST = do_PUT = answer
 
-        def log_message(self, *args: Any) -> None:
+        def log_message(self, format: str, *args: Any) -> None:
             pass
 
     with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -47,7 +47,7 @@ def test_an_entry_point_gives_the_bench_s_backbone(name: str, installed: dict[st
 def test_an_adapter_on_it_loads_by_itself(name: str, installed: Any, tmp_path: Path) -> None:
     config = BackboneConfig(name=name)
     model, expected = backbones.create(config)
-    adapted = s2a.attach(model, s2a.S2AConfig(lrp_rank=4), 3, image_size=expected.size).eval()
+    adapted: Any = s2a.attach(model, s2a.S2AConfig(lrp_rank=4), 3, image_size=expected.size).eval()
     torch.nn.init.normal_(adapted.head.weight)
     images = torch.randn(2, 3, expected.size, expected.size)
     for described in (None, backbones.describe(config)):

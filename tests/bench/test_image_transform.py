@@ -125,4 +125,4 @@ def test_what_is_no_image_is_refused(tmp_path: Path) -> None:
     for change in ({"size": 0}, {"size": "8"}, {"size": [8, 9]}, {"size": 8.0}, {"mean": [1]}, {"std": [1, 1, 0]}):
         with pytest.raises(s2a.S2AError, match="image"):
             make_transform({**good, **change})
-    assert make_transform(good) == ImageTransform(8, (0.5,) * 3, (0.5,) * 3)
+    assert make_transform(good) == ImageTransform(8, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5))

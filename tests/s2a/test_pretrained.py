@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 from s2a.pretrained import backbone as backbones
 from safetensors.torch import save_file
+from timm.data.config import resolve_model_data_config
 
 LABELS = ["a", "b / c", "d | `e`", "---", "🐈‍⬛"]
 FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
@@ -109,13 +110,13 @@ def test_a_timm_model_describes_itself(
     loaded = s2a.from_pretrained(folder, weights=file)
     assert torch.equal(loaded(images), adapted(images))
     assert loaded.labels is None
-    own = timm.data.resolve_model_data_config(adapted.backbone)
+    own = resolve_model_data_config(adapted.backbone)
     assert loaded.transform().mean == own["mean"]
     assert loaded.transform()(Image.new("RGB", (50, 40))).shape == (3, size, size)
 
 
 def test_arguments_that_do_not_make_the_model_are_found(tmp_path: Path) -> None:
-    model = timm.create_model("test_vit", img_size=64, global_pool="avg")
+    model: Any = timm.create_model("test_vit", img_size=64, global_pool="avg")
     adapted, _ = trained(model, s2a.method_config("bias"), size=64)
     for args, message in (
         ({"img_size": 64}, r"fc_norm\.bias is missing there.*pass backbone="),
@@ -265,7 +266,7 @@ def test_labels_and_results_that_cannot_be_written(tmp_path: Path) -> None:
     ):
         with pytest.raises(s2a.S2AError, match=message):
             s2a.save_pretrained(adapted, tmp_path / "x", labels=labels)  # type: ignore[arg-type]
-    for arguments, message in (
+    cases: list[tuple[dict[str, Any], str]] = [
         ({"metrics": [1]}, "metrics is a mapping"),
         ({"metrics": {"a": object()}}, r"metrics\['a'\] is a object"),
         ({"metrics": {1: 1}}, "keys are text"),
@@ -276,7 +277,8 @@ def test_labels_and_results_that_cannot_be_written(tmp_path: Path) -> None:
         ({"image": {"size": 32, "mean": [0.5] * 3, "std": [0] * 3}}, "std"),
         ({"image": {"size": 32, "mean": [0.5] * 3, "std": [1] * 3, "crop": 1}}, "keys"),
         ({"backbone": "test_vit"}, "backbone is a mapping"),
-    ):
+    ]
+    for arguments, message in cases:
         with pytest.raises(s2a.S2AError, match=message):
             s2a.save_pretrained(adapted, tmp_path / "x", **arguments)
     for wrong in (adapted.backbone, torch.nn.Sequential(adapted)):

@@ -31,7 +31,7 @@ def written(seed: int = 0) -> tuple[dict[str, bytes], bytes]:
     model = timm.create_model("test_vit", img_size=32)
     with tempfile.TemporaryDirectory() as temporary:
         save_file(model.state_dict(), Path(temporary) / "weights.safetensors")
-        adapted = s2a.attach(model, s2a.method_config("bias"), 2)
+        adapted: Any = s2a.attach(model, s2a.method_config("bias"), 2)
         torch.nn.init.normal_(adapted.head.weight)
         folder = s2a.save_pretrained(adapted, Path(temporary) / "adapter", labels=["a", "b"])
         files = {path.name: path.read_bytes() for path in folder.iterdir()}
@@ -130,7 +130,7 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("method", ["bias"]), "must be of type str"),
         (put("method", "lora"), "not of one save"),
         (put("checksum", "0" * 32), "not of one save"),
-        (put("image", []), "image has list"),
+        (put("image", []), "image is a mapping of .*, not list"),
         (put("image", "size", "224"), "image size '224'"),
         (put("image", "size", 10**9), "image size 1000000000"),
         (put("image", "mean", [0, 0]), "image mean"),

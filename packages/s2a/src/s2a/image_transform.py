@@ -125,9 +125,10 @@ def make_transform(values: Any) -> ImageTransform:
         S2AError: No mapping, other keys, or values that ``ImageTransform`` refuses.
     """
     known = [field.name for field in dataclasses.fields(ImageTransform)]
-    if not isinstance(values, Mapping) or (wrong := sorted(str(key) for key in values if key not in known)):
-        given = f"keys {wrong}" if isinstance(values, Mapping) else type(values).__name__
-        raise S2AError(f"image has {given}; it is a mapping of {', '.join(known)}.")
+    if not isinstance(values, Mapping):
+        raise S2AError(f"image is a mapping of {', '.join(known)}, not {type(values).__name__}.")
+    if wrong := sorted(str(key) for key in values if key not in known):
+        raise S2AError(f"image has the keys {wrong}; it is a mapping of {', '.join(known)}.")
     if lost := [key for key in known[:3] if key not in values]:
         raise S2AError(f"image lacks {', '.join(lost)}.")
     return ImageTransform(**values)
