@@ -14,6 +14,7 @@ import torch
 from bench.adapters import LABELS, MEAN, write_adapter
 from bench.small_folders import picture
 from s2a.exporting.export import SUFFIXES
+from s2a_bench.cells import embedded
 from s2a_bench.cli.main import main
 from s2a_bench.inference import checks
 
@@ -84,3 +85,18 @@ def test_images_that_cannot_be_read_are_no_comparison(capsys):
 
 def test_suffixes_are_those_of_the_library():
     assert checks.SUFFIXES == SUFFIXES
+
+
+@pytest.mark.parametrize("name", ["mini_vit", "mini_swin", "mini_convnext"])
+def test_a_mini_backbone_becomes_a_model_that_timm_knows(name):
+    """Timm does not know it by its own name; the exported config has the name and the sizes of timm's class."""
+    adapted = s2a.attach(getattr(embedded, name)(), s2a.method_config("bias"), 7).eval()
+    with torch.no_grad():
+        for parameter in s2a.trainable_parameters(adapted).values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.1)
+    s2a.export(adapted, "model")
+    model: Any = timm.create_model("local-dir:model", pretrained=True).eval()
+    images = torch.randn(3, 3, *adapted.image_size)
+    with torch.no_grad():
+        torch.testing.assert_close(model(images), adapted(images), rtol=1e-4, atol=1e-4)
+    assert tuple(model.pretrained_cfg["input_size"]) == (3, *adapted.image_size)
