@@ -48,8 +48,9 @@ class BackboneConfig:
 
     Attributes:
         name: timm model name or key of ``backbones.MINI_BACKBONES``.
-        weights: Local ``.safetensors`` / ``.pth`` file; ``None`` takes the embedded file or timm's hub. The path is
-            not part of a cell's identity, the file's content is (``checkpoint_id``).
+        weights: Local ``.safetensors`` / ``.pth`` file, or a folder with ``model.safetensors``, in timm's layout or
+            Hugging Face's; ``None`` takes the embedded file or timm's hub. The path is not part of a cell's identity,
+            the content is (``checkpoint_id``).
         random_weights: Start from random weights; said out loud in the record.
         image_size: Side in pixels; ``None`` takes the checkpoint's own.
     """

@@ -106,7 +106,7 @@ def _hub_file(name: str) -> Path:
 
 
 def weights_file(config: BackboneConfig) -> Path | None:
-    """The file that a backbone's weights come from; ``None`` for random weights.
+    """The file (or folder, or index of a file in parts) that a backbone's weights come from; ``None``: random weights.
 
     Raises:
         InputError: Unknown backbone, no such file, or weights that cannot be had.
@@ -119,8 +119,11 @@ def weights_file(config: BackboneConfig) -> Path | None:
         return None
     if config.weights:
         path = Path(config.weights)
-        if not path.is_file():
-            raise InputError(f"No weights file at {path}; pass an existing .safetensors or .pth file to --weights.")
+        if not path.exists():
+            raise InputError(
+                f"No weights file at {path}; pass an existing .safetensors or .pth file, or a folder with "
+                "model.safetensors, to --weights."
+            )
         return path
     if config.name in MINI_BACKBONES:
         path = data_file(f"backbones/{config.name}.safetensors")
@@ -134,18 +137,25 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 
 def checkpoint_id(config: BackboneConfig) -> str:
-    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed)."""
+    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed).
+
+    Where several files decide (parts, the config beside weights in Hugging Face's layout): the hash of their hashes.
+    """
     path = weights_file(config)
     if path is None:
         return "random"
-    stat = path.stat()
-    return _sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)[:16]
+    ids = []
+    with _as_input_error():
+        files = weights.source_files(path)
+    for file in files:
+        ids.append(_sha256_of(file)[:16])
+    return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
 
 
 def describe(config: BackboneConfig) -> dict[str, Any]:
     """What ``s2a.save_pretrained`` takes as ``backbone=``: name, arguments, and where the weights come from.
 
-    Weights of a user's file have no hub id: they need not be the hub's.
+    Weights of a user's file have no hub id: they need not be the hub's. A file in several parts has no hash.
 
     Raises:
         InputError: As ``weights_file``.
@@ -153,12 +163,19 @@ def describe(config: BackboneConfig) -> dict[str, Any]:
     path = weights_file(config)
     found: dict[str, Any] = {"name": config.name, "args": _arguments(config), "weights": None}
     if path is not None:
-        stat = path.stat()
-        digest = _sha256(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+        with _as_input_error():
+            files = weights.weight_files(path)
+        digest = _sha256_of(files[0]) if len(files) == 1 else None
         found["weights"] = {"hub": None, "revision": None, "file": path.name, "sha256": digest}
         if not config.weights and config.name not in MINI_BACKBONES:
             found["weights"] |= {"hub": _hub_id(config.name), "revision": path.parent.name}
     return found
+
+
+def _sha256_of(file: Path) -> str:
+    """Hash of a file's content, read again only when the file has changed."""
+    stat = file.stat()
+    return _sha256(str(file.resolve()), stat.st_mtime_ns, stat.st_size)
 
 
 def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tuple[nn.Module, DataFormat]:

@@ -54,7 +54,7 @@ class Sweep:
             methods and backbones where none are named.
         set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
         sweep: method.KEY=V1,V2,... or train.KEY=V1,V2,...; given more than once: all combinations.
-        weights: Local .safetensors or .pth file for the backbone.
+        weights: Local .safetensors or .pth file for the backbone, or a folder with model.safetensors.
         random_weights: Start from random weights; the record says so.
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.

@@ -24,7 +24,7 @@ from s2a.registry import list_methods
 from s2a.saved_file import SavedFile
 from s2a.state import belongs_to
 from s2a.state import load_file as load_state
-from s2a.weights import create_with_weights, load_file
+from s2a.weights import create_with_weights, load_file, weight_files
 
 _HUB_ID = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?", re.ASCII)
 
@@ -46,7 +46,7 @@ def from_pretrained(
 
     Args:
         folder_or_hub_id: A folder, or ``owner/name`` (also ``owner/name@revision``) on the hub.
-        weights: A file of the backbone's weights, as ``s2a.weights`` reads them.
+        weights: The backbone's weights: a file, or a folder with one, as ``s2a.weights`` reads them.
         device: Where the model goes; ``None``: the CPU.
         revision: Branch, tag or commit on the hub.
         token: Of the hub; ``None``: the one that is logged in.
@@ -96,8 +96,9 @@ def _check_file(weights: str | os.PathLike[str]) -> Path:
         path = Path(weights)
     except TypeError:
         raise S2AError(f"weights takes the path of a file, not {type(weights).__name__}.") from None
-    if not path.is_file():
+    if not path.exists():
         raise S2AError(f"there is no weights file at {path}.")
+    weight_files(path)  # of a folder or an index: whether its files are there
     return path
 
 
