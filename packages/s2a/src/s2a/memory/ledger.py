@@ -21,6 +21,14 @@ from torch.utils.flop_counter import flop_registry
 
 T = TypeVar("T")
 
+_ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention, torch.ops.aten._scaled_dot_product_flash_attention_backward
+_ON_CPU = (
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward,
+)
+FLOPS = {mine: flop_registry[usual] for mine, usual in zip(_ON_CPU, _ATTENTION, strict=True)} | dict(flop_registry)
+"""Operator -> its count of operations; older versions of torch leave out a CPU's attention."""
+
 BLOCK = 512
 """Bytes in which the CUDA caching allocator rounds every request up."""
 
@@ -199,7 +207,7 @@ class Ledger(TorchDispatchMode):
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # Autograd asks twice per operator.
         out = func(*args, **(kwargs or {}))
-        count = flop_registry.get(getattr(func, "_overloadpacket", None))
+        count = FLOPS.get(getattr(func, "_overloadpacket", None))
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
         for leaf in tree_leaves(out):
