@@ -19,6 +19,7 @@ from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED
 from s2a_bench.cli.data import DataList, DataPrepare, DataVerify
 from s2a_bench.cli.estimate import Estimate
 from s2a_bench.cli.experiments import Experiments
+from s2a_bench.cli.fits import Fits
 from s2a_bench.cli.memory import Memory
 from s2a_bench.cli.methods import Methods
 from s2a_bench.cli.pretrain import Pretrain
@@ -40,6 +41,7 @@ _DATA: Any = Union[  # noqa: UP007
 COMMANDS: Any = Union[  # noqa: UP007
     _named(Sweep, "sweep"),
     _named(Memory, "memory"),
+    _named(Fits, "fits"),
     _named(Estimate, "estimate"),
     _named(Methods, "methods"),
     _named(Experiments, "experiments"),

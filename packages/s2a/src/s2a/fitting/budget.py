@@ -35,6 +35,8 @@ def budget_bytes(budget: str | int, name: str = "budget") -> int:
         return budget
     if budget == FREE:
         if not torch.cuda.is_available():
-            raise S2AError(f"{name}='free' asks what is free on a CUDA device, and there is none; give a size as in 8GiB.")
+            raise S2AError(
+                f"{name}='free' asks what a CUDA device has free, and there is none; give a size as in 8GiB."
+            )
         return int(torch.cuda.mem_get_info()[0] * (1 - MARGIN))
     return parse_size(budget, name)

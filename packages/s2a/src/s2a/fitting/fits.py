@@ -147,8 +147,8 @@ def fit(
     lean = isinstance(config, LeanOptions) and config.activations == "lean"
     if lean and config.has_budget:
         raise S2AError(
-            "The config has a memory budget of its own, so the plan would depend on the batch that is looked for; leave "
-            "peak_budget and saved_budget_mb out."
+            "The config has a memory budget of its own, so the plan would depend on the batch that is looked for; "
+            "leave peak_budget and saved_budget_mb out."
         )
     choices = _checked(batch_sizes)
     with tensors_without_data() as mode:
@@ -156,7 +156,7 @@ def fit(
         exact = None
         if lean or checkpointing:
             stock = dataclasses.replace(config, **STOCK) if lean else config
-            exact = StepSimulation(make(stock, False, mode), autocast=autocast).peak(FLOPS_BATCH, 1).flops / FLOPS_BATCH
+            exact = _Peaks(make(stock, False, mode), autocast).flops_of(FLOPS_BATCH)
         peaks = _Peaks(adapted, autocast)
         found = peaks.largest(budget, choices)
         usual = _fit(found, peaks, budget, exact)
@@ -164,16 +164,13 @@ def fit(
             return usual
         with _autocast(adapted, autocast):
             images = max(1, found.batch)
-            before = plan_memory(adapted, batch_size=images)
             if not smallest:
-                return dataclasses.replace(usual, plan=before)
-            after = plan_smallest(adapted, images)
+                return dataclasses.replace(usual, plan=plan_memory(adapted, batch_size=images))
+            before, after = plan_smallest(adapted, images)
         # Where the plan has its room, an image takes so many bytes less: that is where to look first.
         less = (before.predicted - after.predicted) / images
         guess = _guess(found, budget, less, choices)
-        peaks = _Peaks(adapted, autocast)
         fewest = _fit(peaks.largest(budget, choices, guess), peaks, budget, exact)
-        after = dataclasses.replace(after, peak=None)
     return dataclasses.replace(usual, plan=before, smallest=dataclasses.replace(fewest, plan=after))
 
 
@@ -191,7 +188,7 @@ class _Peaks:
     """Simulated steps of one adapted model."""
 
     def __init__(self, adapted: Adapted, autocast: torch.dtype | None) -> None:
-        self._step = StepSimulation(adapted, autocast=autocast)
+        self._step = StepSimulation(adapted, autocast=autocast, copied=False)
         self.last: Peak | None = None
 
     def __call__(self, batch: int) -> int:
@@ -210,9 +207,14 @@ class _Peaks:
         return Largest(choices[found.batch - 1] if found.batch else 0, found.at_least, peaks)
 
     def per_image(self) -> float:
-        """About the bytes that an image adds to the peak: what the forward pass keeps, and the image."""
+        """About the bytes that an image adds to the peak: what is neither weights nor as large as they are."""
         assert self.last is not None
-        return (self.last.held + self.last.categories["input"]) / self._batch
+        fixed = ("weights", "gradients", "optimiser state")
+        return (self.last.total - sum(self.last.categories[name] for name in fixed)) / self._batch
+
+    def flops_of(self, batch: int) -> float:
+        """Operations of a first step, per image."""
+        return self._step.peak(batch, 1).flops / batch
 
     @property
     def flops(self) -> float:
@@ -229,12 +231,13 @@ def _fit(found: Largest, peaks: _Peaks, budget: int, exact: float | None) -> Fit
 
 def _guess(found: Largest, budget: int, less: float, choices: Sequence[int] | None) -> int | None:
     """The largest batch, estimated from peaks that take so many bytes less per image."""
-    points = sorted(found.peaks)
-    if choices is not None or len(points) < 2:
+    here = found.batch
+    away = max(found.peaks, key=lambda batch: abs(batch - here))
+    if choices is not None or here == away or not here:
         return None
-    slope = (found.peaks[points[-1]] - found.peaks[points[0]]) / (points[-1] - points[0]) - less
-    fixed = found.peaks[points[-1]] - (slope + less) * points[-1]
-    return int((budget - fixed) / slope) if slope > 0 else None
+    slope = (found.peaks[away] - found.peaks[here]) / (away - here)
+    fixed = found.peaks[here] - slope * here
+    return int((budget - fixed) / (slope - less)) if slope > less else None
 
 
 def _checked(batch_sizes: Sequence[int] | None) -> list[int] | None:
@@ -257,9 +260,7 @@ def _checkpoints(model: Any) -> bool:
     return isinstance(model, nn.Module) and any(getattr(m, "grad_checkpointing", False) for m in model.modules())
 
 
-def _without_data(
-    model: nn.Module | str, image_size: int | Sequence[int] | None, mode: FakeTensorMode
-) -> Any:
+def _without_data(model: nn.Module | str, image_size: int | Sequence[int] | None, mode: FakeTensorMode) -> Any:
     """A copy of a model, or one of that name, on tensors without data."""
     if isinstance(model, str):
         made = _named(model, image_size)

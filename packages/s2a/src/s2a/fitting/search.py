@@ -16,7 +16,7 @@ from collections.abc import Callable
 MOST_IMAGES = 1 << 17
 """Batches above this are not looked at: the answer is then "at least" this."""
 
-FIRST_GUESS = 8
+FIRST_GUESS = 64
 """Images of the first evaluation."""
 
 SECANTS = 4
@@ -69,9 +69,7 @@ def largest_batch(
         batch = _next(peaks, budget, low, high, per_image)
 
 
-def _next(
-    peaks: dict[int, int], budget: int, low: int, high: int, per_image: Callable[[], float] | None
-) -> int:
+def _next(peaks: dict[int, int], budget: int, low: int, high: int, per_image: Callable[[], float] | None) -> int:
     """The batch to evaluate next, strictly between ``low`` and ``high``."""
     # 1. A step that halves what is open, or doubles the batch where nothing too large was met yet.
     if len(peaks) > SECANTS and len(peaks) % 2:

@@ -155,6 +155,8 @@ class StepSimulation:
         autocast: Likewise.
         loss_fn: Likewise.
         input_shape: Likewise.
+        copied: Whether steps run on a copy, so that the model keeps its data and its state. One on tensors without data
+            may be taken itself: it ends up in training mode, and what is planned for it later is simulated too.
 
     Raises:
         S2AError: As ``simulated_peak``.
@@ -169,13 +171,14 @@ class StepSimulation:
         autocast: torch.dtype | None = None,
         loss_fn: Callable[[Tensor], Tensor] | None = None,
         input_shape: Sequence[int] | None = None,
+        copied: bool = True,
     ) -> None:
         self._shape = _shape(adapted, image_size, input_shape)
         if optimizer not in OPTIMISERS:
             raise S2AError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(map(repr, OPTIMISERS))}.")
         if not any(p.requires_grad for p in adapted.parameters()):
             raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
-        self._adapted = adapted
+        self._adapted, self._copied = adapted, copied
         self._options = OPTIMISERS[optimizer]
         self._autocast, self._loss_fn = autocast, loss_fn or _cross_entropy
         self._device = next(adapted.parameters()).device
@@ -183,17 +186,19 @@ class StepSimulation:
         self._copy: tuple[nn.Module, torch.optim.Optimizer] | None = None
 
     def peak(self, batch_size: int, steps: int = 2) -> Peak:
-        """As ``simulated_peak``."""
+        """As ``simulated_peak``; a step is the first one only in the first call."""
         for name, number in (("batch_size", batch_size), ("steps", steps)):
             if type(number) is not int or number < 1:
                 raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
-        ledger = Ledger(self._device)
+        ledger = Ledger(self._device, self._mode)
         devices = [self._device] if self._device.type == "cuda" else []
-        kept, self._copy = self._copy if steps == 2 else None, None
+        kept, self._copy = self._copy, None
         try:
             with torch.random.fork_rng(devices), self._mode as mode:
                 # 1. A copy without data, or that of the call before, whose optimiser has its state.
-                model = _without_data(self._adapted, mode) if kept is None else kept[0]
+                model = (
+                    kept[0] if kept else _without_data(self._adapted, mode) if self._copied else self._adapted.train()
+                )
                 with _no_collection(), ledger, ledger.following(model), shortened_by(ledger):
                     _enter_weights(model, ledger)
                     optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **self._options) if kept is None else kept[1]
@@ -212,7 +217,7 @@ class StepSimulation:
                 "device."
             ) from None
         if alike and steps > 1:
-            self._copy = model, optimiser
+            self._copy = model, optimiser  # A step of the next call is no first one.
         return _summary(ledger, after_forward)
 
 
@@ -383,4 +388,4 @@ def _category(entry: Entry, after_forward: int) -> str:
 
 def _live(entry: Entry, after_forward: int) -> Live:
     category = _category(entry, after_forward)
-    return Live(entry.bytes, category, entry.shape, entry.dtype, entry.operator, entry.module)
+    return Live(entry.bytes, category, entry.shape, entry.dtype, str(entry.operator), entry.module)

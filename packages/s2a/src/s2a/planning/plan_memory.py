@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,6 +25,7 @@ log = logging.getLogger("s2a")
 
 _not_compiled: Any = torch.compiler.disable  # the type PyTorch gives it takes no methods
 
+P = TypeVar("P")
 _MakePlan = Callable[[int | None], Plan]
 
 MAX_TRIES = 5
@@ -75,6 +76,7 @@ def plan_memory(
         raise S2AError(f"batch_size={batch_size!r} must be an integer of at least 1, or None.")
     given = batch_size if batch_size is not None else getattr(adapted.config, "budget_batch", None)
     images = USUAL_BATCH if given is None else given
+
     def choose(plan: _MakePlan) -> Plan:
         if peak_budget is None:
             return plan(None if saved_budget_mb is None else int(saved_budget_mb * 1e6))
@@ -90,22 +92,30 @@ def plan_memory(
     return found
 
 
-def plan_smallest(adapted: Adapted, batch_size: int) -> Plan:
+def plan_smallest(adapted: Adapted, batch_size: int) -> tuple[Plan, Plan]:
     """Makes every branch keep the fewest bytes that can be planned; in place.
 
     Args:
         adapted: As for ``plan_memory``; likewise called under the autocast of the step.
         batch_size: Images that the plan's bytes are for; what is kept does not depend on it.
 
+    Returns:
+        The plan of before, and the new one.
+
     Raises:
         S2AError: As ``plan_memory``.
     """
-    found = _planned(adapted, batch_size, lambda plan: plan(plan(None).smallest))
-    adapted._plan = found
+
+    def choose(plan: _MakePlan) -> tuple[Plan, Plan]:
+        before = plan(None)
+        return before, plan(before.smallest)
+
+    found = _planned(adapted, batch_size, choose)
+    adapted._plan = found[1]
     return found
 
 
-def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], Plan]) -> Plan:
+def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], P]) -> P:
     """Measures the branches, and applies the plan that ``choose`` makes with a function of the most bytes."""
     branches = adapted._branches
     if not branches:
