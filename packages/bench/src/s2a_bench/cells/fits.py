@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -100,8 +101,8 @@ def choose(cell: CellConfig, budget: int, num_classes: int = 100) -> tuple[int, 
     """Batch size and method options with which a cell's steps stay within a budget.
 
     The recipe's batch as it comes, if it fits; else the same batch under a plan for the budget; else the largest batch
-    that fits under the smallest plan. Lean activations are switched on for a plan, unless the cell's options say what
-    activations are to be or the method has none.
+    that fits, under the smallest plan or as it comes. Lean activations are switched on for a plan,
+    unless the cell's options say what activations are to be or the method has none.
 
     Args:
         cell: Its method, backbone and recipe count.
@@ -137,21 +138,22 @@ def choose(cell: CellConfig, budget: int, num_classes: int = 100) -> tuple[int, 
         step = simulated(config, False)
         if step.peak(train.batch_size).total <= budget:
             return train.batch_size, options
-        # 2. The same batch under a plan.
+        usual = largest_batch(lambda batch: step.peak(batch).total, budget, most=train.batch_size)
+        # 2. Under a plan: the same batch, or the largest that fits under the smallest plan.
         said = options.get("activations", "lean")
+        planned = None
         if isinstance(config, s2a.LeanOptions) and said == "lean":
-            options |= {"activations": "lean"}
-            try:
-                step = simulated(s2a.method_config(cell.method.name, **options), True)
-                options |= {"peak_budget": f"{budget}B"}
-            except s2a.S2AError:  # Nothing in this model or under this method can be planned.
-                options = dict(cell.method.options)
-        if "peak_budget" in options and step.peak(train.batch_size).total <= budget:
-            return train.batch_size, options
-        # 3. The largest batch that fits so.
-        found = largest_batch(lambda batch: step.peak(batch).total, budget, most=train.batch_size)
+            lean = options | {"activations": "lean"}
+            with contextlib.suppress(s2a.S2AError):  # Nothing in this model or under this method can be planned.
+                small = simulated(s2a.method_config(cell.method.name, **lean), True)
+                planned = largest_batch(
+                    lambda batch: small.peak(batch).total, budget, guess=train.batch_size, most=train.batch_size
+                )
+    found = usual
+    if planned is not None and planned.batch > usual.batch:
+        found, options = planned, lean | {"peak_budget": f"{budget}B"}
     if not found.batch:
-        least = -(-found.peaks[1] // 10**5) / 10
+        least = -(-min(each.peaks[1] for each in (usual, planned or usual)) // 10**5) / 10
         raise InputError(
             f"A memory budget of {budget / MB:,.1f} MB has no room for a step of one image of {cell.backbone.name} "
             f"under {cell.method.name}; the smallest that would do is {least:,.1f} MB: give that or more, a smaller "

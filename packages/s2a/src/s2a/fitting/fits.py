@@ -25,6 +25,10 @@ from s2a.memory.simulated import Peak, StepSimulation
 from s2a.planning.plan_memory import plan_memory, plan_smallest
 from s2a.registry import entry_for
 
+FEW_CHUNKS = 1 << 30
+"""Bytes beside weights and state below which a batch may fit though a smaller one does not: there are few chunks then
+(of some 10 MB per matrix, ``s2a.lean.linear.CHUNK``), which differ in size from batch to batch."""
+
 FLOPS_BATCH = 2
 """Images of the step whose operations are counted."""
 
@@ -45,7 +49,8 @@ class Fit:
             backward, what is computed again included (a multiply-add is two). Operations, not seconds.
         relative_step_flops: Those, relative to the same method with exact activations and without checkpointing.
         plan: What lean activations keep, for the step of ``batch_size`` images; ``None`` without them.
-        smallest: With lean activations: the same where every branch keeps the fewest bytes that can be planned.
+        smallest: With lean activations: the same where every branch keeps the fewest bytes that can be planned. What is
+            computed again takes room of its own for a moment: with small models it may take more than it saves.
     """
 
     batch_size: int
@@ -69,7 +74,9 @@ class Fit:
                 f"{-(-self.smallest_budget // 10**5) / 10:,.1f} MB"
             )
         parts = [f"{self._batch()} as it comes" if self.smallest else self._batch()]
-        if self.smallest:
+        if self.smallest and self.smallest.batch_size <= self.batch_size:
+            parts.append("a plan makes no more room")
+        elif self.smallest:
             more = self.smallest.relative_step_flops / self.relative_step_flops - 1
             parts.append(f"{self.smallest._batch()} with the smallest plan, {more:+.0%} operations")
         return "batch " + "; ".join(parts)
@@ -188,11 +195,13 @@ class _Peaks:
     """Simulated steps of one adapted model."""
 
     def __init__(self, adapted: Adapted, autocast: torch.dtype | None) -> None:
+        self._in_chunks = bool(adapted._branches)
         self._step = StepSimulation(adapted, autocast=autocast, copied=False)
         self.last: Peak | None = None
+        self._of: dict[int, Peak] = {}
 
     def __call__(self, batch: int) -> int:
-        self.last = self._step.peak(batch)
+        self.last = self._of[batch] = self._step.peak(batch)
         self._batch = batch
         return self.last.total
 
@@ -200,11 +209,36 @@ class _Peaks:
         """The largest batch that fits."""
         options = {} if guess is None else {"guess": guess}
         if choices is None:
-            return largest_batch(self, budget, per_image=self.per_image, **options)
+            found = largest_batch(self, budget, per_image=self.per_image, **options)
+            return self._beyond(found, budget)
         # Of the batches given: their number in order is what is looked for.
         found = largest_batch(lambda n: self(choices[n - 1]), budget, most=len(choices), **options)
         peaks = {choices[n - 1]: size for n, size in found.peaks.items()}
         return Largest(choices[found.batch - 1] if found.batch else 0, found.at_least, peaks)
+
+    def _beyond(self, found: Largest, budget: int) -> Largest:
+        """Looks whether a larger batch fits though one image more does not.
+
+        A batch in few chunks has its largest chunks just before it is cut into one more: the peak falls there. Under
+        it lies what is held at the loss, which only grows with the batch.
+        """
+        here = self._of.get(found.batch)
+        if here is None or not self._in_chunks or found.at_least:
+            return found
+        held = here.held + here.categories["input"]
+        fixed = here.after_forward - held
+        if here.total - fixed > FEW_CHUNKS:
+            return found
+        for share in (2.0, 1.5, 1.25, 1.1):
+            batch = int(found.batch * share)
+            if batch in found.peaks or batch > MOST_IMAGES or fixed + held * share > budget:
+                continue
+            if self(batch) <= budget:
+                more = largest_batch(self, budget, guess=batch + 1, per_image=self.per_image, fitting=batch)
+                peaks = found.peaks | {batch: self._of[batch].total} | more.peaks
+                return self._beyond(Largest(more.batch, more.at_least, peaks), budget)
+            found.peaks[batch] = self._of[batch].total
+        return found
 
     def per_image(self) -> float:
         """About the bytes that an image adds to the peak: what is neither weights nor as large as they are."""

@@ -45,6 +45,7 @@ def largest_batch(
     guess: int = FIRST_GUESS,
     per_image: Callable[[], float] | None = None,
     most: int = MOST_IMAGES,
+    fitting: int = 0,
 ) -> Largest:
     """The largest batch that fits: it does, and one image more does not.
 
@@ -54,9 +55,10 @@ def largest_batch(
         guess: Batch that is tried first.
         per_image: After the first evaluation: about how many bytes an image takes; ``None``: nothing is known.
         most: Largest batch to look at.
+        fitting: A batch that is known to fit.
     """
     peaks: dict[int, int] = {}
-    low, high = 0, most + 1  # ``low`` fits; ``high`` does not, or is one more than may be.
+    low, high = fitting, most + 1  # ``low`` fits; ``high`` does not, or is one more than may be.
     batch = min(max(guess, 1), most)
     while True:
         peaks[batch] = peak(batch)
