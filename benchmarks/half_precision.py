@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import copy
 from pathlib import Path
+from typing import Any
 
 import s2a
 import timm
@@ -29,7 +30,7 @@ CLASSES, STEPS, RATE = 10, 10, 1e-4
 def load_images(model: nn.Module, folder: Path, size: int, count: int) -> Tensor:
     """Images from all over a folder, ``(count, 3, size, size)``, as the checkpoint expects them."""
     config = {**resolve_model_data_config(model), "input_size": (3, size, size)}
-    transform = create_transform(**config, is_training=False)
+    transform: Any = create_transform(**config, is_training=False)
     paths = sorted(p for p in folder.rglob("*") if p.suffix.lower() in (".jpg", ".jpeg", ".png"))
     chosen = [paths[i * len(paths) // count] for i in range(count)]
     return torch.stack([transform(Image.open(path).convert("RGB")) for path in chosen])

@@ -51,9 +51,9 @@ def test_method_keeps_its_promises(method: str, family: str) -> None:
 @pytest.mark.compile
 @pytest.mark.parametrize(
     ("method", "family"),
-    # Compiling takes seconds: in the fast ring S2A on every family that is there, the other methods on a ViT.
+    # Compiling takes seconds: in the fast ring S2A on every family that is there, and LoRA on a ViT.
     [
-        pytest.param(*p, marks=[] if in_fast_ring(*p) and (p[0] == "s2a" or p[1] == "vit") else pytest.mark.full)
+        pytest.param(*p, marks=[] if in_fast_ring(*p) and (p[0] == "s2a" or p == ("lora", "vit")) else pytest.mark.full)
         for p in PAIRS
     ],
 )

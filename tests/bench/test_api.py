@@ -232,7 +232,7 @@ def test_cells_that_never_ran_because_the_cluster_went_away_are_not_passed_over(
         ({"seeds": True}, ["seeds=True"]),
         ({"epochs": "3"}, ["epochs='3'", "an integer"]),
         ({"limit_train": 1.5}, ["limit_train=1.5"]),
-        ({"evaluate": "train"}, ["evaluate='train'", "test, val"]),
+        ({"evaluate": "train"}, ["evaluate='train'", "test, val, select"]),
         ({"set": {"train.learning_rate": 1}}, ["train.learning_rate"]),
         ({"set": {"train.lr": object}}, ["set={'train.lr'", "number"]),
         ({"set": {"train.lr": float("nan")}}, ["set={'train.lr'"]),

@@ -88,6 +88,7 @@ def test_a_call_from_a_hook_changes_nothing(family: str, method: str, mode: str,
     assert not calls._stack.entries
 
 
+@pytest.mark.each_value
 @pytest.mark.filterwarnings("ignore:Block")  # Changed after attach: a hook is.
 @pytest.mark.parametrize(("family", "method", "mode"), [*NESTED, ("vit", "lst", "as it is"), ("swin", "s2a", "lean")])
 def test_a_pass_that_fails_leaves_nothing(family: str, method: str, mode: str) -> None:

@@ -60,7 +60,9 @@ def sweep(
     image_size: int | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
-    evaluate: Literal["test", "val"] = "test",
+    evaluate: Literal["test", "val", "select"] = "test",
+    augment: str = "default",
+    no_mirror: bool = False,
     device: str = "cpu",
     serial: bool = False,
     max_concurrent: int | None = None,
@@ -79,8 +81,9 @@ def sweep(
     record is there and done is not run again. Nothing is printed; what happens goes to the listeners.
 
     Args:
-        suite: ``mini`` (offline, embedded), ``vtab``, ``fgvc``, ``cifar``, ``domainnet``, ``imagenet``.
-        datasets: Datasets of the suite; its default subset if empty.
+        suite: ``mini`` (offline, embedded), ``vtab``, ``fgvc``, ``cifar``, ``domainnet``, ``imagenet``; ``own``: your
+            own images, as ``s2a-bench data prepare NAME --from DIR`` leaves them under ``data_dir``.
+        datasets: Datasets of the suite; its default subset if empty (``own``: all under ``data_dir``).
         backbones: timm names, ``mini_vit``, ...; the suite's default if empty.
         methods: Methods, with options if need be: ``"s2a"``, ``"s2a:activations=exact,bits=8"``.
         seeds: One cell each; the suite's default if empty.
@@ -99,6 +102,12 @@ def sweep(
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
         evaluate: ``test``: train on train and val, score the test set once. ``val``: train on train, score val.
+            ``select``: train on train, keep the epoch that is best on val (``train.patience`` stops early), score the
+            test set once with it.
+        augment: Random views of training images: ``default`` (the suite's: none for ``mini`` and ``vtab``, ``crop`` for
+            the others), ``none``, ``crop``, ``resized-crop``, ``rand`` or ``rand-mM-nN`` (timm's RandAugment of
+            magnitude M, N operations).
+        no_mirror: Do not mirror training images: left and right matter.
         device: ``cpu``, ``cuda``, ``cuda:0``.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if ``None``.
@@ -145,6 +154,8 @@ def sweep(
         limit_train=limit_train,
         limit_test=limit_test,
         evaluate=evaluate,
+        augment=augment,
+        no_mirror=no_mirror,
         device=device,
         serial=serial,
         max_concurrent=max_concurrent,
@@ -264,6 +275,7 @@ def prepare(
     checkpoint_every: float,
     keep_adapters: bool | None,
     no_feature_cache: bool,
+    no_mirror: bool,
     data_dir: FilePath | None,
     weights: FilePath | None,
     **others: Any,
@@ -280,6 +292,7 @@ def prepare(
         checkpoint_every: Likewise.
         keep_adapters: Likewise.
         no_feature_cache: Likewise.
+        no_mirror: Likewise.
         data_dir: Likewise.
         weights: Likewise.
         **others: Fields of ``Request`` and ``ResourceRequest``.
@@ -302,6 +315,7 @@ def prepare(
         axes=_setting_texts(sweep, "sweep"),
         data_dir=None if data_dir is None else _absolute(data_dir, "data_dir"),
         weights=None if weights is None else _absolute(weights, "weights"),
+        mirror=not _typed(no_mirror, bool, "no_mirror"),
     )
     keep = Keep(Path(_absolute(output, "output")))
     with mistakes.collecting():

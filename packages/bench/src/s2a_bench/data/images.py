@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from s2a_bench.data.limits import read_file
 from s2a_bench.errors import InputError
@@ -51,17 +51,22 @@ def read_image_bytes(path: Path) -> bytes:
         raise InputError(f"Image {path} cannot be read ({error.strerror or error}).") from error
 
 
-def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """A fully decoded RGB image; greyscale, CMYK and palette images are converted.
+def decode_rgb(data: bytes, name: str, upright: bool = False) -> Image.Image:
+    """A fully decoded RGB image; greyscale, CMYK and palette images are converted, an alpha channel is dropped.
 
     Args:
         data: The image file's content.
         name: Its name in error messages.
+        upright: Whether a rotation that it asks for (EXIF) is applied.
 
     Raises:
         InputError: As ``describe_conversions``.
     """
     with _open_decoded(data, name) as image:
+        if upright:
+            # An EXIF entry that cannot be read asks for no rotation.
+            with contextlib.suppress(Exception):
+                image = ImageOps.exif_transpose(image)
         return image.convert("RGB")
 
 
@@ -78,12 +83,13 @@ _CONVERSIONS = {
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def describe_conversions(data: bytes, name: str) -> list[str]:
-    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation not applied.
+def describe_conversions(data: bytes, name: str, upright: bool = False) -> list[str]:
+    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation.
 
     Args:
         data: The image file's content.
         name: Its name in error messages.
+        upright: As ``decode_rgb``.
 
     Raises:
         InputError: Empty, damaged, not an image, or one whose conversion to 8-bit RGB is not defined.
@@ -95,7 +101,7 @@ def describe_conversions(data: bytes, name: str) -> list[str]:
         if getattr(image, "n_frames", 1) > 1:
             found.append(f"has {getattr(image, 'n_frames', 1)} frames, of which the first is used")
         if image.getexif().get(0x0112, 1) != 1:
-            found.append("asks for a rotation (EXIF), which is not applied")
+            found.append(f"asks for a rotation (EXIF), which is {'applied' if upright else 'not applied'}")
     return found
 
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s2a_bench.data.table.lookup import check_images
 from s2a_bench.errors import InputError, Mistakes
-from s2a_bench.sweeps.checks.effects import check_sweep_options
+from s2a_bench.sweeps.checks.effects import check_sweep_options, find_datasets
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.search.choice import Mode
 from s2a_bench.sweeps.search.run_search import check_scheduler
@@ -22,6 +23,9 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
         mode: Of the search, if there is one.
     """
     check_sweep_options(mistakes, request, options, searches=mode is not None)
+    mistakes.each(
+        lambda dataset: check_images(dataset, request.evaluate, searches=mode is not None), find_datasets(request)
+    )
     with mistakes.collecting():
         check_output(options.keep.output)
     with mistakes.collecting():
