@@ -8,6 +8,7 @@ import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from bench.finetune_data import register_mini_backbones, write_classes
@@ -240,22 +241,24 @@ def test_the_request_s_defaults_are_those_of_the_function():
 def test_a_budget_decides_batch_and_plan_once_and_not_against_a_batch_that_was_asked_for(tmp_path, monkeypatch):
     asked = []
 
-    def fake(cell, budget):
+    def fake(cell, budget, classes):
         asked.append(budget)
+        assert classes == 3
         return 16, {**cell.method.options, "peak_budget": "1GiB"}
 
     monkeypatch.setitem(sys.modules, "s2a_bench.cells.fits", SimpleNamespace(choose=fake))
     cell = CellConfig(data=DataConfig("own", "leaves"), train=TrainConfig(batch_size=32))
+    data: Any = SimpleNamespace(manifest=SimpleNamespace(data_id="d", classes=("a", "b", "c")))
     request = FinetuneRequest(data="d", output=tmp_path, memory_budget="1GiB")
     remembered = Remembered(tmp_path)
-    fitted, words, notes = choose._fit_memory(request, cell, "data", remembered)
+    fitted, words, notes = choose._fit_memory(request, cell, data, remembered)
     assert (fitted.train.batch_size, fitted.method.options["peak_budget"], words) == (16, "1GiB", "1GiB")
     assert asked == [2**30] and len(notes) == 2 and "batch is 16 instead of 32" in notes[0]
     remembered.save(tmp_path)
-    assert choose._fit_memory(request, cell, "data", Remembered(tmp_path)) == (fitted, words, notes)
+    assert choose._fit_memory(request, cell, data, Remembered(tmp_path)) == (fitted, words, notes)
     assert len(asked) == 1, "the same command takes what it chose"
     strict = FinetuneRequest(data="d", output=tmp_path, memory_budget="1GiB", batch_size=32)
     with pytest.raises(InputError, match="the largest batch that does is 16"):
-        choose._fit_memory(strict, cell, "data", remembered)
+        choose._fit_memory(strict, cell, data, remembered)
     free = FinetuneRequest(data="d", output=tmp_path)
-    assert choose._fit_memory(free, cell, "data", remembered) == (cell, None, ())
+    assert choose._fit_memory(free, cell, data, remembered) == (cell, None, ())

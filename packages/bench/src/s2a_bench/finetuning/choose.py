@@ -81,7 +81,7 @@ def choose_cell(request: FinetuneRequest, data: PreparedData, device: str, remem
     for backbone in find_backbones(request, device, say):
         cell = _make_cell(request, data, backbone.config, device)
         try:
-            cell, budget, notes = _fit_memory(request, cell, data.manifest.data_id, remembered)
+            cell, budget, notes = _fit_memory(request, cell, data, remembered)
         except InputError as error:  # a smaller default backbone may fit
             refusal = error
             continue
@@ -147,18 +147,18 @@ def _train_values(request: FinetuneRequest, given: Mapping[str, Any], device: st
 
 
 def _fit_memory(
-    request: FinetuneRequest, cell: CellConfig, data_id: str, remembered: Remembered
+    request: FinetuneRequest, cell: CellConfig, data: PreparedData, remembered: Remembered
 ) -> tuple[CellConfig, str | None, tuple[str, ...]]:
     """The cell with the batch and the plan of memory that fit; the budget in words; sentences about it."""
     if request.memory_budget is None and not cell.device.startswith("cuda"):
         return cell, None, ()
     # What is free on a card differs from run to run: the same command goes on with what it chose first.
-    key = remembered.key("fit", cell, data_id, request.memory_budget or "free")
+    key = remembered.key("fit", cell, data.manifest.data_id, request.memory_budget or "free")
     if (known := remembered.get(key)) is None:
         budget, words = memory_limit(request, cell.device)
         from s2a_bench.cells.fits import choose
 
-        batch, options = choose(cell, budget)
+        batch, options = choose(cell, budget, len(data.manifest.classes))
         known = {"batch": batch, "options": dict(options), "words": words}
         remembered.put(key, known)
     batch, options, words = known["batch"], known["options"], known["words"]
