@@ -2,7 +2,8 @@
 
 ``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained,
 ``save_pretrained`` and ``from_pretrained`` with all that is needed to use it; ``export`` writes files that run without
-this library; ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a training step needs.
+this library; ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step needs,
+``fits`` how large a batch a memory budget has room for.
 """
 
 from s2a.activations import quantize_activations
@@ -11,6 +12,7 @@ from s2a.attach import attach, detach, merge
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
 from s2a.exporting import ExportReport, export
+from s2a.fitting import Fit, fits
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
 from s2a.planning import Plan, plan_memory
@@ -25,6 +27,7 @@ __all__ = [
     "Adapted",
     "Card",
     "ExportReport",
+    "Fit",
     "LeanOptions",
     "Method",
     "Peak",
@@ -41,6 +44,7 @@ __all__ = [
     "cast_frozen",
     "detach",
     "export",
+    "fits",
     "from_pretrained",
     "list_methods",
     "load",

@@ -27,13 +27,13 @@ def _zero(dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def tensors_without_data() -> Iterator[None]:
+def tensors_without_data() -> Iterator[FakeTensorMode]:
     """Within the block all new tensors are without data; a method can be attached to a model of such tensors.
 
     Nothing that depends on values can be known: drawn weights are none, and a comparison of values is false.
     """
-    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True), _ValuesAreUnknown():
-        yield
+    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True) as mode, _ValuesAreUnknown():
+        yield mode
 
 
 def strip_data(model: nn.Module, device: torch.device | str = "cpu") -> None:
