@@ -24,7 +24,7 @@ def write_adapter(folder: Path, method: str = "s2a", labels: list[str] | None = 
     weights = folder.parent / "backbone.safetensors"
     weights.parent.mkdir(parents=True, exist_ok=True)
     save_file(model.state_dict(), weights)
-    adapted = s2a.attach(model, s2a.method_config(method, **options), len(LABELS)).eval()
+    adapted: Any = s2a.attach(model, s2a.method_config(method, **options), len(LABELS)).eval()
     with torch.no_grad():
         adapted.head.weight.normal_()
     digest = hashlib.sha256(weights.read_bytes()).hexdigest()

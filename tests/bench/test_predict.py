@@ -202,7 +202,7 @@ def test_an_interrupt_waits_for_no_queue(adapted, monkeypatch):
     whole = predicting.read_image
     monkeypatch.setattr(predicting, "read_image", lambda path, transform: read.append(path) or whole(path, transform))
     model = predicting.load_adapter("out/adapter", None, "cpu")
-    stream = predicting.predictions(model, ["in/a.png"] * 50, 1, 2)
+    stream: Any = predicting.predictions(model, ["in/a.png"] * 50, 1, 2)
     next(stream)
     stream.close()
     assert len(read) <= 2 * (predicting._AHEAD + 1)

@@ -21,7 +21,7 @@ from pass_models import CASES, adapted_model
 from s2a.exporting import compare, onnx_file
 from s2a.exporting.export import SUFFIXES
 from safetensors import safe_open
-from timm.data import create_transform
+from timm.data.transforms_factory import create_transform
 from torch import Tensor, nn
 
 needs_onnx = pytest.mark.skipif(importlib.util.find_spec("onnxruntime") is None, reason="onnxruntime is not installed")
@@ -87,7 +87,8 @@ def test_timms_own_transform_gives_the_images_of_the_adapter(size, resize):
     crops = resize == "crop"
     form = {"crop_pct": _crop_fraction(size) if crops else 1.0, "crop_mode": "center" if crops else "squash"}
     plain = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "interpolation": "bicubic"}
-    found: Any = create_transform((3, size, size), **plain, **form)(picture)
+    transform: Any = create_transform((3, size, size), **plain, **form)
+    found = transform(picture)
     short = round(size * 8 / 7)
     scaled = picture.resize((int(short * 417 / 301), short) if crops else (size, size), Image.Resampling.BICUBIC)
     left, top = round((scaled.width - size) / 2), round((scaled.height - size) / 2)
@@ -134,8 +135,8 @@ def test_a_model_that_cannot_be_traced_is_a_sentence(tmp_path):
     adapted, _ = adapted_model("vit", "bias", "exact")
 
     class Looks(nn.Linear):
-        def forward(self, features: Tensor) -> Tensor:
-            return super().forward(features) if features.sum() > 0 else features[:, :5]
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) if input.sum() > 0 else input[:, :5]
 
     adapted.head = Looks(64, 5).eval()
     with pytest.raises(s2a.S2AError, match=r"torch\.export cannot trace this model under 'bias'"):

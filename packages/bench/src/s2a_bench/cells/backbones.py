@@ -43,7 +43,9 @@ def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
         "architecture": name,
     }
     arguments = {**spec.kwargs, **kwargs}
-    model = timm.create_model(spec.architecture, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments)
+    model: Any = timm.create_model(
+        spec.architecture, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments
+    )
     model.built_as = (spec.architecture, arguments)  # for s2a.export: timm does not know it by its own name
     return model
 

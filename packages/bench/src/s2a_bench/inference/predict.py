@@ -8,7 +8,6 @@ import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import s2a
 import torch
@@ -125,13 +124,13 @@ def _predict_batch(
         probabilities = _probabilities(adapted, torch.stack(list(images.values())))
         values, classes = probabilities.sort(dim=1, descending=True, stable=True)
         for number, row, order in zip(images, values[:, :top].tolist(), classes[:, :top].tolist(), strict=True):
-            ranked[number] = [(names[index], value) for index, value in zip(order, row, strict=True)]
+            ranked[number] = [(str(names[index]), float(value)) for index, value in zip(order, row, strict=True)]
     for number, path in enumerate(paths):
         if number in errors:
             yield Prediction(path, None, None, [], errors[number])
         else:
-            best: Any = ranked[number]
-            yield Prediction(path, *best[0], best)
+            label, probability = ranked[number][0]
+            yield Prediction(path, label, probability, ranked[number])
 
 
 def _probabilities(adapted: s2a.Adapted, images: Tensor) -> Tensor:
