@@ -2,7 +2,7 @@
 
 ``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained,
 ``save_pretrained`` and ``from_pretrained`` with all that is needed to use it; ``export`` writes files that run without
-this library. ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` tells what a whole training step
+this library; ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step
 needs, ``fits`` how large a batch a memory budget has room for.
 """
 

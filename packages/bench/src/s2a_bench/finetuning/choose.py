@@ -103,12 +103,9 @@ def _make_cell(request: FinetuneRequest, data: PreparedData, backbone: BackboneC
     values = _train_values(request, given["train"], device)
     values = {"epochs": epochs_for(images), "batch_size": batch_for(images), **values}
     train = recipes.train_config("own", method.name, backbone.name, **values)
-    extra: dict[str, Any] = {"augment": request.augment, "mirror": request.mirror}
-    extra = {k: v for k, v in extra.items() if k in {f.name for f in dataclasses.fields(DataConfig)}}
-    hints = typing.get_type_hints(DataConfig)
-    for key, value in given.get("data", {}).items():
-        extra[key] = settings_door.coerce(value, hints[key], f"data.{key}")
-    config = DataConfig("own", data.name, str(data.root), evaluate="select", **extra)  # type: ignore[arg-type]
+    config = DataConfig(
+        "own", data.name, str(data.root), evaluate="select", augment=request.augment, mirror=request.mirror
+    )
     return CellConfig(config, backbone, method, train, request.seed, device)
 
 

@@ -47,7 +47,7 @@ class FinetuneRequest:
         split_column: Column of a table with the splits.
         near_duplicates: Keep near-duplicates in one split.
         skip_unreadable: Leave images out that cannot be read, instead of refusing them.
-        settings: ``train.KEY=VALUE``, ``method.KEY=VALUE`` and ``data.KEY=VALUE`` texts.
+        settings: ``train.KEY=VALUE`` and ``method.KEY=VALUE`` texts.
         data_dir: Root of prepared datasets.
         tracking_uri: MLflow store; ``None``: ``<output>/mlflow.db``.
         checkpoint_every: Seconds between checkpoints.
