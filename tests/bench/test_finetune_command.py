@@ -11,17 +11,22 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from bench.finetune_data import register_mini_backbones, write_classes
+import s2a_bench
+import torch
+from bench.factories import make_record
+from bench.finetune_data import register_mini_backbones, write_classes, write_results
 from bench.own_folders import write_own
 from rich.console import Console
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
+from s2a_bench.cells.record import write
 from s2a_bench.cli.finetune import FinetuneConsole
 from s2a_bench.cli.main import main
 from s2a_bench.config import CellConfig, DataConfig, TrainConfig
 from s2a_bench.errors import InputError
-from s2a_bench.finetuning import choose, default_backbones, prepare
+from s2a_bench.finetuning import choose, default_backbones, prepare, results
 from s2a_bench.finetuning.remembered import Remembered
 from s2a_bench.finetuning.request import FinetuneRequest
+from s2a_bench.reports.build import build
 from s2a_bench.sweeps.plan import Plan
 from s2a_bench.tracking import store
 from s2a_bench.tracking.store import NotInstalled
@@ -94,6 +99,39 @@ def test_data_that_do_not_do(capsys, tmp_path):
     ):
         said = refused(capsys, tmp_path, *arguments, *FAST)
         assert any(words in line for line in said), said
+
+
+def test_how_images_are_prepared_has_no_effect_on_prepared_ones(capsys, tmp_path):
+    ready = write_own(tmp_path, "leaves")
+    arguments = ("--test", "0", "--label-column", "kind", "--no-near-duplicates", "--skip-unreadable")
+    (said,) = refused(capsys, tmp_path, str(ready), "--output", str(tmp_path / "o"), *FAST, *arguments)
+    assert said.startswith("--test, --label-column, --no-near-duplicates, --skip-unreadable: ")
+
+
+def test_a_folder_holds_a_fine_tuning_or_a_sweep(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "load", lambda *_: pytest.fail("said without a look at anything large"))
+    images, tuned, swept, cells = (tmp_path / name for name in ("raw", "tuned", "swept", "cells"))
+    write_classes(images)
+    results.install(tuned, "one", write_results("one"))
+    write(make_record(suite="own", evaluated_on="select", best_epoch=1, val_accuracy=50.0), tuned)
+    for folder in (swept, cells):
+        write(make_record(), folder)
+    build(swept)
+    for arguments in (["report"], ["sweep", "--datasets", "digits", "--methods", "bias", "--random-weights"]):
+        before = {path: path.stat().st_mtime_ns for path in tuned.rglob("*")}
+        assert main([*arguments, "--output", str(tuned)]) == 2
+        said = capsys.readouterr().err
+        assert f"{tuned} holds a fine-tuning" in said and "--output" in said and said.count("\n") == 1
+        assert {path: path.stat().st_mtime_ns for path in tuned.rglob("*")} == before
+    with pytest.raises(InputError, match="holds a fine-tuning"):
+        s2a_bench.report(tuned)
+    with pytest.raises(InputError, match="holds a fine-tuning"):
+        s2a_bench.sweep(datasets="digits", methods="bias", random_weights=True, output=tuned)
+    for folder in (swept, cells):
+        (said,) = refused(capsys, tmp_path, str(images), "--output", str(folder), *FAST)
+        assert said.startswith(f"{folder} holds a sweep") and "--output" in said
+        with pytest.raises(InputError, match="holds a sweep"):
+            s2a_bench.finetune(images, output=folder)
 
 
 def test_weights_of_another_architecture(capsys, tmp_path):

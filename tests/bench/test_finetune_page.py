@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 
 import pytest
+from bench.finetune_data import write_results
 from PIL import Image
 from s2a_bench.finetuning import page, results
 from s2a_bench.finetuning.pictures import Mistake, find_mistakes, thumbnail
@@ -102,7 +103,18 @@ def test_the_weakest_class_stands_first_and_the_best_epoch_is_marked():
 def test_an_interrupted_training_says_so_and_one_class_right_has_no_mistakes():
     text = page.render(made_up(2, status="interrupted"), [], Path("/o"))
     assert "Interrupted after epoch 3 of 9" in text
+    assert "became NaN or infinite after epoch 3 of 9" in page.render(made_up(2, status="diverged"), [], Path("/o"))
     assert "None of the test images is named wrongly." in text
+
+
+@pytest.mark.parametrize(("device", "whose"), [("cpu", "the whole process, Python"), ("cuda:0", "the GPU")])
+def test_the_page_says_whose_peak_was_measured(device, whose):
+    metrics = made_up(2)
+    metrics["config"]["device"] = device
+    metrics["memory"] |= {"peak_mb": 700.0, "simulated_mb": 20.0}
+    shown = dict(page.facts(metrics))
+    assert "20.0 MB its peak, simulated" in shown["memory of a step"] and "700" not in shown["memory of a step"]
+    assert [text for name, text in shown.items() if whose in name] == ["700.0 MB at its peak"]
 
 
 def test_mistakes_are_the_most_confident_first():
@@ -127,16 +139,6 @@ def test_thumbnails_are_upright_small_and_missing_images_none(tmp_path):
 
 
 # Results in the output folder
-
-
-def write_results(cell: str, status: str = "done"):
-    def fill(folder: Path) -> None:
-        (folder / "adapter").mkdir()
-        (folder / "adapter" / "adapter_config.json").write_text(cell)
-        (folder / "report.html").write_text(cell)
-        (folder / "metrics.json").write_text(json.dumps({"cell_id": cell, "status": status}))
-
-    return fill
 
 
 def cells_of(folder: Path) -> set[str]:

@@ -72,10 +72,11 @@ def test_predictions_are_those_of_the_model(adapted):
 def test_a_photo_is_turned_upright(adapted):
     image, exif = picture(7, 40, 60), Image.Exif()
     exif[0x0112] = 6  # The camera was turned: a viewer rotates by 90 degrees.
-    image.transpose(Image.Transpose.ROTATE_90).save("in/turned.png", exif=exif)
     image.save("in/upright.png")
-    turned, upright = s2a_bench.predict("out", ["in/turned.png", "in/upright.png"])
-    assert turned.top == upright.top
+    for name in ("turned.png", "turned.tiff"):
+        image.transpose(Image.Transpose.ROTATE_90).save(f"in/{name}", exif=exif)
+        turned, upright = s2a_bench.predict("out", [f"in/{name}", "in/upright.png"])
+        assert turned.top == upright.top
 
 
 def test_json_is_a_list_of_predictions(adapted, capsys):

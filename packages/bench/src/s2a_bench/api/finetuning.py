@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s2a_bench.api.arguments import FilePath, Settings, absolute, setting_texts, typed
-from s2a_bench.cells.outputs import CHECKPOINT_SECONDS
 from s2a_bench.errors import Mistakes
 from s2a_bench.sweeps.events import Listener, keep_stdout
 
@@ -46,7 +45,7 @@ def finetune(
     set: Settings = (),
     data_dir: FilePath | None = None,
     tracking_uri: str | None = None,
-    checkpoint_every: float = CHECKPOINT_SECONDS,
+    checkpoint_every: float = 0.0,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains on somebody's own images, from a folder to an adapter folder that ``s2a.from_pretrained`` loads.
@@ -88,7 +87,8 @@ def finetune(
         set: ``train.KEY`` or ``method.KEY``, and the value.
         data_dir: Where prepared datasets lie, if ``data`` is the name of one.
         tracking_uri: MLflow store; ``<output>/mlflow.db`` if ``None``. That MLflow fails is only a message.
-        checkpoint_every: Seconds between checkpoints; 0: after every epoch, infinity: none.
+        checkpoint_every: Seconds between checkpoints; 0: after every epoch, a large state less often so that writing
+            takes 5 % of the time at most; infinity: none.
         listeners: Receive progress events, see ``Listener``; one that has a method ``progress(what, done, total)`` is
             told how far the preparation of the images is.
 
@@ -98,7 +98,8 @@ def finetune(
     Raises:
         InputError: Bad input, before anything was written: one sentence for each mistake.
         S2AError: A method or a value that its config does not take, before anything was written.
-        FinetuneFailed: The training failed; its record says why.
+        FinetuneFailed: The training failed; its record says why. Where its loss became NaN or infinite, the best epoch
+            before is in ``output``.
         KeyboardInterrupt: As it came; the best epoch so far is in ``output``, and the same call goes on.
     """
     from s2a_bench.finetuning.request import FinetuneRequest, check_request

@@ -30,7 +30,7 @@ from s2a_bench.cells.prepare import PreparedCell, TrainingInput, prepare, traini
 from s2a_bench.cells.record import Record, check_place, new_record, write
 from s2a_bench.cells.scores import Scored, accuracy, score
 from s2a_bench.cells.select import Selection
-from s2a_bench.cells.train import train
+from s2a_bench.cells.train import Diverged, train
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.data import loading as data
 from s2a_bench.files import let_streams_take_any_text, make_folder, sync_file
@@ -44,13 +44,15 @@ class Trained:
 
     Attributes:
         adapted: The model.
-        record: Its record; of an interrupted cell what is known so far, with status ``failed``.
+        record: Its record; of one that was interrupted or diverged what is known so far, with status ``failed``.
         loaded: Its images.
         best_epoch: After how many epochs it had these weights.
         interrupted: Whether Ctrl-C ended the training: the weights are those of the best epoch so far.
         val: With ``evaluate="select"`` what it says of the validation images.
-        test: Likewise of the test images; ``None`` where there are none, and of an interrupted cell, which has yet to
-            be scored once.
+        test: Likewise of the test images; ``None`` where there are none, and where the training did not come to its
+            end: they are scored once, by one that does.
+        diverged: What ended the training where its loss became NaN or infinite: the weights are those of the best
+            epoch before.
     """
 
     adapted: s2a.Adapted
@@ -60,6 +62,7 @@ class Trained:
     interrupted: bool = False
     val: Scored | None = None
     test: Scored | None = None
+    diverged: Diverged | None = None
 
 
 OnEpoch = Callable[[dict[str, float]], None]
@@ -83,7 +86,8 @@ def run(
         on_look: Given the record so far after every one of ``CellConfig.looks``.
         on_trained: Given the trained model once, when its record is done; what it raises is raised here. After Ctrl-C
             too, where ``evaluate="select"`` has a best epoch so far: the interrupt is raised afterwards, and the
-            checkpoint stays, so that the same cell goes on from it.
+            checkpoint stays, so that the same cell goes on from it. Likewise where the loss became NaN or infinite
+            later than in the first epoch; the record is then that of a failed cell all the same.
 
     Returns:
         A record of status ``done``, or ``failed`` with the error and its traceback.
@@ -103,6 +107,8 @@ def run(
         with measure.peak(config.device) as peak:
             trained = _train_and_measure(opened, record, on_epoch, keep, on_look, wanted=on_trained is not None)
         record.peak_mb = peak.get("peak_mb")
+        if trained.diverged is not None:
+            raise trained.diverged
         record.status = "failed" if trained.interrupted else "done"
         record.did_not_learn = learning.find_problems(record)
     except Exception as error:
@@ -112,7 +118,7 @@ def run(
             kind, message = "OutOfMemory", failures.memory_sentence(error, config.device)
         record.error = {"type": kind, "message": message, "traceback": traceback.format_exc()}
     record.wall_seconds = time.perf_counter() - began
-    if trained is not None and on_trained is not None and record.error is None:
+    if trained is not None and on_trained is not None and (record.error is None or trained.diverged is not None):
         on_trained(trained)
     if trained is not None and trained.interrupted:
         raise KeyboardInterrupt
@@ -165,10 +171,10 @@ def _train_and_measure(
     try:
         _run_epochs(config, record, inputs, selection, on_epoch, keep, on_look)
         trained = _score(prepared, record, inputs, selection, wanted=wanted)
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Diverged) as error:
         if selection is None or not selection.epoch or not wanted:
             raise
-        return _finish_interrupted(prepared, record, inputs, selection)
+        return _best_so_far(prepared, record, inputs, selection, error)
     record.notes += loaded.notes
     if keep and keep.adapters is not False:
         _keep_adapter(prepared.adapted, record, keep)
@@ -264,13 +270,27 @@ def _restore_best(record: Record, selection: Selection) -> None:
     record.best_epoch, record.val_accuracy = selection.epoch, selection.accuracy
 
 
-def _finish_interrupted(prepared: PreparedCell, record: Record, inputs: TrainingInput, selection: Selection) -> Trained:
-    """The best epoch so far. The test images stay unseen: the cell goes on from its checkpoint and scores them then."""
+def _best_so_far(
+    prepared: PreparedCell,
+    record: Record,
+    inputs: TrainingInput,
+    selection: Selection,
+    error: KeyboardInterrupt | Diverged,
+) -> Trained:
+    """The best epoch of a training that was cut off. The test images stay unseen: one that ends scores them."""
     _restore_best(record, selection)
     # What the end had found already, if it came to that.
     record.accuracy = record.balanced_accuracy = record.macro_f1 = None
     val = score(inputs.model, inputs.val(), prepared.cell.config.train) if inputs.val else None
-    return Trained(prepared.adapted, record, prepared.loaded, selection.epoch, interrupted=True, val=val)
+    return Trained(
+        prepared.adapted,
+        record,
+        prepared.loaded,
+        selection.epoch,
+        interrupted=isinstance(error, KeyboardInterrupt),
+        val=val,
+        diverged=error if isinstance(error, Diverged) else None,
+    )
 
 
 def _keep_adapter(adapted: s2a.Adapted, record: Record, keep: Keep) -> None:

@@ -31,8 +31,9 @@ Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 class Finetune:
     """Trains on your own images: from a folder to an adapter that predict, export and s2a.from_pretrained take.
 
-    Exit codes: 0 done (or finished before), 1 the training failed, 2 bad input, before anything was written,
-    130 interrupted: the best epoch so far is kept, and the same command goes on.
+    Exit codes: 0 done (or finished before), 1 the training failed (a loss that became NaN: the best epoch before is
+    kept), 2 bad input, before anything was written, 130 interrupted: the best epoch so far is kept, and the same
+    command goes on.
 
     Attributes:
         data: A folder with one folder of images per class, or with train, val, test of those; a CSV or Parquet table of
@@ -65,7 +66,8 @@ class Finetune:
         set: train.KEY=VALUE or method.KEY=VALUE; values as in JSON or Python.
         data_dir: Where prepared datasets lie.
         tracking_uri: MLflow store: sqlite:///PATH or http://HOST:PORT; <output>/mlflow.db if left out.
-        checkpoint_every: Seconds between checkpoints, from which a killed training goes on; 0: every epoch; inf: none.
+        checkpoint_every: Seconds between checkpoints, from which a training that was cut off goes on; 0: every epoch, a
+            large state less often (5 % of the time at most goes into writing); inf: none.
     """
 
     data: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="DATA")]
@@ -95,7 +97,7 @@ class Finetune:
     set: Settings = ()
     data_dir: Folder = None
     tracking_uri: Uri = None
-    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
 
     def run(self, console: Console) -> int:
         """Runs the command."""

@@ -28,6 +28,7 @@ class Circumstances:
         weights: Where the backbone's weights come from, in words: a file, or a name on the hub.
         weights_file: That file, absolute; ``None``: the hub's or the embedded one.
         budget: Memory budget as given, or as found on the card; ``None``: none.
+        simulated_mb: Peak of a training step, simulated; ``None``: unknown.
         lr_search: ``{"rate", "reason", "points"}`` of ``--lr find``; ``None``: none.
         notes: What a person should know, as sentences.
     """
@@ -39,6 +40,7 @@ class Circumstances:
     weights: str
     weights_file: str | None = None
     budget: str | None = None
+    simulated_mb: float | None = None
     lr_search: dict[str, Any] | None = None
     notes: tuple[str, ...] = ()
 
@@ -61,7 +63,7 @@ def build(cell: CellConfig, record: Record, trained: Trained, about: Circumstanc
     val = trained.val
     data_config = record.data_config
     found = {
-        "status": "interrupted" if trained.interrupted else "done",
+        "status": "interrupted" if trained.interrupted else "diverged" if trained.diverged is not None else "done",
         "cell_id": record.cell_id,
         "accuracy": scored.accuracy,
         "accuracy_on": scored_on,
@@ -102,6 +104,7 @@ def build(cell: CellConfig, record: Record, trained: Trained, about: Circumstanc
         "memory": {
             "budget": about.budget,
             **{k: getattr(record, k) for k in ("weights_mb", "saved_mb", "measured_mb", "theoretical_mb", "peak_mb")},
+            "simulated_mb": about.simulated_mb,
         },
         "times": {
             "training": sum(m["seconds"] for m in record.curve) if record.curve else None,

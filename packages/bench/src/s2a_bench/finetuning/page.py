@@ -39,8 +39,8 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
         element("style", Markup(style), scatter.css([]), curves.css(), drawings.css()),
     )
     blocks = [element("h1", title), element("p", _headline(metrics), class_="soft")]
-    if metrics["status"] == "interrupted":
-        blocks.append(element("p", interrupted_sentence(metrics), class_="bad"))
+    if metrics["status"] != "done":
+        blocks.append(element("p", cut_off_sentence(metrics), class_="bad"))
     blocks += [_numbers(metrics), *_notes(metrics)]
     blocks += [element("h2", "Learning curves"), _learning_curves(metrics)]
     blocks += _rate_search(metrics)
@@ -53,8 +53,13 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def interrupted_sentence(metrics: Mapping[str, Any]) -> str:
+def cut_off_sentence(metrics: Mapping[str, Any]) -> str:
     """That a training did not come to its end."""
+    if metrics["status"] == "diverged":
+        return (
+            f"The loss became NaN or infinite after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the "
+            "best epoch before, and the test images were not looked at. Train again with a lower learning rate (--lr)."
+        )
     return (
         f"Interrupted after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the best epoch so far. "
         "The same command goes on from the last checkpoint."
@@ -229,7 +234,8 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(metrics["seed"])),
         ("epochs", f"{metrics['epochs_run']} of {metrics['epochs']} run, epoch {metrics['best_epoch']} kept"),
         ("trainable", f"{metrics['params']['trainable']:,} of {metrics['params']['total']:,} parameters"),
-        ("memory of a step", _megabytes(memory, ("measured_mb", "weights and saved tensors"), ("peak_mb", "peak"))),
+        ("memory of a step", _megabytes(memory, *_STEP_SIZES)),
+        (_peak_name(metrics), _megabytes(memory, ("peak_mb", "at its peak"))),
         ("budget", memory.get("budget") or "none"),
         ("time", f"{_seconds(times.get('training'))} of training, {_seconds(times.get('total'))} in all"),
         ("speed", f"{metrics['images_per_second']:.1f} images/s" if metrics["images_per_second"] else "unknown"),
@@ -238,6 +244,15 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("record", metrics["cell_id"]),
     ]
     return found
+
+
+_STEP_SIZES = (("measured_mb", "weights and saved tensors"), ("simulated_mb", "its peak, simulated"))
+
+
+def _peak_name(metrics: Mapping[str, Any]) -> str:
+    """What ``peak_mb`` is of: the allocator of a GPU, or on a CPU the process, since nothing else can be read there."""
+    gpu = metrics["config"].get("device", "cpu").startswith("cuda")
+    return "memory of the GPU" if gpu else "memory of the whole process, Python and libraries included"
 
 
 def _megabytes(memory: Mapping[str, Any], *names: tuple[str, str]) -> str:

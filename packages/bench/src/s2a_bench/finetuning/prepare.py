@@ -18,11 +18,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.data.folder import MANIFEST, Manifest, image_root, read_manifest
+from s2a_bench.data.folder import Manifest, image_root, read_manifest
 from s2a_bench.data.table.own import NAME_PATTERN, TAKEN_NAMES
 from s2a_bench.errors import InputError
 from s2a_bench.files import make_folder, process_runs, sync_folder, write_atomic
-from s2a_bench.finetuning.request import FinetuneRequest, find_source
+from s2a_bench.finetuning.request import PREPARATION, FinetuneRequest, find_source, is_prepared
 
 Progress = Callable[[str, int, int], None]
 """What is done, and how much of how much."""
@@ -73,7 +73,7 @@ def prepare(request: FinetuneRequest, stage: Path, progress: Progress) -> Prepar
         InputError: Data that cannot be used, one sentence for each mistake.
     """
     source = find_source(request)
-    if (source / MANIFEST).is_file() and (source / "train.txt").is_file():
+    if is_prepared(source):
         found = PreparedData(source.name, source.parent, _read_own(source), source)
     else:
         found = _prepare_source(request, source, stage, progress)
@@ -107,18 +107,8 @@ def _prepare_source(request: FinetuneRequest, source: Path, stage: Path, progres
             f"Output folder {request.output} lies in the folder of images {source}; give another --output."
         )
     name, root = dataset_name(source), request.output / "data"
-    options = OwnOptions(
-        val=request.val,
-        test=request.test,
-        seed=request.seed,
-        group_column=request.group_column,
-        path_column=request.path_column,
-        label_column=request.label_column,
-        split_column=request.split_column,
-        near_duplicates=request.near_duplicates,
-        skip_unreadable=request.skip_unreadable,
-        in_place=True,
-    )
+    given = {argument: getattr(request, argument) for argument in PREPARATION}
+    options = OwnOptions(**given, seed=request.seed, in_place=True)
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         known = json.loads(_stamp_path(root, name).read_text(encoding="utf-8"))
         manifest = _read_own(root / name)

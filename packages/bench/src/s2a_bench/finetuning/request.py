@@ -7,15 +7,21 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from s2a_bench.cells.outputs import CHECKPOINT_SECONDS
 from s2a_bench.config import BackboneConfig
+from s2a_bench.data.folder import MANIFEST
 from s2a_bench.errors import InputError, Mistakes, is_input_error
 from s2a_bench.sweeps.checks.backbones import check_backbone, check_weights
 from s2a_bench.sweeps.checks.devices import check_device_name
 from s2a_bench.sweeps.checks.methods import method_table
-from s2a_bench.sweeps.checks.options import check_output
+from s2a_bench.sweeps.checks.places import check_output, check_place_of_finetuning
 from s2a_bench.sweeps.checks.request import check_labels, check_settings
 from s2a_bench.sweeps.request import Request
+
+PREPARATION = (
+    *("val", "test", "group_column", "path_column", "label_column", "split_column"),
+    *("near_duplicates", "skip_unreadable"),
+)
+"""Arguments that say how images are prepared, the seed aside."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +56,7 @@ class FinetuneRequest:
         settings: ``train.KEY=VALUE`` and ``method.KEY=VALUE`` texts.
         data_dir: Root of prepared datasets.
         tracking_uri: MLflow store; ``None``: ``<output>/mlflow.db``.
-        checkpoint_every: Seconds between checkpoints.
+        checkpoint_every: Seconds between checkpoints; 0: after every epoch, or as often as takes 5 %.
     """
 
     data: str
@@ -80,7 +86,7 @@ class FinetuneRequest:
     settings: tuple[str, ...] = ()
     data_dir: str | None = None
     tracking_uri: str | None = None
-    checkpoint_every: float = CHECKPOINT_SECONDS
+    checkpoint_every: float = 0.0
 
 
 def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
@@ -112,12 +118,35 @@ def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
         with mistakes.collecting():
             check_uri(request.tracking_uri, request.output)
             check_installed()
+    if not mistakes:  # what is right in itself may still have no effect
+        _check_no_effect(mistakes, request)
 
 
 def _check_data(mistakes: Mistakes, request: FinetuneRequest) -> None:
     find_source(request)
     if request.data_dir is not None and not Path(request.data_dir).is_dir():
         mistakes.add(InputError(f"--data-dir {request.data_dir} is no folder; give an existing one."))
+
+
+def is_prepared(source: Path) -> bool:
+    """Whether a folder is a standard folder, with lists and manifest, as ``s2a-bench data prepare`` makes it."""
+    return (source / MANIFEST).is_file() and (source / "train.txt").is_file()
+
+
+def _check_no_effect(mistakes: Mistakes, request: FinetuneRequest) -> None:
+    source = find_source(request)
+    if not is_prepared(source):
+        return
+    defaults = FinetuneRequest(request.data, request.output)
+    given = [name for name in PREPARATION if getattr(request, name) != getattr(defaults, name)]
+    if given:
+        flags = ", ".join(f"--{'no-' * (name == 'near_duplicates')}{name.replace('_', '-')}" for name in given)
+        mistakes.add(
+            InputError(
+                f"{flags}: {source} is prepared, and its lists stay as they are; leave that out, or give the images "
+                "themselves."
+            )
+        )
 
 
 def find_source(request: FinetuneRequest) -> Path:
@@ -147,6 +176,7 @@ def find_source(request: FinetuneRequest) -> Path:
 
 def _check_place(mistakes: Mistakes, request: FinetuneRequest) -> None:
     check_output(request.output)
+    check_place_of_finetuning(request.output)
     if not request.checkpoint_every >= 0:
         mistakes.add(
             InputError(f"--checkpoint-every {request.checkpoint_every:g} must be a number of seconds, or inf.")

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench import failures
-from s2a_bench.cells import identity, outputs
+from s2a_bench.cells import identity, measure, outputs
 from s2a_bench.cells import record as records
 from s2a_bench.cells import run as cells_run
 from s2a_bench.cells.identity import IdentifiedCell
 from s2a_bench.cells.outputs import Keep
 from s2a_bench.cells.record import NewerRecord, Record
+from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 from s2a_bench.finetuning import adapter, choose, page, prepare, results
@@ -167,7 +168,7 @@ class _Finetuning:
                     keep,
                     on_trained=held.append,
                 )
-                if record.status == "done":
+                if held:  # done, or diverged after a good epoch
                     # Before the record, which says that the cell is finished: results are never missing then.
                     found = self._write_results(held[0])
                 records.write(record, self.output)
@@ -178,7 +179,8 @@ class _Finetuning:
         notify(listeners, "finished", record)
         if record.status != "done":
             notify(listeners, "ended", StageEnd(plan, [record], "FAILED"))
-            raise FinetuneFailed(f"The training failed: {failures.cause(record)}.", record)
+            kept = self._kept(found) if found else ""
+            raise FinetuneFailed(f"The training failed: {failures.cause(record)}.{kept}", record)
         return record, found
 
     def _keep_best(self, held: Sequence[cells_run.Trained], listeners: Sequence[Listener]) -> None:
@@ -189,9 +191,13 @@ class _Finetuning:
             )
             return
         found = self._write_results(held[0])
-        kept = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"
-        text = f"Interrupted after epoch {found['epochs_run']} of {found['epochs']}: the best so far ({kept}) is in "
-        notify(listeners, "message", f"{text}{self.output / results.ADAPTER}; the same command goes on.", "info")
+        text = f"Interrupted after epoch {found['epochs_run']} of {found['epochs']}; the same command goes on."
+        notify(listeners, "message", f"{text}{self._kept(found)}", "info")
+
+    def _kept(self, found: dict[str, Any]) -> str:
+        """Where the best epoch of a training lies that did not come to its end."""
+        best = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"
+        return f" The best epoch before ({best}) is in {self.output / results.ADAPTER}."
 
     @contextlib.contextmanager
     def _closing(self, plan: Plan, listeners: Sequence[Listener]) -> Iterator[None]:
@@ -207,7 +213,7 @@ class _Finetuning:
 
     def _write_results(self, trained: cells_run.Trained) -> dict[str, Any]:
         """Adapter, metrics and page of what was trained, complete or not at all."""
-        about = self._circumstances()
+        about = self._circumstances(trained)
         found = metrics_door.build(self.cell.config, trained.record, trained, about)
         mistakes = adapter.find_mistakes(trained, self.data, found)
 
@@ -219,7 +225,7 @@ class _Finetuning:
         results.install(self.output, self.cell.cell_id, fill)
         return found
 
-    def _circumstances(self) -> metrics_door.Circumstances:
+    def _circumstances(self, trained: cells_run.Trained) -> metrics_door.Circumstances:
         manifest = self.data.manifest
         return metrics_door.Circumstances(
             source=str(self.data.source),
@@ -229,6 +235,15 @@ class _Finetuning:
             weights=self.chosen.weights,
             weights_file=self.chosen.weights_file,
             budget=self.chosen.budget,
+            simulated_mb=_simulated_mb(trained, self.cell.config),
             lr_search=self.search,
             notes=self.chosen.notes,
         )
+
+
+def _simulated_mb(trained: cells_run.Trained, cell: CellConfig) -> float | None:
+    """Peak of one of the training's steps, simulated; a second or two for a model of usual size."""
+    try:
+        return measure.simulated(trained.adapted, cell.train)["simulated_mb"]
+    except Exception:  # a model that cannot be simulated: one number less, and what was trained is not lost
+        return None

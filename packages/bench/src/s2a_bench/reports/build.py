@@ -14,6 +14,7 @@ from s2a_bench.reports import html, markdown, paper_text
 from s2a_bench.reports.pictures import PREFIX, draw_paper_pictures, draw_pictures
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.summary import Summary
+from s2a_bench.sweeps.checks.places import check_place_of_sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,8 +30,9 @@ def build(output: Path) -> ReportPaths:
     """Writes the report of all records under ``output``; the same records give the same bytes.
 
     Raises:
-        InputError: There is nothing to report on.
+        InputError: There is nothing to report on, or the folder is that of a fine-tuning, which has a page of its own.
     """
+    check_place_of_sweep(output)
     good: list[Record] = []
     broken: list[str] = []
     for path, found in records_door.read_all(output):

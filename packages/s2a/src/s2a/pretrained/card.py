@@ -26,6 +26,8 @@ _RESULTS = {
 """Results -> their name in the card, and the hub's type of metric."""
 _MEMORY = {
     "peak_mb": "Peak of a training step",
+    "simulated_mb": "Peak of a training step, simulated",
+    "process_peak_mb": "Peak of the whole process that trained on a CPU, Python and libraries included",
     "measured_mb": "Weights and what the backward pass keeps, measured",
     "theoretical_mb": "The same, calculated",
     "saved_mb": "Of it, what the backward pass keeps",
