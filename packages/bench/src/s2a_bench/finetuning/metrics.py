@@ -8,6 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 
@@ -127,10 +129,11 @@ def per_class(scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
     true, named = scored.labels.numpy(), scored.probabilities.argmax(1).numpy()
-    values = precision_recall_fscore_support(true, named, labels=range(len(labels)), zero_division=0.0)
+    numbers = range(len(labels))
+    columns = precision_recall_fscore_support(true, named, labels=numbers, zero_division=0)  # type: ignore[arg-type]
     return [
         {"label": label, "precision": 100.0 * p, "recall": 100.0 * r, "f1": 100.0 * f, "support": int(n)}
-        for label, p, r, f, n in zip(labels, *(column.tolist() for column in values), strict=True)
+        for label, p, r, f, n in zip(labels, *map(np.ndarray.tolist, columns), strict=True)  # type: ignore[arg-type]
     ]
 
 
