@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import shlex
@@ -15,7 +16,7 @@ import s2a_bench
 import torch
 from bench.factories import make_record
 from bench.finetune_data import register_mini_backbones, write_classes, write_results
-from bench.own_folders import write_own
+from bench.own_folders import picture, write_own
 from rich.console import Console
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.cells.record import write
@@ -253,6 +254,33 @@ def test_names_of_datasets_are_made_of_what_was_given():
         ("/x/" + "a" * 200, "a" * 56),
     ):
         assert prepare.dataset_name(Path(given)) == name
+
+
+def test_data_are_the_same_again_where_all_that_prepares_them_is(tmp_path):
+    lines = ["path,label,other"]
+    for i in range(20):
+        picture(i % 2, i).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,{i % 2},{(i + 1) % 2}")
+    (tmp_path / "t.csv").write_text("\n".join(lines))
+    request = FinetuneRequest(str(tmp_path / "t.csv"), tmp_path / "out")
+
+    def prepared(request: FinetuneRequest) -> prepare.PreparedData:
+        with prepare.staging(request.output) as stage:
+            return prepare.prepare(request, stage, lambda *_: None)
+
+    with prepare.staging(request.output) as stage:
+        first = prepare.install(prepare.prepare(request, stage, lambda *_: None), request.output)
+    assert prepared(request) == first
+    for changes in (
+        {"label_column": "other"},
+        {"path_column": "path"},
+        {"near_duplicates": False},
+        {"skip_unreadable": True},
+        {"test": 0.2},
+        {"seed": 1},
+    ):
+        found = prepared(dataclasses.replace(request, **changes))
+        assert found.staged and found.stamp != first.stamp, changes
 
 
 def test_temporary_folders_of_dead_processes_go(tmp_path):
