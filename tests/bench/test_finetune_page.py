@@ -92,6 +92,28 @@ def test_pages_of_few_and_many_classes_are_whole_and_run_nothing(classes):
     assert (rows_of_pairs > 0) == (classes > 12), "the most confused pairs stand in a table where the matrix does not"
 
 
+@pytest.mark.parametrize("classes", [3, 13])
+def test_a_long_class_name_is_shortened_in_tables_and_whole_when_pointed_at(classes):
+    metrics, long = made_up(classes, wrong=2), "a class name that goes on " * 8
+    metrics["labels"][1] = metrics["per_class"][1]["label"] = long
+    found = Tags(page.render(metrics, [], Path("/o")))
+    assert long not in found.words.split("\n")
+    whole = [tag for tag, attributes in found.tags if attributes.get("title") == long]
+    assert set(whole) <= {"th", "td"}
+    assert len(whole) == 3  # each class; the matrix's row and column, or the pairs true and named
+
+
+def test_the_peak_of_a_cpu_is_said_to_be_the_process():
+    metrics = made_up(2)
+    metrics["memory"]["peak_mb"] = 1234.0
+    metrics["hardware"] |= {"cpu": "X", "cores": 2, "threads": 1}
+    facts = dict(page.facts(metrics))
+    assert "1,234.0 MB at most in the whole process" in facts["memory of a step"]
+    assert facts["hardware"] == "cpu, X, cores: 2, threads: 1"
+    metrics["hardware"]["device"] = "cuda"
+    assert "1,234.0 MB peak" in dict(page.facts(metrics))["memory of a step"]
+
+
 def test_the_weakest_class_stands_first_and_the_best_epoch_is_marked():
     found = Tags(page.render(made_up(101), [], Path("/o")))
     table = found.words[found.words.index("The weakest first.") :]

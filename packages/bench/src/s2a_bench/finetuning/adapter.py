@@ -51,6 +51,8 @@ def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, m
     image = metrics["image"]
     values = {name: metrics[key] for key, name in _CARD_METRICS.items()}
     values |= {key: value for key, value in metrics["memory"].items() if value is not None}
+    if metrics["hardware"].get("device") == "cpu":
+        values.pop("peak_mb", None)  # of the whole process there, most of it Python's libraries
     values |= {f"note {number}": text for number, text in enumerate(metrics["notes"], start=1)}
     if metrics["status"] != "done":
         values["status"] = metrics["status"]
