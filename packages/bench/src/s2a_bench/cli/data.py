@@ -43,7 +43,7 @@ class DataList:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: Datasets = ()
+    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     data_dir: Folder = None
 
     def run(self, console: Console) -> int:
