@@ -7,11 +7,12 @@ comes back. Everything else runs as it is.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 MISS = object()
 """Nothing is remembered of a call."""
@@ -79,6 +80,7 @@ def remember(key: Any, args: Any, out: Any) -> None:
     _results[key] = result
 
 
+@functools.cache
 def _changes_shapes(func: Any) -> bool:
     """Whether an operator changes the shape or the storage of a tensor that it is given."""
     return torch.Tag.inplace_view in func.tags or func._schema.name in ("aten::resize_", "aten::set_")
@@ -129,7 +131,7 @@ def _refuse_shared(outs: Any, results: Any) -> None:
 def _made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
     if result.same:
         return args[result.of]
-    with in_kernel_invocation_manager(mode):
+    with torch._C._DisableTorchDispatch():
         if result.of < 0:
             made = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
         else:
