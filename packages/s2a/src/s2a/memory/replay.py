@@ -42,10 +42,23 @@ class _NotRemembered(Exception):
     """Of a call with such arguments, or such a result, nothing is remembered."""
 
 
+def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """An operator's result: made from memory, or by running it."""
+    key = key_of(func, args, kwargs)
+    out = MISS if key is None else recall(key, mode, args)
+    if out is MISS:
+        out = func(*args, **(kwargs or {}))
+        if key is not None:
+            remember(key, args, out)
+    return out
+
+
 def key_of(func: Any, args: Any, kwargs: Any) -> Any:
     """What decides the shapes of a call's results; ``None`` if it is none of those that are remembered."""
     if getattr(func, "namespace", None) not in _NAMESPACES or _changes_shapes(func):
         return None
+    if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
+        return None  # ``out=``: what comes back is that tensor.
     try:
         return func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
     except _NotRemembered:
