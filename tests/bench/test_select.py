@@ -205,18 +205,22 @@ def same_result(one, other) -> bool:
     return curves[0] == curves[1] and all(getattr(one, name) == getattr(other, name) for name in fields)
 
 
+def interrupt_after(epoch):
+    def on_epoch(metrics):
+        if metrics["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return on_epoch
+
+
 @pytest.mark.parametrize("after", [1, 3])
 def test_ctrl_c_keeps_the_best_and_the_same_cell_goes_on(whole, tmp_path, after):
     expected, _, folder = whole
     keep = Keep(tmp_path, 0, adapters=True)
     got = []
 
-    def interrupt(metrics):
-        if metrics["epoch"] == after:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        run.run(cell(), interrupt, keep, on_trained=got.append)
+        run.run(cell(), interrupt_after(after), keep, on_trained=got.append)
     (trained,) = got
     assert trained.interrupted and trained.test is None and trained.record.accuracy is None
     assert trained.best_epoch == trained.record.best_epoch == find_best(expected.curve[:after])
@@ -227,6 +231,25 @@ def test_ctrl_c_keeps_the_best_and_the_same_cell_goes_on(whole, tmp_path, after)
     assert found.resumed == 1 and not got[1].interrupted and same_result(found, expected)
     ours, theirs = (load_file(adapter_path(place, found.cell_id)) for place in (tmp_path, folder))
     assert all(torch.equal(ours[name], theirs[name]) for name in theirs), "every bit of the best state"
+
+
+def test_ctrl_c_while_the_test_images_are_scored(whole, monkeypatch):
+    """They are scored once, by the call that comes to its end."""
+    calls, score = [], run.score
+
+    def interrupted_once(model, images, recipe):
+        calls.append(images)
+        if len(calls) == 1:
+            raise KeyboardInterrupt
+        return score(model, images, recipe)
+
+    monkeypatch.setattr(run, "score", interrupted_once)
+    got = []
+    with pytest.raises(KeyboardInterrupt):
+        run.run(cell(), on_trained=got.append)
+    (trained,) = got
+    assert trained.interrupted and trained.test is None and trained.best_epoch == whole[0].best_epoch
+    assert calls == [trained.loaded.scored, trained.loaded.val] and trained.val.accuracy == whole[0].val_accuracy
 
 
 def test_ctrl_c_before_the_first_epoch_has_nothing_to_give(monkeypatch):
@@ -246,7 +269,7 @@ def test_what_on_trained_raises_is_raised():
         run.run(cell(method="linear"), on_trained=fail)
 
 
-def test_stopping_early(whole):
+def test_stopping_early(whole, tmp_path):
     """A rate that cannot move anything: val stands still, and two more epochs are waited for."""
     recipe = dataclasses.replace(RECIPE, patience=2, epochs=9, warmup_epochs=0, lr=1e-12, drop_path=0.0)
     left = []
@@ -256,6 +279,11 @@ def test_stopping_early(whole):
     assert any("stopped after epoch 3 of 9" in note and "train.patience=2" in note for note in found.notes)
     assert [bool(seconds > 0) for seconds in left] == [True] * 3
     assert all("loss" not in problem for problem in found.did_not_learn)
+    keep = Keep(tmp_path, 0)
+    with pytest.raises(KeyboardInterrupt):  # right at the end: what is resumed stops there again
+        run.run(cell(recipe=recipe), interrupt_after(3), keep)
+    again = run.run(cell(recipe=recipe), keep=keep)
+    assert (again.resumed, again.notes) == (1, found.notes) and same_result(again, found)
     assert found.train_config["patience"] == 2 and "patience" not in whole[0].train_config
 
 

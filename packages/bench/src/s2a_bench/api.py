@@ -10,7 +10,7 @@ import functools
 import json
 import os
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +24,11 @@ from s2a_bench.sweeps.resources import ResourceRequest
 from s2a_bench.sweeps.settings import coerce
 
 if TYPE_CHECKING:
+    from s2a import ExportReport
+
+    from s2a_bench.finetuning.result import Result
+    from s2a_bench.inference.checks import PredictRequest
+    from s2a_bench.inference.predict import Prediction
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.driver import SweepResult
     from s2a_bench.sweeps.search.choice import Mode
@@ -212,6 +217,138 @@ def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Li
     return record
 
 
+def finetune(
+    data: FilePath,
+    *,
+    backbone: str | None = None,
+    method: str = "s2a",
+    output: FilePath = "finetuned",
+    memory_budget: str | None = None,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    device: str = "auto",
+    weights: FilePath | None = None,
+    image_size: int | None = None,
+    lr: float | Literal["find"] | None = None,
+    augment: str = "default",
+    mirror: bool = True,
+    balance: bool = False,
+    patience: int = 0,
+    val: float = 0.1,
+    test: float = 0.1,
+    group_column: str | None = None,
+    path_column: str | None = None,
+    label_column: str | None = None,
+    split_column: str | None = None,
+    near_duplicates: bool = True,
+    skip_unreadable: bool = False,
+    set: Settings = (),
+    data_dir: FilePath | None = None,
+    tracking_uri: str | None = None,
+    checkpoint_every: float = CHECKPOINT_SECONDS,
+    listeners: Sequence[Listener] = (),
+) -> Result:
+    """Trains on somebody's own images, from a folder to an adapter folder that ``s2a.from_pretrained`` loads.
+
+    As ``s2a-bench finetune`` with the same arguments. Nothing is printed; what happens goes to the listeners. The best
+    epoch by validation accuracy is kept, and scored once on the test images. A call that was cut off goes on from its
+    last checkpoint and ends with the same result; one that is finished returns at once.
+
+    Args:
+        data: A folder with one folder of images for each class, or with ``train``, ``val``, ``test`` of those; a CSV or
+            Parquet table of paths and labels; a Hugging Face ``datasets`` folder; an archive of either; a folder that
+            ``s2a-bench data prepare`` made; or the name of one under ``data_dir``.
+        backbone: timm or mini backbone; ``None``: a good one for the device, or the embedded ``mini_vit`` where its
+            weights are neither here nor reachable (said in the notes).
+        method: Method, with options if need be; activations are ``lean`` unless it says otherwise.
+        output: Gets ``adapter/``, ``metrics.json``, ``report.html``, the record, the checkpoint while it runs, and
+            MLflow's ``mlflow.db``. Results of another cell that lie there are moved to ``previous/CELL/``.
+        memory_budget: ``"8GiB"``, for a whole training step; ``None``: 90 % of what is free on the card, and no limit
+            on a CPU.
+        epochs: Passes over the training images; ``None``: 5 to 30, the fewer the more images there are.
+        batch_size: Images per step; ``None``: 32, fewer for few images or a small budget.
+        seed: Of the splits, of new parameters, and of the order of the images.
+        device: ``"auto"`` (a GPU where there is one), ``"cpu"``, ``"cuda"``, ``"cuda:0"``.
+        weights: Local weights file of the backbone.
+        image_size: Side in pixels; ``None``: 224, or less where the checkpoint's own is smaller.
+        lr: Peak learning rate; ``"find"``: by a range test on the training images; ``None``: the method's recipe.
+        augment: Of training images, see ``DataConfig.augment``.
+        mirror: Whether training images are mirrored at random.
+        balance: Weight the classes of the loss by their inverse frequency.
+        patience: Stop after so many epochs without a better validation accuracy; 0: train to the end.
+        val: Share of the images drawn for validation, where the data have no such part.
+        test: Share drawn for the test; 0: none, and the validation images are scored.
+        group_column: Column of a table: rows with the same value stay in one part.
+        path_column: Column of a table with the paths; ``None``: found by its name.
+        label_column: Column of a table with the labels; ``None``: found by its name.
+        split_column: Column of a table with the parts; ``None``: found by its name.
+        near_duplicates: Keep images that look the same in one part.
+        skip_unreadable: Leave images out that cannot be read; otherwise they are an error.
+        set: ``train.KEY`` or ``method.KEY``, and the value.
+        data_dir: Where prepared datasets lie, if ``data`` is the name of one.
+        tracking_uri: MLflow store; ``<output>/mlflow.db`` if ``None``. That MLflow fails is only a message.
+        checkpoint_every: Seconds between checkpoints; 0: after every epoch, infinity: none.
+        listeners: Receive progress events, see ``Listener``; one that has a method ``progress(what, done, total)`` is
+            told how far the preparation of the images is.
+
+    Returns:
+        The adapter folder, the metrics, the record, the page and the class names.
+
+    Raises:
+        InputError: Bad input, before anything was written: one sentence for each mistake.
+        S2AError: A method or a value that its config does not take, before anything was written.
+        FinetuneFailed: The training failed; its record says why.
+        KeyboardInterrupt: As it came; the best epoch so far is in ``output``, and the same call goes on.
+    """
+    from s2a_bench.finetuning.request import FinetuneRequest, check_request
+
+    given: dict[str, Any] = {
+        "backbone": backbone,
+        "method": method,
+        "memory_budget": memory_budget,
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": device,
+        "image_size": image_size,
+        "lr": lr,
+        "augment": augment,
+        "mirror": mirror,
+        "balance": balance,
+        "patience": patience,
+        "val": val,
+        "test": test,
+        "group_column": group_column,
+        "path_column": path_column,
+        "label_column": label_column,
+        "split_column": split_column,
+        "near_duplicates": near_duplicates,
+        "skip_unreadable": skip_unreadable,
+        "tracking_uri": tracking_uri,
+        "checkpoint_every": checkpoint_every,
+    }
+    hints = typing.get_type_hints(FinetuneRequest)
+    mistakes = Mistakes()
+    for name, value in given.items():
+        with mistakes.collecting():
+            given[name] = _typed(value, hints[name] if name != "lr" else float | str | None, name)
+    mistakes.raise_all()
+    request = FinetuneRequest(
+        data=os.fspath(data),
+        output=Path(_absolute(output, "output")),
+        weights=None if weights is None else _absolute(weights, "weights"),
+        data_dir=None if data_dir is None else _absolute(data_dir, "data_dir"),
+        settings=_setting_texts(set, "set"),
+        **given,
+    )
+    check_request(mistakes, request)
+    mistakes.raise_all()
+    from s2a_bench.finetuning.run import finetune as run_finetuning  # torch with it, which mistakes need not wait for
+
+    return run_finetuning(request, keep_stdout(listeners))
+
+
 def report(output: FilePath = "results") -> ReportPaths:
     """Writes the report of all records under a folder: ``report.html``, ``report.md`` and figures.
 
@@ -229,7 +366,136 @@ def report(output: FilePath = "results") -> ReportPaths:
     return build(Path(output).absolute())
 
 
-# What the command line needs of a sweep besides its records
+def predict(
+    folder: FilePath,
+    images: FilePath | Sequence[FilePath],
+    *,
+    top: int = 5,
+    batch_size: int = 32,
+    weights: FilePath | None = None,
+    device: str = "auto",
+    progress: Callable[[int, int], None] | None = None,
+) -> list[Prediction]:
+    """Class names and probabilities of images, by a trained adapter.
+
+    Args:
+        folder: An adapter folder, the output folder of ``finetune``, or a hub id ``owner/name``.
+        images: Files, folders (everything below that has the suffix of an image), patterns (``"photos/**/*.jpg"``).
+        top: Classes per image, the most probable ones.
+        batch_size: Images at once.
+        weights: File of the backbone's weights; ``None``: as the adapter says.
+        device: ``cpu``, ``cuda``, ``cuda:0``; ``auto``: a GPU if there is one.
+        progress: Called after each batch with the images done and all of them.
+
+    Returns:
+        One for each image, in the order in which they are named, each file once. Of a bad image ``error`` says why,
+        and ``label`` is ``None``.
+
+    Raises:
+        InputError: No adapter, paths that do not exist or hold no image, numbers out of range: one sentence for each.
+        S2AError: The adapter cannot be loaded.
+    """
+    request = prepare_predict(folder, images, top=top, batch_size=batch_size, weights=weights, device=device)
+    from s2a_bench.inference.predict import load_adapter, predictions
+
+    adapted = load_adapter(request.adapter, request.weights, request.device)
+    return list(predictions(adapted, request.paths, request.top, request.batch_size, progress))
+
+
+def export(
+    folder: FilePath,
+    path: FilePath,
+    format: Literal["timm", "onnx", "torch"] = "timm",
+    *,
+    images: FilePath | Sequence[FilePath] = (),
+    weights: FilePath | None = None,
+) -> ExportReport:
+    """Writes an adapter as a file that runs without this library, once it was found to give the same logits.
+
+    Args:
+        folder: An adapter folder, the output folder of ``finetune``, or a hub id ``owner/name``.
+        path: Of the file (``.onnx``, ``.pt2``, ``.safetensors``) or the folder (``timm``).
+        format: See ``s2a.export``.
+        images: Files, folders or patterns to compare on, 16 of them at most; rendered images if empty.
+        weights: File of the backbone's weights; ``None``: as the adapter says.
+
+    Returns:
+        How far the file is from the adapter.
+
+    Raises:
+        InputError: No adapter, or paths that do not fit: one sentence for each.
+        S2AError: The adapter cannot be loaded, its method does not merge, or the logits differ.
+    """
+    from s2a_bench.inference.checks import check_export_path, check_weights, find_adapter
+    from s2a_bench.inference.paths import find_images
+
+    mistakes = Mistakes()
+    given, target = _path_or_none(weights, "weights"), Path(_absolute(path, "path"))
+    adapter, paths = "", []
+    with mistakes.collecting():
+        adapter = find_adapter(folder)
+    with mistakes.collecting():
+        check_export_path(target, format)
+    with mistakes.collecting():
+        check_weights(given)
+    with mistakes.collecting():
+        paths = find_images(_paths(images))
+    mistakes.raise_all()
+    from s2a_bench.inference.export import export_adapter
+
+    return export_adapter(adapter, target, format, paths, given)
+
+
+# What the command line needs besides
+
+
+def prepare_predict(
+    folder: FilePath,
+    images: FilePath | Sequence[FilePath],
+    *,
+    listed: Sequence[str] = (),
+    top: int,
+    batch_size: int,
+    weights: FilePath | None,
+    device: str,
+) -> PredictRequest:
+    """Checks the arguments of ``predict`` without torch.
+
+    Args:
+        folder: As ``predict``, and so are the others.
+        images: Likewise; ``"-"`` stands for ``listed``.
+        listed: Names of files and folders; one that does not exist becomes a bad image.
+        top: Likewise.
+        batch_size: Likewise.
+        weights: Likewise.
+        device: Likewise.
+
+    Raises:
+        InputError: As ``predict``.
+    """
+    from s2a_bench.inference.checks import PredictRequest, check_count, check_weights, find_adapter
+    from s2a_bench.inference.paths import find_images
+    from s2a_bench.sweeps.checks.devices import check_device_name
+
+    mistakes = Mistakes()
+    given = _path_or_none(weights, "weights")
+    adapter, paths = "", []
+    with mistakes.collecting():
+        adapter = find_adapter(folder)
+    with mistakes.collecting():
+        paths = find_images(_paths(images), listed)
+        if not paths:
+            raise InputError("There are no images: give files, folders or patterns.")
+    for name, value in (("top", top), ("batch_size", batch_size)):
+        with mistakes.collecting():
+            check_count(name, value)
+    with mistakes.collecting():
+        check_weights(given)
+    if device != "auto":
+        with mistakes.collecting():
+            check_device_name(device)
+    mistakes.raise_all()
+    return PredictRequest(adapter, paths, top, batch_size, given, device)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -380,6 +646,14 @@ def _fields(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     """Those of ``given`` that are fields of a dataclass, with their types checked."""
     hints = typing.get_type_hints(cls)
     return {f.name: _typed(given[f.name], hints[f.name], f.name) for f in dataclasses.fields(cls) if f.name in given}
+
+
+def _paths(given: FilePath | Sequence[FilePath]) -> list[FilePath]:
+    return [given] if isinstance(given, str | os.PathLike) else list(given)
+
+
+def _path_or_none(path: FilePath | None, name: str) -> Path | None:
+    return None if path is None else Path(_absolute(path, name))
 
 
 def _absolute(path: FilePath, name: str) -> str:

@@ -1,9 +1,9 @@
 """S2A: fine-tunes vision backbones in a fraction of the memory.
 
 ``attach`` puts a method on a timm model, ``detach`` takes it off; ``save`` and ``load`` keep what was trained,
-``save_pretrained`` and ``from_pretrained`` with all that is needed to use it;
-``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step needs, ``fits``
-how large a batch a memory budget has room for.
+``save_pretrained`` and ``from_pretrained`` with all that is needed to use it; ``export`` writes files that run without
+this library; ``saved_bytes`` measures what the backward pass holds, ``simulated_peak`` what a whole training step
+needs, ``fits`` how large a batch a memory budget has room for.
 """
 
 from s2a.activations import quantize_activations
@@ -11,6 +11,7 @@ from s2a.adapted import Adapted, cast_frozen, trainable_parameters
 from s2a.attach import attach, detach, merge
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, StateMismatch, UnsupportedModel
+from s2a.exporting import ExportReport, export
 from s2a.fitting import Fit, fits
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
@@ -25,6 +26,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Adapted",
     "Card",
+    "ExportReport",
     "Fit",
     "LeanOptions",
     "Method",
@@ -41,6 +43,7 @@ __all__ = [
     "attach",
     "cast_frozen",
     "detach",
+    "export",
     "fits",
     "from_pretrained",
     "list_methods",

@@ -42,12 +42,11 @@ def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
         "interpolation": "bicubic",
         "architecture": name,
     }
-    model = timm.create_model(
-        spec.architecture,
-        num_classes=num_classes,
-        pretrained_cfg_overlay=overlay,
-        **{**spec.kwargs, **kwargs},
+    arguments = {**spec.kwargs, **kwargs}
+    model: Any = timm.create_model(
+        spec.architecture, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments
     )
+    model.built_as = (spec.architecture, arguments)  # for s2a.export: timm does not know it by its own name
     return model
 
 

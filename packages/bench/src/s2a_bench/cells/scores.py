@@ -55,8 +55,8 @@ class Scored:
         """
         from sklearn.metrics import f1_score  # here and below: loading it takes a second that most cells can spare
 
-        found = f1_score(self.labels.numpy(), self.predicted.numpy(), average="macro", zero_division=0)
-        return 100.0 * float(found)
+        arrays = self.labels.numpy(), self.predicted.numpy()
+        return 100.0 * float(f1_score(*arrays, average="macro", zero_division=0))  # type: ignore[arg-type]
 
     @property
     def confusion(self) -> Tensor:
@@ -73,20 +73,19 @@ class Scored:
         return 100.0 * confusion.diagonal().double() / confusion.sum(1)  # 0 / 0 is NaN
 
 
-def score(model: nn.Module, images: Images, config: TrainConfig, batch_size: int = BATCH) -> Scored:
+def score(model: nn.Module, images: Images, config: TrainConfig) -> Scored:
     """Scores a list of images in one pass, in evaluation mode and the recipe's precision.
 
     Args:
         model: Images to logits; it is left in evaluation mode.
-        images: At least one.
+        images: At least one. No more of them at once than the recipe trains on: what fits in training fits here.
         config: The recipe.
-        batch_size: Images per forward pass.
     """
     device = next(model.parameters()).device
     model.eval()
     parts = []
     with torch.inference_mode(), precision(config, device):
-        for indices in torch.arange(len(images)).split(batch_size):
+        for indices in torch.arange(len(images)).split(min(BATCH, config.batch_size)):
             parts.append(model(images.batch(indices).to(device)).cpu())
     logits = torch.cat(parts).float()
     return Scored(images.labels, logits.softmax(1), F.cross_entropy(logits, images.labels).item())

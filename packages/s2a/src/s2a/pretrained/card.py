@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 from s2a.pretrained.config import CONFIG_FILE
 
 _SHOWN_CLASSES = 50
-_SHOWN_CHARACTERS = 80
+_SHOWN_CHARACTERS, _SENTENCE = 80, 400
 _HUB_LICENCES = (
     "apache-2.0 mit bsd-2-clause bsd-3-clause cc0-1.0 cc-by-4.0 cc-by-sa-4.0 cc-by-nc-4.0 cc-by-nc-sa-4.0 gemma "
     "apple-ascl apple-amlr openrail unlicense gpl-3.0 agpl-3.0 lgpl-3.0 mpl-2.0 fair-noncommercial-research-license"
@@ -264,7 +264,7 @@ def _value(value: Any) -> str:
         return {True: "yes", False: "no", None: ""}[value]
     if isinstance(value, float):
         return escape(f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}")
-    return "" if isinstance(value, Mapping | list) else escape(value)
+    return "" if isinstance(value, Mapping | list) else escape(value, _SENTENCE)  # a note on the metrics, say
 
 
 def _is_number(value: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -182,6 +183,4 @@ def _sizes(adapted: Adapted) -> dict[str, int]:
 
 
 def _version() -> str:
-    import s2a
-
-    return s2a.__version__
+    return str(sys.modules["s2a"].__version__)  # Importing it would turn the direction of imports round.
