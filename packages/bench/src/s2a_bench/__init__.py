@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
     from s2a_bench.errors import InputError
     from s2a_bench.finetuning.result import FinetuneFailed, Result
-    from s2a_bench.inference.predict import Prediction
+    from s2a_bench.inference.prediction import Prediction
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.events import Level, Listener, StageEnd
     from s2a_bench.sweeps.plan import Plan
@@ -28,7 +28,7 @@ _HOMES = {
     "config": ("BackboneConfig", "CellConfig", "DataConfig", "MethodConfig", "TrainConfig"),
     "errors": ("InputError",),
     "finetuning.result": ("FinetuneFailed", "Result"),
-    "inference.predict": ("Prediction",),
+    "inference.prediction": ("Prediction",),
     "reports.build": ("ReportPaths",),
     "sweeps.events": ("Level", "Listener", "StageEnd"),
     "sweeps.plan": ("Plan",),

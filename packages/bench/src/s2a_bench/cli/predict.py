@@ -27,7 +27,7 @@ from s2a_bench.inference import checks
 from s2a_bench.inference.paths import STDIN, read_names
 
 if TYPE_CHECKING:
-    from s2a_bench.inference.predict import Prediction
+    from s2a_bench.inference.prediction import Prediction
 
 HEARTBEAT = 30.0
 """Seconds between two signs of life where standard error is no terminal."""

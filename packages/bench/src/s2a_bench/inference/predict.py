@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import dataclasses
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,28 +17,10 @@ from s2a_bench.data.images import MAX_PIXELS, decode_rgb, read_image_bytes
 from s2a_bench.errors import InputError
 from s2a_bench.failures import out_of_memory
 from s2a_bench.inference.checks import Progress
+from s2a_bench.inference.prediction import Prediction
 
 _AHEAD = 2
 """Batches that are decoded while one runs."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Prediction:
-    """What a model says about one image.
-
-    Attributes:
-        path: Of the image, as it was given or found.
-        label: The most probable class; its number where the adapter has no names; ``None``: the image is bad.
-        probability: Of that class, in [0, 1]; ``None``: the image is bad.
-        top: The most probable classes and their probabilities, the first one included.
-        error: Why the image could not be read; ``None``: it could.
-    """
-
-    path: str
-    label: str | None
-    probability: float | None
-    top: list[tuple[str, float]]
-    error: str | None = None
 
 
 def load_adapter(adapter: str, weights: Path | None, device: str) -> s2a.Adapted:
@@ -102,7 +83,7 @@ def read_image(path: str, transform: ImageTransform) -> Tensor:
     Raises:
         InputError: It cannot be read.
     """
-    image = decode_rgb(read_image_bytes(Path(path)), path)
+    image = decode_rgb(read_image_bytes(Path(path)), path, upright=True)
     short, long = sorted(image.size)
     if transform.resize == "crop" and long * max(transform.sides) ** 2 > short * MAX_PIXELS:
         raise InputError(f"Image {path} is too narrow ({image.width} x {image.height} pixels); cut a part out of it.")
