@@ -15,7 +15,7 @@ SIZES = {"train": 12, "val": 6, "test": 6}
 CLASSES = ("dark", "light")
 
 
-def picture(label: int, seed: int, width: int = 40, height: int = 36) -> Image.Image:
+def picture(label: float, seed: int, width: int = 40, height: int = 36) -> Image.Image:
     """Noise around a brightness that tells the class."""
     noise = np.random.default_rng(seed).integers(0, 80, (height, width, 3))
     return Image.fromarray((noise + 150 * label).astype(np.uint8))

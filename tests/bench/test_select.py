@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -26,7 +27,7 @@ from torch import nn
 RECIPE = TrainConfig(epochs=4, warmup_epochs=1, batch_size=8, drop_path=0.2, lr=1e-2)
 
 
-def cell(evaluate="select", method="bias", recipe=RECIPE, **options) -> CellConfig:
+def cell(evaluate: Any = "select", method="bias", recipe=RECIPE, **options) -> CellConfig:
     """Stochastic depth draws from torch's generator, the order of the images from the loop's own."""
     return CellConfig(
         DataConfig(dataset="digits", limit_train=24, limit_test=30, evaluate=evaluate),
@@ -175,7 +176,7 @@ def test_buffers_are_kept_with_the_parameters():
     with torch.no_grad():
         for tensor in (*model.norm.parameters(), *model.norm.buffers()):
             tensor.add_(3)
-        model.scratch.add_(1)
+        model.get_buffer("scratch").add_(1)
     selection.restore_best()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.norm.weight is weight and model.scratch == 1

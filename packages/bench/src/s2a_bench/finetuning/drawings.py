@@ -24,7 +24,7 @@ class Line:
     """
 
     name: str
-    points: tuple[tuple[float, float], ...]
+    points: Sequence[tuple[float, float]]
 
 
 def draw_epochs(lines: Sequence[Line], *, title: str, y_label: str, best: int | None = None) -> Markup:

@@ -124,7 +124,8 @@ def per_class(scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
     true, named = scored.labels.numpy(), scored.probabilities.argmax(1).numpy()
-    values = precision_recall_fscore_support(true, named, labels=range(len(labels)), zero_division=0.0)
+    # scikit-learn's annotations say that zero_division is a text; its documentation, that it is a number too.
+    values: Any = precision_recall_fscore_support(true, named, labels=range(len(labels)), zero_division=0.0)  # type: ignore[arg-type]
     return [
         {"label": label, "precision": 100.0 * p, "recall": 100.0 * r, "f1": 100.0 * f, "support": int(n)}
         for label, p, r, f, n in zip(labels, *(column.tolist() for column in values), strict=True)

@@ -31,7 +31,7 @@ class _Result(NamedTuple):
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
     dtype: torch.dtype
     device: torch.device
     of: int = -1
