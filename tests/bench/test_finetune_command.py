@@ -262,3 +262,18 @@ def test_a_budget_decides_batch_and_plan_once_and_not_against_a_batch_that_was_a
         choose._fit_memory(strict, cell, data, remembered)
     free = FinetuneRequest(data="d", output=tmp_path)
     assert choose._fit_memory(free, cell, data, remembered) == (cell, None, ())
+
+
+def test_a_fine_tuning_and_a_sweep_do_not_write_over_each_other(capsys, tmp_path):
+    photos, ours, theirs = write_classes(tmp_path / "photos"), tmp_path / "ours", tmp_path / "theirs"
+    (ours / "adapter").mkdir(parents=True)
+    for path in (ours / "metrics.json", ours / "adapter" / "adapter_config.json", ours / "report.html"):
+        path.write_text("{}")
+    for command in (["report"], ["sweep", "--datasets", "digits", "--methods", "linear"]):
+        assert main([*command, "--output", str(ours)]) == 2
+        assert "holds a fine-tuning" in capsys.readouterr().err
+    assert (ours / "report.html").read_text() == "{}" and len(list(ours.iterdir())) == 3
+    theirs.mkdir()
+    (theirs / "report.md").write_text("")
+    (said,) = refused(capsys, tmp_path, str(photos), "--output", str(theirs), *FAST)
+    assert "report of a sweep" in said

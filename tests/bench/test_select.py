@@ -12,7 +12,7 @@ from bench.factories import make_record
 from bench.own_folders import write_own
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench.cells import learning, record, run
+from s2a_bench.cells import learning, record, run, train
 from s2a_bench.cells.evaluation import NO_TEST, find_best, stops
 from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path
 from s2a_bench.cells.scores import accuracy
@@ -251,6 +251,26 @@ def test_ctrl_c_while_the_test_images_are_scored(whole, monkeypatch):
     (trained,) = got
     assert trained.interrupted and trained.test is None and trained.best_epoch == whole[0].best_epoch
     assert calls == [trained.loaded.scored, trained.loaded.val] and trained.val.accuracy == whole[0].val_accuracy
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_training_that_diverges_gives_the_best_epoch_before(monkeypatch, steps):
+    """24 images in batches of 8 are three steps an epoch: the loss is no number in the first epoch, or in the third."""
+    step, done, given_back = train.training_step, [], []
+
+    def diverging(*arguments):
+        done.append(1)
+        return math.nan if len(done) > 3 * steps else step(*arguments)
+
+    monkeypatch.setattr(train, "training_step", diverging)
+    found = run.run(cell(), on_trained=given_back.append)
+    if not steps:
+        assert (found.status, found.error["type"], given_back) == ("failed", "Diverged", [])
+        return
+    assert found.status == "done" and len(found.curve) == steps and "loss is nan" in found.notes[0]
+    (trained,) = given_back
+    assert trained.best_epoch == find_best(found.curve) and not trained.interrupted
+    assert accuracy(trained.adapted, trained.loaded.val, RECIPE) == found.val_accuracy
 
 
 def test_ctrl_c_before_the_first_epoch_has_nothing_to_give(monkeypatch):

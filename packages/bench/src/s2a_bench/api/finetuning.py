@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from s2a_bench.api.arguments import FilePath, Settings, absolute, setting_texts, typed
-from s2a_bench.cells.outputs import CHECKPOINT_SECONDS
 from s2a_bench.errors import Mistakes
 from s2a_bench.sweeps.events import Listener, keep_stdout
 
@@ -46,7 +45,7 @@ def finetune(
     set: Settings = (),
     data_dir: FilePath | None = None,
     tracking_uri: str | None = None,
-    checkpoint_every: float = CHECKPOINT_SECONDS,
+    checkpoint_every: float = 0.0,
     listeners: Sequence[Listener] = (),
 ) -> Result:
     """Trains on somebody's own images, from a folder to an adapter folder that ``s2a.from_pretrained`` loads.

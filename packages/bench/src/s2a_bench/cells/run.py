@@ -30,7 +30,7 @@ from s2a_bench.cells.prepare import PreparedCell, TrainingInput, prepare, traini
 from s2a_bench.cells.record import Record, check_place, new_record, write
 from s2a_bench.cells.scores import Scored, accuracy, score
 from s2a_bench.cells.select import Selection
-from s2a_bench.cells.train import train
+from s2a_bench.cells.train import Diverged, train
 from s2a_bench.config import CellConfig, from_dict
 from s2a_bench.data import loading as data
 from s2a_bench.files import let_streams_take_any_text, make_folder, sync_file
@@ -195,22 +195,23 @@ def _run_epochs(
     if keep and math.isfinite(keep.checkpoint_every):
         checkpointer = Checkpointer(keep, record, config.device, selection=selection)
     look = functools.partial(_look, config, inputs) if config.looks else None
-    for metrics in train(
-        inputs.model,
-        inputs.train,
-        config.train,
-        config.seed,
-        checkpointer,
-        look if selection is None else selection.look,
-    ):
-        record.curve.append(metrics)
-        if on_epoch is not None:
-            on_epoch({**metrics, "eta_seconds": _seconds_left(record)})
-        if on_look is not None and metrics["epoch"] in config.looks:
-            on_look(record)
-        if selection is not None and len(record.curve) < record.epochs and stops(record.curve, config.train.patience):
-            record.notes.append(describe_stop(record.curve, config.train))
-            break
+    look = look if selection is None else selection.look
+    try:
+        for metrics in train(inputs.model, inputs.train, config.train, config.seed, checkpointer, look):
+            record.curve.append(metrics)
+            if on_epoch is not None:
+                on_epoch({**metrics, "eta_seconds": _seconds_left(record)})
+            if on_look is not None and metrics["epoch"] in config.looks:
+                on_look(record)
+            early = selection is not None and len(record.curve) < record.epochs
+            if early and stops(record.curve, config.train.patience):
+                record.notes.append(describe_stop(record.curve, config.train))
+                break
+    except Diverged as error:
+        # The weights of the best epoch are whole: hours of training are not thrown away with the last step.
+        if selection is None or not selection.epoch:
+            raise
+        record.notes.append(f"{error} The weights are those of epoch {selection.epoch}, the best before.")
 
     record.seconds = sum(m["seconds"] for m in record.curve)
     # A process's first epoch pays for warm caches; a single epoch has nothing better to offer.

@@ -95,7 +95,7 @@ class Finetune:
     set: Settings = ()
     data_dir: Folder = None
     tracking_uri: Uri = None
-    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 0.0
 
     def run(self, console: Console) -> int:
         """Runs the command."""

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Literal
 
-from s2a_bench.cells.outputs import CHECKPOINT_SECONDS
+from s2a_bench.cells.outputs import check_no_sweep
 from s2a_bench.config import BackboneConfig
 from s2a_bench.errors import InputError, Mistakes, is_input_error
 from s2a_bench.sweeps.checks.backbones import check_backbone, check_weights
@@ -50,7 +50,7 @@ class FinetuneRequest:
         settings: ``train.KEY=VALUE`` and ``method.KEY=VALUE`` texts.
         data_dir: Root of prepared datasets.
         tracking_uri: MLflow store; ``None``: ``<output>/mlflow.db``.
-        checkpoint_every: Seconds between checkpoints.
+        checkpoint_every: Seconds between checkpoints; 0: after every epoch, as long as that takes 5 % of the time.
     """
 
     data: str
@@ -80,7 +80,7 @@ class FinetuneRequest:
     settings: tuple[str, ...] = ()
     data_dir: str | None = None
     tracking_uri: str | None = None
-    checkpoint_every: float = CHECKPOINT_SECONDS
+    checkpoint_every: float = 0.0
 
 
 def check_request(mistakes: Mistakes, request: FinetuneRequest) -> None:
@@ -147,6 +147,7 @@ def find_source(request: FinetuneRequest) -> Path:
 
 def _check_place(mistakes: Mistakes, request: FinetuneRequest) -> None:
     check_output(request.output)
+    check_no_sweep(request.output)
     if not request.checkpoint_every >= 0:
         mistakes.add(
             InputError(f"--checkpoint-every {request.checkpoint_every:g} must be a number of seconds, or inf.")

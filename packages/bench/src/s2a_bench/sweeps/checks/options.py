@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s2a_bench.cells.outputs import check_no_finetuning
 from s2a_bench.data.table.lookup import check_images
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.checks.effects import check_sweep_options, find_datasets
@@ -28,6 +29,7 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
     )
     with mistakes.collecting():
         check_output(options.keep.output)
+        check_no_finetuning(options.keep.output)
     with mistakes.collecting():
         check_max_concurrent(options.resources.max_concurrent)
     with mistakes.collecting():
