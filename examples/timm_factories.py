@@ -74,7 +74,8 @@ def main(folder: str | Path | None = None, epochs: int = 4, images: int = 48) ->
         transform: Any = create_transform(**shared, is_training=False)
         image = transform(Image.open(next(root.rglob("*.png"))).convert("RGB"))
         with torch.inference_mode():
-            print("first image:", model.eval()(image[None]).softmax(1).round(decimals=2).tolist())
+            probabilities = model.eval()(image[None]).softmax(1)[0]
+            print("first image:", ", ".join(f"{p:.2f}" for p in probabilities.tolist()))
     return losses
 
 

@@ -109,7 +109,7 @@ def test_how_images_are_prepared_has_no_effect_on_prepared_ones(capsys, tmp_path
     assert said.startswith("--test, --label-column, --no-near-duplicates, --skip-unreadable: ")
 
 
-def test_a_folder_holds_a_fine_tuning_or_a_sweep(capsys, tmp_path, monkeypatch):
+def test_a_fine_tuning_and_a_sweep_do_not_write_over_each_other(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "load", lambda *_: pytest.fail("said without a look at anything large"))
     images, tuned, swept, cells = (tmp_path / name for name in ("raw", "tuned", "swept", "cells"))
     write_classes(images)
@@ -130,8 +130,8 @@ def test_a_folder_holds_a_fine_tuning_or_a_sweep(capsys, tmp_path, monkeypatch):
         s2a_bench.sweep(datasets="digits", methods="bias", random_weights=True, output=tuned)
     for folder in (swept, cells):
         (said,) = refused(capsys, tmp_path, str(images), "--output", str(folder), *FAST)
-        assert said.startswith(f"{folder} holds a sweep") and "--output" in said
-        with pytest.raises(InputError, match="holds a sweep"):
+        assert said.startswith(f"{folder} holds ") and "of a sweep" in said and "--output" in said
+        with pytest.raises(InputError, match="of a sweep"):
             s2a_bench.finetune(images, output=folder)
 
 

@@ -212,7 +212,7 @@ def test_what_datasets_writes(tmp_path):
         folder = prepare_own("mine", tmp_path / form, tmp_path / f"root-{form}", OwnOptions(group_column="who"))
         manifest = read_manifest(folder)
         assert manifest is not None and manifest.classes == ("dog", "cat")
-        given: dict[str, Any] = dict(parts) if form == "parts" else {"": whole}
+        given: Any = dict(parts) if form == "parts" else {"": whole}
         assert len(manifest.files) == 20
         for path, info in manifest.files.items():
             split, _, number = info.source.rpartition("/")

@@ -41,7 +41,7 @@ def test_the_numbers_are_those_of_scikit_learn(case):
         warnings.simplefilter("ignore")  # classes that were predicted and have no image
         assert found.balanced_accuracy == pytest.approx(100 * metrics.balanced_accuracy_score(labels, predicted))
     assert found.accuracy == pytest.approx(100 * metrics.accuracy_score(labels, predicted))
-    f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)
+    f1 = metrics.f1_score(labels, predicted, average="macro", zero_division=0)  # type: ignore[arg-type]
     assert found.macro_f1 == pytest.approx(100 * f1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from bench.factories import make_record
 from bench.own_folders import write_own
 from hypothesis import given
 from hypothesis import strategies as st
-from s2a_bench.cells import learning, record, run
+from s2a_bench.cells import learning, record, run, train
 from s2a_bench.cells.evaluation import NO_TEST, find_best, stops
 from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path
 from s2a_bench.cells.scores import accuracy
@@ -26,7 +27,7 @@ from torch import nn
 RECIPE = TrainConfig(epochs=4, warmup_epochs=1, batch_size=8, drop_path=0.2, lr=1e-2)
 
 
-def cell(evaluate="select", method="bias", recipe=RECIPE, **options) -> CellConfig:
+def cell(evaluate: Any = "select", method="bias", recipe=RECIPE, **options) -> CellConfig:
     """Stochastic depth draws from torch's generator, the order of the images from the loop's own."""
     return CellConfig(
         DataConfig(dataset="digits", limit_train=24, limit_test=30, evaluate=evaluate),
@@ -175,7 +176,7 @@ def test_buffers_are_kept_with_the_parameters():
     with torch.no_grad():
         for tensor in (*model.norm.parameters(), *model.norm.buffers()):
             tensor.add_(3)
-        model.scratch.add_(1)
+        model.get_buffer("scratch").add_(1)
     selection.restore_best()
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     assert model.norm.weight is weight and model.scratch == 1
@@ -250,6 +251,27 @@ def test_ctrl_c_while_the_test_images_are_scored(whole, monkeypatch):
     (trained,) = got
     assert trained.interrupted and trained.test is None and trained.best_epoch == whole[0].best_epoch
     assert calls == [trained.loaded.scored, trained.loaded.val] and trained.val.accuracy == whole[0].val_accuracy
+
+
+@pytest.mark.parametrize("steps", [0, 2])
+def test_a_training_that_diverges_gives_the_best_epoch_before(monkeypatch, steps):
+    """24 images in batches of 8 are three steps an epoch: the loss is no number in the first epoch, or in the third."""
+    step, done, given_back = train.training_step, [], []
+
+    def diverging(*arguments):
+        done.append(1)
+        return math.nan if len(done) > 3 * steps else step(*arguments)
+
+    monkeypatch.setattr(train, "training_step", diverging)
+    found = run.run(cell(), on_trained=given_back.append)
+    if not steps:
+        assert found.error is not None
+        assert (found.status, found.error["type"], given_back) == ("failed", "Diverged", [])
+        return
+    assert found.status == "done" and len(found.curve) == steps and "loss is nan" in found.notes[0]
+    (trained,) = given_back
+    assert trained.best_epoch == find_best(found.curve) and not trained.interrupted
+    assert accuracy(trained.adapted, trained.loaded.val, RECIPE) == found.val_accuracy
 
 
 def test_ctrl_c_before_the_first_epoch_has_nothing_to_give(monkeypatch):

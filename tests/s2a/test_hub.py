@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
 import pytest
 import s2a
 import timm
 import torch
 from hub_server import TOKEN, Hub, running_hub, use_hub
+from s2a.pretrained import fetch
 from safetensors.torch import save_file
 
 # Of huggingface_hub's upload, with some versions of its HTTP library.
@@ -128,6 +130,25 @@ def test_wrong_weights_on_the_hub_are_found(trained: Any, hub: Hub, tmp_path: Pa
     folder = s2a.save_pretrained(adapted, tmp_path / "third", backbone=given)
     with pytest.raises(s2a.S2AError, match=r"has sha256 .*weights=FILE"):
         s2a.from_pretrained(folder)
+
+
+def test_a_hub_out_of_reach_is_asked_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def question(url: str, **options: Any) -> None:
+        asked.append(url)
+        raise ConnectionError("no route to host, " + "a long explanation " * 20)
+
+    def download(*names: str, local_files_only: bool = False, **options: Any) -> None:
+        assert local_files_only  # a download tries again and again
+        raise FileNotFoundError
+
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", question)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(fetch.Unreachable, match=r"^ConnectionError: no route to host.* a \.\.\.$"):
+        fetch.download("me/pets", "model.safetensors")
+    assert len(asked) == 1
+    assert asked[0].endswith("/me/pets/resolve/main/model.safetensors")
 
 
 def test_what_the_hub_refuses_is_said_in_a_sentence(trained: Any, hub: Hub, tmp_path: Path) -> None:

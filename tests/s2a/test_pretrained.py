@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,8 @@ FILES = {"README.md", "adapter_config.json", "adapter_model.safetensors"}
 
 class Point:
     """An entry point of ``s2a.backbones`` as an installed package has it."""
+
+    dist = SimpleNamespace(name="some-package")
 
     def __init__(self, make: Callable[..., Any]) -> None:
         self.make = make

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from html import unescape
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -127,6 +128,16 @@ def test_the_card_says_what_the_folder_has() -> None:
         assert f"<h2>{section}</h2>" in html
     assert 's2a.from_pretrained("FOLDER")' in make_card(config())
     assert "s2a-bench predict FOLDER" in make_card(config())
+
+
+def test_the_card_names_the_packages_that_bring_method_and_backbone(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "# pip install s2a\n" in make_card(config(package="s2a"))
+    assert "# pip install s2a-baselines\n" in make_card(config(package="s2a_baselines"))
+    point = SimpleNamespace(dist=SimpleNamespace(name="some-package"))
+    monkeypatch.setattr("s2a.pretrained.card.registered", lambda name: point)
+    card = make_card(config(package="s2a"))
+    assert "# pip install s2a some-package\n" in card
+    assert "Name in timm" not in card
 
 
 def test_the_python_in_the_card_is_python() -> None:

@@ -98,8 +98,7 @@ def finetune(
     Raises:
         InputError: Bad input, before anything was written: one sentence for each mistake.
         S2AError: A method or a value that its config does not take, before anything was written.
-        FinetuneFailed: The training failed; its record says why. Where its loss became NaN or infinite, the best epoch
-            before is in ``output``.
+        FinetuneFailed: The training failed; its record says why.
         KeyboardInterrupt: As it came; the best epoch so far is in ``output``, and the same call goes on.
     """
     from s2a_bench.finetuning.request import FinetuneRequest, check_request

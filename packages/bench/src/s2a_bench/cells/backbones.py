@@ -94,16 +94,15 @@ def _hub_file(name: str) -> Path:
     Raises:
         InputError: timm knows no weights, or they are neither here nor reachable.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from s2a.pretrained.fetch import Unreachable, download
 
     repository = _hub_id(name)
     try:
-        return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        return download(repository, "model.safetensors")
+    except Unreachable as error:
         raise InputError(
-            f"The weights of {name!r} ({repository}) are not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}); pass --weights FILE for a local file, or --random-weights."
+            f"The weights of {name!r} ({repository}) are not on this machine and cannot be had from the hub "
+            f"({error}); pass --weights FILE for a local file, or --random-weights."
         ) from error
 
 

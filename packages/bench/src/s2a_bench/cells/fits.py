@@ -140,10 +140,8 @@ def choose(cell: CellConfig, budget: int, num_classes: int = 100) -> tuple[int, 
             return train.batch_size, options
         usual = largest_batch(lambda batch: step.peak(batch).total, budget, most=train.batch_size)
         # 2. Under a plan: the same batch, or the largest that fits under the smallest plan.
-        said = options.get("activations", "lean")
-        planned = None
-        if isinstance(config, s2a.LeanOptions) and said == "lean":
-            lean = options | {"activations": "lean"}
+        lean, planned = options | {"activations": "lean"}, None
+        if isinstance(config, s2a.LeanOptions) and options.get("activations", "lean") == "lean":
             with contextlib.suppress(s2a.S2AError):  # Nothing in this model or under this method can be planned.
                 small = simulated(s2a.method_config(cell.method.name, **lean), True)
                 planned = largest_batch(

@@ -44,15 +44,13 @@ class Trained:
 
     Attributes:
         adapted: The model.
-        record: Its record; of one that was interrupted or diverged what is known so far, with status ``failed``.
+        record: Its record; of an interrupted cell what is known so far, with status ``failed``.
         loaded: Its images.
         best_epoch: After how many epochs it had these weights.
         interrupted: Whether Ctrl-C ended the training: the weights are those of the best epoch so far.
         val: With ``evaluate="select"`` what it says of the validation images.
-        test: Likewise of the test images; ``None`` where there are none, and where the training did not come to its
-            end: they are scored once, by one that does.
-        diverged: What ended the training where its loss became NaN or infinite: the weights are those of the best
-            epoch before.
+        test: Likewise of the test images; ``None`` where there are none, and of an interrupted cell, which has yet to
+            be scored once.
     """
 
     adapted: s2a.Adapted
@@ -62,7 +60,6 @@ class Trained:
     interrupted: bool = False
     val: Scored | None = None
     test: Scored | None = None
-    diverged: Diverged | None = None
 
 
 OnEpoch = Callable[[dict[str, float]], None]
@@ -86,8 +83,7 @@ def run(
         on_look: Given the record so far after every one of ``CellConfig.looks``.
         on_trained: Given the trained model once, when its record is done; what it raises is raised here. After Ctrl-C
             too, where ``evaluate="select"`` has a best epoch so far: the interrupt is raised afterwards, and the
-            checkpoint stays, so that the same cell goes on from it. Likewise where the loss became NaN or infinite
-            later than in the first epoch; the record is then that of a failed cell all the same.
+            checkpoint stays, so that the same cell goes on from it.
 
     Returns:
         A record of status ``done``, or ``failed`` with the error and its traceback.
@@ -107,8 +103,6 @@ def run(
         with measure.peak(config.device) as peak:
             trained = _train_and_measure(opened, record, on_epoch, keep, on_look, wanted=on_trained is not None)
         record.peak_mb = peak.get("peak_mb")
-        if trained.diverged is not None:
-            raise trained.diverged
         record.status = "failed" if trained.interrupted else "done"
         record.did_not_learn = learning.find_problems(record)
     except Exception as error:
@@ -118,7 +112,7 @@ def run(
             kind, message = "OutOfMemory", failures.memory_sentence(error, config.device)
         record.error = {"type": kind, "message": message, "traceback": traceback.format_exc()}
     record.wall_seconds = time.perf_counter() - began
-    if trained is not None and on_trained is not None and (record.error is None or trained.diverged is not None):
+    if trained is not None and on_trained is not None and record.error is None:
         on_trained(trained)
     if trained is not None and trained.interrupted:
         raise KeyboardInterrupt
@@ -171,10 +165,10 @@ def _train_and_measure(
     try:
         _run_epochs(config, record, inputs, selection, on_epoch, keep, on_look)
         trained = _score(prepared, record, inputs, selection, wanted=wanted)
-    except (KeyboardInterrupt, Diverged) as error:
+    except KeyboardInterrupt:
         if selection is None or not selection.epoch or not wanted:
             raise
-        return _best_so_far(prepared, record, inputs, selection, error)
+        return _finish_interrupted(prepared, record, inputs, selection)
     record.notes += loaded.notes
     if keep and keep.adapters is not False:
         _keep_adapter(prepared.adapted, record, keep)
@@ -201,22 +195,23 @@ def _run_epochs(
     if keep and math.isfinite(keep.checkpoint_every):
         checkpointer = Checkpointer(keep, record, config.device, selection=selection)
     look = functools.partial(_look, config, inputs) if config.looks else None
-    for metrics in train(
-        inputs.model,
-        inputs.train,
-        config.train,
-        config.seed,
-        checkpointer,
-        look if selection is None else selection.look,
-    ):
-        record.curve.append(metrics)
-        if on_epoch is not None:
-            on_epoch({**metrics, "eta_seconds": _seconds_left(record)})
-        if on_look is not None and metrics["epoch"] in config.looks:
-            on_look(record)
-        if selection is not None and len(record.curve) < record.epochs and stops(record.curve, config.train.patience):
-            record.notes.append(describe_stop(record.curve, config.train))
-            break
+    look = look if selection is None else selection.look
+    try:
+        for metrics in train(inputs.model, inputs.train, config.train, config.seed, checkpointer, look):
+            record.curve.append(metrics)
+            if on_epoch is not None:
+                on_epoch({**metrics, "eta_seconds": _seconds_left(record)})
+            if on_look is not None and metrics["epoch"] in config.looks:
+                on_look(record)
+            early = selection is not None and len(record.curve) < record.epochs
+            if early and stops(record.curve, config.train.patience):
+                record.notes.append(describe_stop(record.curve, config.train))
+                break
+    except Diverged as error:
+        # The weights of the best epoch are whole: hours of training are not thrown away with the last step.
+        if selection is None or not selection.epoch:
+            raise
+        record.notes.append(f"{error} The weights are those of epoch {selection.epoch}, the best before.")
 
     record.seconds = sum(m["seconds"] for m in record.curve)
     # A process's first epoch pays for warm caches; a single epoch has nothing better to offer.
@@ -270,27 +265,13 @@ def _restore_best(record: Record, selection: Selection) -> None:
     record.best_epoch, record.val_accuracy = selection.epoch, selection.accuracy
 
 
-def _best_so_far(
-    prepared: PreparedCell,
-    record: Record,
-    inputs: TrainingInput,
-    selection: Selection,
-    error: KeyboardInterrupt | Diverged,
-) -> Trained:
-    """The best epoch of a training that was cut off. The test images stay unseen: one that ends scores them."""
+def _finish_interrupted(prepared: PreparedCell, record: Record, inputs: TrainingInput, selection: Selection) -> Trained:
+    """The best epoch so far. The test images stay unseen: the cell goes on from its checkpoint and scores them then."""
     _restore_best(record, selection)
     # What the end had found already, if it came to that.
     record.accuracy = record.balanced_accuracy = record.macro_f1 = None
     val = score(inputs.model, inputs.val(), prepared.cell.config.train) if inputs.val else None
-    return Trained(
-        prepared.adapted,
-        record,
-        prepared.loaded,
-        selection.epoch,
-        interrupted=isinstance(error, KeyboardInterrupt),
-        val=val,
-        diverged=error if isinstance(error, Diverged) else None,
-    )
+    return Trained(prepared.adapted, record, prepared.loaded, selection.epoch, interrupted=True, val=val)
 
 
 def _keep_adapter(adapted: s2a.Adapted, record: Record, keep: Keep) -> None:

@@ -28,6 +28,7 @@ _OWN_FLAGS = (
     *("val", "test", "group_column", "path_column", "label_column", "split_column"),
     *("no_near_duplicates", "skip_unreadable", "in_place"),
 )
+Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
 Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
@@ -42,7 +43,7 @@ class DataList:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]] = ()
+    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     data_dir: Folder = None
 
     def run(self, console: Console) -> int:
@@ -83,7 +84,7 @@ class DataPrepare:
         in_place: Own images: use files of a folder where they lie instead of copying them.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]]
+    datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
     download: bool = False
@@ -164,7 +165,7 @@ class DataVerify:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]]
+    datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
     def run(self, console: Console) -> int:
@@ -220,7 +221,7 @@ def _card(dataset: Dataset, row: DatasetStatus) -> Table:
     card.add_column(overflow="fold")
     counted = ((name, dataset.count(name)) for name in dataset.lists)
     facts = {
-        "suite": f"{dataset.suite}, {dataset.group}",
+        "suite": ", ".join(dict.fromkeys((dataset.suite, dataset.group))),
         "also called": ", ".join(dataset.aliases),
         "classes": str(dataset.classes),
         "images": ", ".join(f"{name} {'any number' if n is None else n}" for name, n in counted),

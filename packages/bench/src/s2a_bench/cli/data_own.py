@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import shlex
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -79,5 +80,7 @@ def prepare_own_images(command: DataPrepare, console: Console) -> int:
         *others, last = sentences(error)
         raise InputErrors([*others, last + hint]) from error
     print_verbatim(console, f"{name} is ready: {folder}")
-    print_verbatim(console, f"`s2a-bench sweep --suite own --datasets {name} --data-dir {root}` runs on it.")
+    where = shlex.quote(str(root))
+    print_verbatim(console, f"Train on it: s2a-bench finetune {name} --data-dir {where}")
+    print_verbatim(console, f"Compare methods: s2a-bench sweep --suite own --datasets {name} --data-dir {where}")
     return DONE

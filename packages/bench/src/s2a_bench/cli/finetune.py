@@ -31,9 +31,8 @@ Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 class Finetune:
     """Trains on your own images: from a folder to an adapter that predict, export and s2a.from_pretrained take.
 
-    Exit codes: 0 done (or finished before), 1 the training failed (a loss that became NaN: the best epoch before is
-    kept), 2 bad input, before anything was written, 130 interrupted: the best epoch so far is kept, and the same
-    command goes on.
+    Exit codes: 0 done (or finished before), 1 the training failed, 2 bad input, before anything was written,
+    130 interrupted: the best epoch so far is kept, and the same command goes on.
 
     Attributes:
         data: A folder with one folder of images per class, or with train, val, test of those; a CSV or Parquet table of
@@ -128,7 +127,8 @@ def _print_result(console: Console, result: Result) -> None:
     found = result.metrics
     if not result.ran:
         print_verbatim(console, "This was trained before, with these very arguments and data; nothing was done.")
-    where = f"{found['accuracy_on']} accuracy {found['accuracy']:.1f} %"
+    scored = "validation" if found["accuracy_on"] == "val" else found["accuracy_on"]
+    where = f"{scored} accuracy {found['accuracy']:.1f} %"
     val = f"validation {found['val_accuracy']:.1f} % in epoch {found['best_epoch']} of {found['epochs_run']}"
     print_verbatim(
         console,
@@ -185,7 +185,7 @@ class FinetuneConsole(Listener):
             self._move(what, done, total, f"{done:,}/{total:,}" if total else "")
         elif done >= total or self._clock() - self._spoken.get(what, self._clock()) >= 10:
             self._spoken[what] = self._clock()
-            print_verbatim(self._console, f"{what}: {done:,} of {total:,}" if total else what)
+            print_verbatim(self._console, f"{what}: {done:,} of {total:,}" if total > 1 else what)
         self._spoken.setdefault(what, self._clock())
 
     def planned(self, plan: Plan) -> None:
@@ -196,7 +196,8 @@ class FinetuneConsole(Listener):
         if plan.todo:
             options = ", ".join(f"{key}={value}" for key, value in sorted(cell.method.options.items()))
             method = f"{cell.method.name} ({options})" if options else cell.method.name
-            text = f"Training {cell.data.dataset}: {method} on {cell.backbone.name}, {cell.train.epochs} epochs, "
+            epochs = "1 epoch" if self._epochs == 1 else f"{self._epochs} epochs"
+            text = f"Training {cell.data.dataset}: {method} on {cell.backbone.name}, {epochs}, "
             print_verbatim(
                 self._console,
                 f"{text}batch {cell.train.batch_size}, learning rate {cell.train.lr:.2g}, {cell.train.precision}, on "

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from s2a_bench.data.limits import read_file
 from s2a_bench.errors import InputError
@@ -126,6 +126,8 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
         raise
     except Exception as error:  # A decoder may raise anything on a damaged file.
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its first bytes are those of no image format that is read"  # Pillow names the buffer's address
         raise InputError(f"Image {name} cannot be decoded ({reason}); it is damaged or not an image.") from error
 
 

@@ -51,8 +51,8 @@ def save(trained: Trained, folder: Path, cell: CellConfig, data: PreparedData, m
     image = metrics["image"]
     values = {name: metrics[key] for key, name in _CARD_METRICS.items()}
     values |= {key: value for key, value in metrics["memory"].items() if value is not None}
-    if not cell.device.startswith("cuda") and "peak_mb" in values:  # no peak of a step can be read on a CPU
-        values["process_peak_mb"] = values.pop("peak_mb")
+    if metrics["hardware"].get("device") == "cpu":
+        values["process_peak_mb"] = values.pop("peak_mb", None)  # no peak of a step can be read there
     values |= {f"note {number}": text for number, text in enumerate(metrics["notes"], start=1)}
     if metrics["status"] != "done":
         values["status"] = metrics["status"]

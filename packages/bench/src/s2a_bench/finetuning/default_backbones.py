@@ -84,7 +84,7 @@ def find_backbones(request: FinetuneRequest, device: str, say: Say) -> list[Back
     config = BackboneConfig(OFFLINE_BACKBONE, image_size=image_size(OFFLINE_BACKBONE, request.image_size))
     note = (
         f"The weights of {names[0]} are not on this machine and the Hugging Face hub cannot be reached: the small "
-        f"embedded {OFFLINE_BACKBONE} (32 pixels) was trained instead, which recognises much less. Run the command "
+        f"embedded {OFFLINE_BACKBONE} (32 pixels) takes its place, which recognises much less. Run the command "
         "again with a connection, or give --backbone NAME --weights FILE."
     )
     return [Backbone(config, _weights_words(config), note)]

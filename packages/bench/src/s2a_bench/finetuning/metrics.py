@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 
@@ -65,7 +63,7 @@ def build(cell: CellConfig, record: Record, trained: Trained, about: Circumstanc
     val = trained.val
     data_config = record.data_config
     found = {
-        "status": "interrupted" if trained.interrupted else "diverged" if trained.diverged is not None else "done",
+        "status": "interrupted" if trained.interrupted else "done",
         "cell_id": record.cell_id,
         "accuracy": scored.accuracy,
         "accuracy_on": scored_on,
@@ -129,11 +127,11 @@ def per_class(scored: Scored, labels: Sequence[str]) -> list[dict[str, Any]]:
     from sklearn.metrics import precision_recall_fscore_support
 
     true, named = scored.labels.numpy(), scored.probabilities.argmax(1).numpy()
-    numbers = range(len(labels))
-    columns = precision_recall_fscore_support(true, named, labels=numbers, zero_division=0)  # type: ignore[arg-type]
+    # scikit-learn's annotations say that zero_division is a text; its documentation, that it is a number too.
+    values: Any = precision_recall_fscore_support(true, named, labels=range(len(labels)), zero_division=0.0)  # type: ignore[arg-type]
     return [
         {"label": label, "precision": 100.0 * p, "recall": 100.0 * r, "f1": 100.0 * f, "support": int(n)}
-        for label, p, r, f, n in zip(labels, *map(np.ndarray.tolist, columns), strict=True)  # type: ignore[arg-type]
+        for label, p, r, f, n in zip(labels, *(column.tolist() for column in values), strict=True)
     ]
 
 

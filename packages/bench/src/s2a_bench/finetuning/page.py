@@ -19,6 +19,9 @@ POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri
 TABLE_CLASSES, MAP_CLASSES, PAIRS = 12, 300, 25
 """Classes up to which the confusion matrix is a table of counts, up to which it is drawn; rows of confused pairs."""
 
+ROW_CHARACTERS, COLUMN_CHARACTERS = 40, 16
+"""Characters of a class's name in a table's rows and above its columns; the whole name appears when pointed at."""
+
 
 def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Path) -> str:
     """The whole file.
@@ -39,8 +42,8 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
         element("style", Markup(style), scatter.css([]), curves.css(), drawings.css()),
     )
     blocks = [element("h1", title), element("p", _headline(metrics), class_="soft")]
-    if metrics["status"] != "done":
-        blocks.append(element("p", cut_off_sentence(metrics), class_="bad"))
+    if metrics["status"] == "interrupted":
+        blocks.append(element("p", interrupted_sentence(metrics), class_="bad"))
     blocks += [_numbers(metrics), *_notes(metrics)]
     blocks += [element("h2", "Learning curves"), _learning_curves(metrics)]
     blocks += _rate_search(metrics)
@@ -53,13 +56,8 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
     return f"<!DOCTYPE html>\n{element('html', head, body, lang='en')}\n"
 
 
-def cut_off_sentence(metrics: Mapping[str, Any]) -> str:
+def interrupted_sentence(metrics: Mapping[str, Any]) -> str:
     """That a training did not come to its end."""
-    if metrics["status"] == "diverged":
-        return (
-            f"The loss became NaN or infinite after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the "
-            "best epoch before, and the test images were not looked at. Train again with a lower learning rate (--lr)."
-        )
     return (
         f"Interrupted after epoch {metrics['epochs_run']} of {metrics['epochs']}: this is the best epoch so far. "
         "The same command goes on from the last checkpoint."
@@ -131,7 +129,10 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
     where = f"Of the {metrics['accuracy_on']} images; rows are true classes, columns what the model names."
     blocks = [element("p", where, class_="soft")]
     if len(labels) <= TABLE_CLASSES:
-        head = [element("th", "true class", scope="col"), *(element("th", each, scope="col") for each in labels)]
+        head = [
+            element("th", "true class", scope="col"),
+            *(_class_name("th", each, COLUMN_CHARACTERS, scope="col") for each in labels),
+        ]
         body = []
         for true, label in enumerate(labels):
             cells = []
@@ -139,7 +140,7 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
                 count = counts.get((true, named), 0)
                 kind = "right" if true == named else "wrong"
                 cells.append(element("td", str(count) if count else "·", class_=kind if count else "soft"))
-            body.append(element("tr", element("th", label, scope="row"), *cells))
+            body.append(element("tr", _class_name("th", label, scope="row"), *cells))
         return [*blocks, _table(head, body)]
     if len(labels) <= MAP_CLASSES:
         drawing = drawings.draw_confusion(counts, labels, title="Confusion matrix")
@@ -155,8 +156,8 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
     body = [
         element(
             "tr",
-            element("th", name[t], scope="row"),
-            element("td", name[m]),
+            _class_name("th", name[t], scope="row"),
+            _class_name("td", name[m]),
             element("td", f"{n} of {supports[name[t]]}"),
         )
         for n, t, m in wrong[:PAIRS]
@@ -175,7 +176,7 @@ def _class_table(metrics: Mapping[str, Any]) -> Markup:
         else:
             values = ["·"] * 3
         cells = (element("td", value) for value in [*values, str(row["support"])])
-        body.append(element("tr", element("th", row["label"], scope="row"), *cells))
+        body.append(element("tr", _class_name("th", row["label"], scope="row"), *cells))
     head = [element("th", text, scope="col") for text in ("class", "precision", "recall", "F1", "images")]
     table = _table(head, body)
     words = element("p", "The weakest first.", class_="soft")
@@ -225,6 +226,9 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
     data, backbone, memory, times = (metrics[key] for key in ("data", "backbone", "memory", "times"))
     train = metrics["config"]["train"]
     options = ", ".join(f"{key}={value}" for key, value in sorted(metrics["method"]["options"].items()))
+    on_cpu = metrics["hardware"].get("device") == "cpu"
+    peak = "at most in the whole process, Python and libraries included" if on_cpu else "peak"
+    sizes = (("measured_mb", "weights and saved tensors"), ("simulated_mb", "simulated peak"), ("peak_mb", peak))
     found = [
         ("data", f"{data['source']} (data {data['data_id']}, split {data['split_id']})"),
         ("backbone", f"{backbone['name']}, weights {backbone['weights']} ({backbone['checkpoint_id']})"),
@@ -234,25 +238,22 @@ def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("seed", str(metrics["seed"])),
         ("epochs", f"{metrics['epochs_run']} of {metrics['epochs']} run, epoch {metrics['best_epoch']} kept"),
         ("trainable", f"{metrics['params']['trainable']:,} of {metrics['params']['total']:,} parameters"),
-        ("memory of a step", _megabytes(memory, *_STEP_SIZES)),
-        (_peak_name(metrics), _megabytes(memory, ("peak_mb", "at its peak"))),
+        ("memory of a step", _megabytes(memory, *sizes)),
         ("budget", memory.get("budget") or "none"),
         ("time", f"{_seconds(times.get('training'))} of training, {_seconds(times.get('total'))} in all"),
         ("speed", f"{metrics['images_per_second']:.1f} images/s" if metrics["images_per_second"] else "unknown"),
-        ("hardware", ", ".join(str(value) for value in metrics["hardware"].values())),
+        ("hardware", _hardware(metrics["hardware"])),
         ("versions", ", ".join(f"{name} {version}" for name, version in metrics["versions"].items())),
         ("record", metrics["cell_id"]),
     ]
     return found
 
 
-_STEP_SIZES = (("measured_mb", "weights and saved tensors"), ("simulated_mb", "its peak, simulated"))
-
-
-def _peak_name(metrics: Mapping[str, Any]) -> str:
-    """What ``peak_mb`` is of: the allocator of a GPU, or on a CPU the process, since nothing else can be read there."""
-    gpu = metrics["config"].get("device", "cpu").startswith("cuda")
-    return "memory of the GPU" if gpu else "memory of the whole process, Python and libraries included"
+def _hardware(found: Mapping[str, Any]) -> str:
+    """Device and processor, numbers with what they count."""
+    counted = ("cores", "threads")
+    words = [str(value) for key, value in found.items() if key not in counted and value]
+    return ", ".join([*words, *(f"{key}: {found[key]}" for key in counted if found.get(key))])
 
 
 def _megabytes(memory: Mapping[str, Any], *names: tuple[str, str]) -> str:
@@ -267,6 +268,13 @@ def _seconds(value: float | None) -> str:
 
 def _percent(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.1f} %"
+
+
+def _class_name(tag: str, label: str, most: int = ROW_CHARACTERS, **attributes: str) -> Markup:
+    """A class in a table; of a long name the beginning, and all of it where one points at it."""
+    if len(label) <= most:
+        return element(tag, label, **attributes)
+    return element(tag, label[: most - 1].rstrip() + "…", title=label, **attributes)
 
 
 def _table(head: Sequence[Markup], body: Sequence[Markup]) -> Markup:

@@ -7,13 +7,14 @@ import math
 from pathlib import Path
 from typing import Literal
 
+from s2a_bench.cells.outputs import check_no_sweep
 from s2a_bench.config import BackboneConfig
 from s2a_bench.data.folder import MANIFEST
 from s2a_bench.errors import InputError, Mistakes, is_input_error
 from s2a_bench.sweeps.checks.backbones import check_backbone, check_weights
 from s2a_bench.sweeps.checks.devices import check_device_name
 from s2a_bench.sweeps.checks.methods import method_table
-from s2a_bench.sweeps.checks.places import check_output, check_place_of_finetuning
+from s2a_bench.sweeps.checks.options import check_output
 from s2a_bench.sweeps.checks.request import check_labels, check_settings
 from s2a_bench.sweeps.request import Request
 
@@ -56,7 +57,7 @@ class FinetuneRequest:
         settings: ``train.KEY=VALUE`` and ``method.KEY=VALUE`` texts.
         data_dir: Root of prepared datasets.
         tracking_uri: MLflow store; ``None``: ``<output>/mlflow.db``.
-        checkpoint_every: Seconds between checkpoints; 0: after every epoch, or as often as takes 5 %.
+        checkpoint_every: Seconds between checkpoints; 0: after every epoch, as long as that takes 5 % of the time.
     """
 
     data: str
@@ -176,7 +177,7 @@ def find_source(request: FinetuneRequest) -> Path:
 
 def _check_place(mistakes: Mistakes, request: FinetuneRequest) -> None:
     check_output(request.output)
-    check_place_of_finetuning(request.output)
+    check_no_sweep(request.output)
     if not request.checkpoint_every >= 0:
         mistakes.add(
             InputError(f"--checkpoint-every {request.checkpoint_every:g} must be a number of seconds, or inf.")

@@ -168,7 +168,7 @@ class _Finetuning:
                     keep,
                     on_trained=held.append,
                 )
-                if held:  # done, or diverged after a good epoch
+                if record.status == "done":
                     # Before the record, which says that the cell is finished: results are never missing then.
                     found = self._write_results(held[0])
                 records.write(record, self.output)
@@ -179,8 +179,7 @@ class _Finetuning:
         notify(listeners, "finished", record)
         if record.status != "done":
             notify(listeners, "ended", StageEnd(plan, [record], "FAILED"))
-            kept = self._kept(found) if found else ""
-            raise FinetuneFailed(f"The training failed: {failures.cause(record)}.{kept}", record)
+            raise FinetuneFailed(f"The training failed: {failures.cause(record)}.", record)
         return record, found
 
     def _keep_best(self, held: Sequence[cells_run.Trained], listeners: Sequence[Listener]) -> None:
@@ -191,13 +190,9 @@ class _Finetuning:
             )
             return
         found = self._write_results(held[0])
-        text = f"Interrupted after epoch {found['epochs_run']} of {found['epochs']}; the same command goes on."
-        notify(listeners, "message", f"{text}{self._kept(found)}", "info")
-
-    def _kept(self, found: dict[str, Any]) -> str:
-        """Where the best epoch of a training lies that did not come to its end."""
-        best = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"
-        return f" The best epoch before ({best}) is in {self.output / results.ADAPTER}."
+        kept = f"epoch {found['best_epoch']}, {found['val_accuracy']:.1f} % of the validation images"
+        text = f"Interrupted after epoch {found['epochs_run']} of {found['epochs']}: the best so far ({kept}) is in "
+        notify(listeners, "message", f"{text}{self.output / results.ADAPTER}; the same command goes on.", "info")
 
     @contextlib.contextmanager
     def _closing(self, plan: Plan, listeners: Sequence[Listener]) -> Iterator[None]:

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from s2a_bench.cells import record as records_door
+from s2a_bench.cells.outputs import check_no_finetuning
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
@@ -14,7 +15,6 @@ from s2a_bench.reports import html, markdown, paper_text
 from s2a_bench.reports.pictures import PREFIX, draw_paper_pictures, draw_pictures
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.summary import Summary
-from s2a_bench.sweeps.checks.places import check_place_of_sweep
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,9 +30,9 @@ def build(output: Path) -> ReportPaths:
     """Writes the report of all records under ``output``; the same records give the same bytes.
 
     Raises:
-        InputError: There is nothing to report on, or the folder is that of a fine-tuning, which has a page of its own.
+        InputError: There is nothing to report on, or the folder is that of a fine-tuning, which has its own report.
     """
-    check_place_of_sweep(output)
+    check_no_finetuning(output)
     good: list[Record] = []
     broken: list[str] = []
     for path, found in records_door.read_all(output):

@@ -207,7 +207,7 @@ class _Peaks:
 
     def largest(self, budget: int, choices: Sequence[int] | None, guess: int | None = None) -> Largest:
         """The largest batch that fits."""
-        options = {} if guess is None else {"guess": guess}
+        options: Any = {} if guess is None else {"guess": guess}
         if choices is None:
             found = largest_batch(self, budget, per_image=self.per_image, **options)
             return self._beyond(found, budget)

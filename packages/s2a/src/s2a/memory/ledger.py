@@ -211,16 +211,11 @@ class Ledger(TorchDispatchMode):
             return 1.0  # The optimiser reads its own step count; no storage depends on it.
         if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
             return args[0].fake_device  # Autograd asks twice per operator.
-        key = replay.key_of(func, args, kwargs)
-        out = replay.MISS if key is None else replay.recall(key, self.mode, args)
-        if out is replay.MISS:
-            out = func(*args, **(kwargs or {}))
-            if key is not None:
-                replay.remember(key, args, out)
+        out = replay.run(func, args, kwargs, self.mode)
         count = FLOPS.get(getattr(func, "_overloadpacket", None))
         if count is not None:
             self.flops += count(*args, **(kwargs or {}), out_val=out)
-        for leaf in tree_leaves(out):
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.note(leaf, func)
         return out

@@ -7,11 +7,12 @@ comes back. Everything else runs as it is.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 MISS = object()
 """Nothing is remembered of a call."""
@@ -30,7 +31,7 @@ class _Result(NamedTuple):
 
     shape: tuple[int, ...]
     stride: tuple[int, ...]
-    offset: int
+    offset: int | torch.SymInt
     dtype: torch.dtype
     device: torch.device
     of: int = -1
@@ -41,10 +42,23 @@ class _NotRemembered(Exception):
     """Of a call with such arguments, or such a result, nothing is remembered."""
 
 
+def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """An operator's result: made from memory, or by running it."""
+    key = key_of(func, args, kwargs)
+    out = MISS if key is None else recall(key, mode, args)
+    if out is MISS:
+        out = func(*args, **(kwargs or {}))
+        if key is not None:
+            remember(key, args, out)
+    return out
+
+
 def key_of(func: Any, args: Any, kwargs: Any) -> Any:
     """What decides the shapes of a call's results; ``None`` if it is none of those that are remembered."""
     if getattr(func, "namespace", None) not in _NAMESPACES or _changes_shapes(func):
         return None
+    if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
+        return None  # ``out=``: what comes back is that tensor.
     try:
         return func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
     except _NotRemembered:
@@ -79,6 +93,7 @@ def remember(key: Any, args: Any, out: Any) -> None:
     _results[key] = result
 
 
+@functools.cache
 def _changes_shapes(func: Any) -> bool:
     """Whether an operator changes the shape or the storage of a tensor that it is given."""
     return torch.Tag.inplace_view in func.tags or func._schema.name in ("aten::resize_", "aten::set_")
@@ -129,7 +144,7 @@ def _refuse_shared(outs: Any, results: Any) -> None:
 def _made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
     if result.same:
         return args[result.of]
-    with in_kernel_invocation_manager(mode):
+    with torch._C._DisableTorchDispatch():
         if result.of < 0:
             made = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
         else:

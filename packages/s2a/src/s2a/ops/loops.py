@@ -17,6 +17,7 @@ class Shortener(Protocol):
 
     def shorten(self, parts: Sequence[T]) -> Sequence[T]:
         """The parts to run; what the others would have kept is accounted for while they are iterated over."""
+        ...
 
 
 _active: dict[int, Shortener] = {}

@@ -8,6 +8,7 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
+from s2a.pretrained.backbone import registered
 from s2a.pretrained.config import CONFIG_FILE
 
 _SHOWN_CLASSES = 50
@@ -179,7 +180,7 @@ def _backbone(config: Mapping[str, Any]) -> list[str]:
     weights = backbone["weights"] or {}
     arguments = ", ".join(f"{key}={value}" for key, value in backbone["args"].items())
     rows = [
-        ("timm name", escape(backbone["name"])),
+        ("Name in timm" if registered(backbone["name"]) is None else "Name", escape(backbone["name"])),
         ("Arguments", escape(arguments)),
         *((words, escape(weights.get(key) or "")) for key, words in _WEIGHTS.items()),
         ("s2a's id of the weights", escape(backbone["id"])),
@@ -198,8 +199,10 @@ def _use(config: Mapping[str, Any]) -> list[str]:
     weights = config["backbone"]["weights"] or {}
     fetched = weights.get("hub") or config["backbone"]["weights"] is None
     note = [] if fetched else ["Where the backbone's weights are not found by themselves, add `weights=FILE`.", ""]
-    package = {"s2a": "s2a", "s2a_baselines": "s2a-baselines"}.get(config["package"] or "")
-    install = f"pip install {package}" if package else "pip install s2a"
+    packages = [{"s2a_baselines": "s2a-baselines"}.get(config["package"] or "", "s2a")]
+    if (entry := registered(config["backbone"]["name"])) is not None and entry.dist is not None:
+        packages.append(entry.dist.name)  # it brings the backbone
+    install = f"pip install {' '.join(packages)}"
     return [
         *note,
         "```python",

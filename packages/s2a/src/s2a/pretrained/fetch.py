@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from s2a.pretrained.config import CONFIG_FILE, FILES
 
 _PATIENCE = 10
 """Seconds until a hub that does not answer counts as out of reach."""
+_ADVICE = "pass weights=FILE (on the command line: --weights FILE)"
 
 
 def wanted(config: dict[str, Any]) -> str:
@@ -50,13 +52,12 @@ def find_weights(config: dict[str, Any], folder: Path, needed: bool) -> Path | N
         known = weights_of(own.to_dict()) if own is not None else None
         hub, file, at = (known or {}).get("hub"), HUB_FILE, None
         if hub is None:
-            raise S2AError(f"the adapter belongs to {wanted(config)}, which no hub has; pass weights=FILE.")
+            raise S2AError(f"the adapter belongs to {wanted(config)}, which no hub has; {_ADVICE}.")
     try:
         path = download(hub, file, at)
     except Unreachable as error:
         raise S2AError(
-            f"the adapter belongs to {wanted(config)}; it is neither in the cache nor reachable ({error}); pass "
-            "weights=FILE."
+            f"the adapter belongs to {wanted(config)}; it is neither in the cache nor reachable ({error}); {_ADVICE}."
         ) from error
     return _checked(path, digest if weights.get("hub") else None)
 
@@ -71,12 +72,14 @@ def download(hub: str, name: str, revision: str | None = None, token: str | None
     Raises:
         Unreachable: It is in neither.
     """
-    from huggingface_hub import hf_hub_download
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url
 
     # What is in the cache needs no network: the weights are compared with the adapter's anyway.
     with contextlib.suppress(Exception):
         return Path(hf_hub_download(hub, name, revision=revision, local_files_only=True))
     try:
+        # One question first: a download would ask an unreachable hub six times, with a warning for each.
+        get_hf_file_metadata(hf_hub_url(hub, name, revision=revision), token=token, timeout=_PATIENCE)
         return Path(hf_hub_download(hub, name, revision=revision, token=token, etag_timeout=_PATIENCE))
     except Exception as error:  # Of the hub's own types, of its HTTP library's, of the system's.
         raise Unreachable(reason(error)) from error
@@ -117,7 +120,11 @@ def reason(error: BaseException) -> str:
     while error.__cause__ is not None and not getattr(error, "response", None):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:160]}" if lines else type(error).__name__
+    return (
+        f"{type(error).__name__}: {textwrap.shorten(lines[0], 160, placeholder=' ...')}"
+        if lines
+        else type(error).__name__
+    )
 
 
 def _checked(path: Path, digest: str | None) -> Path:

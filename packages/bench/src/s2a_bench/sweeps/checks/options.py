@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+from s2a_bench.cells.outputs import check_no_finetuning
 from s2a_bench.data.table.lookup import check_images
-from s2a_bench.errors import Mistakes
+from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.checks.effects import check_sweep_options, find_datasets
-from s2a_bench.sweeps.checks.places import check_output, check_place_of_sweep
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.search.choice import Mode
 from s2a_bench.sweeps.search.run_search import check_scheduler
@@ -27,7 +29,7 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
     )
     with mistakes.collecting():
         check_output(options.keep.output)
-        check_place_of_sweep(options.keep.output)
+        check_no_finetuning(options.keep.output)
     with mistakes.collecting():
         check_max_concurrent(options.resources.max_concurrent)
     with mistakes.collecting():
@@ -35,3 +37,23 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
     if mode is not None:
         with mistakes.collecting():
             check_scheduler(mode, options)
+
+
+def check_output(output: Path) -> None:
+    """Checks that an output folder can be there: nothing on its path is a file.
+
+    Raises:
+        InputError: Something is, or its name is no text.
+    """
+    try:
+        str(output).encode()
+    except UnicodeEncodeError:
+        raise InputError(
+            f"The name of output folder {str(output)!r} is no UTF-8 text, as the report and MLflow need it; pass "
+            "another one to --output."
+        ) from None
+    nearest = next(path for path in (output, *output.parents) if path.exists())
+    if not nearest.is_dir():
+        raise InputError(
+            f"Cannot write to output folder {output} ({nearest} is a file); pass a writable one to --output."
+        )
