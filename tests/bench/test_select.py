@@ -265,6 +265,7 @@ def test_a_training_that_diverges_gives_the_best_epoch_before(monkeypatch, steps
     monkeypatch.setattr(train, "training_step", diverging)
     found = run.run(cell(), on_trained=given_back.append)
     if not steps:
+        assert found.error is not None
         assert (found.status, found.error["type"], given_back) == ("failed", "Diverged", [])
         return
     assert found.status == "done" and len(found.curve) == steps and "loss is nan" in found.notes[0]
