@@ -96,7 +96,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks style, formatting, the direction of imports, and types."""
-    install(session, "test", "lint")
+    install(session, "test", "integrations", "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache")
