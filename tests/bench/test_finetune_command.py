@@ -68,6 +68,22 @@ def test_all_mistakes_are_told_at_once_and_nothing_is_written(capsys, tmp_path):
     assert len(said) == len(wanted)
 
 
+def test_numbers_and_paths_that_are_none_are_told_with_the_rest(capsys, tmp_path):
+    said = refused(capsys, tmp_path, "", "--output", f"{tmp_path}/a\0b", "--lr", "nan", "--val", "nan", "--epochs", "0")
+    for words in ("folder ''", "zero byte", "--lr nan", "--val nan", "epochs=0"):
+        assert sum(words in line for line in said) == 1, words
+    with pytest.raises(InputError) as caught:
+        s2a_bench.finetune(b"photos", output=4, epochs="5", weights=1.5, lr=float("inf"))  # pyright: ignore[reportArgumentType]
+    for words in ("data=b'photos'", "output=4", "epochs='5'", "weights=1.5", "--lr inf"):
+        assert sum(words in line for line in str(caught.value).splitlines()) == 1, words
+
+
+def test_an_image_size_beyond_memory(capsys, tmp_path):
+    raw = write_own(tmp_path, "leaves")
+    said = refused(capsys, tmp_path, str(raw), "--output", str(tmp_path / "o"), *FAST, "--image-size", "1000000")
+    assert len(said) == 1 and "mini_vit at 1000000 pixels" in said[0] and "--image-size" in said[0]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -142,6 +158,7 @@ def test_weights_of_another_architecture(capsys, tmp_path):
     file = str(data_file("backbones/mini_swin.safetensors"))
     said = refused(capsys, tmp_path, str(raw), "--output", str(tmp_path / "o"), *FAST, "--weights", file)
     assert len(said) == 1 and "mini_vit" in said[0] and "mini_swin.safetensors" in said[0]
+    assert "it lacks cls_token, pos_embed" in said[0] and "name the backbone" in said[0]
 
 
 def test_the_last_lines_say_where_everything_is(capsys, tmp_path, without_mlflow):

@@ -118,6 +118,14 @@ def test_odd_class_names(tmp_path, in_place):
     assert any("'Cat'" in note and "'cat'" in note and "differ only in case" in note for note in notes)
 
 
+@pytest.mark.parametrize("name", [" ", "\u3000", "a\x1b[31m", "bell\a"])
+def test_class_names_that_nobody_could_read(tmp_path, name):
+    """Refused here: an adapter folder would refuse them, after hours of training."""
+    write_images(tmp_path / "src", {"cat": 4, name: 4})
+    sentence = only(refusal(tmp_path / "src", tmp_path / "root"))
+    assert repr(name) in sentence and "rename it" in sentence
+
+
 def test_classes_called_like_parts(tmp_path):
     """A train is also a vehicle."""
     write_images(tmp_path / "src", {"train": 5, "bus": 5, "test": 5})

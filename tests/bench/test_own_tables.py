@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from bench.own_folders import write_own
 from bench.own_sources import encode, lists_of, picture, png, prepare, refusal, write_images, write_table
 from s2a_bench.data.folder import read_manifest
 from s2a_bench.data.own.prepare import OwnOptions, prepare_own
+from s2a_bench.data.table.own import own_dataset
 from s2a_bench.data.verify import verify_dataset
 from s2a_bench.errors import InputError
 
@@ -257,3 +260,34 @@ def test_names_are_the_same_wherever_it_lies(tmp_path, files):
     lists, _ = prepare(tmp_path / "src/a.csv", tmp_path / "root")
     (tmp_path / "src").rename(tmp_path / "moved")
     assert prepare(tmp_path / "moved/a.csv", tmp_path / "other")[0] == lists == lists_of(tmp_path / "root/mine")
+
+
+@pytest.mark.parametrize("label", ["half \ud83d", "a\x00b"])
+def test_class_names_of_json_that_are_no_text(tmp_path, label):
+    folder = tmp_path / "src"
+    folder.mkdir()
+    rows = []
+    for i in range(8):
+        (folder / f"{i}.png").write_bytes(png(i))
+        rows.append(json.dumps({"file_name": f"{i}.png", "label": [label, "dog"][i % 2]}) + "\n")
+    (folder / "metadata.jsonl").write_text("".join(rows))
+    assert repr(label) in only(refusal(folder, tmp_path / "root"))
+
+
+def test_a_folder_that_was_prepared_with_such_names_is_refused_too(tmp_path):
+    write_own(tmp_path, "leaves", {"train": 2, "val": 2, "test": 2}, classes=("a", "\x1b[2J"))
+    with pytest.raises(InputError, match=r"x1b\[2J.*rename it"):
+        own_dataset("leaves", tmp_path)
+
+
+def test_labels_in_lists_of_one_and_text_as_bytes(tmp_path, files):
+    """As columns of Parquet hold them."""
+    paths, labels = zip(*files, strict=True)
+    table = pa.table({"path": [path.encode() for path in paths], "label": [[label] for label in labels]})
+    pq.write_table(table, tmp_path / "src/a.parquet")
+    check_labels(prepare(tmp_path / "src/a.parquet", tmp_path / "root")[0], files)
+
+
+def test_a_path_that_no_file_can_have_is_missing(tmp_path, files):
+    table = write_table(tmp_path / "src/a.csv", "path,label", [*map(",".join, files), "x/" + "y" * 5000 + ",cat"])
+    assert "1 of 21 images" in only(refusal(table, tmp_path / "root"))

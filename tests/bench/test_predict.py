@@ -20,6 +20,7 @@ from bench.adapters import LABELS, MEAN, SIDE, STD, write_adapter
 from bench.command_line import refused
 from bench.small_folders import picture
 from PIL import Image
+from s2a_bench.cli import predict as predict_command
 from s2a_bench.cli.main import main
 from s2a_bench.inference import predict as predicting
 
@@ -170,6 +171,30 @@ def test_all_mistakes_are_said_before_torch_does_anything(capsys, monkeypatch):
     assert "--null has no effect" in refused(capsys, "predict", "x", "a.jpg", "--null")
     Path("folder").mkdir()
     assert "--csv folder is a folder" in refused(capsys, "predict", "x", "a.jpg", "--csv", "folder")
+
+
+def test_a_csv_file_takes_no_place_of_anything(adapted, capsys, monkeypatch):
+    """Said before the work; what is only found when it is written loses no prediction."""
+    before = Path("in/a.png").read_bytes()
+    Path("taken").write_text("")
+    for place, words in (("in/a.png", "would be lost"), ("taken/x.csv", "taken is a file"), ("in", "is a folder")):
+        assert words in refused_here(capsys, "predict", "out", "in", "--csv", place)
+    assert Path("in/a.png").read_bytes() == before
+
+    def full(path: Path) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(predict_command, "replacing", full)
+    assert main(["predict", "out", "in/a.png", "--csv", "x.csv"]) == 1
+    said = capsys.readouterr()
+    assert "x.csv could not be written (No space left on device)" in said.err and "in/a.png" in said.out
+
+
+def test_images_of_a_size_that_the_model_does_not_take(adapted, capsys):
+    config = json.loads(Path("out/adapter/adapter_config.json").read_text())
+    config["image"]["size"] = SIDE - 1
+    Path("out/adapter/adapter_config.json").write_text(json.dumps(config))
+    assert f"image size {SIDE - 1} is not that of the model" in refused_here(capsys, "predict", "out", "in/a.png")
 
 
 def test_an_adapter_without_names_gives_numbers(adapted):

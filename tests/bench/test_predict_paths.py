@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from s2a_bench.data.images import read_image_bytes
 from s2a_bench.errors import InputError
 from s2a_bench.inference import checks
 from s2a_bench.inference.paths import find_images, read_names
@@ -74,6 +75,18 @@ def test_a_list_of_zero_ended_names_is_any_bytes(names):
     found = read_names(io.BytesIO(b"".join(name + b"\0" for name in names)), null=True)
     if not names or not names[0].startswith(b"\xef\xbb\xbf"):
         assert [os.fsencode(name) for name in found] == names
+
+
+@given(st.binary())
+def test_a_list_of_lines_is_any_bytes(data):
+    """A zero byte too, from a list that was meant for --null: whoever opens the file says what is wrong."""
+    names = read_names(io.BytesIO(data))
+    assert set(find_images(["-"], names)) <= set(names)
+
+
+def test_a_name_with_a_zero_byte_is_a_sentence():
+    with pytest.raises(InputError, match=r"a.x00b"):
+        read_image_bytes(Path("a\0b"))
 
 
 def test_a_list_of_lines_may_come_from_windows():

@@ -254,6 +254,7 @@ def test_a_backbone_that_timm_would_build_otherwise_is_told_apart(tmp_path):
         ("m", "onnx", None, "must end in .onnx"),
         ("m.onnx", "torch", None, "must end in .pt2"),
         ("no/m.pt2", "torch", None, "is not a folder; create it"),
+        ("a\0.pt2", "torch", None, "zero byte"),
         ("full", "timm", None, r"holds other files \(precious\)"),
         ("full/precious", "timm", None, "is a file; give a new folder"),
         ("m.pt2", "torch", torch.zeros(2, 3, 16, 16), r"shape \(2, 3, 16, 16\).*\(N, 3, 32, 32\)"),

@@ -69,6 +69,10 @@ def test_the_folder_itself_loads(folder: Path, weights: Path) -> None:
     assert s2a.from_pretrained(str(folder), weights=str(weights), device="cpu").labels == ["a", "b"]
 
 
+def test_a_device_without_values_is_refused(folder: Path, weights: Path) -> None:
+    refused(folder, "device 'meta' cannot be used here", weights=weights, device="meta")
+
+
 def test_places_that_are_no_adapter(folder: Path, weights: Path, tmp_path: Path) -> None:
     refused(tmp_path / "nothing" / "at" / "all", "no folder .*no hub id")
     refused("nothing", "no folder nothing")
@@ -146,6 +150,7 @@ def put(*path: Any) -> Callable[[dict[str, Any]], None]:
         (put("backbone", "name", "no_such_model"), "known neither to timm .* nor to an installed package"),
         (put("backbone", "name", "test_convnext"), "cannot be made with the arguments"),
         (put("backbone", "args", [1]), "args are a mapping"),
+        (put("backbone", "args", {"depth": 10**7}), "depth=10000000 must be a number below 100,000"),
         (put("backbone", "args", {"img_size": 64}), "other tensors than the one that was adapted"),
         (put("backbone", "args", {"no_such": 64}), "cannot be made with the arguments"),
         (put("backbone", "args", {"checkpoint_path": "/tmp/x"}), "'checkpoint_path' is not allowed"),

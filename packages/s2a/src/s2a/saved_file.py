@@ -188,7 +188,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (OSError, ValueError, SafetensorError, MemoryError, RuntimeError) as error:
         if isinstance(error, S2AError):
             raise
-        raise S2AError(f"{path} cannot be read as a saved method ({error}).") from error
+        raise S2AError(f"{path} cannot be read as a saved method ({error}); take another copy.") from error
 
 
 def _json(text: str, kind: type) -> Any:

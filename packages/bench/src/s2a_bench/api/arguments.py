@@ -58,10 +58,18 @@ def absolute(path: FilePath, name: str) -> str:
     Raises:
         InputError: It is no path.
     """
-    try:
-        return str(Path(path).absolute())  # workers run in another folder
-    except TypeError:
-        raise InputError(f"{name}={path!r} has the wrong type; it must be a path.") from None
+    return str(Path(path_text(path, name)).absolute())  # workers run in another folder
+
+
+def path_text(path: FilePath, name: str) -> str:
+    """A path as text.
+
+    Raises:
+        InputError: It is no path.
+    """
+    if isinstance(path, str | os.PathLike) and isinstance(text := os.fspath(path), str):
+        return text
+    raise InputError(f"{name}={path!r} has the wrong type; it must be a path.")
 
 
 def setting_texts(given: Settings | Axes, name: Literal["set", "sweep"]) -> tuple[str, ...]:

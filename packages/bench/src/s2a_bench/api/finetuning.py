@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import typing
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from s2a_bench.api.arguments import FilePath, Settings, absolute, setting_texts, typed
+from s2a_bench.api.arguments import FilePath, Settings, absolute, path_text, setting_texts, typed
 from s2a_bench.errors import Mistakes
 from s2a_bench.sweeps.events import Listener, keep_stdout
 
@@ -130,18 +129,24 @@ def finetune(
     }
     hints = typing.get_type_hints(FinetuneRequest)
     mistakes = Mistakes()
+    # What "lr" may be is checked with the other numbers, NaN among them.
+    hints["lr"] = float if isinstance(lr, float) else float | str | None
+    places = {name: path for name, path in (("weights", weights), ("data_dir", data_dir)) if path is not None}
+    checked: dict[str, Any] = {"data": ".", "output": Path.cwd() / "finetuned"}
+    # A value of the wrong type is named, and its default checked with the rest.
+    with mistakes.collecting():
+        checked["data"] = path_text(data, "data")
+    with mistakes.collecting():
+        checked["output"] = Path(absolute(output, "output"))
+    with mistakes.collecting():
+        checked["settings"] = setting_texts(set, "set")
+    for name, path in places.items():
+        with mistakes.collecting():
+            checked[name] = absolute(path, name)
     for name, value in given.items():
         with mistakes.collecting():
-            given[name] = typed(value, hints[name] if name != "lr" else float | str | None, name)
-    mistakes.raise_all()
-    request = FinetuneRequest(
-        data=os.fspath(data),
-        output=Path(absolute(output, "output")),
-        weights=None if weights is None else absolute(weights, "weights"),
-        data_dir=None if data_dir is None else absolute(data_dir, "data_dir"),
-        settings=setting_texts(set, "set"),
-        **given,
-    )
+            checked[name] = typed(value, hints[name], name)
+    request = FinetuneRequest(**checked)
     check_request(mistakes, request)
     mistakes.raise_all()
     from s2a_bench.finetuning.run import finetune as run_finetuning  # torch with it, which mistakes need not wait for

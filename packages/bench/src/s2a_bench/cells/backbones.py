@@ -24,6 +24,7 @@ from s2a_bench.assets import data_file
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.config import BackboneConfig
 from s2a_bench.errors import InputError, unknown
+from s2a_bench.failures import out_of_memory
 
 
 def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
@@ -188,9 +189,23 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
         drop_path: Stochastic depth rate.
 
     Raises:
-        InputError: As ``weights_file``; a file that does not fit the architecture.
+        InputError: As ``weights_file``; a file that does not fit the architecture; a backbone that does not fit
+            into memory.
     """
     path = weights_file(config)
+    try:
+        return _create(config, path, seed, drop_path)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        sized = f" at {config.image_size} pixels" if config.image_size else ""
+        raise InputError(
+            f"Backbone {config.name}{sized} does not fit into memory; give a smaller backbone"
+            f"{' or a smaller --image-size' if sized else ''}."
+        ) from error
+
+
+def _create(config: BackboneConfig, path: Path | None, seed: int, drop_path: float) -> tuple[nn.Module, DataFormat]:
     torch.manual_seed(seed)
     kwargs: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
     kwargs |= _arguments(config)

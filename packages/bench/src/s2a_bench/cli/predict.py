@@ -7,9 +7,11 @@ import csv
 import dataclasses
 import io
 import json
+import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
@@ -21,6 +23,7 @@ from rich.text import Text
 
 from s2a_bench import api
 from s2a_bench.cli.common import DONE, SOME_FAILED, File, print_verbatim
+from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.errors import InputError
 from s2a_bench.files import replacing
 from s2a_bench.inference import checks
@@ -65,8 +68,8 @@ class Predict:
         Raises:
             ValueError: Bad input.
         """
-        if self.csv is not None and self.csv.is_dir():
-            raise InputError(f"--csv {self.csv} is a folder; give the path of a file.")
+        if self.csv is not None:
+            _check_csv(self.csv)
         if self.null and STDIN not in self.images:
             raise InputError("--null has no effect without -, which reads names from standard input; add it.")
         listed = read_names(sys.stdin.buffer, self.null) if STDIN in self.images else []
@@ -79,22 +82,58 @@ class Predict:
             weights=self.weights,
             device=self.device,
         )
+        if self.csv is not None:
+            _check_no_image(self.csv, request.paths)
         found = list(_predictions(request))
         bad = [each for each in found if each.error is not None]
         good = [each for each in found if each.error is None]
-        if self.csv is not None:
-            with replacing(self.csv.absolute()) as file:
-                file.write(as_csv(good))
+        unwritten = self.csv is not None and not _write_csv(self.csv, good)
         if self.json:
             rows = [{k: v for k, v in dataclasses.asdict(each).items() if k != "error"} for each in good]
             print(json.dumps(rows, indent=1), file=console.file)
-        elif self.csv is not None:
+        elif self.csv is not None and not unwritten:
             print_verbatim(console, f"{len(good)} predictions are in {shown(str(self.csv))}.")
         elif good:
             console.print(as_table(good))
         if bad:
             print(f"s2a-bench: {len(bad)} of {len(found)} images could not be read.", file=sys.stderr)
-        return SOME_FAILED if bad else DONE
+        return SOME_FAILED if bad or unwritten else DONE
+
+
+def _check_csv(path: Path) -> None:
+    """Refuses a place where the file cannot be, before the work.
+
+    Raises:
+        InputError: It is such a place.
+    """
+    if path.is_dir():
+        raise InputError(f"--csv {path} is a folder; give the path of a file.")
+    above = next(each for each in path.absolute().parents if path_exists(each))
+    if not above.is_dir():
+        raise InputError(f"--csv {path} cannot be written ({above} is a file); give another path.")
+    if not os.access(above, os.W_OK):
+        raise InputError(f"--csv {path} cannot be written (no right to write in {above}); give another path.")
+
+
+def _check_no_image(path: Path, images: Sequence[str]) -> None:
+    """Refuses a place where one of the images is.
+
+    Raises:
+        InputError: It is one.
+    """
+    if path_exists(path) and any(path_exists(Path(each)) and path.samefile(each) for each in images):
+        raise InputError(f"--csv {path} is one of the images, which would be lost; give another path.")
+
+
+def _write_csv(path: Path, found: Sequence[Prediction]) -> bool:
+    """Whether the file could be written; if not, why is said."""
+    try:
+        with replacing(path.absolute()) as file:
+            file.write(as_csv(found))
+    except OSError as error:
+        print(f"s2a-bench: --csv {path} could not be written ({error.strerror or error}).", file=sys.stderr)
+        return False
+    return True
 
 
 def _predictions(request: checks.PredictRequest) -> Iterator[Prediction]:

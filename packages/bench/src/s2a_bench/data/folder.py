@@ -313,7 +313,10 @@ def identify_folder(
             stats[path] = (images / path).stat()
         except OSError as error:
             name, line = next((n, e.line) for n, each in entries.items() for e in each if e.path == path)
-            raise InputError(f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}).") from error
+            raise InputError(
+                f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}); put it back, "
+                "or prepare the dataset again."
+            ) from error
         if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
             raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
     if manifest is not None:

@@ -49,6 +49,8 @@ def read_image_bytes(path: Path) -> bytes:
         return read_file(path)
     except OSError as error:
         raise InputError(f"Image {path} cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:  # A zero byte in its name.
+        raise InputError(f"Image {str(path)!r} cannot be read ({error}).") from error
 
 
 def decode_rgb(data: bytes, name: str, upright: bool = False) -> Image.Image:
@@ -121,7 +123,8 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
             image.load()
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"Image {name} is huge ({error}); make it smaller first.") from error
+        reason = str(error).rstrip(".")
+        raise InputError(f"Image {name} is huge ({reason}); make it smaller first.") from error
     except InputError:
         raise
     except Exception as error:  # A decoder may raise anything on a damaged file.

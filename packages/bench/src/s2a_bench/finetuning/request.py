@@ -158,9 +158,9 @@ def find_source(request: FinetuneRequest) -> Path:
     """
     try:
         path = Path(request.data).absolute()
-        if path.exists():
+        if request.data and path.exists():
             return path
-        if request.data_dir is not None and Path(request.data).name == request.data:
+        if request.data and request.data_dir is not None and Path(request.data).name == request.data:
             prepared = Path(request.data_dir).absolute() / request.data
             if prepared.is_dir():
                 return prepared

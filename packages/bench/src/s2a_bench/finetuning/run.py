@@ -179,7 +179,7 @@ class _Finetuning:
         notify(listeners, "finished", record)
         if record.status != "done":
             notify(listeners, "ended", StageEnd(plan, [record], "FAILED"))
-            raise FinetuneFailed(f"The training failed: {failures.cause(record)}.", record)
+            raise FinetuneFailed(f"The training failed: {failures.cause(record).rstrip('.')}.", record)
         return record, found
 
     def _keep_best(self, held: Sequence[cells_run.Trained], listeners: Sequence[Listener]) -> None:

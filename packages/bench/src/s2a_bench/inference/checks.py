@@ -51,6 +51,8 @@ def find_adapter(given: str | os.PathLike[str]) -> str:
         InputError: There is no such folder, it holds no adapter, or it is a file.
     """
     name = os.fspath(given)
+    if not name:
+        raise InputError("The path of the adapter is empty; give the folder of one, or a hub id owner/name.")
     path = Path(name)
     for folder in (path, path / "adapter"):
         if path_exists(folder / CONFIG):

@@ -42,9 +42,17 @@ def find_images(given: Sequence[FilePath], listed: Iterable[str] = ()) -> list[s
                 found += _expanded(os.fsdecode(each))
     mistakes.raise_all()
     once: dict[Path, str] = {}
-    for path in found:  # Links to one file are several names of it, and stay.
-        once.setdefault(Path(path).parent.resolve() / Path(path).name, path)
+    for path in found:
+        once.setdefault(_place(path), path)
     return list(once.values())
+
+
+def _place(path: str) -> Path:
+    """The same for all names of a file, but for links to it: they are several, and stay."""
+    try:
+        return Path(path).parent.resolve() / Path(path).name
+    except (OSError, ValueError):  # A name that no file can have, from a list: whoever reads it says so.
+        return Path(path)
 
 
 def read_names(stream: BinaryIO, null: bool = False) -> list[str]:

@@ -109,6 +109,8 @@ def _checked_path(path: str | os.PathLike[str], format: str) -> Path:
         target = Path(path).absolute()
     except TypeError:
         raise S2AError(f"export takes a path, not {type(path).__name__}.") from None
+    if "\0" in str(target):
+        raise S2AError(f"{str(target)!r} has a zero byte in it, which no path can have; export elsewhere.")
     if not target.parent.is_dir():
         raise S2AError(f"{target.parent} is not a folder; create it, or export elsewhere.")
     suffix = SUFFIXES[format]
@@ -128,7 +130,11 @@ def _checked_path(path: str | os.PathLike[str], format: str) -> Path:
 @contextlib.contextmanager
 def _replacing_files(target: Path) -> Iterator[Path]:
     """A path of the same name in a temporary folder; what lies in that folder at the end is moved beside ``target``."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as folder:
+    try:
+        temporary = tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.")
+    except OSError as error:
+        raise S2AError(f"{target} cannot be written ({error.strerror or error}); export elsewhere.") from error
+    with temporary as folder:
         made = Path(folder, target.name)
         yield made
         for part in sorted(Path(folder).iterdir(), key=lambda part: part == made):  # the one with the name last

@@ -19,6 +19,7 @@ from s2a.adapted import Adapted
 from s2a.backbones.view import input_size
 from s2a.errors import S2AError
 from s2a.identity import architecture_of, tensor_places
+from s2a.image_transform import ImageTransform
 from s2a.pretrained.config import check_backbone, is_plain_name, join
 
 GROUP = "s2a.backbones"
@@ -56,7 +57,8 @@ def create(name: str, args: Mapping[str, Any]) -> Any:
         model = timm.create_model(name, pretrained=False, **args) if point is None else point.load()(**args)
     except Exception as error:
         raise S2AError(
-            f"the backbone {name} cannot be made with the arguments {dict(args)} ({_first(error)})."
+            f"the backbone {name} cannot be made with the arguments {dict(args)} ({_first(error)}); correct them, or "
+            "take another copy."
         ) from error
     if not isinstance(model, nn.Module):
         raise S2AError(f"the entry point {name} of {GROUP} gave a {type(model).__name__}, not a model.")
@@ -219,3 +221,16 @@ def sentence(start: str) -> Iterator[None]:
 def _first(error: BaseException) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__
+
+
+def check_image_size(adapted: Adapted, transform: ImageTransform) -> None:
+    """Refuses images of a size that a backbone with fixed position embeddings does not take.
+
+    Raises:
+        S2AError: Neither the model's own size nor the one that it was adapted at.
+    """
+    fixed = hasattr(getattr(adapted.backbone, "patch_embed", None), "img_size")
+    if fixed and transform.sides not in (adapted.image_size, input_size(adapted.backbone)):
+        raise S2AError(
+            f"image size {transform.size} is not that of the model, {adapted.image_size[0]} x {adapted.image_size[1]}."
+        )

@@ -42,6 +42,8 @@ FILES = (CONFIG_FILE, STATE_FILE, CARD_FILE)
 """Everything that ``save_pretrained`` writes."""
 
 _LARGEST = 64_000_000
+_MOST = 100_000
+"""No argument of a backbone is as large: a damaged depth or size would fill the memory before it is refused."""
 _ARGUMENT = re.compile(r"[a-z][a-z0-9_]*\Z")
 _REFUSED_ARGUMENTS = ("checkpoint_path", "cache_dir", "model_name", "name", "path", "num_batches_tracked", "device")
 _HUB = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}\Z", re.ASCII)
@@ -131,14 +133,17 @@ def check_backbone(values: Any) -> dict[str, Any]:
         if key.startswith("pretrained") or key in _REFUSED_ARGUMENTS:
             raise S2AError(f"backbone argument {key!r} is not allowed; where weights come from is said under weights.")
         if isinstance(value, Mapping) or not _is_simple(value):
-            raise S2AError(f"backbone argument {key}={value!r} must be a number, text, True, False, None or a list.")
+            raise S2AError(
+                f"backbone argument {key}={value!r} must be a number below {_MOST:,}, text, True, False, "
+                "None or a list."
+            )
     return {"name": name, "args": plain(dict(args or {}), "backbone args"), "weights": check_weights(weights)}
 
 
 def _is_simple(value: Any) -> bool:
     if isinstance(value, list | tuple):
         return all(_is_simple(item) for item in value)
-    return value is None or isinstance(value, bool | int | float | str)
+    return value is None or isinstance(value, bool | float | str) or (isinstance(value, int) and abs(value) < _MOST)
 
 
 def check_weights(values: Any) -> dict[str, Any] | None:

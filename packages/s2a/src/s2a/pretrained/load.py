@@ -17,7 +17,7 @@ from s2a.adapted import Adapted, cast_frozen
 from s2a.errors import S2AError, StateMismatch
 from s2a.identity import identify
 from s2a.image_transform import make_transform
-from s2a.pretrained.backbone import check_name, create, create_empty, registered, sentence
+from s2a.pretrained.backbone import check_image_size, check_name, create, create_empty, registered, sentence
 from s2a.pretrained.config import CONFIG_FILE, STATE_FILE, read_config
 from s2a.pretrained.fetch import fetch_folder, fetch_weights_beside, find_weights, wanted
 from s2a.registry import list_methods
@@ -75,7 +75,10 @@ def from_pretrained(
     adapted = _put_on(model, state, config)
     adapted.labels, adapted.card = config["labels"], config
     if config["image"] is not None:
-        adapted._transform = make_transform(config["image"])
+        transform = make_transform(config["image"])
+        with sentence(f"{folder / CONFIG_FILE} is damaged"):
+            check_image_size(adapted, transform)
+        adapted._transform = transform
     return (adapted if place is None else adapted.to(place)).eval()
 
 
@@ -84,7 +87,7 @@ def _check_device(device: str | torch.device | None) -> torch.device | None:
         return None
     try:
         found = torch.device(device)
-        torch.empty(0, device=found)
+        torch.zeros(1, device=found).cpu()  # "meta" has no values to give back
     except Exception as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise S2AError(f"device {str(device)!r} cannot be used here ({reason}); take another one, 'cpu'.") from error

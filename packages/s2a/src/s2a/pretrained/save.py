@@ -16,10 +16,10 @@ from torch import nn
 from s2a import saved_file
 from s2a.adapted import Adapted, classes_of, require_adapted, trainable_parameters
 from s2a.backbones.number_format import HALVES
-from s2a.backbones.view import input_channels, input_size
+from s2a.backbones.view import input_channels
 from s2a.errors import S2AError
 from s2a.image_transform import ImageTransform, make_transform
-from s2a.pretrained.backbone import describe_backbone
+from s2a.pretrained.backbone import check_image_size, describe_backbone
 from s2a.pretrained.card import make_card
 from s2a.pretrained.config import CARD_FILE, CONFIG_FILE, SCHEMA, STATE_FILE, check_labels, plain, write_config
 from s2a.pretrained.folder import check_target, replacing_folder
@@ -150,11 +150,7 @@ def _transform_of(adapted: Adapted, image: Mapping[str, Any] | ImageTransform | 
     if image is None:
         return adapted.transform()
     transform = image if isinstance(image, ImageTransform) else make_transform(image)
-    fixed = hasattr(getattr(model, "patch_embed", None), "img_size")
-    if fixed and transform.sides != adapted.image_size and transform.sides != input_size(model):
-        raise S2AError(
-            f"image size {transform.size} is not that of the model, {adapted.image_size[0]} x {adapted.image_size[1]}."
-        )
+    check_image_size(adapted, transform)
     return transform
 
 

@@ -29,6 +29,10 @@ IN_FOLDERS = (
 """Names under which weights lie in a folder of the Hugging Face hub; the first that is there is taken."""
 
 
+READABLE = "give a .safetensors file, or a .pth file with the state_dict() of a model"
+"""What to do about a file that cannot be read."""
+
+
 def weight_files(path: Path) -> list[Path]:
     """The files that a path stands for: itself, the weights in a folder, or the parts that an index names.
 
@@ -80,7 +84,7 @@ def tensor_names(path: Path) -> set[str]:
                 with safetensors.safe_open(file, "pt") as opened:
                     names |= set(opened.keys())
             except Exception as error:
-                raise S2AError(f"{file} cannot be read as weights ({first_line(error)}).") from error
+                raise S2AError(f"{file} cannot be read as weights ({first_line(error)}); {READABLE}.") from error
         else:
             names |= _read_file(file).keys()
     return names
@@ -121,7 +125,7 @@ def _read_file(path: Path) -> dict[str, Any]:
             f"model's state_dict() alone, best as .safetensors ({first_line(error)})."
         ) from error
     except Exception as error:
-        raise S2AError(f"{path} cannot be read as weights ({first_line(error)}).") from error
+        raise S2AError(f"{path} cannot be read as weights ({first_line(error)}); {READABLE}.") from error
     if isinstance(found, Mapping):
         key = next((key for key in _STATES if isinstance(found.get(key), Mapping)), None)
         found = timm.models.clean_state_dict(dict(found[key] if key else found))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,9 @@ from torch import nn
 from s2a.errors import S2AError
 from s2a.weights import huggingface
 from s2a.weights.files import first_line, read_weights, tensor_names, weight_files
+
+OTHERS = "give a file of this architecture, or name the backbone that the file belongs to"
+"""What to do about weights of another architecture."""
 
 
 def create_with_weights(name: str, path: Path, **arguments: Any) -> nn.Module:
@@ -41,7 +46,7 @@ def create_with_weights(name: str, path: Path, **arguments: Any) -> nn.Module:
     try:
         model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
     except Exception as error:
-        raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}).") from error
+        raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}); {OTHERS}.") from error
     assert isinstance(model.pretrained_cfg, dict)
     model.pretrained_cfg.update(file=str(path), state_dict=None)  # else the model would hold its weights twice
     return model
@@ -60,7 +65,7 @@ def load_file(model: nn.Module, path: Path, name: str) -> None:
     try:
         model.load_state_dict(state)
     except Exception as error:
-        raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}).") from error
+        raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}); {OTHERS}.") from error
 
 
 def source_files(path: Path) -> list[Path]:
@@ -87,4 +92,20 @@ def _reason(path: Path, error: Exception) -> str:
     if kind and kind not in huggingface.MODEL_TYPES:
         known = ", ".join(huggingface.MODEL_TYPES)
         return f"its config.json says model_type {kind!r}; of Hugging Face's layouts {known} are understood"
-    return first_line(error)
+    return "; ".join(_differences(str(error))) or first_line(error)
+
+
+def _differences(message: str) -> list[str]:
+    """What ``load_state_dict`` complains of, shortened."""
+    found = []
+    for words, kind in (("it lacks", "Missing"), ("it has", "Unexpected")):
+        for listed in re.findall(rf"{kind} key\(s\) in state_dict: (.*)", message):
+            names = [name.strip('" .') for name in listed.split(",")]
+            found.append(f"{words} {_some(names)}")
+    if shapes := re.findall(r"size mismatch for (\S+): ", message):
+        found.append(f"other shapes: {_some(shapes)}")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -11,6 +11,7 @@ from s2a_bench.data.own.divide import KEPT
 from s2a_bench.data.own.inspect import Look
 from s2a_bench.data.own.options import OwnOptions
 from s2a_bench.data.own.read import SHOWN, OwnSource, count_images, find_lookalikes, name_some
+from s2a_bench.data.table.own import check_class_names
 from s2a_bench.errors import InputError, Mistakes
 
 _MOST_CONTRADICTIONS = 0.01
@@ -36,6 +37,8 @@ def check_listing(source: OwnSource, drawn: tuple[str, ...], options: OwnOptions
     if len(source.classes) < 2:
         held = f"one class only, {name_some(source.classes)}" if source.classes else "no class"
         mistakes.add(InputError(f"{place} holds {held}; at least two are needed to tell them apart."))
+    with mistakes.collecting():
+        check_class_names(source.classes, place)
     train = Counter(image.label for image in source.images if image.part in (None, "train"))
     for part in ("val", "test"):
         lacking = sorted({image.label for image in source.images if image.part == part} - set(train))

@@ -164,8 +164,8 @@ def read_csv(data: bytes, what: str) -> Rows:
     for number, line in enumerate(lines, 1):
         if len(line) != len(names):
             raise InputError(
-                f"Row {number} of {what} has {len(line)} cells but there are {len(names)} columns "
-                f"({name_some(names, 12)}); correct it (a cell with {delimiter!r} in it needs quotes)."
+                f"Row {number} of {what} has {len(line)} cell{'s' * (len(line) != 1)} but there are {len(names)} "
+                f"columns ({name_some(names, 12)}); correct it (a cell with {delimiter!r} in it needs quotes)."
             )
     cells = [[cell.strip() or None for cell in column] for column in zip(*lines, strict=True)] or [[] for _ in names]
     return Rows(what, dict(zip(names, cells, strict=True)))
@@ -202,7 +202,12 @@ def as_cell(value: object) -> str | None:
     if value is None or value != value:  # NaN
         return None
     if isinstance(value, bytes):
-        return None
+        try:
+            value = value.decode()  # text that was written as bytes; an image's are none
+        except UnicodeDecodeError:
+            return None
+    if isinstance(value, list | tuple) and len(value) == 1:
+        return as_cell(value[0])  # one label, in the form of several
     if isinstance(value, float) and value.is_integer():
         value = int(value)  # what pandas makes of whole numbers where one is missing
     return str(value).strip() or None
@@ -230,7 +235,7 @@ def _hint(folder: Path, missing: Sequence[str]) -> str:
             return f", where they are with {suffix} at the end: add it in the table"
     names = {Path(name).name for name in missing[:1]}
     for each in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if each.is_dir() and any((each / name).is_file() for name in names):
+        if each.is_dir() and any(path_exists(each / name) for name in names):
             return f", and {min(names)} is in {each.name}/: write that in front of it"
     return "; correct the paths, or move the table"
 

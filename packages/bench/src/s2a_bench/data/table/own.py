@@ -5,6 +5,8 @@ from __future__ import annotations
 import functools
 import re
 import shlex
+import unicodedata
+from collections.abc import Sequence
 from pathlib import Path
 
 from s2a_bench.data.folder import MANIFEST, read_manifest
@@ -42,6 +44,30 @@ def own_datasets(root: Path | str | None) -> list[str]:
         return sorted(folder.name for folder in Path(root).iterdir() if _is_own(folder))
     except OSError as error:
         raise InputError(f"Data folder {root} cannot be read ({error.strerror or error}); pass another one.") from error
+
+
+def check_class_names(names: Sequence[str], where: object) -> None:
+    """Refuses class names that an adapter folder, a page or a terminal could not hold, before anything is trained.
+
+    Args:
+        names: Of the classes.
+        where: Whose they are, in the sentence.
+
+    Raises:
+        InputError: One is blank, is no UTF-8 text, or has control characters other than tabs and line breaks.
+    """
+    bad = [name for name in names if not name.strip() or any(map(_is_unwritable, name))]
+    if bad:
+        shown = ", ".join(map(repr, bad[:3])) + (f" and {len(bad) - 3} more" if len(bad) > 3 else "")
+        raise InputError(
+            f"{where} has {'classes' if len(bad) > 1 else 'a class'} whose name is blank, no UTF-8 text, or has "
+            f"control characters in it ({shown}); rename {'them' if len(bad) > 1 else 'it'}."
+        )
+
+
+def _is_unwritable(character: str) -> bool:
+    kind = unicodedata.category(character)
+    return kind == "Cs" or (kind == "Cc" and character not in "\t\n\r")
 
 
 def own_dataset(name: str, root: Path | str | None) -> Dataset:
@@ -105,6 +131,7 @@ def _make_row(folder: Path, *_version: int) -> Dataset | None:
         raise InputError(f"{folder / MANIFEST} has no count of list {missing[0]!r}; {again}.")
     if len(manifest.classes) < 2:
         raise InputError(f"{folder / MANIFEST} names {len(manifest.classes)} classes, two are needed; {again}.")
+    check_class_names(manifest.classes, folder)
     return Dataset(
         name=folder.name,
         suite=OWN,

@@ -52,6 +52,8 @@ def check_output(output: Path) -> None:
             f"The name of output folder {str(output)!r} is no UTF-8 text, as the report and MLflow need it; pass "
             "another one to --output."
         ) from None
+    if "\0" in str(output):
+        raise InputError(f"--output {str(output)!r} has a zero byte in it, which no path can have; give another one.")
     nearest = next(path for path in (output, *output.parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(
