@@ -42,9 +42,16 @@ def fields_of(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
     return {f.name: typed(given[f.name], hints[f.name], f.name) for f in dataclasses.fields(cls) if f.name in given}
 
 
-def path_list(given: FilePath | Sequence[FilePath]) -> list[FilePath]:
-    """One path, or several, as a list."""
-    return [given] if isinstance(given, str | os.PathLike) else list(given)
+def path_list(given: FilePath | Sequence[FilePath], name: str = "images") -> list[FilePath]:
+    """One path, or several, as a list.
+
+    Raises:
+        InputError: It is neither.
+    """
+    paths = [given] if isinstance(given, str | os.PathLike) else given
+    if not isinstance(paths, Sequence) or isinstance(paths, bytes):
+        raise InputError(f"{name}={given!r} has the wrong type; it must be a path, or a list of paths.")
+    return [path_text(path, name) for path in paths]
 
 
 def path_or_none(path: FilePath | None, name: str) -> Path | None:

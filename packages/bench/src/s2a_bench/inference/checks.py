@@ -50,6 +50,8 @@ def find_adapter(given: str | os.PathLike[str]) -> str:
     Raises:
         InputError: There is no such folder, it holds no adapter, or it is a file.
     """
+    if not isinstance(given, str | os.PathLike):
+        raise InputError(f"folder={given!r} has the wrong type; it must be the path of an adapter, or a hub id.")
     name = os.fspath(given)
     if not name:
         raise InputError("The path of the adapter is empty; give the folder of one, or a hub id owner/name.")

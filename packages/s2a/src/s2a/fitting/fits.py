@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import timm
@@ -277,10 +277,10 @@ def _guess(found: Largest, budget: int, less: float, choices: Sequence[int] | No
 def _checked(batch_sizes: Sequence[int] | None) -> list[int] | None:
     if batch_sizes is None:
         return None
-    sizes = sorted(set(batch_sizes))
+    sizes = list(batch_sizes) if isinstance(batch_sizes, Iterable) else []
     if not sizes or any(type(size) is not int or not 1 <= size <= MOST_IMAGES for size in sizes):
-        raise S2AError(f"batch_sizes={list(batch_sizes)!r} must be integers of 1 to {MOST_IMAGES:,}, or None for any.")
-    return sizes
+        raise S2AError(f"batch_sizes={batch_sizes!r} must be integers of 1 to {MOST_IMAGES:,}, or None for any.")
+    return sorted(set(sizes))
 
 
 @contextlib.contextmanager

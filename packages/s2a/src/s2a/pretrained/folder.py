@@ -21,8 +21,12 @@ def check_target(folder: str | os.PathLike[str]) -> Path:
     """
     try:
         target = Path(os.path.realpath(folder))
+        target.exists()  # which complains of names that no folder can have
     except TypeError:
         raise S2AError(f"save_pretrained takes the path of a folder, not {type(folder).__name__}.") from None
+    except (OSError, ValueError) as error:  # too long; a zero byte in it
+        reason = getattr(error, "strerror", None) or error
+        raise S2AError(f"{str(folder)!r:.99} cannot be a folder ({reason}); save elsewhere.") from error
     if target.is_file() or (target.exists() and not target.is_dir()):
         raise S2AError(f"{target} is a file; give the path of a folder.")
     if target.is_dir():

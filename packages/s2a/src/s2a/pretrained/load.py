@@ -99,7 +99,7 @@ def _check_file(weights: str | os.PathLike[str]) -> Path:
         path = Path(weights)
     except TypeError:
         raise S2AError(f"weights takes the path of a file, not {type(weights).__name__}.") from None
-    if not path.exists():
+    if not os.path.exists(path):  # noqa: PTH110 - False for names that no file can have
         raise S2AError(f"there is no weights file at {path}.")
     weight_files(path)  # of a folder or an index: whether its files are there
     return path
@@ -113,20 +113,20 @@ def _folder_of(
         path = Path(given)
     except TypeError:
         raise S2AError(f"from_pretrained takes a folder or a hub id, not {type(given).__name__}.") from None
-    if path.is_dir():
+    if os.path.isdir(path):  # noqa: PTH112 - False for names that no folder can have
         if revision is not None:
             raise S2AError(f"revision={revision!r} is for the hub; {path} is a folder.")
         if not (path / CONFIG_FILE).is_file():
             raise S2AError(f"{path} has no {CONFIG_FILE}: it is no folder that s2a.save_pretrained wrote.")
         return path, None
-    if path.exists():
+    if os.path.exists(path):  # noqa: PTH110
         raise S2AError(
             f"{path} is a file; from_pretrained takes the folder that s2a.save_pretrained wrote. A file of s2a.save is "
             "loaded on its backbone by s2a.load(model, path)."
         )
     match = _HUB_ID.fullmatch(str(given))
     if match is None:
-        raise S2AError(f"there is no folder {given}, and it is no hub id owner/name either.")
+        raise S2AError(f"there is no folder {given!s:.200}, and it is no hub id owner/name either.")
     at = match["revision"]
     if at and revision and at != revision:
         raise S2AError(f"{given} names the revision {at}, revision= says {revision!r}; give one.")
