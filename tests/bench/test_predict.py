@@ -22,6 +22,7 @@ from bench.small_folders import picture
 from PIL import Image
 from s2a_bench.cli import predict as predict_command
 from s2a_bench.cli.main import main
+from s2a_bench.errors import InputError
 from s2a_bench.inference import predict as predicting
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
@@ -232,3 +233,12 @@ def test_an_interrupt_waits_for_no_queue(adapted, monkeypatch):
     next(stream)
     stream.close()
     assert len(read) <= 2 * (predicting._AHEAD + 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [((5, ["a.png"]), "folder=5"), (("adapter", 5), "images=5"), (("adapter", b"a.png"), "images=b'a.png'")],
+)
+def test_arguments_of_the_wrong_type(arguments, words):
+    with pytest.raises(InputError, match=words):
+        s2a_bench.predict(*arguments)

@@ -241,3 +241,9 @@ def test_a_simulation_of_several_batches_is_one_of_each() -> None:
     step = StepSimulation(adapted)
     for batch in (3, 70, 2):
         assert step.peak(batch) == s2a.simulated_peak(adapted, batch)
+
+
+@pytest.mark.parametrize("sizes", [5, [], [0], [2.5], "8"])
+def test_batch_sizes_of_the_wrong_type(sizes: Any) -> None:
+    with pytest.raises(s2a.S2AError, match="batch_sizes="):
+        s2a.fits("resnet10t", s2a.method_config("linear"), "1GiB", batch_sizes=sizes)

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a.pretrained.config import is_plain_name, read_config
+from s2a.pretrained.folder import check_target
 from safetensors.torch import save_file
 
 CONFIG, STATE = "adapter_config.json", "adapter_model.safetensors"
@@ -284,3 +285,15 @@ def test_a_method_that_is_not_installed_is_named(folder: Path, weights: Path) ->
     edit(folder, put("package", "their_package"))
     edit(folder, put("checksum", header["checksum"]))
     refused(folder, "their_method.*their_package", weights=weights)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "a\0b"])
+def test_names_that_no_folder_can_have(name: str) -> None:
+    for call in (
+        lambda: s2a.from_pretrained(name),
+        lambda: s2a.from_pretrained("owner/name", weights=name),
+        lambda: check_target(name),
+    ):
+        with pytest.raises(s2a.S2AError) as refusal:
+            call()
+        assert len(str(refusal.value)) < 6000 and "Errno" not in str(refusal.value)
