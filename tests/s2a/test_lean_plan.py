@@ -11,10 +11,9 @@ import hypothesis.strategies as st
 import pytest
 import s2a
 from s2a.lean import SavedBits
-from s2a.lean.apply import DEFAULTS
 from s2a.lean.spec import BranchSpec
 from s2a.planning import Plan
-from s2a.planning.knapsack import ERROR_WEIGHT, choices_of, error_of, make_plan, recompute_where_cheap
+from s2a.planning.knapsack import ERROR_WEIGHT, FLOOR, choices_of, error_of, make_plan
 
 WEIGHTS = 10_000
 """Bytes that no site keeps, in the planner's own tests."""
@@ -47,12 +46,20 @@ def planned(chosen: list[BranchSpec], images: int, others: int, budget: int | No
     return make_plan(chosen, [start(site) for site in chosen], images, others, budget)
 
 
+def weights(chosen: list[BranchSpec]) -> list[float]:
+    """Shares of the branches in the error of all: l of the blocks 1 to L weighs 2 l / (L (L + 1))."""
+    names = list(dict.fromkeys(site.name for site in chosen))
+    return [(names.index(site.name) + 1) / sum(range(len(names) + 1)) for site in chosen]
+
+
 def cost(chosen: list[BranchSpec], plan: Plan) -> float:
     """What the planner minimises, from its definition: extra products over all products, and the weighted error."""
     whole = sum(2 * site.work for site in chosen)
     keeps = [plan.saved_bits[site.name, site.role] for site in chosen]
     again = sum(site.recomputed_work(keep) for site, keep in zip(chosen, keeps, strict=True)) / whole
-    return again + ERROR_WEIGHT * sum(error_of(s, k) for s, k in zip(chosen, keeps, strict=True)) / len(chosen)
+    errors = [error_of(s, k) * w for s, k, w in zip(chosen, keeps, weights(chosen), strict=True)]
+    assert plan.error == pytest.approx(FLOOR + sum(errors))
+    return again + ERROR_WEIGHT * sum(errors)
 
 
 def nbytes(chosen: list[BranchSpec], plan: Plan, images: int) -> int:
@@ -104,10 +111,11 @@ def largest_gain(chosen: list[BranchSpec], images: int) -> float:
     """The most that a change of one site can be worth."""
     whole = sum(2 * site.work for site in chosen)
 
-    def of(site: BranchSpec, keep: SavedBits) -> float:
-        return site.recomputed_work(keep) / whole + ERROR_WEIGHT * error_of(site, keep) / len(chosen)
+    def of(site: BranchSpec, keep: SavedBits, weight: float) -> float:
+        return site.recomputed_work(keep) / whole + ERROR_WEIGHT * error_of(site, keep) * weight
 
-    spans = [[of(site, keep) for keep in front(site, images)] for site in chosen]
+    pairs = zip(chosen, weights(chosen), strict=True)
+    spans = [[of(site, keep, weight) for keep in front(site, images)] for site, weight in pairs]
     return max(max(span) - min(span) for span in spans)
 
 
@@ -121,10 +129,10 @@ def test_no_plan_is_better_by_more_than_a_change(chosen: list[BranchSpec], image
     whole = sum(2 * site.work for site in chosen)
     options = [
         [
-            (s.nbytes(k, images), s.recomputed_work(k) / whole + ERROR_WEIGHT * error_of(s, k) / len(chosen))
+            (s.nbytes(k, images), s.recomputed_work(k) / whole + ERROR_WEIGHT * error_of(s, k) * w)
             for k in front(s, images)
         ]
-        for s in chosen
+        for s, w in zip(chosen, weights(chosen), strict=True)
     ]
     best = min(
         sum(c for _, c in combination)
@@ -149,49 +157,11 @@ def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
     plan = planned(chosen, 4, 0, 10**9)
     for site in chosen:
         own = plan.saved_bits[site.name, site.role]
-        mine = site.recomputed_work(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, own) / 2
+        mine = site.recomputed_work(own) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(site, own)
         for keep in choices_of(site):
-            assert (
-                mine
-                <= site.recomputed_work(keep) / 2 / sum(s.work for s in chosen)
-                + ERROR_WEIGHT * error_of(site, keep) / 2
+            assert mine <= site.recomputed_work(keep) / 2 / sum(s.work for s in chosen) + ERROR_WEIGHT * error_of(
+                site, keep
             )
 
 
 # Without a budget
-
-
-def pyramid(stages: list[tuple[int, int, int]], fixed_bits: int = 0) -> list[BranchSpec]:
-    """Branches of blocks (number, tokens, channels) of every stage."""
-    found = []
-    for number, tokens, channels in stages:
-        for i in range(number):
-            name = f"{channels}.{i}"
-            found.append(BranchSpec(name, "attn", tokens, channels, 3 * channels, tokens))
-            found.append(BranchSpec(name, "mlp", tokens, channels, 4 * channels, tokens, fixed_bits))
-    return found
-
-
-SWIN_B = [(2, 3136, 128), (2, 784, 256), (18, 196, 512), (2, 49, 1024)]
-
-
-@pytest.mark.parametrize("scale", [1, 2, 4])
-def test_only_the_first_stage_of_a_pyramid_is_worth_repeating(scale: int) -> None:
-    """Whatever the widths: a narrower copy of a model is treated as the model is."""
-    stages = [(number, tokens, channels // scale) for number, tokens, channels in SWIN_B]
-    for chosen, repeated in ((pyramid(stages), {str(128 // scale)}), (pyramid([(12, 197, 768 // scale)]), set())):
-        keeps = [DEFAULTS[site.role] for site in chosen]
-        found = recompute_where_cheap(chosen, keeps)
-        assert {s.name.split(".")[0] for s, k in zip(chosen, found, strict=True) if k == SavedBits(8, 0)} == repeated
-        for site, before, after in zip(chosen, keeps, found, strict=True):
-            assert after == before or (site.role == "mlp" and site.nbytes(after, 1) < site.nbytes(before, 1))
-            assert error_of(site, after) <= error_of(site, before)
-
-
-def test_nothing_is_repeated_twice_or_where_it_saves_nothing() -> None:
-    relu = pyramid(SWIN_B, fixed_bits=1)
-    keeps = [DEFAULTS[site.role] if site.role == "attn" else SavedBits(4, 1) for site in relu]
-    assert recompute_where_cheap(relu, keeps) == keeps
-    again = [SavedBits(10, 0)] * len(relu)
-    assert recompute_where_cheap(relu, again) == again
-    assert recompute_where_cheap([], []) == []

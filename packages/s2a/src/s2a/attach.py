@@ -17,7 +17,6 @@ from s2a.errors import S2AError
 from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
-from s2a.planning.knapsack import recompute_where_cheap
 from s2a.registry import Method, entry_for
 
 log = logging.getLogger("s2a")
@@ -109,10 +108,6 @@ def attach(
         for part in (method, head):  # The backbone's modules keep the modes they were in.
             part.train(training)
         adapted.training = training
-        # What is kept without a budget; a budget then plans anew.
-        chosen = recompute_where_cheap([b.spec for b in branches], [b.saved_bits for b in branches])
-        for branch, saved_bits in zip(branches, chosen, strict=True):
-            branch.saved_bits = saved_bits
         if branches and config.has_budget:
             log.info("%s", plan_memory(adapted, config.saved_budget_mb, peak_budget=config.peak_budget))
     except BaseException:

@@ -86,7 +86,7 @@ def layer_norm(
         return _LayerNorm.apply(x, weight, bias, eps, bits, channels_first)  # type: ignore[no-any-return]
 
 
-@register_lean_forward(*LAYER_NORMS, bits=8, frozen_bits=4)
+@register_lean_forward(*LAYER_NORMS)
 def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     """A layer norm that keeps codes, where a gradient is asked for."""
     wanted = x.requires_grad or any(p.requires_grad for p in self.parameters())

@@ -1,10 +1,15 @@
 """The memory planner: what each branch keeps, so that a budget is met with the least extra work and gradient error.
 
 A choice for one branch has bytes, products that the backward pass repeats, and an error. Bytes and products follow
-from shapes; errors are measured: one minus the cosine between lean and exact gradients of ViT-B/16 with sharpened
-attention when all branches choose alike (docs/lean.md), spread evenly over them. The least sum
+from shapes; errors are measured on trained weights: one minus the cosine between lean and exact gradients of a DINOv2
+ViT-S/14 when all branches of a role choose alike (``benchmarks/plan_errors.py``, docs/lean.md). Errors of branches add
+up, and an error in block l reaches the gradients of blocks 1 to l, so that the share of block l of L is
 
-    cost = repeated products / a step's products + ERROR_WEIGHT * error / number of branches
+    w_l = 2 l / (L (L + 1)),    error of a plan = FLOOR + sum over branches of w_l * error of its choice
+
+The least sum
+
+    cost = repeated products / a step's products + ERROR_WEIGHT * w_l * error of the choice
 
 under the budget is a multiple-choice knapsack problem (``_knapsack``).
 """
@@ -18,28 +23,47 @@ from s2a.errors import S2AError
 from s2a.lean.plan import Plan
 from s2a.lean.spec import BranchSpec, SavedBits
 
-NORM_ERRORS = {2: 7e-4, 3: 2e-4, 4: 5e-5, 8: 1e-6, 10: 0.0, 12: 0.0}
+NORM_ERRORS = {2: 1.3e-2, 3: 2.3e-3, 4: 2.7e-4, 8: 2e-6, 10: 0.0, 12: 0.0}
 """Bits of a normalised input that only the norm's own gradient is made of -> error."""
-SOURCE_ERRORS = {8: 4e-3, 10: 2.5e-4, 12: 2e-5}
+SOURCE_ERRORS = {8: 3.4e-4, 10: 2e-5, 12: 1.5e-6}
 """Bits of a normalised input from which q, k and v are recomputed -> error."""
-QKV_ERRORS = {8: 3e-3, 10: 2e-4, 12: 2e-5}
+QKV_ERRORS = {8: 5.5e-4, 10: 3e-5, 12: 2e-6}
 """Bits of q, k, v -> error."""
-ACT_ERRORS = {2: 8e-3, 3: 2e-3, 4: 6e-4, 8: 1e-5}
+ACT_ERRORS = {2: 5.8e-2, 3: 2.2e-2, 4: 3.3e-3, 8: 1e-5}
 """Bits of an activation's code -> error."""
-HIDDEN_ERRORS = {8: 3e-4, 10: 2e-5, 12: 0.0}
+HIDDEN_ERRORS = {8: 9e-5, 10: 5.5e-6, 12: 5e-7}
 """Bits of a normalised input from which an activation's input is recomputed -> error."""
+FLOOR = 1e-5
+"""What is left when every branch keeps 12 bits: the last norm's 8 bits and other layers."""
 
 ERROR_WEIGHT = 100.0
 """Cost of an error of 1, in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
 
 
 def error_of(spec: BranchSpec, bits: SavedBits) -> float:
-    """Estimated one minus cosine of the gradients, if all branches chose so."""
+    """Estimated one minus cosine of the gradients, if all branches of the role chose so."""
     if spec.role == "attn":
         return NORM_ERRORS[bits.norm] + (QKV_ERRORS[bits.inner] if bits.inner else SOURCE_ERRORS[bits.norm])
     if not bits.inner:
         return HIDDEN_ERRORS[bits.norm]
     return NORM_ERRORS[bits.norm] + (0.0 if spec.bits else ACT_ERRORS[bits.inner])
+
+
+def depth_weights(specs: Sequence[BranchSpec]) -> list[float]:
+    """Each branch's share w_l of the error of all branches of its role, by the place of its block."""
+    blocks = {name: place for place, name in enumerate(dict.fromkeys(spec.name for spec in specs), 1)}
+    return [2 * blocks[spec.name] / (len(blocks) * (len(blocks) + 1)) for spec in specs]
+
+
+def plan_error(specs: Sequence[BranchSpec], keeps: Sequence[SavedBits]) -> float:
+    """Estimated one minus cosine of the gradients under a plan.
+
+    Args:
+        specs: Of the branches, in forward order.
+        keeps: What each keeps.
+    """
+    pairs = zip(depth_weights(specs), specs, keeps, strict=True)
+    return FLOOR + sum(weight * error_of(spec, bits) for weight, spec, bits in pairs)
 
 
 def choices_of(spec: BranchSpec) -> list[SavedBits]:
@@ -78,7 +102,8 @@ def make_plan(
     """
     # A step's products: forward, and as many for the gradients of inputs.
     whole = sum(2 * spec.work for spec in specs) or 1.0
-    options = [_options(spec, len(specs), images, whole) for spec in specs]
+    pairs = zip(specs, depth_weights(specs), strict=True)
+    options = [_options(spec, weight, images, whole) for spec, weight in pairs]
     smallest = others + sum(min(option.nbytes for option in group) for group in options)
     if budget is None:
         chosen = [_Option(bits, spec.nbytes(bits, images), 0.0) for spec, bits in zip(specs, now, strict=True)]
@@ -98,35 +123,8 @@ def make_plan(
         others + sum(option.nbytes for option in chosen),
         smallest,
         sum(spec.recomputed_work(bits) for spec, bits in zip(specs, saved_bits, strict=True)) / whole,
-        sum(error_of(spec, bits) for spec, bits in zip(specs, saved_bits, strict=True)) / max(1, len(specs) // 2),
+        plan_error(specs, saved_bits),
     )
-
-
-MIN_SAVING = 5.0
-"""Without a budget: percent of kept bytes that one percent more products must save."""
-
-
-def recompute_where_cheap(specs: Sequence[BranchSpec], now: Sequence[SavedBits]) -> list[SavedBits]:
-    """Without a budget: recomputes an activation where that is cheap for the bytes that it saves.
-
-    For N tokens of C channels bytes are proportional to N C and products to N C^2, so this pays where C is small: in
-    the first stage of hierarchical models, and nowhere in a ViT.
-
-    Args:
-        specs: All branches.
-        now: What each keeps now.
-    """
-    total = sum(spec.nbytes(bits, 1) for spec, bits in zip(specs, now, strict=True))
-    whole = sum(2 * spec.work for spec in specs)
-    recomputed = SavedBits(8, 0)
-    found = []
-    for spec, bits in zip(specs, now, strict=True):
-        less = spec.nbytes(bits, 1) - spec.nbytes(recomputed, 1)
-        coded = spec.role == "mlp" and bits.inner > 0
-        found.append(
-            recomputed if coded and less * whole > MIN_SAVING * spec.recomputed_work(recomputed) * total else bits
-        )
-    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +136,11 @@ class _Option:
     cost: float
 
 
-def _options(spec: BranchSpec, count: int, images: int, whole: float) -> list[_Option]:
+def _options(spec: BranchSpec, weight: float, images: int, whole: float) -> list[_Option]:
     """A branch's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first."""
     found = []
     for bits in choices_of(spec):
-        cost = spec.recomputed_work(bits) / whole + ERROR_WEIGHT * error_of(spec, bits) / count
+        cost = spec.recomputed_work(bits) / whole + ERROR_WEIGHT * weight * error_of(spec, bits)
         found.append(_Option(bits, spec.nbytes(bits, images), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []
