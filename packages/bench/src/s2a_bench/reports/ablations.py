@@ -5,9 +5,10 @@ from __future__ import annotations
 import collections
 import dataclasses
 
-from s2a_bench.reports.sections import MethodRow, Section, canonical_text
+from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
 from s2a_bench.reports.svg.curves import Curve
+from s2a_bench.reports.variants import canonical_text
 
 RANK, REDUCTION = "lrp_rank", "lsb_reduction"
 DEFAULTS = {RANK: 30, REDUCTION: 8}

@@ -9,6 +9,7 @@ from s2a_bench.cells import learning
 from s2a_bench.failures import cause
 from s2a_bench.reports import notes, paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.markup import Markup, element, join
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture, paper_methods
@@ -16,7 +17,6 @@ from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.summary import Summary
 from s2a_bench.reports.svg import curves, scatter
 from s2a_bench.reports.svg import method_styles as markers
-from s2a_bench.reports.svg.elements import Markup, element, join
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; a browser enforces it even if an escape were missed."""
@@ -78,6 +78,11 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         element("p", report_text.describe_setting(section.setting), class_="soft break"),
         _summary_table(section),
     ]
+    if named := report_text.list_names(section):
+        items = (
+            element("li", element("b", f"{name}: "), element("span", text, class_="break")) for name, text in named
+        )
+        parts.append(element("details", element("summary", report_text.NAMES), element("ul", *items)))
     if pictures:
         drawn = (element("figure", p.inline, element("figcaption", p.caption)) for p in pictures)
         parts.append(element("div", *drawn, class_="figures"))

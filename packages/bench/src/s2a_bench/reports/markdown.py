@@ -64,6 +64,9 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         for row in section.rows
     ]
     blocks.append(_make_table(["method", *(escape(column.title) for column in columns)], rows))
+    if named := report_text.list_names(section):
+        names = _make_list(f"**{escape(name)}**: {escape(text)}" for name, text in named)
+        blocks += [f"<details><summary>{report_text.NAMES}</summary>", names, "</details>"]
     blocks += [f"![{escape(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures]
     if front := report_text.describe_front(section):
         blocks.append(escape(front))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from s2a_bench.cells import learning
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.experiments.spec import FAMILIES
-from s2a_bench.reports.sections import Section, canonical_text, format_option
+from s2a_bench.reports.sections import Section
 from s2a_bench.reports.text import format_seeds, truncate_list
+from s2a_bench.reports.variants import canonical_text, format_option
 
 
 def list_notes(section: Section) -> list[str]:

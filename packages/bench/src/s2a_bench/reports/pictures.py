@@ -10,11 +10,12 @@ from typing import Any
 from s2a_bench.experiments import spec
 from s2a_bench.reports import ablations, paper
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.sections import MethodRow, Section, canonical_text
+from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.svg import curves, scatter
 from s2a_bench.reports.svg.elements import Markup
 from s2a_bench.reports.svg.points import Mark
 from s2a_bench.reports.text import section_title, truncate_list
+from s2a_bench.reports.variants import canonical_text
 
 PREFIX = "scatter-"
 """Prefix of all file names, by which stale figures are told from a user's own files."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from s2a_bench.cells import learning, method_cards
+from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.statistics import Averages, Stat
+from s2a_bench.reports.variants import Variant, canonical_text, group_variants
 
 NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "images_per_second")
 
@@ -38,11 +38,14 @@ class MethodRow:
     """One method, or one variant of it, in one section.
 
     Attributes:
-        label: Method, with the options that set it apart from its variants.
+        label: Short name, unique in its section: the method, and what of its options differs from the defaults and
+            within the section, in words.
         cells: By dataset; every dataset of the section is there.
         averages: ``None`` unless every dataset counts: means over different tasks do not compare.
         numbers: Means over tasks of the fields in ``NUMBERS``; ``None`` where unknown.
         seeds: That at least one task has.
+        variant: 0 for the first variant of a method in the section, counted up.
+        options: What differs from the method's defaults or within the section, as ``key=value``.
     """
 
     label: str
@@ -51,6 +54,8 @@ class MethodRow:
     averages: Averages | None
     numbers: Mapping[str, float | None]
     seeds: tuple[int, ...]
+    variant: int = 0
+    options: tuple[str, ...] = ()
 
     @property
     def unlearned(self) -> tuple[str, ...]:
@@ -104,11 +109,6 @@ def make_sections(records: Iterable[Record]) -> list[Section]:
     return [_make_section(buckets[key]) for key in keys]
 
 
-def canonical_text(values: Any) -> str:
-    """JSON text that is equal for equal values."""
-    return json.dumps(values, sort_keys=True, default=str)
-
-
 def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
     """The section of a failed record, which may have failed before its checkpoint or data were known.
 
@@ -139,8 +139,9 @@ def _make_section(records: Sequence[Record]) -> Section:
     rows: list[MethodRow] = []
     labelled: list[tuple[str, Record]] = []
     missing: list[tuple[str, str, tuple[int, ...]]] = []
-    for label, members in _group_variants(records):
-        rows.append(_make_row(label, members, groups, reference))
+    for variant in group_variants(records):
+        label, members = variant.label, variant.records
+        rows.append(_make_row(variant, groups, reference))
         labelled += [(label, record) for record in sorted(members, key=lambda r: (datasets.index(r.dataset), r.seed))]
         for name in datasets:
             absent = sorted(set(wanted) - {r.seed for r in members if r.dataset == name})
@@ -168,62 +169,10 @@ def _find_reference_data(records: Sequence[Record]) -> tuple[str, str]:
     return max(found, key=lambda key: (len(found[key]), max(found[key]), key))
 
 
-def _group_variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Groups records into labelled rows: by options, and by recipe if a cell was run with several recipes."""
-    by_method: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in records:
-        by_method[record.method].append(record)
-    found: list[tuple[tuple[Any, ...], str, list[Record]]] = []
-    for method, members in by_method.items():
-        recipes: dict[str, set[str]] = collections.defaultdict(set)
-        for r in members:
-            recipes[canonical_text([_options_of(r, False), r.dataset])].add(
-                canonical_text(stats.comparable_train_config(r))
-            )
-        swept = any(len(several) > 1 for several in recipes.values())
-        options = [_options_of(record, swept) for record in members]
-        keys = sorted({key for option in options for key in option})
-        differing = [k for k in keys if len({canonical_text(o.get(k, _ABSENT)) for o in options}) > 1]
-        buckets: dict[str, list[Record]] = collections.defaultdict(list)
-        parts: dict[str, dict[str, Any]] = {}
-        for record, option in zip(members, options, strict=True):
-            part = {k: option[k] for k in differing if k in option}
-            buckets[canonical_text(part)].append(record)
-            parts[canonical_text(part)] = part
-        position = method_cards.table_position(method)
-        for key, bucket in buckets.items():
-            values = ", ".join(f"{k}={format_option(v)}" for k, v in parts[key].items())
-            natural = tuple(_sort_key(parts[key].get(k)) for k in differing)
-            found.append(((position, natural), f"{method} ({values})" if values else method, bucket))
-    return [(label, bucket) for _, label, bucket in sorted(found, key=lambda row: row[:2])]
-
-
-_ABSENT = "\0absent"
-
-
-def _options_of(record: Record, recipe: bool) -> dict[str, Any]:
-    search = stats.describe_search(record)
-    options = stats.comparable_method_config(record) | ({"search": search} if search else {})
-    return options | {f"train.{k}": v for k, v in stats.comparable_train_config(record).items()} if recipe else options
-
-
-def format_option(value: Any) -> str:
-    """An option as it is written on a command line."""
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else canonical_text(value)
-
-
-def _sort_key(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers as numbers, before text, after nothing."""
-    if value is None:
-        return (0, 0.0, "")
-    if isinstance(value, int | float):
-        return (1, float(value), "")
-    return (2, 0.0, str(value))
-
-
 def _make_row(
-    label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, tuple[str, str]]
+    variant: Variant, groups: Mapping[str, Sequence[str]], reference: Mapping[str, tuple[str, str]]
 ) -> MethodRow:
+    records = variant.records
     cells: dict[str, TableCell] = {}
     counted: list[Record] = []
     for name in (name for names in groups.values() for name in names):
@@ -231,12 +180,14 @@ def _make_row(
         counted += used
     complete = all(cell.counted for cell in cells.values())
     return MethodRow(
-        label=label,
-        method=records[0].method,
+        label=variant.label,
+        method=variant.method,
         cells=cells,
         averages=stats.average_tasks(counted) if complete else None,
         numbers={name: _mean_over_tasks(counted, lambda r, n=name: getattr(r, n)) for name in NUMBERS},
         seeds=tuple(sorted({r.seed for r in counted})),
+        variant=variant.number,
+        options=variant.options,
     )
 
 

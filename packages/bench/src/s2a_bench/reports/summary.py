@@ -9,7 +9,8 @@ from typing import Any
 
 from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
-from s2a_bench.reports.sections import Section, format_option
+from s2a_bench.reports.sections import Section
+from s2a_bench.reports.variants import format_option
 
 
 @dataclasses.dataclass(frozen=True)

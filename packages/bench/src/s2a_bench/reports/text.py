@@ -6,10 +6,12 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells import recipes
 from s2a_bench.cells.evaluation import PHRASES
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
+from s2a_bench.reports.variants import format_option
 
 READING = (
     (
@@ -87,6 +89,20 @@ def describe_setting(setting: Mapping[str, Any]) -> str:
     words += [setting["augmentation"]] if setting.get("augmentation") else []
     words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
     return ", ".join([*words, f"protocol {setting['protocol']}"])
+
+
+def list_names(section: Section) -> list[tuple[str, str]]:
+    """What the rows' short names stand for, then the defaults of the methods of which a row has options of its own."""
+    named = [(row.label, ", ".join(row.options)) for row in section.rows if row.options]
+    found = list(named)
+    for method in dict.fromkeys(row.method for row in section.rows if row.options):
+        if usual := recipes.completed(method, {}):
+            text = ", ".join(f"{key}={format_option(value)}" for key, value in sorted(usual.items()))
+            found.append((f"defaults of {method}", text))
+    return found
+
+
+NAMES = "What the names stand for"
 
 
 def list_missing(section: Section) -> list[str]:

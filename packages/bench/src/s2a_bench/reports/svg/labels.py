@@ -164,7 +164,7 @@ def _leader_line(box: Box, x: float, y: float) -> list[Markup]:
 def _wrap_label(label: str) -> list[str]:
     """Wraps a label to at most three lines with shortened options; the tables have the full one."""
     head, bracket, tail = label.partition(" (")
-    words = [head, *map(_shorten_option, tail.removesuffix(")").split(", "))] if bracket else [label]
+    words = [head, *map(_shorten_option, tail.removesuffix(")").split(", "))] if bracket else label.split(", ")
     lines = [words[0]]
     for word in words[1:]:
         if len(lines[-1]) + len(word) < 16:
