@@ -32,12 +32,14 @@ class Picture:
         caption: Below it.
         inline: For a page that has ``scatter.css``.
         alone: The same as a file.
+        kind: ``params``, ``memory`` or ``time``; empty for others.
     """
 
     name: str
     caption: str
     inline: Markup
     alone: Markup
+    kind: str = ""
 
 
 def draw_pictures(sections: Sequence[Section], methods: Sequence[str]) -> list[list[Picture]]:
@@ -179,7 +181,7 @@ def _make_picture(
     drawing = {"title": f"{section_title(section)}: {caption}", "x_label": x_label, "log": log, "key": key}
     inline = scatter.draw_scatter(marks, methods, **drawing)
     alone = scatter.draw_scatter(marks, methods, **drawing, alone=True)
-    return Picture(name, caption, inline, alone)
+    return Picture(name, caption, inline, alone, name.rpartition("-")[2])
 
 
 def _name_unlearned(rows: Iterable[MethodRow]) -> str:
