@@ -7,7 +7,6 @@ import hashlib
 import importlib.resources
 from collections.abc import Sequence
 
-from s2a_bench.failures import cause
 from s2a_bench.reports import html_tables, insights, notes, paper_text, tables
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.markup import Markup, element, join
@@ -187,10 +186,8 @@ def _render_failures(section: Section) -> list[Markup]:
     if not section.failed:
         return []
     items = [element("h3", f"Failed cells ({len(section.failed)})")]
-    for label, record in section.failed:
-        where = element("b", f"{label} on {record.dataset}, seed {record.seed}: ")
-        line = join([where, element("span", cause(record), class_="bad break")])
-        trace = (record.error or {}).get("traceback", "")
+    for where, why, _, trace in report_text.group_failures(section):
+        line = join([element("b", f"{where}: "), element("span", why, class_="bad break")])
         folded = element("details", element("summary", line), element("pre", trace))
         items.append(folded if trace else element("p", line))
-    return items
+    return [*items, element("p", report_text.FAILED_AGAIN, class_="soft small")]

@@ -6,7 +6,6 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
 
-from s2a_bench.failures import cause
 from s2a_bench.reports import insights, notes, paper_text, tables
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.paper import Comparison
@@ -100,11 +99,10 @@ def _render_failures(section: Section) -> list[str]:
     if not section.failed:
         return []
     failures = (
-        f"**{escape(f'{label} on {record.dataset}, seed {record.seed}')}**: {escape(cause(record))} "
-        f"({_record_link(record.cell_id)})"
-        for label, record in section.failed
+        f"**{escape(where)}**: {escape(why)} ({', '.join(_record_link(record.cell_id) for record in records)})"
+        for where, why, records, _ in report_text.group_failures(section)
     )
-    return [f"### Failed cells ({len(section.failed)})", _make_list(failures)]
+    return [f"### Failed cells ({len(section.failed)})", _make_list(failures), report_text.FAILED_AGAIN]
 
 
 def _render_missing(section: Section) -> list[str]:

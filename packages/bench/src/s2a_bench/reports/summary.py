@@ -45,7 +45,8 @@ class Summary:
         states = collections.Counter(record.status for record in self.records)
         times = sorted(record.started_at for record in self.records if record.started_at)
         unlearned = sum(bool(learning.find_problems(record)) for record in self.records)
-        done = f"{states['done']} cells done" + (f" ({unlearned} did not learn)" if unlearned else "")
+        done = f"{states['done']} cell{'' if states['done'] == 1 else 's'} done"
+        done += f" ({unlearned} did not learn)" if unlearned else ""
         words = [done, f"{states['failed']} failed"] + (
             [f"{self.planned} planned, not run yet"] if self.planned else []
         )
@@ -54,7 +55,8 @@ class Summary:
             [f"{self.trials} trial{'s' * (self.trials > 1)} of searches on val, in no table"] if self.trials else []
         )
         times = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
-        when = f" Cells started between {times[0]} and {times[-1]}." if times else ""
+        several = f"Cells started between {times[0]} and {times[-1]}." if times else ""
+        when = f" {several if times[0] != times[-1] else f'Started {times[0]}.'}" if times else ""
         return ", ".join(words) + "." + when
 
     @property

@@ -49,6 +49,8 @@ def summary_columns(section: Section) -> list[Column]:
     The mean of tasks, memory and parameters, tasks or groups, the mean of groups, speed, seeds.
     """
     means = _mean_columns(section)
+    if not means:
+        return [*_accuracy_columns(section), *_cost_columns(section), *_run_columns()]
     return [*means[:1], *_cost_columns(section), *_accuracy_columns(section), *means[1:], *_run_columns()]
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from s2a_bench.cells import recipes
 from s2a_bench.cells.evaluation import PHRASES
+from s2a_bench.cells.record import Record
+from s2a_bench.failures import cause
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
@@ -17,12 +19,13 @@ READING = (
     (
         "Accuracy",
         "top-1 in percent after the last epoch, or after the best epoch on val where the setting says so, scored once; "
-        "mean ± standard deviation between seeds (n-1).",
+        "mean ± standard deviation between seeds (n-1); nothing behind the mean of a single seed.",
     ),
     (
         "Averages",
         "the mean of tasks weighs every task the same, the mean of groups every group; published tables use either, "
-        "and they can lie points apart. Spreads are propagated: square root of the summed variances over the count.",
+        "and they can lie points apart. Their ± is the standard deviation between seeds too, that of a mean of "
+        "independent tasks: square root of the tasks' summed variances, over their number.",
     ),
     (
         "★",
@@ -121,6 +124,23 @@ def list_missing(section: Section) -> list[str]:
     for label, dataset, seeds in section.missing:
         lines.setdefault(label, []).append(f"{dataset} seed{'s' * (len(seeds) > 1)} {format_seeds(seeds)}")
     return [f"{label}: {'; '.join(parts)}" for label, parts in lines.items()]
+
+
+def group_failures(section: Section) -> list[tuple[str, str, list[Record], str]]:
+    """Failed cells by their cause: where, the cause, the records and the first one's traceback."""
+    found: dict[str, list[tuple[str, Record]]] = {}
+    for label, record in section.failed:
+        found.setdefault(cause(record), []).append((label, record))
+    groups = []
+    for why, cells in found.items():
+        names = [f"{label} on {record.dataset}, seed {record.seed}" for label, record in cells]
+        where = names[0] if len(names) == 1 else f"{len(names)} cells ({truncate_list(names, 4)})"
+        records = [record for _, record in cells]
+        groups.append((where, why, records, (records[0].error or {}).get("traceback", "")))
+    return groups
+
+
+FAILED_AGAIN = "The same command runs them again."
 
 
 def list_cell_remarks(section: Section) -> list[tuple[str, str]]:
