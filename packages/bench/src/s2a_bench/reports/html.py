@@ -9,14 +9,14 @@ from s2a_bench.cells import learning
 from s2a_bench.failures import cause
 from s2a_bench.reports import notes, paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.figures import canvas, style
+from s2a_bench.reports.figures import method_styles as markers
 from s2a_bench.reports.markup import Markup, element, join
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture, paper_methods
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.summary import Summary
-from s2a_bench.reports.svg import curves, scatter
-from s2a_bench.reports.svg import method_styles as markers
 
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; a browser enforces it even if an escape were missed."""
@@ -33,7 +33,7 @@ def render_page(
         beside: The paper's tables.
         printed: The paper's own figures.
     """
-    style = (importlib.resources.files("s2a_bench.reports") / "report.css").read_text(encoding="utf-8")
+    sheet = (importlib.resources.files("s2a_bench.reports") / "report.css").read_text(encoding="utf-8")
     head = element(
         "head",
         element("meta", charset="utf-8"),
@@ -42,12 +42,13 @@ def render_page(
         element("title", "S2A Bench report"),
         element(
             "style",
-            Markup(style),
-            scatter.css([*summary.methods, *(paper_methods() if printed else ())]),
-            curves.css(),
+            Markup(sheet),
+            style.css([*summary.methods, *(paper_methods() if printed else ())]),
         ),
     )
     blocks = [element("h1", "S2A Bench report"), element("p", summary.headline, class_="soft")]
+    if not canvas.is_available():
+        blocks.append(element("p", canvas.MISSING))
     if len(summary.sections) > 1:
         paper = element("li", element("a", "The paper's numbers and ours", href="#paper"))
         blocks.append(element("ul", *(_contents_entry(s, index) for index, s in enumerate(summary.sections)), paper))
@@ -191,7 +192,7 @@ def _value_cell(section: Section, key: str | None, row: MethodRow, text: str) ->
 
 
 def _method_heading(row: MethodRow, scope: str) -> Markup:
-    return element("th", markers.swatch(row.method), row.label, scope=scope)
+    return element("th", markers.swatch(row.method, row.variant), row.label, scope=scope)
 
 
 def _render_failures(section: Section) -> list[Markup]:
