@@ -146,7 +146,7 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
         return [*blocks, _table(head, body)]
     if len(labels) <= MAP_CLASSES and canvas.is_available():
         drawing = confusion.draw_confusion(counts, labels, title="Confusion matrix")
-        words = "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at a tile for its classes."
+        words = "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at one for its classes."
         figure = element("figure", element("div", drawing, class_="matrix", tabindex="0"), element("figcaption", words))
         blocks.append(figure)
     wrong = sorted(((n, t, m) for (t, m), n in counts.items() if t != m), key=lambda each: (-each[0], *each[1:]))

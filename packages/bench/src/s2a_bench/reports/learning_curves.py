@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import itertools
 import statistics
 from collections.abc import Sequence
 
 from s2a_bench.cells.record import Record
-from s2a_bench.reports.figures.epochs import Line, draw_key, draw_panel, join_panels
+from s2a_bench.reports.figures.epochs import DASHES, Line, draw_key, draw_panel, join_panels
 from s2a_bench.reports.markup import Markup, element
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.text import truncate_list
@@ -49,21 +50,20 @@ def draw_learning_curves(section: Section) -> list[LearningCurves]:
         }
         if not lines:
             continue
-        rows = _choose_rows([row for row in section.rows if any(label == row.label for label, _ in lines)])
-        names = [row.label for row in rows]
-        datasets = [d for d in section.datasets if any((label, d) in lines for label in names)]
+        dashes = dict(_choose_rows([row for row in section.rows if any(label == row.label for label, _ in lines)]))
+        lines = {(n, d): dataclasses.replace(v, dashes=dashes[n]) for (n, d), v in lines.items() if n in dashes}
+        datasets = [dataset for dataset in section.datasets if any(dataset == d for _, d in lines)]
         shown = _choose_datasets(section, datasets)
         panels = [
-            draw_panel(d, [lines[label, d] for label in names if (label, d) in lines], y_label=words, unit=unit)
-            for d in shown
+            draw_panel(d, [lines[n, d] for n in dashes if (n, d) in lines], y_label=words, unit=unit) for d in shown
         ]
-        samples = [next(lines[label, d] for d in datasets if (label, d) in lines) for label in names]
+        samples = [next(lines[n, d] for d in datasets if (n, d) in lines) for n in dashes]
         panels.append(draw_key(samples, note=f"{words}{',' if unit else ''}{unit} over the epochs"))
         caption = f"{words.capitalize()} over the epochs"
         caption += ", mean over seeds." if any(line.seeds > 1 for line in lines.values()) else "."
         left = [d for d in datasets if d not in shown]
         caption += f" {len(shown)} of {len(datasets)} datasets; without {truncate_list(left, 12)}." if left else ""
-        absent = [row.label for row in section.rows if row.label not in names]
+        absent = [row.label for row in section.rows if row.label not in dashes]
         caption += f" Not drawn: {truncate_list(absent)}." if absent else ""
         inline = element("div", *panels, class_="panels")
         found.append(LearningCurves(name, caption, inline, join_panels(panels, caption)))
@@ -83,7 +83,7 @@ def _average(section: Section, row: MethodRow, dataset: str, key: str) -> Line |
         return None
     epochs = sorted(set.intersection(*map(set, curves)))
     points = [(epoch, statistics.fmean(curve[epoch] for curve in curves)) for epoch in epochs]
-    return Line(row.label, points, row.method, row.variant, len(curves)) if len(points) > 1 else None
+    return Line(row.label, points, row.method, seeds=len(curves)) if len(points) > 1 else None
 
 
 def _records(section: Section, row: MethodRow, dataset: str) -> list[Record]:
@@ -91,19 +91,22 @@ def _records(section: Section, row: MethodRow, dataset: str) -> list[Record]:
     return sorted(found, key=lambda record: record.seed)
 
 
-def _choose_rows(rows: Sequence[MethodRow]) -> list[MethodRow]:
-    """All of up to ``MOST_LINES`` rows, else the most accurate of each method."""
-    if len(rows) <= MOST_LINES:
-        return list(rows)
+def _choose_rows(rows: Sequence[MethodRow]) -> list[tuple[str, int]]:
+    """The most accurate of each method, then the second of each, and so on: as many as can be told apart."""
 
     def accuracy(row: MethodRow) -> tuple[bool, float]:
         means = [cell.stat.mean for cell in row.cells.values() if cell.counted and cell.stat]
         # A row with every task stands for its method before one that has only the easy ones.
         return row.averages is not None, statistics.fmean(means) if means else 0.0
 
-    methods = dict.fromkeys(row.method for row in rows)
-    best = {max((row for row in rows if row.method == method), key=accuracy).label for method in methods}
-    return [row for row in rows if row.label in best][:MOST_LINES]
+    ranks: dict[str, int] = {}
+    seen: collections.Counter[str] = collections.Counter()
+    for row in sorted(rows, key=accuracy, reverse=True):
+        ranks[row.label] = seen[row.method]
+        seen[row.method] += 1
+    drawn = [row for row in sorted(rows, key=lambda row: ranks[row.label]) if ranks[row.label] < len(DASHES)]
+    kept = {row.label for row in drawn[:MOST_LINES]}
+    return [(row.label, ranks[row.label]) for row in rows if row.label in kept]
 
 
 def _choose_datasets(section: Section, datasets: Sequence[str]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -35,7 +36,7 @@ def scale_linear(axes: Axes, which: str, values: Sequence[float], pad: float, mo
 
 
 def scale_log(axes: Axes, which: str, values: Sequence[float]) -> None:
-    """A logarithmic axis for values above 0, with ticks at 1, 2, 5 or 1, 3 or 1 times powers of ten, as space allows."""
+    """A logarithmic axis for values above 0: ticks at 1, 2, 5 or 1, 3 or 1 times powers of ten, as space allows."""
     from matplotlib.ticker import FixedLocator, NullLocator
 
     low, high = math.log10(min(values)) - 0.12, math.log10(max(values)) + 0.12
@@ -67,6 +68,6 @@ def format_power(value: float) -> str:
 
 
 def _tick_texts(ticks: Sequence[float]) -> Callable[[float, object], str]:
-    step = min((b - a for a, b in zip(ticks, ticks[1:], strict=False)), default=1.0)
+    step = min((b - a for a, b in itertools.pairwise(ticks)), default=1.0)
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     return lambda value, _: f"{value:,.{decimals}f}"

@@ -109,7 +109,7 @@ class Canvas:
         self.width, self.height = width, height
 
     def ink(self, name: str = "ink") -> str:
-        """A colour for matplotlib that becomes the CSS variable ``--name``; ``ink`` is the colour of the page's text."""
+        """A colour that becomes the CSS variable ``--name``; ``ink`` is the colour of the page's text."""
         return self._inks.setdefault(name, f"#{0x0D0000 + 37 * len(self._inks):06x}")
 
     def tag(self, artist: Artist, *, title: str | None = None, class_: str | None = None) -> None:
@@ -121,9 +121,7 @@ class Canvas:
     def add_axes(self, left: float, right: float, top: float, bottom: float) -> Axes:
         """A plot with margins in points: no frame, quiet ticks, nothing cut off at its edge."""
         width, height = self.width - left - right, self.height - top - bottom
-        axes = self.figure.add_axes(
-            (left / self.width, bottom / self.height, width / self.width, height / self.height)
-        )
+        axes = self.figure.add_axes((left / self.width, bottom / self.height, width / self.width, height / self.height))
         axes.patch.set_visible(False)
         for spine in axes.spines.values():
             spine.set_visible(False)
@@ -186,7 +184,7 @@ class Canvas:
         return element("svg", *parts, viewBox=box, class_="fig", role="img", aria_label=title)
 
     def _convert(self, node: ET.Element, colours: dict[str, str]) -> list[Markup]:
-        """An element of matplotlib's as markup, without what a page does not need; groups without a use are dissolved."""
+        """An element of the drawing as markup, without what a page does not need; bare groups are dissolved."""
         name = node.tag.removeprefix(_SVG)
         if name in ("metadata", "style", "clipPath"):
             return []
@@ -225,7 +223,7 @@ def _css_colour(name: str) -> str:
 
 
 def _clean_style(style: str, colours: dict[str, str]) -> str:
-    """matplotlib's declarations without the font's family (the page's is used) and with colours by name."""
+    """Declarations without the font's family (the page's is used) and with colours by name."""
     kept = []
     for declaration in style.split(";"):
         key, _, value = (part.strip() for part in declaration.partition(":"))

@@ -49,11 +49,10 @@ def draw_confusion(counts: Mapping[tuple[int, int], int], classes: Sequence[str]
         for (true, other), count in sorted(counts.items()):
             share = count / rows[true]
             ink = canvas.ink("tile" if true == other else "wrong")
-            box = Rectangle((other - 0.5, true - 0.5), 1, 1, facecolor=ink, alpha=0.15 + 0.85 * share, linewidth=0)
+            box = Rectangle((other - 0.5, true - 0.5), 1, 1, facecolor=ink, alpha=0.15 + 0.6 * share, linewidth=0)
             hint = f"{classes[true]} named {classes[other]}: {count} of {rows[true]} images"
             canvas.tag(axes.add_patch(box), title=hint, class_="tile" if true == other else "tile wrong")
             if named:
-                colour = canvas.ink("paper" if share > 0.5 and true == other else "ink")
-                words = axes.text(other, true, str(count), fontsize=size, ha="center", va="center_baseline", color=colour)
-                canvas.tag(words, title=hint)
+                words = {"fontsize": size, "ha": "center", "va": "center_baseline", "color": canvas.ink()}
+                canvas.tag(axes.text(other, true, str(count), **words), title=hint)
         return canvas.to_svg(title)

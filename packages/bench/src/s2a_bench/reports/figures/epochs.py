@@ -32,21 +32,19 @@ class Line:
     Attributes:
         name: At its end, or in the key.
         points: ``(epoch, value)`` by rising epoch, at least one.
-        method: Gives it its colour; ``""``: the next one of those that belong to no method.
-        variant: Which of its method's lines it is.
+        method: Gives it its colour, in panels.
+        dashes: Which of ``DASHES`` it has, in panels.
         seeds: How many trainings it is the mean of.
     """
 
     name: str
     points: Sequence[tuple[float, float]]
     method: str = ""
-    variant: int = 0
+    dashes: int = 0
     seeds: int = 1
 
 
-def draw_epochs(
-    lines: Sequence[Line], *, title: str, y_label: str, unit: str = "", best: int | None = None
-) -> Markup:
+def draw_epochs(lines: Sequence[Line], *, title: str, y_label: str, unit: str = "", best: int | None = None) -> Markup:
     """Curves over the epochs, the best epoch marked by a vertical line.
 
     Args:
@@ -134,7 +132,7 @@ def draw_panel(name: str, lines: Sequence[Line], *, y_label: str, unit: str = ""
             text = f"{line.name}, {name}: {y_label} {start[1]:.4g}{unit} after epoch {start[0]:g}, "
             text += f"{end[1]:.4g}{unit} after epoch {end[0]:g}{means}"
             colour = canvas.ink(method_styles.variable(line.method))
-            dashes = DASHES[line.variant % len(DASHES)]
+            dashes = DASHES[line.dashes]
             (path,) = axes.plot(*zip(*line.points, strict=True), color=colour, linewidth=1.5, linestyle=dashes)
             canvas.tag(path, title=text, class_="curve")
         return canvas.to_svg(f"{y_label} over the epochs, {name}")
@@ -154,7 +152,7 @@ def draw_key(lines: Sequence[Line], *, note: str) -> Markup:
             y = 22.0 + step * (row + 0.75)
             colour = canvas.ink(method_styles.variable(line.method))
             level = PANEL_HEIGHT - y + 4
-            dashes = DASHES[line.variant % len(DASHES)]
+            dashes = DASHES[line.dashes]
             canvas.draw_line((6, level), (34, level), color=colour, linewidth=1.8, linestyle=dashes)
             name = line.name if len(line.name) < 29 else f"{line.name[:27]}…"
             text = canvas.write(40, y, name, color=colour, fontsize=min(SMALL, step), fontweight=700)
@@ -178,5 +176,3 @@ def join_panels(panels: Sequence[Markup], title: str) -> Markup:
 def _epoch_ticks(last: int, most: int = 8) -> list[int]:
     step = next(unit for unit in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 10**9) if last / unit <= most)
     return sorted({1, *range(step, last + 1, step)} - ({step} if 1 < step <= 2 else set()))
-
-

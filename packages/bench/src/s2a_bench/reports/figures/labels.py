@@ -2,8 +2,8 @@
 
 Greedy placement over a fixed list of candidate positions, as in Christensen, Marks and Shieber, "An empirical study of
 algorithms for point-feature label placement", ACM Transactions on Graphics 14(3), 1995, with positions at growing
-distance. The same marks give the same places. Unlike the library adjustText, which moves labels by forces until its time
-is up, it leaves out a label that has no free place.
+distance. The same marks give the same places, and a label that has no free place is left out. (The library adjustText
+moves labels by forces until it runs out of time or steps, leaves out none, and imports ``pyplot``.)
 """
 
 from __future__ import annotations

@@ -107,18 +107,24 @@ def swatch(method: str, variant: int = 0) -> Markup:
         method: Name.
         variant: From the second variant (1) on, its number is in the marker, as in the figures.
     """
-    middle, size = 8.0, 6.0
+    middle, size = 8.0, 6.8 if has_room(method) else 6.0
     fill = f"fill:var(--{variable(method)})"
     if (found := corners(method)) is None:
         mark = element("circle", cx=middle, cy=middle, r=size, style=fill)
     else:
         points = " ".join(f"{middle + size * dx:.1f},{middle + size * dy:.1f}" for dx, dy in found)
         mark = element("polygon", points=points, style=fill)
-    digit = Markup()
-    if variant:
-        words = "fill:var(--page);font-size:9px;font-weight:700"
-        digit = element("text", number(variant), x=middle, y=middle + 3.2, text_anchor="middle", style=words)
-    return element("svg", mark, digit, viewBox="0 0 16 16", class_="fig swatch", aria_hidden="true")
+    digits = Markup()
+    if words := number(variant):
+        height = 9.0 if has_room(method) and len(words) == 1 else 7.5
+        look = f"fill:var(--page);font-size:{height:g}px;font-weight:700"
+        digits = element("text", words, x=middle, y=middle + 0.36 * height, text_anchor="middle", style=look)
+    return element("svg", mark, digits, viewBox="0 0 16 16", class_="fig swatch", aria_hidden="true")
+
+
+def has_room(method: str) -> bool:
+    """Whether a number fits into the method's shape; a triangle, star or cross must be larger for one."""
+    return style(method).shape in ("circle", "square", "diamond", "pentagon", "hexagon")
 
 
 def number(variant: int) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.figures import labels, method_styles
@@ -11,9 +12,13 @@ from s2a_bench.reports.figures.axes import draw_grid, scale_linear, scale_log
 from s2a_bench.reports.figures.canvas import FONT, Canvas, open_canvas
 from s2a_bench.reports.markup import Markup
 
+if TYPE_CHECKING:
+    from matplotlib.artist import Artist
+    from matplotlib.axes import Axes
+
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0
-SIZE, NUMBERED_SIZE = 5.0, 6.5
-"""Radius of a marker, and of one with a number in it."""
+SIZE, NUMBERED_SIZE, NUMBERED_NARROW = 5.0, 6.5, 8.0
+"""Radius of a marker, of one with a number in it, and of one whose shape leaves little room for the number."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +77,10 @@ def draw_scatter(marks: Sequence[Mark], *, title: str, x_label: str, log: bool, 
         # Boxes that names must not cover.
         to_points = axes.transData.transform
         anchors = [tuple(map(float, to_points((m.x, m.y)))) for m in marks]
-        taken = []
+        heights = (float(to_points((marks[0].x, tick))[1]) for tick in axes.get_yticks())
+        taken = [labels.Box(0, height - 6, LEFT - 2, height + 6) for height in heights]
         for mark, (x, y) in zip(marks, anchors, strict=True):
-            size = NUMBERED_SIZE if mark.variant else SIZE
+            size = _size(mark)
             taken.append(labels.Box(x - size - 1, y - size - 1, x + size + 1, y + size + 1))
             if mark.spread:
                 low, high = (float(to_points((mark.x, mark.y + s))[1]) for s in (-mark.spread, mark.spread))
@@ -83,34 +89,48 @@ def draw_scatter(marks: Sequence[Mark], *, title: str, x_label: str, log: bool, 
                 other = float(to_points((mark.ghost, mark.y))[0])
                 taken.append(labels.Box(other - 5, y - 5, other + 5, y + 5))
                 taken.append(labels.Box(min(x, other), y - 1, max(x, other), y + 1))
-        for mark in marks:
+        for mark in sorted(marks, key=lambda mark: mark.y):  # the best on top
             _draw_mark(canvas, axes, mark)
         _draw_names(canvas, marks, anchors, taken, front)
         return canvas.to_svg(title)
 
 
-def _draw_mark(canvas: Canvas, axes, mark: Mark) -> None:
+def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
     colour = canvas.ink(method_styles.variable(mark.method))
     hint = mark.hint or mark.label
     if mark.ghost is not None:
         (tie,) = axes.plot([mark.ghost, mark.x], [mark.y, mark.y], color=canvas.ink("tie"), linewidth=1.2, zorder=3)
         canvas.tag(tie, class_="tie")
-        ghost = _draw_marker(axes, mark.method, mark.ghost, mark.y, 4.2, fill=canvas.ink("page"), edge=colour)
+        ghost = _draw_marker(axes, mark.method, mark.ghost, mark.y, 4.2, fill=canvas.ink("page"), edge=colour, line=1.5)
         canvas.tag(ghost, title=hint, class_="ghost")
     if mark.spread:
         ends = [mark.y - mark.spread, mark.y + mark.spread]
         (bar,) = axes.plot([mark.x, mark.x], ends, color=colour, alpha=0.75, linewidth=1.5, zorder=4)
         canvas.tag(bar, class_="bar")
-    size = NUMBERED_SIZE if mark.variant else SIZE
-    drawn = _draw_marker(axes, mark.method, mark.x, mark.y, size, fill=colour, edge=colour)
+    # A rim of the page's colour keeps marks and numbers apart that lie on each other.
+    drawn = _draw_marker(axes, mark.method, mark.x, mark.y, _size(mark), fill=colour, edge=canvas.ink("page"))
     canvas.tag(drawn, title=hint, class_="mark")
     if mark.variant:
-        words = {"ha": "center", "va": "center_baseline", "fontsize": 8.5, "fontweight": 700, "zorder": 6}
-        text = axes.text(mark.x, mark.y, method_styles.number(mark.variant), color=canvas.ink("page"), **words)
+        digits = method_styles.number(mark.variant)
+        look = {
+            "fontsize": 8.5 if len(digits) < 2 else 7.5,
+            "fontweight": 700,
+            "color": canvas.ink("page"),
+            "zorder": 5,
+        }
+        text = axes.text(mark.x, mark.y, digits, ha="center", va="center_baseline", **look)
         canvas.tag(text, title=hint, class_="digit")
 
 
-def _draw_marker(axes, method: str, x: float, y: float, size: float, *, fill: str, edge: str):
+def _size(mark: Mark) -> float:
+    if not mark.variant:
+        return SIZE
+    return NUMBERED_SIZE if method_styles.has_room(mark.method) else NUMBERED_NARROW
+
+
+def _draw_marker(
+    axes: Axes, method: str, x: float, y: float, size: float, *, fill: str, edge: str, line: float = 0.8
+) -> Artist:
     """A method's shape around a point of the plot, ``size`` points wide from its middle."""
     from matplotlib.patches import PathPatch
     from matplotlib.path import Path
@@ -124,7 +144,7 @@ def _draw_marker(axes, method: str, x: float, y: float, size: float, *, fill: st
     place = axes.transData.transform((x, y))
     patch = PathPatch(
         shape, transform=Affine2D().scale(size).translate(*place), facecolor=fill, edgecolor=edge, zorder=5,
-        linewidth=1.5 if fill != edge else 0.0, clip_on=False,
+        linewidth=line, clip_on=False,
     )  # fmt: skip
     return axes.add_artist(patch)
 

@@ -107,12 +107,11 @@ def draw_heat_map(tiles: Mapping[tuple[float, float], Tile], *, title: str, x_la
             box = (i - 0.5 + gap_x, j - 0.5 + gap_y), 1 - 2 * gap_x, 1 - 2 * gap_y
             if tile.value is None:
                 look = {"facecolor": "none", "edgecolor": canvas.ink("front"), "linestyle": (0, (3, 3))}
-                class_, text, colour = "none", tile.text if wide > 50 else "–", canvas.ink("quiet")
+                class_, text, colour = "none", tile.text if wide > 50 else "·", canvas.ink("quiet")
             else:
-                look = {"facecolor": canvas.ink("tile"), "alpha": 0.08 + 0.87 * share, "linewidth": 0}
-                class_, text = "tile", f"{tile.value:.1f}"
-                # Paper for dark ink, ink for light: the text on a tile takes the side that reads.
-                colour = canvas.ink("paper" if share > 0.55 else "ink")
+                look = {"facecolor": canvas.ink("tile"), "alpha": 0.06 + 0.69 * share, "linewidth": 0}
+                # The strongest tile is still light, or dark, enough for the text on it (a contrast of 4.5 and more).
+                class_, text, colour = "tile", f"{tile.value:.1f}", canvas.ink()
             hint = f"{x_label.partition(' (')[0]} {x:g}, {y_label.partition(' (')[0]} {y:g}: {tile.hint}"
             canvas.tag(axes.add_patch(Rectangle(*box, **look)), title=hint, class_=class_)
             words = axes.text(i, j, text, ha="center", va="center", fontsize=size, color=colour)

@@ -11,7 +11,7 @@ CURVES = (("#0069b4", "#62b5f5"), ("#00866a", "#3fcfa6"), ("#b8478a", "#ee9ccb")
 """Light and dark colour of curves that are no methods; their names stand beside them."""
 
 _LIGHT = "--quiet:#5c5c5c;--grid:#e2e2e2;--front:#8a8a8a;--tie:#b4b4b4;--wrong:#c4462d;"
-_DARK = "--quiet:#a8a8a8;--grid:#34363a;--front:#8d8d8d;--tie:#66696e;--wrong:#f0836d;"
+_DARK = "--quiet:#a8a8a8;--grid:#34363a;--front:#8d8d8d;--tie:#66696e;--wrong:#c4462d;"
 
 ALONE = ".fig{--page:#fff}@media (prefers-color-scheme:dark){.fig{--page:#17181a}}@media print{.fig{--page:#fff}}"
 """The page's colour, for files that lie on none."""
@@ -28,7 +28,7 @@ def css(methods: Iterable[str]) -> Markup:
     dark += "".join(f"--curve{k}:{pair[1]};" for k, pair in enumerate(CURVES))
     return Markup(
         ".fig{display:block;width:100%;height:auto;font-family:system-ui,'Segoe UI',Roboto,Arial,sans-serif;"
-        f"color:#222;{_LIGHT}{light}--tile:#0069b4;--paper:#fff}}"
+        f"color:#222;{_LIGHT}{light}--tile:#0069b4}}"
         # A rim of the page's colour lifts names off the lines.
         ".fig .name text{paint-order:stroke;stroke:var(--page,transparent);stroke-width:3px}"
         ".panels{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,13rem),1fr));gap:.25rem .75rem}"
