@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
 import dataclasses
 import html.parser
 import re
 import shutil
+import subprocess
 import xml.etree.ElementTree as ET
+from pathlib import Path
 
 import pytest
 import s2a
@@ -16,10 +19,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.cells.record import write
+from s2a_bench.config import CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.reports import build as report
 from s2a_bench.reports import notes, tables, terminal
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.planned import find_missing, remember_cells
 from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.svg import axes, labels
 from s2a_bench.reports.svg import scatter as figures
@@ -33,21 +38,23 @@ class Page(html.parser.HTMLParser):
 
     def __init__(self, text):
         super().__init__(convert_charrefs=True)
-        self.tags, self.attributes, self.text, self._open = [], [], "", []
+        self.tags, self.attributes, self.scripts, self.text, self._open = [], [], [], "", []
         self.feed(text)
         assert not self._open
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         self.attributes += [(tag, name, value) for name, value in attrs]
-        if tag not in ("meta", "br"):
+        if tag not in ("meta", "br", "input"):
             self._open.append(tag)
 
     def handle_endtag(self, tag):
         assert self._open.pop() == tag
 
     def handle_data(self, data):
-        if self._open and self._open[-1] != "style":
+        if self._open and self._open[-1] == "script":
+            self.scripts.append(data)
+        elif self._open and self._open[-1] != "style":
             self.text += data
 
 
@@ -76,15 +83,35 @@ def test_the_same_records_give_the_same_bytes(tmp_path):
 def test_the_page_stands_alone(tmp_path):
     text = build(tmp_path, make_grid()).html.read_text()
     page = Page(text)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    assert not {"link", "img", "iframe", "object", "embed", "form", "base"} & set(page.tags)
+    check_script(page)
     for _, name, value in page.attributes:
         assert not name.startswith("on")
         if name in ("href", "src"):
             assert re.fullmatch(r"#s\d+|records/[0-9a-f]{16}\.json", value)
     assert "http" not in text.replace("http-equiv", "")
     assert not re.search(r"url\(|@import", text)
+
+
+def check_script(page):
+    """The page's one script is the file of the package, and the only one that its policy lets run."""
+    (script,) = page.scripts
+    assert page.tags.count("script") == 1
+    assert script == (Path(report.__file__).parent / "report.js").read_text()
     policy = next(value for _, name, value in page.attributes if name == "content")
-    assert policy.startswith("default-src 'none';")
+    rules = dict(rule.split(" ", 1) for rule in policy.split("; "))
+    digest = subprocess.run(["openssl", "dgst", "-sha256", "-binary"], input=script.encode(), capture_output=True)
+    assert rules["script-src"] == f"'sha256-{base64.b64encode(digest.stdout).decode()}'"
+    assert rules["default-src"] == "'none'" and "unsafe" not in rules["script-src"]
+
+
+def test_the_script_asks_for_nothing_and_makes_no_markup():
+    script = (Path(report.__file__).parent / "report.js").read_text()
+    markup = ("innerHTML", "outerHTML", "insertAdjacentHTML", "document.write", "</", "<!--")
+    code = ("eval(", "Function(", "import(", "import ")
+    requests = ("fetch(", "XMLHttpRequest", "http", "src", "location", "localStorage")
+    for word in (*markup, *code, *requests):
+        assert word not in script
 
 
 def test_nothing_in_a_record_is_markup(tmp_path):
@@ -109,7 +136,8 @@ def test_nothing_in_a_record_is_markup(tmp_path):
     records.append(make_record(**evil, dataset="b", method="s2a", seed=5, status="failed", error=error))
     paths = build(tmp_path, records)
     page = Page(paths.html.read_text())
-    assert not {"script", "img"} & set(page.tags)
+    assert "img" not in page.tags
+    check_script(page)
     assert not any(name.startswith("on") for _, name, _ in page.attributes)
     assert page.text.count("<script>alert('1')</script>") > 20
     assert paths.figures
@@ -135,6 +163,10 @@ def test_failures_gaps_and_broken_files_are_named(tmp_path):
     records = make_grid(["lora", "s2a"])
     gone = next(r for r in records if r.method == "lora" and r.dataset == "texture" and r.seed == 2)
     records.remove(gone)
+    data, method = DataConfig(dataset="textures"), MethodConfig("lora")
+    train = TrainConfig(epochs=3, warmup_epochs=1)
+    cells = {gone.cell_id: CellConfig(data=data, method=method, train=train, seed=2)}
+    remember_cells(tmp_path, cells, ())
     failed = make_record(method="adapter", status="failed")
     for record in [*records, failed]:
         write(record, tmp_path)
@@ -144,7 +176,8 @@ def test_failures_gaps_and_broken_files_are_named(tmp_path):
     for text in (page.text, paths.markdown.read_text().replace("\\", "")):
         assert "Diverged: The loss is nan." in text
         assert "records/0123456789abcdef.json is not a valid record" in text
-        assert "lora: texture seed 2" in text
+        assert "lora: textures seed 2" in text
+        assert "1 planned, not run yet" in text
         assert str(tmp_path) not in text
     assert "Traceback ..." in page.text
     assert "details" in page.tags
@@ -152,7 +185,7 @@ def test_failures_gaps_and_broken_files_are_named(tmp_path):
 
 def test_an_incomplete_row_has_no_average():
     records = [r for r in make_grid(["lora", "s2a"]) if not (r.method == "lora" and r.dataset == "texture")]
-    lora, s2a = only(records).rows
+    s2a, lora = only(records).rows
     assert lora.averages is None
     assert lora.cells["digits"].stat is not None
     assert s2a.averages is not None
@@ -166,8 +199,8 @@ def test_variants_are_rows_labelled_by_what_differs():
             config = {"lrp_rank": rank, "activations": activations, "bits": 4}
             records += make_grid(["s2a"], ["digits"], method_config=config)
     shown_labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
-    assert shown_labels[0] == "lora"
-    assert shown_labels[1:] == [f"s2a, {a}rank {r}" for a in ("exact, ", "") for r in (4, 8, 16)]
+    assert shown_labels[-1] == "lora"  # rows are by accuracy, and equals by options
+    assert shown_labels[:-1] == [f"s2a, {a}rank {r}" for a in ("exact, ", "") for r in (4, 8, 16)]
 
 
 def labels_of(method, *configs):
@@ -307,6 +340,70 @@ def test_wide_suites_show_groups_and_keep_every_task(tmp_path):
     assert all(name in text for name in names)
     titles = [column.title for column in tables.summary_columns(only(make_grid(["lora"], names)))]
     assert not set(titles) & set(names)
+
+
+def test_rows_are_by_mean_accuracy_and_those_without_one_last():
+    records = [r for r in make_grid() if (r.method, r.dataset) != ("lora", "texture")]
+    section = only(records)
+    means = [row.averages.mean_of_tasks.mean for row in section.rows if row.averages]
+    assert means == sorted(means, reverse=True) and len(means) == 4
+    assert section.rows[-1].method == "lora"
+    assert "rows without one at the end" in tables.describe_order(section)
+
+
+def test_what_all_rows_share_is_one_line_and_costs_follow_the_mean():
+    records = make_grid(["full", "lora"], images_per_second=1.3)
+    columns, shared = tables.fold_columns(only(records))
+    assert [column.title for column in columns[:5]] == [
+        "mean of 4 tasks", "measured MB", "theoretical MB", "trainable %", "digits"
+    ]  # fmt: skip
+    assert shared == "All rows: 500 peak MB, 1.3 images/s, seeds 0-2."
+    # Of a single row nothing is folded, and what nobody recorded has no column.
+    columns, shared = tables.fold_columns(only(make_grid(["s2a"], peak_mb=None)))
+    assert not shared and "peak MB" not in [column.title for column in columns]
+    # Equal accuracies stay in view.
+    columns, _ = tables.fold_columns(only([make_record(method=m, accuracy=50.0) for m in ("lora", "bias")]))
+    assert columns[-4:] and "digits" in [column.title for column in columns]
+
+
+def test_hover_texts_have_units(tmp_path):
+    page = Page(build(tmp_path, make_grid()).html.read_text())
+    titles = [value for tag, name, value in page.attributes if name == "title" and tag in ("td", "th")]
+    assert any(
+        re.fullmatch(r"s2a, digits: 87\.\d\d %, ± \d\.\d\d points, standard deviation between 3 seeds", t)
+        for t in titles
+    )
+    assert "lora: 60 measured MB" in titles
+    assert any("in MB (1e6 bytes)" in title for title in titles)
+
+
+def test_only_what_a_sweep_planned_is_called_missing(tmp_path):
+    # Two sweeps in one folder: their product was never asked for.
+    records = make_grid(["lora"], ["digits"], (0,)) + make_grid(["s2a"], ["texture"], (1,))
+    paths = build(tmp_path, records)
+    assert "not run" not in paths.markdown.read_text()
+    assert not only(records).missing
+    # A damaged note, or one of other types, makes nothing missing either.
+    for text in ("{", "[]", '{"a": 1, "b": {"suite": 3}, "c": {"suite": "mini", "surprise": 1}}'):
+        (tmp_path / ".planned.json").write_text(text)
+        assert find_missing(tmp_path) == ()
+        report.build(tmp_path)
+    # Cells that are done are forgotten, trials are never noted.
+    cells = {"a" * 16: CellConfig(seed=5), records[0].cell_id: CellConfig(), "b" * 16: CellConfig(trial=True)}
+    (tmp_path / ".planned.json").unlink()
+    remember_cells(tmp_path, cells, (records[0].cell_id,))
+    assert [(r.cell_id, r.seed) for r in find_missing(tmp_path)] == [("a" * 16, 5)]
+
+
+def test_a_section_without_results_shows_what_failed(tmp_path):
+    records = [
+        make_record(method=m, status="failed", dataset=d) for m in ("lora", "s2a") for d in ("digits", "texture")
+    ]
+    paths = build(tmp_path, records)
+    text = Page(paths.html.read_text()).text
+    assert "Failed cells (4)" in text and "0 cells done, 4 failed" in text
+    assert "What to know" not in text and "Sorted by" not in text
+    assert not paths.figures
 
 
 def test_no_records_is_bad_input(tmp_path):

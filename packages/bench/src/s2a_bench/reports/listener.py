@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s2a_bench.cells.record import Record
 from s2a_bench.reports.build import ReportPaths, build
+from s2a_bench.reports.planned import remember_cells
 from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.plan import Plan
 
@@ -36,7 +37,8 @@ class ReportWriter(Listener):
         self._early: Future[ReportPaths] | None = None
 
     def planned(self, plan: Plan) -> None:
-        """Notes what is to run on every dataset."""
+        """Notes what is to run by dataset, and in the folder, for reports of a sweep that was cut off."""
+        remember_cells(self._output, plan.cells, plan.done)
         self._left = {}
         for cell_id in plan.todo:
             if not plan.cells[cell_id].trial:

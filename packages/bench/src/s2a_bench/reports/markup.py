@@ -38,7 +38,7 @@ def join(children: Any, between: str = "") -> Markup:
     return Markup(between.join(c if isinstance(c, Markup) else html.escape(c, quote=False) for c in children))
 
 
-_VOID = frozenset({"meta", "br", "hr", "img"})
+_VOID = frozenset({"meta", "br", "hr", "img", "input"})
 
 
 def _text(value: Any) -> str:

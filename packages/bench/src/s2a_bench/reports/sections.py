@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,9 +12,9 @@ from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.statistics import Averages, Stat
-from s2a_bench.reports.variants import Variant, canonical_text, group_variants
+from s2a_bench.reports.variants import Variant, canonical_text, group_variants, name_planned
 
-NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "images_per_second")
+NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "peak_mb", "images_per_second")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,8 +70,9 @@ class Section:
 
     Attributes:
         groups: Datasets by group, both in the order of the columns.
+        rows: By the mean of tasks, highest first; behind them those without one, in the order of the methods' cards.
         best: By column, the label of the row that exceeds all others by more than the noise.
-        missing: Label, dataset and seeds of the grid's cells without a record.
+        missing: Label, dataset and seeds of cells that a sweep planned and that have no record.
         failed: Label and record of failed cells.
         records: Label and record of all cells.
     """
@@ -91,8 +93,13 @@ class Section:
         return tuple(name for names in self.groups.values() for name in names)
 
 
-def make_sections(records: Iterable[Record]) -> list[Section]:
-    """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out."""
+def make_sections(records: Iterable[Record], planned: Iterable[Record] = ()) -> list[Section]:
+    """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out.
+
+    Args:
+        records: What ran.
+        planned: Cells that a sweep planned and that have no record (``planned.find_missing``).
+    """
     buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
     for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):
@@ -102,11 +109,14 @@ def make_sections(records: Iterable[Record]) -> list[Section]:
             buckets[(record.suite, record.backbone, canonical_text(stats.table_setting(record)))].append(record)
     for record in failed:
         buckets[_choose_bucket(record, buckets)].append(record)
+    absent: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
+    for record in planned:
+        absent[_choose_bucket(record, buckets)].append(record)
     newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
     keys = sorted(buckets)
     keys.sort(key=lambda k: newest[k], reverse=True)
     keys.sort(key=lambda k: k[:2])
-    return [_make_section(buckets[key]) for key in keys]
+    return [_make_section(buckets[key], absent[key]) for key in keys]
 
 
 def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
@@ -125,7 +135,7 @@ def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequen
     return exact if exact in buckets or not near else max(near)[1]
 
 
-def _make_section(records: Sequence[Record]) -> Section:
+def _make_section(records: Sequence[Record], planned: Sequence[Record] = ()) -> Section:
     first = next((r for r in records if r.status == "done"), records[0])
     reference = {
         name: _find_reference_data([r for r in records if r.dataset == name]) for name in {r.dataset for r in records}
@@ -134,19 +144,18 @@ def _make_section(records: Sequence[Record]) -> Section:
     for group, dataset in sorted((group, name) for name, (group, _) in reference.items()):
         groups[group] = (*groups.get(group, ()), dataset)
     datasets = [name for names in groups.values() for name in names]
-    wanted = sorted({r.seed for r in records})
 
     rows: list[MethodRow] = []
     labelled: list[tuple[str, Record]] = []
-    missing: list[tuple[str, str, tuple[int, ...]]] = []
-    for variant in group_variants(records):
-        label, members = variant.label, variant.records
+    variants = group_variants(records)
+    for variant in variants:
         rows.append(_make_row(variant, groups, reference))
-        labelled += [(label, record) for record in sorted(members, key=lambda r: (datasets.index(r.dataset), r.seed))]
-        for name in datasets:
-            absent = sorted(set(wanted) - {r.seed for r in members if r.dataset == name})
-            if absent:
-                missing.append((label, name, tuple(absent)))
+        cells = sorted(variant.records, key=lambda r: (datasets.index(r.dataset), r.seed))
+        labelled += [(variant.label, record) for record in cells]
+    rows.sort(key=lambda row: -row.averages.mean_of_tasks.mean if row.averages else math.inf)
+    missing: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+    for record in planned:
+        missing[name_planned(record, variants), record.dataset].add(record.seed)
     return Section(
         suite=first.suite,
         backbone=first.backbone,
@@ -154,7 +163,7 @@ def _make_section(records: Sequence[Record]) -> Section:
         groups=groups,
         rows=tuple(rows),
         best=_find_best(rows, groups),
-        missing=tuple(missing),
+        missing=tuple((*key, tuple(sorted(seeds))) for key, seeds in sorted(missing.items())),
         failed=tuple((label, record) for label, record in labelled if record.status == "failed"),
         records=tuple(labelled),
     )

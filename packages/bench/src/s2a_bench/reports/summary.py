@@ -21,11 +21,13 @@ class Summary:
         sections: In the order of the page.
         broken: One sentence for each file that is not a record.
         trials: Records of searches' trials, which are in no section.
+        planned: Cells that sweeps planned and that have no record.
     """
 
     sections: tuple[Section, ...]
     broken: tuple[str, ...] = ()
     trials: int = 0
+    planned: int = 0
 
     @property
     def records(self) -> list[Record]:
@@ -39,13 +41,14 @@ class Summary:
 
     @property
     def headline(self) -> str:
-        """How many cells are done, failed and missing, and when they ran."""
+        """How many cells are done, failed, and planned but not run, and when they ran."""
         states = collections.Counter(record.status for record in self.records)
-        missing = sum(len(seeds) for section in self.sections for _, _, seeds in section.missing)
         times = sorted(record.started_at for record in self.records if record.started_at)
         unlearned = sum(bool(learning.find_problems(record)) for record in self.records)
         done = f"{states['done']} cells done" + (f" ({unlearned} did not learn)" if unlearned else "")
-        words = [done, f"{states['failed']} failed", f"{missing} of the grid not run"]
+        words = [done, f"{states['failed']} failed"] + (
+            [f"{self.planned} planned, not run yet"] if self.planned else []
+        )
         words += [f"{len(self.broken)} broken file{'s' * (len(self.broken) > 1)}"] if self.broken else []
         words += (
             [f"{self.trials} trial{'s' * (self.trials > 1)} of searches on val, in no table"] if self.trials else []

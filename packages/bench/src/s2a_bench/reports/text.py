@@ -25,13 +25,18 @@ READING = (
         "and they can lie points apart. Spreads are propagated: square root of the summed variances over the count.",
     ),
     (
-        "Bold",
+        "★",
         "above every other row of the column by more than the noise between seeds (Welch's t-test, 5 %). "
-        "No bold means no single winner, or one seed.",
+        "A column without ★ has no single winner, or one seed.",
     ),
     ("Trainable %", "trainable parameters, head included, over those of the backbone without its head."),
     ("Theoretical MB", "what one training step should keep, counted from the architecture; MB are 1e6 bytes."),
     ("Measured MB", "weights plus the bytes that autograd really kept for the backward pass of one batch."),
+    (
+        "Peak MB",
+        "the device's peak on CUDA; on CPU the largest resident size of the process, Python and everything that ran in "
+        "it before included, so that it compares hardly.",
+    ),
     ("Images/s", "training throughput; it compares only between cells of the same hardware."),
     (
         "Comparable",
@@ -49,11 +54,11 @@ READING = (
 
 
 def truncate_list(names: Sequence[str], most: int = 6) -> str:
-    """``a, b, c``; a long list ends in how many more there are."""
+    """``a, b, c``; a long list ends in how many more there are. Names that hold commas themselves: ``a, x; b``."""
     names = list(names)
-    if len(names) <= most + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+    shown = names if len(names) <= most + 1 else names[:most]
+    text = ("; " if any("," in name for name in names) else ", ").join(shown)
+    return text if len(shown) == len(names) else f"{text} and {len(names) - most} more"
 
 
 def format_stat(stat: Stat | None) -> str:
@@ -78,6 +83,11 @@ def format_seeds(seeds: Sequence[int]) -> str:
 def section_title(section: Section) -> str:
     """Suite and backbone."""
     return f"{section.suite} · {section.backbone}"
+
+
+def has_results(section: Section) -> bool:
+    """Whether any cell of a section has finished."""
+    return any(record.status == "done" for _, record in section.records)
 
 
 def describe_setting(setting: Mapping[str, Any]) -> str:
@@ -106,7 +116,7 @@ NAMES = "What the names stand for"
 
 
 def list_missing(section: Section) -> list[str]:
-    """A line for each row that lacks cells of the grid of all rows, datasets and seeds."""
+    """A line for each row that lacks cells which a sweep planned."""
     lines: dict[str, list[str]] = {}
     for label, dataset, seeds in section.missing:
         lines.setdefault(label, []).append(f"{dataset} seed{'s' * (len(seeds) > 1)} {format_seeds(seeds)}")
@@ -146,6 +156,14 @@ def format_mean(row: MethodRow, stat: Stat | None, datasets: Sequence[str] | Non
     """
     unlearned = any(datasets is None or name in datasets for name in row.unlearned)
     return format_stat(stat) + (UNLEARNED if stat and unlearned else "")
+
+
+def describe_stat(row: MethodRow, where: str, stat: Stat | None) -> str:
+    """An accuracy with its unit and spread, for a hover text; empty for nothing."""
+    if stat is None:
+        return ""
+    spread = "one seed" if stat.std is None else f"± {stat.std:.2f} points, standard deviation between {stat.n} seeds"
+    return f"{row.label}, {where}: {stat.mean:.2f} %, {spread}"
 
 
 def describe_front(section: Section) -> str:

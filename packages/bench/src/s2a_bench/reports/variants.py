@@ -158,6 +158,18 @@ def _tell_apart(variants: Sequence[Variant]) -> list[Variant]:
     return found
 
 
+def name_planned(record: Record, variants: Sequence[Variant]) -> str:
+    """The name of the row that a cell without results would stand in; a name of its own where there is no such row."""
+    options = canonical_text(recipes.completed(record.method, record.method_config))
+    for variant in variants:
+        first = variant.records[0]
+        same = canonical_text(recipes.completed(first.method, first.method_config)) == options
+        if variant.method == record.method and same:
+            return variant.label
+    words = (say_option(key, value) for key, value in record.method_config.items())
+    return ", ".join([record.method, *words])
+
+
 def say_option(key: str, value: Any) -> str:
     """An option in words: ``rank 5``, ``exact``, ``no bias``; ``key=value`` where there are none for it."""
     with_words = VALUES.get((key, value)) if isinstance(value, str | int | float | None) else None
