@@ -166,6 +166,5 @@ def _value_cell(section: Section, key: str | None, row: MethodRow, text: str, ho
 
 def _method_heading(row: MethodRow, scope: str) -> Markup:
     title = ", ".join(row.options) or None
-    return element(
-        "th", markers.swatch(row.method, row.variant), row.label, scope=scope, title=title, data_method=row.method
-    )
+    marker = markers.swatch(row.method, row.variant)
+    return element("th", marker, row.label, scope=scope, title=title, data_method=row.method)
