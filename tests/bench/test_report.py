@@ -14,8 +14,6 @@ from pathlib import Path
 import pytest
 import s2a
 from bench.factories import GROUPS, make_grid, make_record
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from rich.console import Console
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.cells.record import write
@@ -26,9 +24,6 @@ from s2a_bench.reports import notes, tables, terminal
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.planned import find_missing, remember_cells
 from s2a_bench.reports.sections import make_sections
-from s2a_bench.reports.svg import axes, labels
-from s2a_bench.reports.svg import scatter as figures
-from s2a_bench.reports.svg.points import Mark
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 
@@ -143,7 +138,7 @@ def test_nothing_in_a_record_is_markup(tmp_path):
     assert paths.figures
     for path in paths.figures:
         names = {element.tag.rpartition("}")[2] for element in ET.fromstring(path.read_text()).iter()}
-        assert names <= {"svg", "style", "title", "line", "text", "polyline", "g", "circle", "polygon"}
+        assert names <= {"svg", "style", "title", "text", "g", "path"}
     markdown = paths.markdown.read_text()
     assert not re.search(r"(?<!\\)<(script|img)", markdown)
 
@@ -466,71 +461,3 @@ def test_terminal_says_what_failed_where_nothing_finished():
 
 def test_terminal_table_shows_names_literally():
     assert "[red]x[/red]" in shown(terminal.terminal_table(make_grid(["[red]x[/red]"])), 200)
-
-
-values = st.floats(0.01, 5000, allow_nan=False)
-marks = st.lists(
-    st.builds(
-        Mark,
-        label=st.sampled_from(
-            ["s2a (activations=exact)", "lora", "full", "s2a (lrp_rank=16, lsb_reduction=4)", "x" * 60]
-        ),
-        method=st.sampled_from(["s2a", "lora", "full", "other"]),
-        x=values,
-        y=st.floats(0, 100),
-        spread=st.none() | st.floats(0, 5),
-        ghost=st.none() | values,
-    ),
-    min_size=1,
-    max_size=20,
-)
-
-
-@given(marks, st.booleans())
-@settings(max_examples=60, deadline=None)
-def test_names_in_a_figure_never_overlap(points, log):
-    svg = figures.draw_scatter(points, ["s2a", "lora", "full", "other"], title="t", x_label="x", log=log, alone=True)
-    boxes = []
-    for element in ET.fromstring(svg).iter():
-        if element.get("class") == "name":
-            x, y = float(element.attrib["x"]), float(element.attrib["y"])
-            half = len(element.text or "") * labels.GLYPH_WIDTH / 2
-            boxes.append((x - half, x + half, y - labels.FONT + 2, y))
-    assert len(points) > labels.MANY_MARKS or boxes or len(points) > 1
-    for i, a in enumerate(boxes):
-        assert a[0] >= 0
-        assert a[1] <= axes.WIDTH
-        assert not any(a[0] < b[1] and b[0] < a[1] and a[2] < b[3] and b[2] < a[3] for b in boxes[:i])
-
-
-@pytest.mark.parametrize(
-    ("label", "words"),
-    [
-        ("lora", "lora"),
-        ("s2a (activations=exact)", "s2a exact"),
-        ("s2a (lrp_rank=5, lsb_reduction=16)", "s2a rank 5 reduction 16"),
-        ("s2a (activations=exact, lsb_reduction=0, train_bias=false)", "s2a exact reduction 0 no bias"),
-        ("full (train.lr=0.01)", "full lr 0.01"),
-        ("bias (search=grid of 12, asha)", "bias search grid of 12 asha"),
-    ],
-)
-def test_a_variants_name_in_a_figure_is_short(label, words):
-    points = [Mark(label, "s2a", 10, 80), Mark("other", "lora", 1000, 20)]
-    root = ET.fromstring(figures.draw_scatter(points, ["s2a", "lora"], title="t", x_label="x", log=True, alone=True))
-    names = [element.text or "" for element in root.iter() if element.get("class") == "name"]
-    assert words in " ".join(names)
-
-
-def test_of_many_variants_in_one_place_only_the_best_has_a_name_far_from_its_mark():
-    crowd = [Mark(f"s2a (lrp_rank={k}, lsb_reduction=8)", "s2a", 100 + k, 80 + k / 10) for k in range(10)]
-    root = ET.fromstring(figures.draw_scatter(crowd, ["s2a"], title="t", x_label="x", log=False, alone=True))
-    leads = [element for element in root.iter() if element.get("class") == "lead"]
-    names = " ".join(element.text or "" for element in root.iter() if element.get("class") == "name")
-    assert "rank 9" in names and len(leads) <= 1
-
-
-def test_measured_is_filled_and_theoretical_hollow():
-    points = [Mark("a", "s2a", 10, 80, ghost=8), Mark("b", "lora", 20, 81)]
-    root = ET.fromstring(figures.draw_scatter(points, ["s2a", "lora"], title="t", x_label="x", log=False, alone=True))
-    classes = [element.get("class") for element in root.iter()]
-    assert (classes.count("mark"), classes.count("ghost"), classes.count("tie")) == (2, 1, 1)

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 
 from s2a_bench.reports import html_tables, insights, notes, paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.figures import canvas, style
 from s2a_bench.reports.markup import Markup, element, join
 from s2a_bench.reports.paper import Comparison
 from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture, paper_methods
 from s2a_bench.reports.sections import Section
 from s2a_bench.reports.summary import Summary
-from s2a_bench.reports.svg import curves, scatter
 
 PANEL = {"memory": "memory", "params": "trainable parameters", "time": "time"}
 """Kinds of pictures that share one place, in the order of their buttons, and the buttons' words."""
@@ -55,11 +55,12 @@ def render_page(
         element(
             "style",
             Markup(_read("report.css")),
-            scatter.css([*summary.methods, *(paper_methods() if printed else ())]),
-            curves.css(),
+            style.css([*summary.methods, *(paper_methods() if printed else ())]),
         ),
     )
     blocks = [element("h1", "S2A Bench report"), element("p", summary.headline, class_="soft")]
+    if not canvas.is_available():
+        blocks.append(element("p", canvas.MISSING))
     if len(summary.sections) > 1:
         paper = element("li", element("a", "The paper's numbers and ours", href="#paper"))
         entries = (_contents_entry(section, index) for index, section in enumerate(summary.sections))

@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from s2a_bench.cells import learning
 from s2a_bench.reports import paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.figures import method_styles as markers
 from s2a_bench.reports.markup import Markup, element, join
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.paper_text import PairTable
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.summary import Summary
-from s2a_bench.reports.svg import method_styles as markers
 
 BEST = "above every other row by more than the noise between seeds"
 
@@ -166,4 +166,5 @@ def _value_cell(section: Section, key: str | None, row: MethodRow, text: str, ho
 
 def _method_heading(row: MethodRow, scope: str) -> Markup:
     title = ", ".join(row.options) or None
-    return element("th", markers.swatch(row.method), row.label, scope=scope, title=title, data_method=row.method)
+    marker = markers.swatch(row.method, row.variant)
+    return element("th", marker, row.label, scope=scope, title=title, data_method=row.method)

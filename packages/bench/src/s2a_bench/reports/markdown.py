@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from s2a_bench.reports import insights, notes, paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.figures import canvas
 from s2a_bench.reports.paper import Comparison
 from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture
@@ -27,6 +28,8 @@ def render_page(
         printed: The paper's own figures.
     """
     blocks = ["# S2A Bench report", escape(summary.headline)]
+    if not canvas.is_available():
+        blocks.append(escape(canvas.MISSING))
     if summary.broken:
         blocks += ["## Files that are not records", _make_list(map(escape, summary.broken))]
     for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
