@@ -101,7 +101,7 @@ def show_experiment(
     wanted[everything_view.tag] = everything_view.value
     wanted = {key: value for key, value in wanted.items() if there.get(key) != value}
     note = there.get(NOTE, "")
-    if not note or note.startswith(summaries.FIRST_LINE):  # otherwise somebody wrote their own
+    if not note or note.startswith(summaries.MARK):  # otherwise somebody wrote their own
         text = _describe(suite, experiment_id, {**there, **wanted})
         wanted |= {} if note == text else {NOTE: text}
     for key, value in wanted.items():

@@ -23,8 +23,8 @@ from s2a_bench.cells.outputs import recorded_adapter
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.output_lock import only_writer
-from s2a_bench.tracking import found as found_runs
 from s2a_bench.tracking import database, mlflow_model, names, outputs, pages
+from s2a_bench.tracking import found as found_runs
 from s2a_bench.tracking.found import PARENT, CellRun
 from s2a_bench.tracking.sqlite_uris import sqlite_path
 from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, silence_mlflow
@@ -39,6 +39,8 @@ __all__ = [
     "check_uri",
     "finish_sweep",
     "heal",
+    "heal_alone",
+    "list_sweeps",
     "log_cell",
     "open_store",
     "rebuild",
@@ -186,7 +188,18 @@ def rebuild(output: Path, uri: str | None = None) -> int:
     """
     if not any(isinstance(record, Record) for _, record in records_door.read_all(output)):
         raise InputError(f"There are no records under {output / 'records'}; give the --output of a sweep.")
-    store = open_store(uri, output)
+    return heal_alone(open_store(uri, output))
+
+
+def heal_alone(store: Store) -> int:
+    """As ``heal``; runs that are open are closed, unless a sweep runs in the output folder.
+
+    Returns:
+        How many cells were logged.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
     with contextlib.ExitStack() as stack:
         alone = True
         try:
@@ -270,11 +283,7 @@ def _show(
     parents: dict[str, Run],
 ) -> None:
     """Brings in line what an experiment's pages say of its sweeps."""
-    children: dict[str, list[Record]] = {}
-    for cell, runs in known.items():
-        for parent in {run.parent for run in runs if run.complete}:
-            if cell in own:
-                children.setdefault(parent, []).append(own[cell])
+    children = _children(own, known)
     sweeps = {}
     for run_id, run in parents.items():
         records, own_sweep = children.get(run_id, []), run.data.tags.get("sweep_id", "")
@@ -282,6 +291,38 @@ def _show(
             pages.show_sweep(store, run_id, own_sweep, records, run.data.tags)
             sweeps[own_sweep] = (run_id, records)
     pages.show_experiment(store, suite, experiment, sweeps)
+
+
+def _children(own: dict[str, Record], known: dict[str, list[CellRun]]) -> dict[str, list[Record]]:
+    """By parent run, the records that have a run there."""
+    children: dict[str, list[Record]] = {}
+    for cell, runs in known.items():
+        for parent in {run.parent for run in runs if run.complete}:
+            if cell in own:
+                children.setdefault(parent, []).append(own[cell])
+    return children
+
+
+def list_sweeps(store: Store) -> list[pages.Link]:
+    """The sweeps of a store's output folder, with links to their pages, the latest first.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
+    own: dict[str, dict[str, Record]] = {}
+    for _, record in records_door.read_all(store.output):
+        if isinstance(record, Record):
+            own.setdefault(record.suite, {})[record.cell_id] = record
+    found: list[tuple[int, pages.Link]] = []
+    with _explain_failures("list the sweeps"):
+        for suite, records in own.items():
+            experiment = found_runs.get_experiment(store, suite)
+            children = _children(records, found_runs.find_cell_runs(store, suite, experiment))
+            for run in found_runs.find_parents(store, suite, experiment):
+                if cells := children.get(run.info.run_id):
+                    link = pages.sweep_link(store, experiment, run.data.tags.get("sweep_id", ""), cells)
+                    found.append((run.info.end_time or run.info.start_time or 0, link))
+    return [link for _, link in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
 def _close_left_open(store: Store, suite: str, experiment: str, own: dict[str, Record]) -> None:

@@ -2,32 +2,41 @@
 
 from __future__ import annotations
 
-import collections
 import statistics
 from collections.abc import Sequence
 
 from s2a_bench.cells.record import Record
 
-FIRST_LINE = "Written by S2A Bench. Unfold this: tables and charts of each sweep, and what the columns mean."
-"""Of an experiment's description: one that begins otherwise is somebody's own, and stays."""
+MARK = "Written by S2A Bench"
+"""How an experiment's description begins; one that begins otherwise is somebody's own, and stays."""
 
 _BEST = ("accuracy", "params_percent", "measured_mb", "peak_mb")
-_HOW_TO_READ = """\
-**How to read it.** A run is a cell: one method, trained on one dataset with one backbone and one seed. The runs of cells
-lie under the run of their sweep, which is why the plain table shows a row per sweep; the links above show a row per cell.
-A cell that several sweeps planned has a run in each.
-
+_FIRST_LINE = f"{MARK}. Unfold this: tables and charts of each sweep, and what the columns mean."
+# A paragraph is one line: MLflow's pages break lines where the text does.
+_HOW_TO_READ = "**How to read it.** " + " ".join(
+    (
+        "A run is a cell: one method, trained on one dataset with one backbone and one seed.",
+        "The runs of cells lie under the run of their sweep, so that the plain table has a row per sweep;",
+        "the links above show a row per cell. A cell that several sweeps planned has a run in each.",
+    )
+)
+_COLUMNS = """\
 | column | meaning |
 |---|---|
 | `accuracy` | top-1 in percent, on the images that `evaluated_on` names, scored once |
 | `params_percent` | trainable parameters, the head included, in percent of the backbone's |
-| `measured_mb` | weights, and what one training step keeps for the backward pass, 1 MB = 1,000,000 bytes |
+| `measured_mb` | weights, and what one training step keeps for the backward pass (1 MB = 1,000,000 bytes) |
 | `peak_mb` | the most that the process (CPU) or the device (CUDA) held |
 | `method.*`, `train.*` | options of the method, and of the training |
 | `sweep_id`, `output` | which sweep, and in which output folder |
-
-Compare accuracies only where `dataset`, `backbone` and `evaluated_on` are the same; `accuracy` against `measured_mb` is
-the comparison that this benchmark is about. Means over seeds, with what is noise and what is not, are in the report."""
+"""
+_ADVICE = " ".join(
+    (
+        "Compare accuracies only where `dataset`, `backbone` and `evaluated_on` are the same.",
+        "The chart of `accuracy` against `measured_mb` is what this benchmark is about: up and to the left is better.",
+        "Means over seeds, and which differences are noise, are in the report.",
+    )
+)
 
 
 def best_of(records: Sequence[Record]) -> Record | None:
@@ -51,12 +60,11 @@ def sweep_metrics(records: Sequence[Record]) -> dict[str, float]:
     """
     best = best_of(records)
     values = {} if best is None else {f"best_{name}": getattr(best, name) for name in _BEST}
-    groups: dict[str, dict[tuple[str, str], list[Record]]] = collections.defaultdict(
-        lambda: collections.defaultdict(list)
-    )
+    groups: dict[str, dict[tuple[str, str], list[Record]]] = {}
     for record in records:
         if record.status == "done" and not record.trial:
-            groups[record.method][record.dataset, record.backbone].append(record)
+            places = groups.setdefault(record.method, {})
+            places.setdefault((record.dataset, record.backbone), []).append(record)
     shared = set.intersection(*(set(each) for each in groups.values())) if groups else set()
     for method, places in groups.items():
         for name in ("accuracy", "measured_mb"):
@@ -89,7 +97,8 @@ def describe_experiment(suite: str, links: Sequence[str]) -> str:
         links: Lines of Markdown, one per view.
     """
     views = "\n".join(f"- {line}" for line in links)
-    return f"{FIRST_LINE}\n\n**What was run**: cells of suite `{suite}`.\n\n{views}\n\n{_HOW_TO_READ}\n"
+    paragraphs = (_FIRST_LINE, f"**What was run**: cells of suite `{suite}`.", views, _HOW_TO_READ, _COLUMNS, _ADVICE)
+    return "\n\n".join(paragraphs)
 
 
 def _mean(name: str, records: Sequence[Record]) -> float | None:

@@ -27,8 +27,9 @@ _METRICS = ("accuracy", "params_percent", "measured_mb", "peak_mb")
 _FIRST_PARAMS, _LAST_PARAMS = ("method", "dataset"), ("seed", "backbone")
 _OWN_METRICS = ("val_accuracy", "balanced_accuracy")
 _RUN_NAME, _CREATED = "attributes.`Run Name`", "runDateAndNestInfo"
-_WIDTHS = {_RUN_NAME: 150, _CREATED: 120, "params.`method`": 90, "params.`dataset`": 95, "params.`seed`": 70}
-_USUAL_WIDTHS = {"metrics": 105, "params": 120, "tags": 130}
+_WIDTHS = {_RUN_NAME: 150, _CREATED: 120, "params.`method`": 90, "params.`dataset`": 95, "params.`seed`": 65}
+_WIDTHS |= {"metrics.`params_percent`": 125, "metrics.`measured_mb`": 115}
+_USUAL_WIDTHS = {"metrics": 100, "params": 120, "tags": 130}
 """Pixels; the names in the header are longer than what is below them."""
 _MOST_AXES = 6
 """Axes of a parallel-coordinates chart; more cannot be read."""
@@ -146,10 +147,8 @@ def _options_of_methods(records: Sequence[Record]) -> dict[str, list[str]]:
 
 
 def _columns(records: Sequence[Record], outputs: bool) -> list[str]:
-    metrics = [
-        *_METRICS,
-        *(name for name in _OWN_METRICS if any(getattr(record, name) is not None for record in records)),
-    ]
+    metrics = [*_METRICS]
+    metrics += [name for name in _OWN_METRICS if any(getattr(record, name) is not None for record in records)]
     options = [name for each in _options_of_methods(records).values() for name in each]
     options = list(dict.fromkeys(options))[:_MOST_AXES]
     tags = ["trial"] if any(record.trial for record in records) else []
