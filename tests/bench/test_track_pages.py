@@ -13,7 +13,7 @@ from importlib.util import find_spec
 import pytest
 from bench.factories import make_grid, make_record
 from s2a_bench.cells.record import write
-from s2a_bench.tracking import names, summaries, views
+from s2a_bench.tracking import names, pages, summaries, views
 from s2a_bench.tracking import runs as track
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -23,11 +23,9 @@ COLUMNS = ("params.`method`", "params.`dataset`", "metrics.`accuracy`", "metrics
 COLUMNS += ("metrics.`measured_mb`", "metrics.`peak_mb`", "params.`seed`", "params.`backbone`")
 
 
-def make_map(**changes):
+def make_map():
     return [
-        make_record(
-            method_config={"lrp_rank": rank, "lsb_reduction": by, "unused": None}, accuracy=50.0 + rank, **changes
-        )
+        make_record(method_config={"lrp_rank": rank, "lsb_reduction": by, "unused": None}, accuracy=50.0 + rank)
         for rank, by in itertools.product(RANKS, REDUCTIONS)
     ]
 
@@ -123,7 +121,7 @@ def test_methods_with_other_options_share_a_chart_of_what_all_have():
 def test_a_view_fits_into_the_tag_of_the_oldest_mlflow(many):
     config = {f"a_rather_long_name_of_an_option_{i}": i for i in range(many)}
     records = [make_record(method_config={k: v + seed for k, v in config.items()}, seed=seed) for seed in range(3)]
-    view = views.make_view("k", "Sweep", {"sweep_id": "0" * 12}, records, 0)
+    view = views.make_view("k", "Sweep", {"tags.sweep_id": "0" * 12}, records, 0)
     assert len(view.value) <= 5000
     plain, state = json.loads(view.value), unpack(view.value)
     # Before views had names, their fields lay in the tag itself.
@@ -149,6 +147,22 @@ def test_the_description_links_every_view_and_explains_the_columns(output):
     assert re.search(r"\(#/experiments/\d+/runs/[0-9a-f]{32}/artifacts/report.html\)", text)
     for name in ("accuracy", "params_percent", "measured_mb", "peak_mb", "sweep_id", "output"):
         assert f"`{name}`" in text
+
+
+def test_a_sweep_of_more_cells_than_a_page_loads_has_a_view_per_dataset():
+    records = [make_record(dataset=name, seed=seed) for name in ("digits", "texture") for seed in range(60)]
+    whole = views.make_view("s2a-0", "Sweep 0", {"tags.sweep_id": "0"}, records, 0)
+    found = pages._views_of_datasets(whole, {"tags.sweep_id": "0"}, records, 0)
+    conditions = [unpack(view.value)["searchFilter"] for view in found]
+    assert [condition.rpartition(" and ")[2] for condition in conditions] == [
+        "params.dataset = 'digits'",
+        "params.dataset = 'texture'",
+    ]
+    assert all("tags.sweep_id = '0'" in condition for condition in conditions)
+    assert not pages._views_of_datasets(whole, {}, records[:100], 0)
+    text = pages._describe("mini", "1", {view.tag: view.value for view in (whole, *found)})
+    for name, view in zip(("digits", "texture"), found, strict=True):
+        assert f"[{name}](#/experiments/1/runs?viewStateShareKey={view.key}&" in text
 
 
 def test_a_description_that_somebody_wrote_stays(output):

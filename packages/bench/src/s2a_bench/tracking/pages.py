@@ -18,6 +18,8 @@ NOTE = "mlflow.note.content"
 _OURS = "s2a-"
 _ALL = f"{_OURS}all"
 _MOST_LINKS, _LONGEST_NOTE = 20, 5000
+_LOADED = 100
+"""Runs that MLflow's pages load at once."""
 _SHOWN = "shown"
 """Tag of a sweep's run: a hash of what was written into it."""
 
@@ -88,12 +90,12 @@ def show_experiment(
         if not records:
             continue
         everything += records
-        condition = {"sweep_id": sweep_id}
+        condition = {"tags.sweep_id": sweep_id}
         if not store.own:  # another output folder may have planned the same cells
-            condition["output_id"] = store.output_id
+            condition["tags.output_id"] = store.output_id
         title = summaries.view_title(sweep_id, records, _plain(store.output.name))
         view = views.make_view(_key(store, sweep_id), title, condition, records, created)
-        wanted[view.tag] = view.value
+        wanted |= {each.tag: each.value for each in (view, *_views_of_datasets(view, condition, records, created))}
         report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
         wanted[f"{_OURS}report.{view.key}"] = report
     # Several output folders write this view: it must not depend on which of them was the last.
@@ -108,17 +110,38 @@ def show_experiment(
         store.client.set_experiment_tag(experiment_id, key, value)
 
 
+def _views_of_datasets(
+    whole: views.View, condition: Mapping[str, str], records: Sequence[Record], created: int
+) -> list[views.View]:
+    """A view per dataset, where a sweep has more cells than MLflow's pages load: an easy one would hide the others."""
+    datasets = sorted({record.dataset for record in records if not {*"'\"\\"} & {*record.dataset}})
+    if len(records) <= _LOADED or not 1 < len(datasets) <= _MOST_LINKS:
+        return []
+    found = []
+    for number, dataset in enumerate(datasets):
+        chosen = [record for record in records if record.dataset == dataset]
+        title = f"{dataset}: {len(chosen)} cells of {whole.title[0].lower()}{whole.title[1:]}"
+        only = {**condition, "params.dataset": dataset}
+        found.append(views.make_view(f"{whole.key}.{number}", title, only, chosen, created))
+    return found
+
+
 def _describe(suite: str, experiment_id: str, tags: Mapping[str, str]) -> str:
     """The description of an experiment, with a line for each view that is there, other output folders' too."""
     lines = []
     for tag, value in sorted(tags.items()):
         key = tag.removeprefix(views.TAG)
         title = views.read_title(value) if key != tag and key.startswith(_OURS) else None
-        if title is None or key == _ALL:
+        if title is None or key == _ALL or "." in key:
             continue
         table, charts = views.link(experiment_id, key), views.link(experiment_id, key, charts=True)
         report = tags.get(f"{_OURS}report.{key}")
         end = f", [report]({report})" if report else ""
+        parts = [part for part in sorted(tags) if part.startswith(f"{tag}.")]
+        names_of = [(views.read_title(tags[part]) or "").partition(": ")[0] for part in parts]
+        places = [views.link(experiment_id, part.removeprefix(views.TAG)) for part in parts]
+        each = [f"[{_escape(name)}]({place})" for name, place in zip(names_of, places, strict=True)]
+        end += f"; by dataset: {', '.join(each)}" if each else ""
         lines.append(f"[{_escape(title)}]({table}), [charts]({charts}){end}")
     rest = len(lines) - _MOST_LINKS
     more = [f"and {rest} more under *Views*"] if rest > 0 else []

@@ -35,6 +35,7 @@ _ADVICE = " ".join(
         "Compare accuracies only where `dataset`, `backbone` and `evaluated_on` are the same.",
         "The chart of `accuracy` against `measured_mb` is what this benchmark is about: up and to the left is better.",
         "Means over seeds, and which differences are noise, are in the report.",
+        "Tables and charts begin with the 100 best rows; *Load more*, below the table, adds the next.",
     )
 )
 

@@ -61,18 +61,18 @@ def link(experiment_id: str, key: str, *, charts: bool = False) -> str:
     return f"#/experiments/{experiment_id}/runs?viewStateShareKey={key}&workflowType=machine_learning{mode}"
 
 
-def make_view(key: str, title: str, tags: Mapping[str, str], records: Sequence[Record], created: int) -> View:
+def make_view(key: str, title: str, fields: Mapping[str, str], records: Sequence[Record], created: int) -> View:
     """The view of some cells.
 
     Args:
         key: Letters, digits and ``-``.
         title: For people.
-        tags: Tags that its runs have, besides that of a cell.
+        fields: What its runs have, besides that of a cell: ``{"tags.sweep_id": ...}``.
         records: Their records; they decide which columns and charts there are.
         created: Unix time in milliseconds.
     """
-    condition = " and ".join(f"tags.{name} = '{value}'" for name, value in {"kind": "cell", **tags}.items())
-    columns = _columns(records, outputs="sweep_id" not in tags)
+    condition = " and ".join(f"{name} = '{value}'" for name, value in {"tags.kind": "cell", **fields}.items())
+    columns = _columns(records, outputs="tags.sweep_id" not in fields)
     table = {
         "searchFilter": condition,
         "orderByKey": "metrics.`accuracy`",
@@ -154,8 +154,10 @@ def _columns(records: Sequence[Record], outputs: bool) -> list[str]:
     tags = ["trial"] if any(record.trial for record in records) else []
     tags += ["did_not_learn"] if any(record.did_not_learn for record in records) else []
     tags += ["sweep_id", "output"] if outputs else []
-    order = [("params", _FIRST_PARAMS), ("params", options), ("metrics", metrics)]
-    order += [("params", _LAST_PARAMS), ("tags", tags)]
+    # Few options that every row has come first; many, or some that most rows lack, would push the numbers out of view.
+    few = len(options) <= 2 and len({record.method for record in records}) == 1
+    order = [("params", (*_FIRST_PARAMS, *(options if few else ()))), ("metrics", metrics), ("params", _LAST_PARAMS)]
+    order += [("params", () if few else options), ("tags", tags)]
     return [f"{kind}.`{name}`" for kind, these in order for name in these]
 
 
