@@ -139,6 +139,7 @@ def test_a_parameter_that_says_nothing_is_left_out(nothing):
 
 
 def test_the_description_links_every_view_and_explains_the_columns(output):
+    (output / "report.html").write_text("<p>report</p>")
     store = track_all(output, make_map())
     experiment = read_experiment(store)
     text = experiment.tags["mlflow.note.content"]

@@ -96,8 +96,9 @@ def show_experiment(
         title = summaries.view_title(sweep_id, records, _plain(store.output.name))
         view = views.make_view(_key(store, sweep_id), title, condition, records, created)
         wanted |= {each.tag: each.value for each in (view, *_views_of_datasets(view, condition, records, created))}
-        report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
-        wanted[f"{_OURS}report.{view.key}"] = report
+        if (store.output / "report.html").is_file():  # then it is attached to the sweep's run
+            report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
+            wanted[f"{_OURS}report.{view.key}"] = report
     # Several output folders write this view: it must not depend on which of them was the last.
     everything_view = views.make_view(_ALL, "All cells of all sweeps", {}, everything if store.own else [], created)
     wanted[everything_view.tag] = everything_view.value
