@@ -113,14 +113,10 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def ui(session: nox.Session) -> None:
-    """Opens MLflow on the default results; arguments go to `mlflow server`."""
-    store = Path("results", "mlflow.db")
-    if not store.is_file():
-        session.error(f"There is no {store} yet; run `nox -s bench` first.")
-    session.install("mlflow>=3.10,<4")
-    uri = "sqlite:///results/mlflow.db"  # relative: the folder of the checkout may have characters that mean something
+    """Shows results in MLflow's pages; arguments go to `s2a-bench ui` (`--output DIR`, `--port N`)."""
+    install(session)
     session.run(
-        "mlflow", "server", "--host", "127.0.0.1", "--backend-store-uri", uri, *session.posargs, env=ENVIRONMENT
+        "s2a-bench", "ui", *session.posargs, env=ENVIRONMENT, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE
     )
 
 

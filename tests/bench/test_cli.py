@@ -136,7 +136,7 @@ def test_a_sweep_runs_once_and_the_second_time_touches_nothing(capsys, fake):
     assert fake.finished == ["FINISHED"]
     assert Path("results/report.html").is_file()
     assert str(Path("results/report.html").absolute()) in out
-    assert f"mlflow server --host 127.0.0.1 --backend-store-uri sqlite:///{Path('results/mlflow.db').absolute()}" in out
+    assert f"MLflow: s2a-bench ui --output {Path('results').absolute()}" in out
 
     assert main(SWEEP) == 0
     assert "3 cells: 3 done, nothing to run." in capsys.readouterr().out
@@ -227,7 +227,7 @@ def test_without_mlflow_a_sweep_runs_untracked_and_says_so_once(capsys, monkeypa
     assert "MLflow is not installed" in refused(capsys, *sweep, "--tracking-uri", "sqlite:///mine.db")
     assert main(sweep) == 0
     out = capsys.readouterr().out
-    assert out.count("MLflow is not installed") == 1 and "mlflow server" not in out
+    assert out.count("MLflow is not installed") == 1 and "s2a-bench ui" not in out
     assert len([*Path("results/records").glob("*.json")]) == 1 and not Path("results/mlflow.db").exists()
     assert main(["track"]) == 2
     assert capsys.readouterr().err.count("MLflow is not installed") == 1

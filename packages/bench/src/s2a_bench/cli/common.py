@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from rich.console import Console
 
 from s2a_bench.cells.record import Record, list_files, read_all
 from s2a_bench.errors import InputError
+from s2a_bench.tracking.sqlite_uris import sqlite_uri
 
 DONE, SOME_FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 """Exit codes."""
@@ -35,6 +37,15 @@ def flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
 def print_verbatim(console: Console, text: str, style: str | None = None) -> None:
     """Prints text that must come out as it is, paths and commands above all: no markup, no line breaks of Rich's."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def show_command(output: Path, tracking_uri: str) -> str:
+    """The command that shows in MLflow's pages what was tracked: its own one for a store of somebody else's."""
+    if sqlite_uri(output.absolute() / "mlflow.db") == tracking_uri:
+        return shlex.join(["s2a-bench", "ui", "--output", str(output)])
+    if tracking_uri.startswith(("http://", "https://")):
+        return tracking_uri
+    return shlex.join(["mlflow", "server", "--host", "127.0.0.1", "--backend-store-uri", tracking_uri])
 
 
 def check_records(output: Path) -> None:

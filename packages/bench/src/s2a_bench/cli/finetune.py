@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -16,7 +15,18 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Number, Settings, Uri, flat, print_verbatim
+from s2a_bench.cli.common import (
+    DONE,
+    SOME_FAILED,
+    File,
+    Folder,
+    Number,
+    Settings,
+    Uri,
+    flat,
+    print_verbatim,
+    show_command,
+)
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.events import Level, Listener
 
@@ -140,8 +150,7 @@ def _print_result(console: Console, result: Result) -> None:
     print_verbatim(console, f"Metrics: {result.adapter.with_name('metrics.json')}")
     print_verbatim(console, f"Report: {result.report}")
     if result.tracking_uri is not None:
-        uri = shlex.quote(result.tracking_uri)
-        print_verbatim(console, f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}")
+        print_verbatim(console, f"MLflow: {show_command(result.adapter.parent, result.tracking_uri)}")
     print_verbatim(console, f"Next: {page.predict_command(result.adapter, found)}")
 
 

@@ -30,6 +30,7 @@ from s2a_bench.cli.records import Records
 from s2a_bench.cli.report import Report
 from s2a_bench.cli.sweep import Sweep
 from s2a_bench.cli.track import Track
+from s2a_bench.cli.ui import Ui
 from s2a_bench.errors import is_input_error, sentences
 from s2a_bench.files import let_streams_take_any_text
 
@@ -53,6 +54,7 @@ COMMANDS: Any = Union[  # noqa: UP007
     _named(Records, "records"),
     _named(Report, "report"),
     _named(Track, "track"),
+    _named(Ui, "ui"),
     _named(Audit, "audit"),
     _named(Predict, "predict"),
     _named(Export, "export"),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +24,7 @@ from s2a_bench.cli.common import (
     Uri,
     flat,
     print_verbatim,
+    show_command,
 )
 from s2a_bench.errors import InputError
 
@@ -146,9 +146,7 @@ def _sweep(job: Job, console: Console) -> int:
     if found.report is not None:
         print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
-            uri = shlex.quote(found.tracking_uri)
-            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}"
-            print_verbatim(console, store)
+            print_verbatim(console, f"MLflow: {show_command(job.options.keep.output, found.tracking_uri)}")
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
