@@ -13,7 +13,7 @@ from rich.table import Table
 
 from s2a_bench.audit.selection import select_records
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, Folder, Names, print_verbatim, read_records
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
 from s2a_bench.errors import InputError, Mistakes
 
@@ -40,7 +40,7 @@ class Audit:
         skip_trials: Only the epochs, not the searches.
     """
 
-    peek: bool = False
+    peek: Flag = False
     output: Path = Path("results")
     datasets: Names = ()
     backbones: Names = ()
@@ -49,7 +49,7 @@ class Audit:
     data_dir: Folder = None
     weights: File = None
     device: str = "cpu"
-    skip_trials: bool = False
+    skip_trials: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -118,7 +118,7 @@ class Wanted:
     data_dir: str | None = None
     weights: str | None = None
     device: str = "cpu"
-    skip_trials: bool = False
+    skip_trials: Flag = False
 
 
 def audit_records(output: Path, wanted: Wanted, console: Console) -> int:

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Folder, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim
 from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
 from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table import lookup as datasets
@@ -29,7 +29,7 @@ _OWN_FLAGS = (
     *("no_near_duplicates", "skip_unreadable", "in_place"),
 )
 Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
-Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+Column = Annotated[str | None, argument("NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
@@ -87,20 +87,20 @@ class DataPrepare:
     datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
-    download: bool = False
-    synthetic: bool = False
-    full: bool = False
+    download: Flag = False
+    synthetic: Flag = False
+    full: Flag = False
     seed: int = 0
-    split: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    split: Annotated[Path | None, argument("PATH")] = None
     val: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
     test: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
     group_column: Column = None
     path_column: Column = None
     label_column: Column = None
     split_column: Column = None
-    no_near_duplicates: bool = False
-    skip_unreadable: bool = False
-    in_place: bool = False
+    no_near_duplicates: Flag = False
+    skip_unreadable: Flag = False
+    in_place: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -120,11 +120,12 @@ class DataPrepare:
         return prepare_datasets(found, self.source, self.data_dir, self.split, console)
 
     def _means_own(self) -> bool:
-        """Whether one name is given that is none of the table, with --from."""
+        """Whether one name is given that is none of the table (suite/name neither), with --from."""
         if len(self.datasets) != 1 or self.source is None or self.download or self.synthetic:
             return False
         name = self.datasets[0]
-        return "/" not in name and name not in TAKEN_NAMES
+        suite, slash, _ = name.partition("/")
+        return name not in TAKEN_NAMES and not (slash and suite in TAKEN_NAMES - {datasets.OWN})
 
     def _checked(self) -> list[Dataset]:
         mistakes = Mistakes()

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, Folder, Names, Number, read_records
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, read_records
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.request import Request
@@ -55,7 +55,7 @@ class Estimate:
     device: str = "cpu"
     records: Folder = None
     seconds: float = 2.0
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.

@@ -9,7 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Folder, Names, Number, Seeds, print_verbatim
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, Seeds, print_verbatim
 from s2a_bench.errors import Mistakes, sentences
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.sweeps.request import Request
@@ -38,7 +38,7 @@ class Experiments:
     seeds: Seeds = ()
     epochs: Number = None
     data_dir: Folder = None
-    random_weights: bool = False
+    random_weights: Flag = False
     limit_train: Number = None
     limit_test: Number = None
     output: Path = Path("results")

@@ -16,7 +16,19 @@ import tyro
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Number, Settings, Uri, flat, print_verbatim
+from s2a_bench.cli.common import (
+    DONE,
+    SOME_FAILED,
+    File,
+    Flag,
+    Folder,
+    Number,
+    Settings,
+    Uri,
+    argument,
+    flat,
+    print_verbatim,
+)
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.events import Level, Listener
 
@@ -24,7 +36,7 @@ if TYPE_CHECKING:
     from s2a_bench.finetuning.result import Result
     from s2a_bench.sweeps.plan import Plan
 
-Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+Name = Annotated[str | None, argument("NAME")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +85,13 @@ class Finetune:
     backbone: Name = None
     method: str = "s2a"
     output: Path = Path("finetuned")
-    memory_budget: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    memory_budget: Annotated[str | None, argument("SIZE")] = None
     epochs: Number = None
     batch_size: Number = None
-    lr: Annotated[str | None, tyro.conf.arg(metavar="RATE|find")] = None
+    lr: Annotated[str | None, argument("RATE|find")] = None
     augment: str = "default"
-    no_mirror: bool = False
-    balance: bool = False
+    no_mirror: Flag = False
+    balance: Flag = False
     patience: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     val: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
     test: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
@@ -87,8 +99,8 @@ class Finetune:
     path_column: Name = None
     label_column: Name = None
     split_column: Name = None
-    no_near_duplicates: bool = False
-    skip_unreadable: bool = False
+    no_near_duplicates: Flag = False
+    skip_unreadable: Flag = False
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     device: str = "auto"
     weights: File = None

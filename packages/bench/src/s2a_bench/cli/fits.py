@@ -12,7 +12,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Names, Number, Settings, flat
+from s2a_bench.cli.common import DONE, Flag, Names, Number, Settings, flat
 from s2a_bench.cli.memory import ALL, check, methods_and_recipe, patiently
 from s2a_bench.errors import InputError, Mistakes
 
@@ -35,7 +35,7 @@ class Fits:
     method: Names = (ALL,)
     image_size: Number = None
     set: Settings = ()
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.

@@ -11,17 +11,18 @@ from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Union
 
 import tyro
-from rich.console import Console
 
 from s2a_bench import failures
 from s2a_bench.cli.audit import Audit
-from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED
+from s2a_bench.cli.closed_pipe import quiet_when_closed
+from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED, make_console
 from s2a_bench.cli.data import DataList, DataPrepare, DataVerify
 from s2a_bench.cli.estimate import Estimate
 from s2a_bench.cli.experiments import Experiments
 from s2a_bench.cli.export import Export
 from s2a_bench.cli.finetune import Finetune
 from s2a_bench.cli.fits import Fits
+from s2a_bench.cli.help_text import wrapping_help
 from s2a_bench.cli.memory import Memory
 from s2a_bench.cli.methods import Methods
 from s2a_bench.cli.predict import Predict
@@ -74,14 +75,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         argv = sys.argv[1:]
     let_streams_take_any_text()
-    command = tyro.cli(
-        COMMANDS,
-        args=list(argv),
-        prog="s2a-bench",
-        description="Fine-tuning methods for vision backbones, compared in accuracy and memory.",
-        config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
-    )
-    console = Console(file=sys.stdout)  # bound now: what libraries do to sys.stdout later does not concern it
+    with quiet_when_closed():
+        with wrapping_help():
+            command = tyro.cli(
+                COMMANDS,
+                args=list(argv),
+                prog="s2a-bench",
+                description="Fine-tuning methods for vision backbones, compared in accuracy and memory.",
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+            )
+        return _run(command)
+
+
+def _run(command: Any) -> int:
+    """The exit code of a command."""
+    console = make_console()
     try:
         with warnings.catch_warnings():
             warnings.showwarning = functools.partial(_show_warning, warnings.showwarning)
@@ -92,6 +100,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         for sentence in sentences(error):
             print(f"s2a-bench: {sentence}", file=sys.stderr)
         return BAD_INPUT
+    except BrokenPipeError:
+        raise
     except OSError as error:
         if error.errno == errno.ENAMETOOLONG:
             given = str(error.filename)

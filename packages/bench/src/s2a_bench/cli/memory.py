@@ -10,12 +10,11 @@ import threading
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import tyro
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Names, Settings, flat
+from s2a_bench.cli.common import DONE, Flag, Names, Settings, argument, flat
 from s2a_bench.config import MethodConfig, TrainConfig
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.request import Request
@@ -49,9 +48,9 @@ class Memory:
     method: Names = ("s2a",)
     batch_size: int = 32
     set: Settings = ()
-    device: Annotated[str | None, tyro.conf.arg(metavar="cuda")] = None
-    paper: bool = False
-    json: bool = False
+    device: Annotated[str | None, argument("cuda")] = None
+    paper: Flag = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.

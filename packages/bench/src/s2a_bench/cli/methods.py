@@ -10,7 +10,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE
+from s2a_bench.cli.common import DONE, Flag
 
 if TYPE_CHECKING:
     from s2a.card import Recipe
@@ -37,7 +37,7 @@ class Methods:
     """
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
-    markdown: bool = False
+    markdown: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.

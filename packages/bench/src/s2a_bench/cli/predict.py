@@ -22,7 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from s2a_bench import api
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, print_verbatim
 from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.errors import InputError
 from s2a_bench.files import replacing
@@ -55,9 +55,9 @@ class Predict:
     adapter: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ADAPTER")]
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH ...")]
     top: int = 5
-    json: bool = False
+    json: Flag = False
     csv: File = None
-    null: bool = False
+    null: Flag = False
     batch_size: int = 32
     device: str = "auto"
     weights: File = None

@@ -52,7 +52,7 @@ def import_records(file: Path, output: Path, console: Console) -> int:
 
     found = records_file.load(file)
     output = output.absolute()
-    with only_writer(output):
+    with only_writer(output, "import of records"):
         taken = records_file.import_records(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
     print_verbatim(

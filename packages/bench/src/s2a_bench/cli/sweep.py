@@ -17,12 +17,14 @@ from s2a_bench.cli.common import (
     SOME_FAILED,
     Axes,
     File,
+    Flag,
     Folder,
     Names,
     Number,
     Seeds,
     Settings,
     Uri,
+    argument,
     flat,
     print_verbatim,
 )
@@ -90,29 +92,29 @@ class Sweep:
     data_dir: Folder = None
     output: Path = Path("results")
     tracking_uri: Uri = None
-    experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    experiment: Annotated[str | None, argument("NAME")] = None
     set: Settings = ()
     sweep: Axes = ()
     weights: File = None
-    random_weights: bool = False
+    random_weights: Flag = False
     image_size: Number = None
     limit_train: Number = None
     limit_test: Number = None
     evaluate: Literal["test", "val", "select"] = "test"
     augment: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
-    no_mirror: bool = False
+    no_mirror: Flag = False
     device: str = "cpu"
-    serial: bool = False
+    serial: Flag = False
     max_concurrent: Number = None
-    dry_run: bool = False
+    dry_run: Flag = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
     search_scheduler: Literal["none", "asha"] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    keep_adapters: bool = False
-    no_keep_adapters: bool = False
-    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
-    no_feature_cache: bool = False
+    keep_adapters: Flag = False
+    no_keep_adapters: Flag = False
+    ray_address: Annotated[str | None, argument("HOST:PORT")] = None
+    gpu_memory_gb: Annotated[float | None, argument("GB")] = None
+    no_feature_cache: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
