@@ -80,6 +80,14 @@ def print_verbatim(console: Console, text: str, style: str | None = None) -> Non
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
+def print_text(console: Console, text: str, style: str | None = None) -> None:
+    """Prints sentences: on a terminal broken between words, elsewhere as one line; no word, so no path, is broken."""
+    if console.is_terminal:
+        console.print(text, style=style, markup=False, highlight=False, overflow="ignore", crop=False)
+    else:
+        print_verbatim(console, text, style)
+
+
 def check_records(output: Path) -> None:
     """Checks that an output folder has records.
 

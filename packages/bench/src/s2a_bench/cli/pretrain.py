@@ -12,7 +12,7 @@ from rich.console import Console
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.cells.pretrain_config import PretrainConfig
 from s2a_bench.cli.common import DONE, print_verbatim
-from s2a_bench.cli.progress import clock_text
+from s2a_bench.cli.live import clock_text
 from s2a_bench.errors import InputError, Mistakes, unknown
 
 

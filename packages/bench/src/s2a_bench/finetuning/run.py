@@ -40,6 +40,7 @@ def finetune(request: FinetuneRequest, listeners: Sequence[Listener] = ()) -> Re
     with contextlib.ExitStack() as stack:
         stage = stack.enter_context(prepare.staging(request.output))
         data = prepare.prepare(request, stage, progress)
+        notify(listeners, "progress", "loading torch, backbone and method", 0, 0)
         from s2a_bench.finetuning.training import train_prepared  # torch with it: bad images need not wait for it
 
         return train_prepared(request, data, stack.close, listeners)

@@ -32,9 +32,6 @@ from s2a_bench.sweeps.output_lock import only_writer
 from s2a_bench.sweeps.plan import Plan
 from s2a_bench.tracking.listener import Tracker
 
-GETTING_READY = "getting the backbone and the method ready"
-"""The step between the images and the training."""
-
 
 def train_prepared(
     request: FinetuneRequest, data: PreparedData, settled: Callable[[], None], listeners: Sequence[Listener]
@@ -51,7 +48,6 @@ def train_prepared(
         InputError: As ``run.finetune``, and the other errors too.
     """
     say = functools.partial(notify, listeners, "message")
-    notify(listeners, "progress", GETTING_READY, 0, 0)
     remembered = Remembered(request.output)
     chosen = choose.choose_cell(request, data, choose.device_of(request), remembered, say)
     cell = identity.identify_cell(chosen.cell)
@@ -155,6 +151,7 @@ class _Finetuning:
                     lambda metrics: notify(listeners, "epoch", cell_id, metrics),
                     keep,
                     on_trained=held.append,
+                    on_step=lambda done, total: notify(listeners, "step", cell_id, done, total),
                 )
                 if record.status == "done":
                     # Before the record, which says that the cell is finished: results are never missing then.

@@ -50,7 +50,8 @@ def only_writer(output: Path, what: str = "sweep") -> Iterator[None]:
             process, _, does = lock.read().strip().partition(" ")
             holder = describe_holder(lock_file) or f"process {process or 'unknown'}"
             raise InputError(
-                f"Another {does or 'sweep'} ({holder}) is writing to {output}; wait for it to end, or pass another --output."
+                f"Another {does or 'sweep'} ({holder}) is writing to {output}; wait for it to end, or pass another "
+                "--output."
             )
         lock.truncate(0)
         lock.write(f"{os.getpid()} {what}")

@@ -188,6 +188,6 @@ def unlearned_sentence(records: Sequence[Record]) -> str:
     )
 
 
-def failure_line(record: Record, cell: CellConfig) -> str:
-    """Which cell failed and why, on one line."""
-    return f"FAILED {grid.label(cell)}: {failures.cause(record)}"
+def failure_line(record: Record, cell: CellConfig, name: str | None = None) -> str:
+    """Which cell failed and why, on one line; the cell by its name, its label if left out."""
+    return f"FAILED {name or grid.label(cell)}: {failures.cause(record)}"

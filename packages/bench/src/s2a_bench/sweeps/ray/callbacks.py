@@ -80,6 +80,8 @@ class SweepCallback(Callback):
             self.texts[_id(trial)] = result["record"]
         elif "so_far" in result:  # val was looked at: what is known should the search stop the trial here
             self.looks[_id(trial)] = result["so_far"]
+        elif "steps" in result:
+            notify(self.listeners, "step", _id(trial), result["step"], result["steps"])
         elif "epoch" in result:
             notify(self.listeners, "epoch", _id(trial), result)
         elif "node" in result:  # the first report in a cluster
