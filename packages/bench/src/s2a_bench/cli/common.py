@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,6 +79,21 @@ def say_next(console: Console, text: str, *, data: bool = False) -> None:
 def print_verbatim(console: Console, text: str, style: str | None = None) -> None:
     """Prints text that must come out as it is, paths and commands above all: no markup, no line breaks of Rich's."""
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def mlflow_command(uri: str, output: Path, given: str | None) -> str:
+    """The command that shows an MLflow store, or a server's address.
+
+    Args:
+        uri: Of the store.
+        output: The output folder.
+        given: ``--tracking-uri``; ``None``: the store is the folder's own.
+    """
+    if given is None:
+        return f"s2a-bench ui --output {shlex.quote(str(output))}"
+    if uri.startswith("http"):
+        return uri
+    return f"mlflow server --host 127.0.0.1 --backend-store-uri {shlex.quote(uri)}"
 
 
 def print_text(console: Console, text: str, style: str | None = None) -> None:

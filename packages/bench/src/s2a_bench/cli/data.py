@@ -15,6 +15,7 @@ from rich.text import Text
 
 from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim
 from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
+from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.own import TAKEN_NAMES
@@ -29,7 +30,7 @@ _OWN_FLAGS = (
     *("no_near_duplicates", "skip_unreadable", "in_place"),
 )
 Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
-Column = Annotated[str | None, argument("NAME")]
+ColumnName = Annotated[str | None, argument("NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
@@ -94,10 +95,10 @@ class DataPrepare:
     split: Annotated[Path | None, argument("PATH")] = None
     val: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
     test: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
-    group_column: Column = None
-    path_column: Column = None
-    label_column: Column = None
-    split_column: Column = None
+    group_column: ColumnName = None
+    path_column: ColumnName = None
+    label_column: ColumnName = None
+    split_column: ColumnName = None
     no_near_duplicates: Flag = False
     skip_unreadable: Flag = False
     in_place: Flag = False
@@ -187,21 +188,14 @@ def print_list(found: Sequence[Dataset], root: Path | None, console: Console) ->
         for dataset in found:
             console.print(_card(dataset, rows[dataset.name]))
         return DONE
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # A file or a pipe gets whole lines.
-    wide = console.width >= 110
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("dataset", "suite", "group")[: 3 if wide else 2]:
-        table.add_column(title, no_wrap=True)
-    for title in ("classes", "train/val/test"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    table.add_column("data id", no_wrap=True)
+    columns = [Column("dataset", justify="left"), Column("suite", 1, "left"), Column("group", 4, "left")]
+    columns += [Column("classes", 2), Column("train/val/test", 3), Column("state", justify="left", wraps=True)]
+    columns += [Column("data id", 5, "left")]
+    texts = []
     for row in rows.values():
         sizes = "/".join("?" if n is None else f"{n}" for n in (row.counts.train, row.counts.val, row.counts.test))
-        group = [row.group] if wide else []
-        table.add_row(row.name, row.suite, *group, str(row.classes), sizes, _state(row), row.data_id or "")
-    console.print(table)
+        texts.append([row.name, row.suite, row.group, str(row.classes), sizes, _state(row), row.data_id or ""])
+    print_table(console, "", columns, texts)
     if root is None:
         print_verbatim(console, "Pass --data-dir DIR to see what is on disk.")
     print_verbatim(console, "`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.")

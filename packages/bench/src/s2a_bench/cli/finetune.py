@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 import time
 from collections.abc import Mapping
@@ -26,8 +25,10 @@ from s2a_bench.cli.common import (
     argument,
     flat,
     is_alive,
+    mlflow_command,
     print_text,
     print_verbatim,
+    say_next,
 )
 from s2a_bench.cli.live import Clock, Heartbeat, LiveRows, Pace, Row, clock_text
 from s2a_bench.cli.steps import Steps
@@ -134,11 +135,11 @@ class Finetune:
             except FinetuneFailed as error:
                 print(f"s2a-bench: {error}", file=sys.stderr)
                 return SOME_FAILED
-        _print_result(console, result)
+        _print_result(console, result, self.tracking_uri)
         return DONE
 
 
-def _print_result(console: Console, result: Result) -> None:
+def _print_result(console: Console, result: Result, given: str | None) -> None:
     from s2a_bench.finetuning import page
 
     found = result.metrics
@@ -157,9 +158,8 @@ def _print_result(console: Console, result: Result) -> None:
     print_verbatim(console, f"Metrics: {result.adapter.with_name('metrics.json')}")
     print_verbatim(console, f"Report: {result.report}")
     if result.tracking_uri is not None:
-        uri = shlex.quote(result.tracking_uri)
-        print_verbatim(console, f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}")
-    print_verbatim(console, f"Next: {page.predict_command(result.adapter, found)}")
+        print_verbatim(console, f"MLflow: {mlflow_command(result.tracking_uri, result.report.parent, given)}")
+    say_next(console, f"Next: {page.predict_command(result.adapter, found)}")
 
 
 class FinetuneConsole(Listener):

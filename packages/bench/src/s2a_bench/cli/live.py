@@ -19,10 +19,10 @@ Clock = Callable[[], float]
 FRESH = 4
 """Redraws per second."""
 
-_GAP, _LEAST_NAME, _FACTS = "  ", 12, 36
+_GAP, _LEAST_NAME, _FACTS = "  ", 12, 40
 """Between two things; columns that a name has at least, and that are left for the facts if it is long."""
-_BARS = ((100, 24), (72, 12), (0, 6))
-"""From which width on a bar has how many columns."""
+_BARS = ((100, 24), (72, 12), (0, 0))
+"""From which width on a bar has how many columns; narrow terminals have none."""
 
 
 @dataclasses.dataclass
@@ -72,7 +72,7 @@ def lay_out(rows: Sequence[Row], width: int, height: int, now: float, *, ascii_o
 
 def _line(row: Row, width: int, name: int, marks: str, bar: int, now: float) -> Text:
     line = Text(_cut(row.name, name, marks == "#-"), no_wrap=True, overflow="crop")
-    if row.share is not None:
+    if row.share is not None and bar:
         done = round(min(max(row.share, 0.0), 1.0) * bar)
         line.append(_GAP).append(marks[0] * done, style="bar.complete")
         line.append(marks[1] * (bar - done), style="bar.back")
@@ -89,7 +89,7 @@ def _facts(row: Row, now: float) -> list[str]:
 
 def _other_columns(row: Row, bar: int, now: float) -> int:
     """How many columns all of it but its name takes."""
-    texts = [*([] if row.share is None else ["━" * bar]), *_facts(row, now)]
+    texts = [*(["━" * bar] if row.share is not None and bar else []), *_facts(row, now)]
     return sum(map(cell_len, texts)) + len(_GAP) * max(0, len(texts) - 1)
 
 
@@ -98,7 +98,8 @@ def _cut(text: str, width: int, ascii_only: bool) -> str:
     if cell_len(text) <= width:
         return set_cell_size(text, width)
     mark = "..." if ascii_only else "…"
-    return set_cell_size(text, width - len(mark)) + mark
+    end = text[-min(12, width // 3) :]  # where a dataset or a seed stands
+    return set_cell_size(text, width - len(mark) - cell_len(end)) + mark + end
 
 
 class Pace:

@@ -312,7 +312,8 @@ class ConsoleListener(Listener):
         if end.status == "KILLED":
             self.interrupted = True
         elif end.choices is None:
-            self._console.print(terminal_table(end.records, self._console.width))
+            width = self._console.width if self._console.is_terminal else None  # a file gets all columns
+            self._console.print(terminal_table(end.records, width))
         else:
             self._console.print(_chosen_table(end.choices))
 

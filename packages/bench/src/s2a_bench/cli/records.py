@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -10,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench.cells import records_file
-from s2a_bench.cli.common import DONE, File, check_records, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, File, check_records, print_verbatim, read_records, say_next
 from s2a_bench.errors import InputError
 
 
@@ -59,6 +60,7 @@ def import_records(file: Path, output: Path, console: Console) -> int:
         console,
         f"{len(found)} records in {file}: {len(taken.new)} written to {output}, {len(taken.same)} were there{kept}.",
     )
+    say_next(console, f"Next: s2a-bench report --output {shlex.quote(str(output))}")
     return DONE
 
 
@@ -77,4 +79,5 @@ def export_records(output: Path, file: Path, console: Console) -> int:
     except OSError as error:
         raise InputError(f"Cannot write {file} ({error}).") from error
     print_verbatim(console, f"{count} records written to {file}.")
+    say_next(console, f"Elsewhere: s2a-bench records --import {shlex.quote(str(file))} --output DIR")
     return DONE

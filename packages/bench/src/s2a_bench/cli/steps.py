@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -104,5 +104,17 @@ def show_activity(console: Console, what: str) -> Iterator[None]:
         steps.step(what)
     try:
         yield
+    finally:
+        steps.close()
+
+
+@contextlib.contextmanager
+def show_training(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
+    """Shows a training whose steps are told to what the block gets: on a terminal live, elsewhere a sign of life."""
+    steps = Steps(console)
+    if is_alive(console):
+        steps.step(what)
+    try:
+        yield lambda done, total: steps.step(what, done, total)
     finally:
         steps.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -26,8 +25,12 @@ from s2a_bench.cli.common import (
     Uri,
     argument,
     flat,
+    mlflow_command,
+    print_text,
     print_verbatim,
+    say_next,
 )
+from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -133,7 +136,7 @@ class Sweep:
 def _sweep(job: Job, console: Console) -> int:
     from s2a_bench.api import execute
     from s2a_bench.cli.progress import ConsoleListener
-    from s2a_bench.sweeps.stage import SweepStopped
+    from s2a_bench.sweeps.stage import SweepStopped, done_sentence
 
     with ConsoleListener(console) as listener:
         try:
@@ -148,29 +151,27 @@ def _sweep(job: Job, console: Console) -> int:
     if found.report is not None:
         print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
-            uri = shlex.quote(found.tracking_uri)
-            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}"
-            print_verbatim(console, store)
+            output = job.options.keep.output
+            say_next(console, f"MLflow: {mlflow_command(found.tracking_uri, output, job.tracking_uri)}")
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
         rest = "" if last.plan.newer else "; the same command runs the others again"
-        print_verbatim(console, f"{done} of {len(last.plan.cells)} cells are done{rest}.")
+        say_next(console, f"{done_sentence(done, len(last.plan.cells))} done{rest}.")
     return DONE if found.result.complete else SOME_FAILED
 
 
 def _preview(job: Job, console: Console) -> int:
-    from rich.table import Table
-
     from s2a_bench.sweeps.driver import preview
 
     found = preview(job.request, job.options, job.mode)
     for problem in found.problems:
         print(f"s2a-bench: {problem}", file=sys.stderr)
-    table = Table("cell", "record", "what", "epochs")
-    for row in found.rows:
-        table.add_row(row.cell_id or "after the search", row.state, row.text, str(row.epochs))
-    console.print(table)
-    print_verbatim(console, found.sentence)
-    print_verbatim(console, found.estimate)
+    columns = [Column("cell", 1, "left"), Column("record", justify="left")]
+    columns += [Column("what", justify="left", wraps=True), Column("epochs", 2)]
+    rows = [[row.cell_id or "after the search", row.state, row.text, str(row.epochs)] for row in found.rows]
+    print_table(console, "", columns, rows)
+    print_text(console, found.sentence)
+    print_text(console, found.estimate)
+    say_next(console, "Next: the same command without --dry-run.")
     return DONE

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Uri, check_records, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, Uri, check_records, mlflow_command, print_verbatim, say_next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,4 +49,6 @@ class Track:
             print(f"s2a-bench: {error}", file=sys.stderr)
             return SOME_FAILED
         print_verbatim(console, f"{count} records are in the store.")
+        uri = self.tracking_uri or ""
+        say_next(console, f"MLflow: {mlflow_command(uri, output, self.tracking_uri)}")
         return DONE

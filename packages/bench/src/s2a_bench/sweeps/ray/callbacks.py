@@ -23,7 +23,7 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.outputs import remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.sweeps.events import Listener, notify
-from s2a_bench.sweeps.plan import Plan
+from s2a_bench.sweeps.plan import Plan, count_cells
 from s2a_bench.sweeps.ray import cluster, runtime
 from s2a_bench.sweeps.ray.cluster import ClusterError, Join
 from s2a_bench.sweeps.search import asha
@@ -143,8 +143,8 @@ class SweepCallback(Callback):
             self.hopeful = self.looked
         elif self.looked - self.hopeful >= join.patience:
             self.refused = ClusterError(
-                f"The Ray cluster at {join.address} has lost every node that could run the {len(waiting)} cells "
-                f"left, for {join.patience:g} s ({cluster.describe(nodes)})."
+                f"The Ray cluster at {join.address} has lost every node that could run the "
+                f"{count_cells(len(waiting))} left, for {join.patience:g} s ({cluster.describe(nodes)})."
             )
             raise self.refused
 
