@@ -11,7 +11,7 @@ from rich.console import Console
 
 from s2a_bench.audit.selection import select_records
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, Folder, Names, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, Folder, Names, print_verbatim, read_records, say_next
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_training
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
@@ -162,6 +162,7 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     code = _compare(found, console)
     if searches:
         _trials(searches, output, console)
+    say_next(console, f"Scores of every epoch: {output / 'audit'} (no record was changed)")
     return code
 
 

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import tyro
 from rich.console import Console
@@ -49,17 +49,22 @@ def flat(groups: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(text for group in groups for text in group)
 
 
-def make_console() -> Console:
-    """The console on standard output, as it is now: what libraries do to ``sys.stdout`` later does not concern it."""
-    stream = sys.stdout
+def make_console(stream: TextIO | None = None) -> Console:
+    """A console on standard output, or another stream, as it is now: libraries may replace ``sys.stdout`` later.
+
+    In a file or a pipe it has whole lines, and nothing moves, even where Rich is told to colour them (``FORCE_COLOR``).
+    """
+    stream = stream or sys.stdout
+    if stream.isatty():
+        return PipeConsole(file=stream)
     # COLUMNS is Rich's way to ask for a width.
-    width = None if stream.isatty() or os.environ.get("COLUMNS", "").isdigit() else PIPE_WIDTH
-    return PipeConsole(file=stream, width=width)
+    width = None if os.environ.get("COLUMNS", "").isdigit() else PIPE_WIDTH
+    return PipeConsole(file=stream, width=width, force_interactive=False)
 
 
 def is_alive(console: Console) -> bool:
-    """Whether lines on the console can be written over: a terminal, but no dumb one, and no file that wants colours."""
-    return console.is_terminal and not console.is_dumb_terminal and console.file.isatty()
+    """Whether lines on the console can be written over: a terminal, but no dumb one."""
+    return console.is_interactive
 
 
 def say_next(console: Console, text: str, *, data: bool = False) -> None:
@@ -81,19 +86,16 @@ def print_verbatim(console: Console, text: str, style: str | None = None) -> Non
     console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
-def mlflow_command(uri: str, output: Path, given: str | None) -> str:
-    """The command that shows an MLflow store, or a server's address.
-
-    Args:
-        uri: Of the store.
-        output: The output folder.
-        given: ``--tracking-uri``; ``None``: the store is the folder's own.
-    """
-    if given is None:
-        return f"s2a-bench ui --output {shlex.quote(str(output))}"
+def mlflow_line(uri: str) -> str:
+    """Where an MLflow store is shown: a server's address, or the command that starts one."""
     if uri.startswith("http"):
-        return uri
-    return f"mlflow server --host 127.0.0.1 --backend-store-uri {shlex.quote(uri)}"
+        return f"MLflow: {uri}"
+    return f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {shlex.quote(uri)}"
+
+
+def ui_command(output: Path) -> str:
+    """The command that shows the runs of an output folder in the browser."""
+    return f"s2a-bench ui --output {shlex.quote(str(output))}"
 
 
 def print_text(console: Console, text: str, style: str | None = None) -> None:

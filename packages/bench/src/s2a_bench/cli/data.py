@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim, say_next
 from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_steps
@@ -187,6 +188,7 @@ def print_list(found: Sequence[Dataset], root: Path | None, console: Console) ->
     if found:
         for dataset in found:
             console.print(_card(dataset, rows[dataset.name]))
+        say_next(console, f"Next: {_next_of(found[-1], rows[found[-1].name].present, root)}")
         return DONE
     columns = [Column("dataset", justify="left"), Column("suite", 1, "left"), Column("group", 4, "left")]
     columns += [Column("classes", 2), Column("train/val/test", 3), Column("state", justify="left", wraps=True)]
@@ -264,7 +266,7 @@ def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: 
             folder = door.prepare_dataset(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
 def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, console: Console) -> int:
@@ -291,7 +293,7 @@ def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, 
         with show_steps(console) as say:
             return f"{dataset.name} is ready: {door.prepare_dataset(dataset.name, folder, root, say, split=split)}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
 def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool, console: Console) -> int:
@@ -331,15 +333,33 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
                 shutil.rmtree(place, ignore_errors=True)
         return f"{dataset.name} is ready, with made-up images: {folder}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
-def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Console) -> int:
+def _next_of(dataset: Dataset, present: bool, root: Path | None) -> str:
+    """What to run next of a dataset: prepare it, or train on it."""
+    if present:
+        return _sweep_command([dataset], root)
+    how = "--from PATH" if not dataset.remotes else "--download"
+    return f"s2a-bench data prepare {dataset.name} {how} --data-dir {shlex.quote(str(root or 'DIR'))}"
+
+
+def _sweep_command(found: Sequence[Dataset], root: Path | None) -> str:
+    """Compares the methods on prepared datasets, those of the first one's suite."""
+    suite = found[0].suite
+    names = " ".join(dataset.name for dataset in found if dataset.suite == suite)
+    where = "" if found[0].embedded else f" --data-dir {shlex.quote(str(root or 'DIR'))}"
+    return f"s2a-bench sweep --suite {suite} --datasets {names}{where}"
+
+
+def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], root: Path, console: Console) -> int:
     """Does the work for every dataset; with several, one that fails does not keep the others from it."""
     failures = 0
+    ready: list[Dataset] = []
     for dataset in found:
         try:
             print_verbatim(console, work(dataset))
+            ready.append(dataset)
         except InputError as error:
             if len(found) == 1:
                 raise
@@ -347,6 +367,8 @@ def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Con
             print_verbatim(console, f"{dataset.name} is not: {error}", style="red")
     if failures:
         print_verbatim(console, f"{len(found) - failures} of {len(found)} datasets are ready.")
+    if ready:
+        say_next(console, f"Next: {_sweep_command(ready, root)}")
     return SOME_FAILED if failures else DONE
 
 
@@ -371,6 +393,10 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
                 print_verbatim(console, f"{title}and {len(each) - _SHOWN} more.")
         print_verbatim(console, f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.")
         wrong = wrong or bool(problems)
+    if not wrong:
+        say_next(console, f"Next: {_sweep_command(found, root)}")
+    else:
+        say_next(console, "Next: remove the folder of what has problems, and run s2a-bench data prepare for it again.")
     return SOME_FAILED if wrong else DONE
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, print_text, read_records, say_next
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, make_console, print_text, read_records, say_next
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_activity
 from s2a_bench.config import CellConfig
@@ -226,7 +226,7 @@ def _measured(groups: Iterable[list[CellConfig]], asked: Asked, console: Console
 
     for cells in groups:
         cell = cells[0]
-        with show_activity(Console(file=sys.stderr), f"measuring {_method(cell)} on {cell.backbone.name}"):
+        with show_activity(make_console(sys.stderr), f"measuring {_method(cell)} on {cell.backbone.name}"):
             cost = estimate.measure_cost(cell, asked.seconds)
         if not quiet:
             console.print(f"{_method(cell)} on {cell.backbone.name}: {cost.step * 1e3:,.2f} ms", highlight=False)

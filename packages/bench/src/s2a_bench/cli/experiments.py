@@ -11,7 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, Seeds, print_text, say_next
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, Seeds, make_console, print_text, say_next
 from s2a_bench.cli.steps import show_activity
 from s2a_bench.errors import Mistakes, sentences
 from s2a_bench.experiments import spec as experiment
@@ -112,7 +112,7 @@ def print_experiments(request: Request, output: Path, console: Console) -> int:
     """
     names, rows = experiment.list_experiments(), []
     for number, name in enumerate(names, 1):
-        with show_activity(Console(file=sys.stderr), f"looking at the cells of {name} ({number} of {len(names)})"):
+        with show_activity(make_console(sys.stderr), f"looking at the cells of {name} ({number} of {len(names)})"):
             rows.append(standing(name, request, output))
     table = Table(
         title=f"The paper's experiments over {request.suite}, records of {output}",

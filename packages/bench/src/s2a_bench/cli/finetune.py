@@ -25,7 +25,7 @@ from s2a_bench.cli.common import (
     argument,
     flat,
     is_alive,
-    mlflow_command,
+    mlflow_line,
     print_text,
     print_verbatim,
     say_next,
@@ -135,11 +135,11 @@ class Finetune:
             except FinetuneFailed as error:
                 print(f"s2a-bench: {error}", file=sys.stderr)
                 return SOME_FAILED
-        _print_result(console, result, self.tracking_uri)
+        _print_result(console, result)
         return DONE
 
 
-def _print_result(console: Console, result: Result, given: str | None) -> None:
+def _print_result(console: Console, result: Result) -> None:
     from s2a_bench.finetuning import page
 
     found = result.metrics
@@ -158,7 +158,7 @@ def _print_result(console: Console, result: Result, given: str | None) -> None:
     print_verbatim(console, f"Metrics: {result.adapter.with_name('metrics.json')}")
     print_verbatim(console, f"Report: {result.report}")
     if result.tracking_uri is not None:
-        print_verbatim(console, f"MLflow: {mlflow_command(result.tracking_uri, result.report.parent, given)}")
+        print_verbatim(console, mlflow_line(result.tracking_uri))
     say_next(console, f"Next: {page.predict_command(result.adapter, found)}")
 
 

@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Flag, Names, Settings, argument, flat, is_alive, say_next
+from s2a_bench.cli.common import DONE, Flag, Names, Settings, argument, flat, is_alive, make_console, say_next
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_activity
 from s2a_bench.config import MethodConfig, TrainConfig
@@ -181,8 +181,8 @@ def memory(
         print(json.dumps(rows, indent=1), file=console.file)
     else:
         _print_table(rows, device, console)
-    first = next((row for row in rows if "refused" not in row), rows[0])
-    names = f"--backbone {first['backbone']} --method {shlex.quote(first['method'])}"
+    backbone, _, name = next((pair for pair, row in zip(pairs, rows, strict=True) if "refused" not in row), pairs[0])
+    names = f"--backbone {backbone} --method {shlex.quote(name)}"
     say_next(console, f"Next, the largest batch in a memory: s2a-bench fits --budget 8GiB {names}", data=as_json)
     return DONE
 
@@ -223,7 +223,7 @@ def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | 
 @contextlib.contextmanager
 def patiently(what: str) -> Iterator[None]:
     """Says on standard error what is at work: on a terminal at once, elsewhere if it takes long."""
-    console = Console(file=sys.stderr)
+    console = make_console(sys.stderr)
     if is_alive(console):
         with show_activity(console, what):
             yield

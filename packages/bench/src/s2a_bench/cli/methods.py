@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from s2a_bench.cli.common import DONE, Flag, say_next
+from s2a_bench.cli.common import DONE, Flag, make_console, say_next
 from s2a_bench.cli.steps import show_activity
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ class Methods:
 
         if self.name is not None:
             method_table().check_name(self.name)
-        with show_activity(Console(file=sys.stderr), "loading the methods"):
+        with show_activity(make_console(sys.stderr), "loading the methods"):
             import s2a
         texts = [card(found) for found in ([self.name] if self.name else s2a.list_methods())]
         if self.markdown:
@@ -69,10 +69,8 @@ class Methods:
             console.print(table)
             console.print()
         name = self.name or "NAME"
-        say_next(
-            console,
-            f"Next: s2a-bench memory --method {name}; on your own images: s2a-bench finetune DIR --method {name}",
-        )
+        own = f"on your own images: s2a-bench finetune DIR --method {name}"
+        say_next(console, f"Next: s2a-bench memory --method {name}; {own}")
         return DONE
 
 

@@ -19,7 +19,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench import api
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, is_alive, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, is_alive, make_console, print_verbatim
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import Steps, show_activity
 from s2a_bench.data.readers.walk import path_exists
@@ -137,7 +137,7 @@ def _write_csv(path: Path, found: Sequence[Prediction]) -> bool:
 
 def _predictions(request: checks.PredictRequest) -> Iterator[Prediction]:
     """Predictions, with progress and bad images on standard error."""
-    with show_activity(Console(file=sys.stderr), "loading torch and the adapter"):
+    with show_activity(make_console(sys.stderr), "loading torch and the adapter"):
         from s2a_bench.inference.predict import load_adapter, predictions
 
         adapted = load_adapter(request.adapter, request.weights, request.device)
@@ -151,7 +151,7 @@ def _predictions(request: checks.PredictRequest) -> Iterator[Prediction]:
 @contextlib.contextmanager
 def _progress(count: int) -> Iterator[tuple[checks.Progress, Console]]:
     """A bar on a terminal, a line now and then elsewhere; with it the console for messages."""
-    console = Console(file=sys.stderr)
+    console = make_console(sys.stderr)
     if is_alive(console):
         steps = Steps(console)
         steps.step("images", 0, count)

@@ -94,7 +94,9 @@ class Tally:
 
     def eta(self) -> str:
         """``about 3:20 left`` or ``starting``."""
-        return "starting" if self.remaining is None else f"about {clock_text(self.remaining)} left"
+        if self.remaining is None:
+            return "starting"
+        return f"about {clock_text(self.remaining)} left" if self.fraction < 1 else "scoring"
 
 
 def ended(record: Record, cell: CellConfig, name: str | None = None) -> str:

@@ -82,7 +82,7 @@ class Steps:
 @contextlib.contextmanager
 def show_steps(console: Console) -> Iterator[Progress]:
     """Shows each step, as ``Steps``; what begins with ``"note: "`` stays."""
-    steps = Steps(console)
+    steps = Steps(console, time.monotonic)
 
     def say(what: str, done: int, total: int) -> None:
         if what.startswith("note: "):
@@ -99,7 +99,7 @@ def show_steps(console: Console) -> Iterator[Progress]:
 @contextlib.contextmanager
 def show_activity(console: Console, what: str) -> Iterator[None]:
     """Shows on a terminal, while the block lasts, what is done and for how long; nothing elsewhere."""
-    steps = Steps(console)
+    steps = Steps(console, time.monotonic)
     if is_alive(console):
         steps.step(what)
     try:
@@ -111,7 +111,7 @@ def show_activity(console: Console, what: str) -> Iterator[None]:
 @contextlib.contextmanager
 def show_training(console: Console, what: str) -> Iterator[Callable[[int, int], None]]:
     """Shows a training whose steps are told to what the block gets: on a terminal live, elsewhere a sign of life."""
-    steps = Steps(console)
+    steps = Steps(console, time.monotonic)
     if is_alive(console):
         steps.step(what)
     try:

@@ -25,10 +25,11 @@ from s2a_bench.cli.common import (
     Uri,
     argument,
     flat,
-    mlflow_command,
+    mlflow_line,
     print_text,
     print_verbatim,
     say_next,
+    ui_command,
 )
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.errors import InputError
@@ -151,13 +152,14 @@ def _sweep(job: Job, console: Console) -> int:
     if found.report is not None:
         print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
-            output = job.options.keep.output
-            say_next(console, f"MLflow: {mlflow_command(found.tracking_uri, output, job.tracking_uri)}")
+            print_verbatim(console, mlflow_line(found.tracking_uri))
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
         rest = "" if last.plan.newer else "; the same command runs the others again"
         say_next(console, f"{done_sentence(done, len(last.plan.cells))} done{rest}.")
+    elif found.report is not None and found.tracking_uri is not None and job.tracking_uri is None:
+        say_next(console, f"Next: {ui_command(job.options.keep.output)}")
     return DONE if found.result.complete else SOME_FAILED
 
 

@@ -8,7 +8,16 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Uri, check_records, mlflow_command, print_verbatim, say_next
+from s2a_bench.cli.common import (
+    DONE,
+    SOME_FAILED,
+    Uri,
+    check_records,
+    mlflow_line,
+    print_verbatim,
+    say_next,
+    ui_command,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +58,6 @@ class Track:
             print(f"s2a-bench: {error}", file=sys.stderr)
             return SOME_FAILED
         print_verbatim(console, f"{count} records are in the store.")
-        uri = self.tracking_uri or ""
-        say_next(console, f"MLflow: {mlflow_command(uri, output, self.tracking_uri)}")
+        where = ui_command(output) if self.tracking_uri is None else mlflow_line(self.tracking_uri)
+        say_next(console, where if self.tracking_uri else f"Next: {where}")
         return DONE

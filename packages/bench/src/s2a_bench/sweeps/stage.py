@@ -187,8 +187,9 @@ def unlearned_sentence(records: Sequence[Record]) -> str:
     names = list(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in unlearned))
     few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     done = sum(record.status == "done" for record in records)
+    what = "cell" if done == 1 else "cells"
     return (
-        f"{len(unlearned)} of {done} finished {'cell' if done == 1 else 'cells'} did not learn: {few}. The report marks them and every mean "
+        f"{len(unlearned)} of {done} finished {what} did not learn: {few}. The report marks them and every mean "
         "that holds one with †; try another train.lr (a lower one most often), more epochs, or --search."
     )
 

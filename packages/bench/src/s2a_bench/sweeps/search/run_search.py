@@ -197,7 +197,8 @@ def _choose(known: Searches, found: Mapping[str, Record | None], output: Path) -
 def _announcement(known: Searches) -> str:
     each, count = len(known.each[0][1]), len(known.each)
     total = f"{count} searches of {each}" if count > 1 else f"1 search of {each}"
-    text = f"Search: {total} trials ({count_cells(len(known.trials))}, seed {search.SEED}), scored on val; no test set is opened."
+    cells = count_cells(len(known.trials))
+    text = f"Search: {total} trials ({cells}, seed {search.SEED}), scored on val; no test set is opened."
     if known.mode.scheduler == "none":
         return text
     return f"{text} ASHA stops trials that fall behind; methods may differ in epochs and in looks at val."
