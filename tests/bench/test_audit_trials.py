@@ -97,9 +97,9 @@ def test_a_config_whose_loss_is_infinite_has_no_score_and_any_other_failure_is_o
     cell = grid.expand(grid.Request(datasets=("digits",), methods=("bias",)))[0]
     one = audit_trials.TriedConfig("a" * 16, "b" * 16, cell)
     failed = make_record(status="failed", accuracy=None, error={"type": "Diverged", "message": "NaN"})
-    monkeypatch.setattr(run, "run", lambda cell: failed)
+    monkeypatch.setattr(run, "run", lambda cell, **_: failed)
     assert audit_trials.score_config(one).accuracy is None
     lost = dataclasses.replace(failed, error={"type": "OutOfMemory", "message": "too large"})
-    monkeypatch.setattr(run, "run", lambda cell: lost)
+    monkeypatch.setattr(run, "run", lambda cell, **_: lost)
     with pytest.raises(RuntimeError, match="OutOfMemory: too large"):
         audit_trials.score_config(one)

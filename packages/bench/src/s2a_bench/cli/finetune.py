@@ -240,10 +240,11 @@ class FinetuneConsole(Listener):
             words.append(f"val {metrics['val_accuracy']:.1f} %")
             words.append(f"best {best['val_accuracy']:.1f} % (epoch {best['epoch']:.0f})")
         words.append(f"{metrics['peak_mb']:,.0f} MB" if "peak_mb" in metrics else "")
-        if self._live is None or not eta.startswith("about"):  # there it stands below
-            words.append(eta)
+        line = "  ".join(word for word in words if word)
+        if self._live is None or len(line) + 2 + len(eta) <= self._console.width:  # it stands below, too
+            line = f"{line}  {eta}" if eta else line
         self._heartbeat.spoken()
-        print_verbatim(self._console, "  ".join(word for word in words if word))
+        print_verbatim(self._console, line)
 
     def finished(self, record: Any) -> None:
         """Takes away what changes."""
