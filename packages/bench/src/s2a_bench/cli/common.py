@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 import sys
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, TextIO
@@ -100,10 +101,12 @@ def ui_command(output: Path) -> str:
 
 def print_text(console: Console, text: str, style: str | None = None) -> None:
     """Prints sentences: on a terminal broken between words, elsewhere as one line; no word, so no path, is broken."""
+    lines = [text]
     if console.is_terminal:
-        console.print(text, style=style, markup=False, highlight=False, overflow="ignore", crop=False)
-    else:
-        print_verbatim(console, text, style)
+        width = console.width
+        lines = textwrap.wrap(text, width, break_long_words=False, break_on_hyphens=False) or [""]
+    for line in lines:
+        print_verbatim(console, line, style)
 
 
 def check_records(output: Path) -> None:

@@ -30,7 +30,7 @@ _OWN_FLAGS = (
     *("val", "test", "group_column", "path_column", "label_column", "split_column"),
     *("no_near_duplicates", "skip_unreadable", "in_place"),
 )
-Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
+Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], argument("NAME ...")]
 ColumnName = Annotated[str | None, argument("NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
@@ -45,7 +45,7 @@ class DataList:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], argument("[NAME ...]")] = ()
     data_dir: Folder = None
 
     def run(self, console: Console) -> int:
@@ -192,11 +192,22 @@ def print_list(found: Sequence[Dataset], root: Path | None, console: Console) ->
         return DONE
     columns = [Column("dataset", justify="left"), Column("suite", 1, "left"), Column("group", 4, "left")]
     columns += [Column("classes", 2), Column("train/val/test", 3), Column("state", justify="left", wraps=True)]
-    columns += [Column("data id", 5, "left")]
+    known = any(row.data_id for row in rows.values())
+    columns += [Column("data id", 5, "left")] if known else []
     texts = []
     for row in rows.values():
         sizes = "/".join("?" if n is None else f"{n}" for n in (row.counts.train, row.counts.val, row.counts.test))
-        texts.append([row.name, row.suite, row.group, str(row.classes), sizes, _state(row), row.data_id or ""])
+        texts.append(
+            [
+                row.name,
+                row.suite,
+                row.group,
+                str(row.classes),
+                sizes,
+                _state(row),
+                *([row.data_id or ""] if known else []),
+            ]
+        )
     print_table(console, "", columns, texts)
     if root is None:
         print_verbatim(console, "Pass --data-dir DIR to see what is on disk.")

@@ -15,7 +15,7 @@ import tyro
 from s2a_bench import failures
 from s2a_bench.cli.audit import Audit
 from s2a_bench.cli.closed_pipe import quiet_when_closed
-from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED, make_console
+from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED, make_console, print_text
 from s2a_bench.cli.data import DataList, DataPrepare, DataVerify
 from s2a_bench.cli.estimate import Estimate
 from s2a_bench.cli.experiments import Experiments
@@ -98,7 +98,7 @@ def _run(command: Any) -> int:
         if not is_input_error(error):
             raise
         for sentence in sentences(error):
-            print(f"s2a-bench: {sentence}", file=sys.stderr)
+            print_text(make_console(sys.stderr), f"s2a-bench: {sentence}")
         return BAD_INPUT
     except BrokenPipeError:
         raise
