@@ -55,7 +55,7 @@ def test_every_config_is_scored_as_its_own_final_cell_and_the_best_is_told(searc
 
     assert {path: path.read_bytes() for path in Path("results/records").iterdir()} == before
     assert main(["report"]) == 0
-    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("what is there is not made again"))
+    monkeypatch.setattr(run, "run", lambda *_, **__: pytest.fail("what is there is not made again"))
     assert main(["audit", "--peek"]) == 0
     next(Path("results/audit").glob("trial-*.json")).write_text("{")
     with pytest.raises(pytest.fail.Exception):

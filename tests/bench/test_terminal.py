@@ -145,7 +145,7 @@ def test_columns_give_way_by_importance_and_it_is_said(width, kept):
 
 def test_help_is_broken_between_words_at_any_width():
     words = "exit codes are zero where every cell is done and one where some cell failed, each of which is named."
-    text = f"usage: s2a-bench [-h] {{{','.join(f'command{i}' for i in range(9))}}}\n\n{words}\n│ a box, which stays {'.' * 60} │"
+    text = f"usage: s2a-bench [-h] {{{','.join(f'command{i}' for i in range(9))}}}\n\n{words}\n│ {'.' * 80} │"
     for width in (60, 80):
         found = wrap_help(text, width).split("\n")
         assert all(len(line) <= width for line in found if not line.startswith("│"))

@@ -24,9 +24,9 @@ PIPE_WIDTH = 1000
 """Columns where standard output is no terminal: whole lines, for a file or a search."""
 
 
-def argument(metavar: str) -> Any:
+def argument(metavar: str, name: str | None = None) -> Any:
     """What the help says of an argument: nothing of a default that only stands for "not given"."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=_default_hint)
+    return tyro.conf.arg(name=name, metavar=metavar, help_behavior_hint=_default_hint)
 
 
 def _default_hint(default: str) -> str:

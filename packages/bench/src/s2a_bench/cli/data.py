@@ -88,7 +88,7 @@ class DataPrepare:
 
     datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
+    source: Annotated[Path | None, argument("PATH", "from")] = None
     download: Flag = False
     synthetic: Flag = False
     full: Flag = False

@@ -7,11 +7,10 @@ import shlex
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 
 from s2a_bench.cells import records_file
-from s2a_bench.cli.common import DONE, File, check_records, print_verbatim, read_records, say_next
+from s2a_bench.cli.common import DONE, File, argument, check_records, print_verbatim, read_records, say_next
 from s2a_bench.errors import InputError
 
 
@@ -25,7 +24,7 @@ class Records:
         output: Folder of a sweep.
     """
 
-    source: Annotated[Path | None, tyro.conf.arg(name="import", metavar="FILE")] = None
+    source: Annotated[Path | None, argument("FILE", "import")] = None
     export: File = None
     output: Path = Path("results")
 
