@@ -192,10 +192,8 @@ def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None
     todo = [
         (record, one) for record, tried in searches for one in tried if trials.find_known_score(one, output) is None
     ]
-    print_verbatim(
-        console,
-        f"Searches: {len(searches)}, {len(todo)} {'config' if len(todo) == 1 else 'configs'} to train. {trials.WARNING}",
-    )
+    configs = "1 config" if len(todo) == 1 else f"{len(todo)} configs"
+    print_verbatim(console, f"Searches: {len(searches)}, {configs} to train. {trials.WARNING}")
     for number, (record, one) in enumerate(todo, start=1):
         with show_training(console, f"{grid.label(_brief(one.cell, record))} ({number} of {len(todo)})") as on_step:
             found = trials.score_config(one, on_step)
