@@ -62,6 +62,6 @@ class _Held(io.StringIO):
         return self._terminal
 
     @property
-    def encoding(self) -> str:
+    def encoding(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Decides whether boxes are drawn with lines or in ASCII."""
         return self._encoding
