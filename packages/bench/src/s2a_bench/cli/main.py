@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import functools
+import os
 import signal
 import sys
 import warnings
@@ -74,6 +75,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv is None:  # the process is ours: being told to end is like Ctrl-C
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         argv = sys.argv[1:]
+    if sys.stdout is None or sys.stderr is None:  # closed by whoever started the process: >&-
+        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lasts
+        sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     let_streams_take_any_text()
     with quiet_when_closed():
         with wrapping_help():
