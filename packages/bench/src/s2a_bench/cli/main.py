@@ -9,6 +9,7 @@ import signal
 import sys
 import warnings
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Union
 
 import tyro
@@ -76,7 +77,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         signal.signal(signal.SIGTERM, signal.default_int_handler)
         argv = sys.argv[1:]
     if sys.stdout is None or sys.stderr is None:  # closed by whoever started the process: >&-
-        nowhere = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - for as long as the process lasts
+        nowhere = Path(os.devnull).open("w", encoding="utf-8")
         sys.stdout, sys.stderr = sys.stdout or nowhere, sys.stderr or nowhere
     let_streams_take_any_text()
     with quiet_when_closed():
