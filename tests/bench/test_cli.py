@@ -95,7 +95,7 @@ def fake(monkeypatch):
 
     state = Fake()
 
-    def play(cell, on_epoch=None, keep=None):
+    def play(cell, on_epoch=None, keep=None, **_):
         state.ran.append(cell.seed)
         outcome = state.outcome.get(cell.seed)
         if isinstance(outcome, BaseException):

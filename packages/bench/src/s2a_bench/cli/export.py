@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench import api
-from s2a_bench.cli.common import DONE, File, print_verbatim
+from s2a_bench.cli.common import DONE, File, Flag, print_verbatim, say_next
 
 Images = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
 
@@ -34,7 +34,7 @@ class Export:
     format: Literal["timm", "onnx", "torch"] = "timm"
     images: Images = ()
     weights: File = None
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -62,4 +62,5 @@ class Export:
         )
         if not self.images:
             print_verbatim(console, "To compare on images of yours: --images DIR.")
+        say_next(console, "Next: docs/export.md says how to run it.")
         return DONE
