@@ -71,7 +71,7 @@ def tests_full(session: nox.Session) -> None:
 
 def run_pytest(session: nox.Session, *options: str) -> None:
     """Runs pytest in two processes; one that has nothing left to do takes over half of what waits for the other."""
-    install(session, "test")
+    install(session, "test", "integrations")
     # A thread each: on two cores the threads of two would wait for each other.
     environment = {**ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     session.run("pytest", "-n", "2", "--dist", "worksteal", *options, *session.posargs, env=environment)
@@ -96,7 +96,7 @@ def lowest(session: nox.Session) -> None:
 @nox.session
 def lint(session: nox.Session) -> None:
     """Checks style, formatting, the direction of imports, and types."""
-    install(session, "test", "lint")
+    install(session, "test", "integrations", "lint")
     session.run("ruff", "check")
     session.run("ruff", "format", "--check")
     session.run("lint-imports", "--no-cache")

@@ -23,6 +23,7 @@ TORCH_FREE = [
     "test_download_hub",
     "test_mini_tasks",
     "test_paired_differences",
+    "test_predict_paths",
     "test_prepare",
     "test_prepare_killed",
     "test_records_file",

@@ -17,7 +17,8 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a.errors import S2AError
-from s2a_bench import BackboneConfig, CellConfig, DataConfig, InputError, MethodConfig, Record, TrainConfig, api
+from s2a_bench import BackboneConfig, CellConfig, DataConfig, InputError, MethodConfig, Record, TrainConfig
+from s2a_bench.api.arguments import setting_texts
 from s2a_bench.cells import record, run
 from s2a_bench.cli.main import main
 from s2a_bench.cli.sweep import Sweep
@@ -232,7 +233,7 @@ def test_cells_that_never_ran_because_the_cluster_went_away_are_not_passed_over(
         ({"seeds": True}, ["seeds=True"]),
         ({"epochs": "3"}, ["epochs='3'", "an integer"]),
         ({"limit_train": 1.5}, ["limit_train=1.5"]),
-        ({"evaluate": "train"}, ["evaluate='train'", "test, val"]),
+        ({"evaluate": "train"}, ["evaluate='train'", "test, val, select"]),
         ({"set": {"train.learning_rate": 1}}, ["train.learning_rate"]),
         ({"set": {"train.lr": object}}, ["set={'train.lr'", "number"]),
         ({"set": {"train.lr": float("nan")}}, ["set={'train.lr'"]),
@@ -274,13 +275,13 @@ VALUES = st.recursive(
 
 @given(st.dictionaries(st.sampled_from(["train.lr", "method.bits", "method.rank"]), VALUES))
 def test_values_of_a_mapping_arrive_as_they_are(given_values):
-    found = parse_settings(api._setting_texts(given_values, "set"))
+    found = parse_settings(setting_texts(given_values, "set"))
     assert {f"{scope}.{key}": value for scope in found for key, value in found[scope].items()} == given_values
 
 
 @given(st.lists(VALUES, min_size=1, max_size=4))
 def test_so_do_those_of_an_axis(values):
-    found = parse_axes(api._setting_texts({"method.bits": values}, "sweep"))["method"]["bits"]
+    found = parse_axes(setting_texts({"method.bits": values}, "sweep"))["method"]["bits"]
     assert found == [value for index, value in enumerate(values) if value not in values[:index]]
 
 

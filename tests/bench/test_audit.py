@@ -17,6 +17,7 @@ from s2a_bench.cells import record, run
 from s2a_bench.cells.record import Record
 from s2a_bench.cli.main import main
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
+from s2a_bench.errors import InputError
 from s2a_bench.tracking import store as track_store
 
 RECIPE = TrainConfig(epochs=3, warmup_epochs=1, batch_size=16, lr=1e-2)
@@ -207,5 +208,8 @@ def test_trials_failed_cells_and_val_records_are_not_audited():
         make_record(seed=4, status="failed"),
         make_record(seed=5, evaluated_on="val"),
         make_record(seed=6, trial=True),
+        make_record(seed=7, evaluated_on="select", best_epoch=2, val_accuracy=81.0),
     ]
     assert select_records([good, *others]) == [good]
+    with pytest.raises(InputError, match="the epoch of 1 finished record was chosen on validation images"):
+        select_records(others)

@@ -315,7 +315,7 @@ def test_an_adapter_that_cannot_be_written_costs_no_result(tmp_path, monkeypatch
 def test_an_adapter_gives_the_cells_model_back(tmp_path, frozen):
     import s2a
     from s2a_bench.cells import backbones
-    from s2a_bench.cells.score import accuracy
+    from s2a_bench.cells.scores import accuracy
     from s2a_bench.data import loading as data
 
     recipe = RECIPE if frozen == "fp32" else dataclasses.replace(RECIPE, frozen="bf16", precision="bf16")

@@ -310,12 +310,17 @@ def test_help_is_quick_because_it_imports_nothing_heavy():
 def test_the_commands_in_the_readme_parse(monkeypatch):
     """Every ``nox -s bench`` and ``s2a-bench`` line of the README is understood; none is run."""
     from s2a_bench.cli.data import DataList, DataPrepare, DataVerify
+    from s2a_bench.cli.export import Export
+    from s2a_bench.cli.finetune import Finetune
+    from s2a_bench.cli.fits import Fits
     from s2a_bench.cli.memory import Memory
+    from s2a_bench.cli.predict import Predict
     from s2a_bench.cli.report import Report
     from s2a_bench.cli.sweep import Sweep
     from s2a_bench.cli.track import Track
 
-    for command in (DataList, DataPrepare, DataVerify, Memory, Report, Sweep, Track):
+    own = (Export, Finetune, Fits, Predict)
+    for command in (DataList, DataPrepare, DataVerify, Memory, Report, Sweep, Track, *own):
         monkeypatch.setattr(command, "run", lambda self, console: 0)
     lines = [line.partition(" #")[0].strip() for line in (ROOT / "README.md").read_text().splitlines()]
     found = [shlex.split(line.removeprefix("nox -s bench --")) for line in lines if line.startswith("nox -s bench --")]

@@ -26,7 +26,9 @@ def test_full_test_lists_are_decoded_once(caltech, monkeypatch):
     assert len(cached_arrays(caltech)) == 1
     opened = []
     monkeypatch.setattr(
-        decoded, "decode_rgb", lambda content, name: opened.append(name) or images.decode_rgb(content, name)
+        decoded,
+        "decode_rgb",
+        lambda content, name, *rest: opened.append(name) or images.decode_rgb(content, name, *rest),
     )
     task = load_data(config(caltech), size=9, **HALF)
     torch.testing.assert_close(all_of(task.scored), first, rtol=0, atol=0)
@@ -91,10 +93,10 @@ if kill:
     import os, signal
     from s2a_bench.data import decoded
     original = decoded.decode_rgb
-    def decode_and_die(content, name):
+    def decode_and_die(content, name, *rest):
         if "test/000004" in name:
             os.kill(os.getpid(), signal.SIGKILL)
-        return original(content, name)
+        return original(content, name, *rest)
     decoded.decode_rgb = decode_and_die
 task = load_data(DataConfig("vtab", "svhn", root), size=40, mean=(0.5,) * 3, std=(0.5,) * 3)
 print(float(task.scored.batch(torch.arange(len(task.scored))).double().sum()))

@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from s2a_bench.data import decoded
+from s2a_bench.data.augment import Augmentation
 from s2a_bench.data.decoded import DecodedForm, ImageList, decode_on_demand, open_pixels, short_side
 from s2a_bench.data.folder import CACHE, ListedImage
+from s2a_bench.data.views import cut_views
 from torchvision.transforms import v2
 
 SIZES = [(20, 30), (41, 17), (8, 8), (33, 32), (9, 60)]
@@ -62,14 +64,14 @@ def test_cache_memory_and_reading_give_the_same_crops(folder, monkeypatch):
 @given(st.integers(1, 12), st.integers(0, 9), st.integers(0, 9), st.integers(0, 10_000))
 def test_random_crops_are_windows_of_the_image(size, more_h, more_w, seed):
     image = np.random.default_rng(seed).integers(0, 256, (3, size + more_h, size + more_w), dtype=np.uint8)
-    (crop,) = decoded._cut_crops([image], size, torch.Generator().manual_seed(seed))
+    (crop,) = cut_views([image], size, torch.Generator().manual_seed(seed), Augmentation())
     windows = [image[:, y : y + size, x : x + size] for y in range(more_h + 1) for x in range(more_w + 1)]
     assert any(np.array_equal(crop, w) or np.array_equal(crop, w[:, :, ::-1]) for w in windows)
 
 
 def test_every_window_and_both_sides_occur():
     image = np.arange(3 * 5 * 6, dtype=np.uint8).reshape(3, 5, 6)
-    crops = decoded._cut_crops([image] * 600, 4, torch.Generator().manual_seed(0))
+    crops = cut_views([image] * 600, 4, torch.Generator().manual_seed(0), Augmentation())
     found = {crop.tobytes() for crop in crops}
     windows = [image[:, y : y + 4, x : x + 4] for y in range(2) for x in range(3)]
     assert found == {np.ascontiguousarray(v).tobytes() for w in windows for v in (w, w[:, :, ::-1])}

@@ -20,7 +20,7 @@ from s2a_bench.cells import record, run
 from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.outputs import Keep, checkpoint_path, remove_checkpoint
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import train
 from s2a_bench.cli import progress
 from s2a_bench.cli.main import main

@@ -20,7 +20,9 @@ from s2a_bench.sweeps.checks.cells import identify_all
 from s2a_bench.sweeps.checks.devices import check_device_name
 
 HEAVY = ("torch", "timm", "s2a", "ray", "mlflow")
-COMMANDS = "sweep memory estimate methods experiments records report track audit pretrain".split()
+COMMANDS = (
+    "sweep memory estimate methods experiments records report track audit finetune predict export pretrain".split()
+)
 
 
 def alone(*arguments: str, folder: Path) -> tuple[int, str, str, list[str]]:
@@ -69,6 +71,9 @@ def test_three_mistakes_are_named_without_torch(tmp_path):
         ["audit", "--peek", "--output", "nowhere", "--device", "gpu"],
         ["pretrain", "--data", "nowhere", "--backbone", "mini_vti"],
         ["track", "--output", "nowhere", "--tracking-uri", "gopher://x"],
+        ["finetune", "nowhere", "--device", "cpu", "--method", "s2b"],
+        ["predict", "nowhere", "gone.jpg"],
+        ["export", "nowhere", "--to", "m.txt", "--format", "onnx"],
     ],
     ids=lambda arguments: arguments[0],
 )

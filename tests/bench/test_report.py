@@ -13,6 +13,7 @@ from bench.factories import GROUPS, make_grid, make_record
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
+from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.cells.record import write
 from s2a_bench.errors import InputError
 from s2a_bench.reports import build as report
@@ -179,8 +180,9 @@ def test_a_recipe_parts_rows_only_where_it_was_swept():
 
 @pytest.mark.parametrize(
     "change",
-    [{"checkpoint_id": "x"}, {"epochs": 1}, {"evaluated_on": "val"}, {"protocol": 0}, {"random_weights": True},
-     {"limit_train": 8}, {"data_config": {"size": 64}}, {"suite": "vtab"}, {"backbone": "other"}],
+    [{"checkpoint_id": "x"}, {"epochs": 1}, {"evaluated_on": "val"}, {"evaluated_on": "select"}, {"protocol": 0},
+     {"random_weights": True}, {"limit_train": 8}, {"data_config": {"size": 64}}, {"suite": "vtab"},
+     {"backbone": "other"}],
     ids=str,
 )  # fmt: skip
 def test_what_must_not_be_mixed_gets_a_section_of_its_own(change):
@@ -238,6 +240,10 @@ def test_notes_say_what_does_not_compare():
     assert "random" in joined(make_record(random_weights=True))
     assert "limit_train=32" in joined(make_record(limit_train=32))
     assert "validation images" in joined(make_record(evaluated_on="val"))
+    selected = {"evaluated_on": "select", "best_epoch": 2, "val_accuracy": 81.0}
+    assert "validation images, which chose the epoch" in joined(make_record(**selected))
+    assert "optimistic" not in joined(make_record(**selected))
+    assert "optimistic: digits" in joined(make_record(**selected, notes=[NO_TEST]))
     assert "Synthetic images" in joined(make_record(synthetic=True))
     seen = "pretrained on CIFAR-10"
     assert seen in joined(make_record(suite="cifar", dataset="cifar10", backbone="mini_swin"))

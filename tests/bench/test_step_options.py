@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from s2a_bench.cells import identity, measure, run
 from s2a_bench.cells.backbones import create
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import train
 from s2a_bench.cli import memory as commands_memory
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig, identifying

@@ -17,8 +17,8 @@ from filelock import FileLock
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from rich.console import Console
-from s2a_bench.cli import data as commands_data
 from s2a_bench.cli import main as cli
+from s2a_bench.cli import steps
 from s2a_bench.config import DataConfig
 from s2a_bench.data.folder import read_manifest
 from s2a_bench.data.listing import list_datasets
@@ -235,9 +235,9 @@ def test_making_up_says_how_many_pictures_there_are_at_least_one_for_each_image(
 
 def test_a_long_step_shows_life_in_a_file_now_and_then(monkeypatch):
     clock = [0.0]
-    monkeypatch.setattr(commands_data.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(steps.time, "monotonic", lambda: clock[0])
     console = Console(file=io.StringIO(), width=100)
-    with commands_data._steps(console) as say:
+    with steps.show_steps(console) as say:
         for second in range(100):
             clock[0] = float(second)
             say("drawing", 1000 * second, 0)

@@ -1,7 +1,8 @@
 """S2A Bench: compares fine-tuning methods for vision backbones in accuracy and memory.
 
-``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records. They return data,
-print nothing, and are imported when they are first used, so that importing this package is cheap.
+``sweep`` runs a grid of cells, ``run`` one cell, ``report`` writes the report of a folder of records; ``finetune``
+trains on somebody's own images, ``predict`` and ``export`` use the adapter. They return data, print nothing, and are
+imported when they are first used, so that importing this package is cheap.
 """
 
 from __future__ import annotations
@@ -10,20 +11,24 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from s2a_bench.api import report, run, sweep
+    from s2a_bench.api import export, finetune, predict, report, run, sweep
     from s2a_bench.cells.record import Record
     from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
     from s2a_bench.errors import InputError
+    from s2a_bench.finetuning.result import FinetuneFailed, Result
+    from s2a_bench.inference.prediction import Prediction
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.events import Level, Listener, StageEnd
     from s2a_bench.sweeps.plan import Plan
     from s2a_bench.sweeps.stage import SweepStopped
 
 _HOMES = {
-    "api": ("report", "run", "sweep"),
+    "api": ("export", "finetune", "predict", "report", "run", "sweep"),
     "cells.record": ("Record",),
     "config": ("BackboneConfig", "CellConfig", "DataConfig", "MethodConfig", "TrainConfig"),
     "errors": ("InputError",),
+    "finetuning.result": ("FinetuneFailed", "Result"),
+    "inference.prediction": ("Prediction",),
     "reports.build": ("ReportPaths",),
     "sweeps.events": ("Level", "Listener", "StageEnd"),
     "sweeps.plan": ("Plan",),
@@ -35,16 +40,22 @@ __all__ = [
     "BackboneConfig",
     "CellConfig",
     "DataConfig",
+    "FinetuneFailed",
     "InputError",
     "Level",
     "Listener",
     "MethodConfig",
     "Plan",
+    "Prediction",
     "Record",
     "ReportPaths",
+    "Result",
     "StageEnd",
     "SweepStopped",
     "TrainConfig",
+    "export",
+    "finetune",
+    "predict",
     "report",
     "run",
     "sweep",

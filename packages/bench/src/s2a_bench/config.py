@@ -20,20 +20,26 @@ class DataConfig:
 
     Attributes:
         suite: Key of ``datasets.SUITES``.
-        dataset: Key of ``datasets.DATASETS``.
+        dataset: Key of ``datasets.DATASETS``; in suite ``own`` a folder's name under the root.
         root: Folder that holds prepared datasets; ``None`` for embedded ones. Not part of a cell's identity.
         evaluate: ``"test"``: train on train and val together (VTAB-1k: all 1,000), score the test set once.
-            ``"val"``: train on train, score val; the test set is not opened.
+            ``"val"``: train on train, score val; the test set is not opened. ``"select"``: train on train, score val
+            after every epoch, keep the weights of the best one and score the test set once with them.
         limit_train: Keep this many training images (evenly spaced over the list); ``None`` keeps all.
-        limit_test: The same for the images scored.
+        limit_test: The same for each list that is scored.
+        augment: Random views of training images: ``"default"`` (the suite's own), ``"none"``, ``"crop"``,
+            ``"resized-crop"``, ``"rand-m7-n2"``; see ``data/augment.py``.
+        mirror: Whether augmentation mirrors images.
     """
 
     suite: str = "mini"
     dataset: str = "digits"
     root: str | None = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
     limit_train: int | None = None
     limit_test: int | None = None
+    augment: str = "default"
+    mirror: bool = True
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,8 +48,9 @@ class BackboneConfig:
 
     Attributes:
         name: timm model name or key of ``backbones.MINI_BACKBONES``.
-        weights: Local ``.safetensors`` / ``.pth`` file; ``None`` takes the embedded file or timm's hub. The path is
-            not part of a cell's identity, the file's content is (``checkpoint_id``).
+        weights: Local ``.safetensors`` / ``.pth`` file, or a folder with ``model.safetensors``, in timm's layout or
+            Hugging Face's; ``None`` takes the embedded file or timm's hub. The path is not part of a cell's identity,
+            the content is (``checkpoint_id``).
         random_weights: Start from random weights; said out loud in the record.
         image_size: Side in pixels; ``None`` takes the checkpoint's own.
     """
@@ -71,6 +78,9 @@ class TrainConfig:
         precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
         checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
         frozen: Number format in which frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``).
+        patience: Stop after this many epochs without a better validation accuracy; 0: train all epochs. Needs
+            ``DataConfig.evaluate="select"``.
+        balance: Weight the loss of an image by the inverse frequency of its class in the training list.
     """
 
     epochs: int = 80
@@ -85,6 +95,8 @@ class TrainConfig:
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
     frozen: Literal["fp32", "bf16"] = dataclasses.field(default="fp32", metadata={"identity": "unless default"})
+    patience: int = dataclasses.field(default=0, metadata={"identity": "unless default"})
+    balance: bool = dataclasses.field(default=False, metadata={"identity": "unless default"})
 
     def __post_init__(self) -> None:
         for name in ("epochs", "batch_size"):
@@ -105,8 +117,14 @@ class TrainConfig:
                 raise InputError(f"train.{name}={getattr(self, name)} is out of range; it must be in [0, 1).")
         if self.precision not in ("fp32", "bf16"):
             raise InputError(f"train.precision={self.precision!r} is unknown; choose fp32 or bf16.")
-        if not isinstance(self.checkpointing, bool):
-            raise InputError(f"train.checkpointing={self.checkpointing!r} is no switch; give true or false.")
+        for name in ("checkpointing", "balance"):
+            if not isinstance(getattr(self, name), bool):
+                raise InputError(f"train.{name}={getattr(self, name)!r} is no switch; give true or false.")
+        if type(self.patience) is not int or self.patience < 0:
+            raise InputError(
+                f"train.patience={self.patience!r} is no number of epochs; give a whole number from 1, or 0 to train "
+                "all epochs."
+            )
         if self.frozen not in ("fp32", "bf16"):
             raise InputError(f"train.frozen={self.frozen!r} is unknown; choose fp32 or bf16.")
         if self.frozen == "bf16" and self.precision != "bf16":
@@ -154,6 +172,11 @@ class CellConfig:
             raise InputError(
                 f"looks={list(self.looks)} were asked for on {self.data.evaluate}; only val may be looked at while a "
                 "cell trains, the test set is scored once."
+            )
+        if self.train.patience and self.data.evaluate != "select":
+            raise InputError(
+                f"train.patience={self.train.patience} has no effect with evaluate={self.data.evaluate}: only "
+                "evaluate=select scores validation images after every epoch; leave one of the two out."
             )
 
 

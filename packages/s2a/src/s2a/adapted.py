@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.backbones import Backbone, Edits
+from s2a.backbones import Backbone, Edits, input_channels
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
 from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
 from s2a.identity import UNKNOWN, Identity, fingerprint, from_text, is_rounded, is_unchanged
+from s2a.image_transform import ImageTransform, default_transform
 from s2a.lean import FusedBranch
 from s2a.lean.plan import Plan
 from s2a.registry import Method
@@ -33,7 +34,13 @@ class Adapted(nn.Module):
         head: The classifier, trained; any module of features ``(B, C)`` may take its place.
         name: The method's registered name.
         config: The method's config.
+        labels: Class names in the order of the logits, where ``s2a.from_pretrained`` found them.
+        card: What the adapter folder says (``adapter_config.json``), where the model came from one.
     """
+
+    labels: list[str] | None = None
+    card: dict[str, Any] | None = None
+    _transform: ImageTransform | None = None
 
     def __init__(
         self,
@@ -82,6 +89,16 @@ class Adapted(nn.Module):
         if self._plan is None and self._make_plan is not None:
             self._plan = self._make_plan(self)
         return self._plan
+
+    def transform(self) -> ImageTransform:
+        """What makes the model's input ``(3, H, W)`` of a PIL image: as in the adapter folder, else as timm has it.
+
+        Raises:
+            S2AError: The model does not take RGB images.
+        """
+        if (channels := input_channels(self.backbone)) != 3:
+            raise S2AError(f"The model takes images of {channels} channels; transform is for RGB images.")
+        return self._transform or default_transform(self.backbone, self.image_size)
 
     # What timm's helpers ask of a model.
 

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -120,6 +121,8 @@ def identify(model: Any) -> Identity:
     layout = hashlib.sha256(repr(sorted(shapes.items())).encode()).hexdigest()[:_DIGITS]
     config = getattr(model, "pretrained_cfg", None) or {}
     known = {key: str(config[key]) for key in ("tag", "hf_hub_id", "file", "url") if config.get(key)}
+    if "file" in known:
+        known["file"] = Path(known["file"]).name  # Where it lies here is nobody else's business.
     if len(known) > 1 and "url" in known:
         del known["url"]  # Another source of what the rest names already.
     return Identity(architecture_of(model), known, layout, tensors)

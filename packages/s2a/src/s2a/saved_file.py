@@ -95,11 +95,24 @@ def write(path: Path, header: dict[str, str], tensors: dict[str, Tensor]) -> Non
     os.close(handle)
     try:
         save_file(tensors, temporary, metadata=header)
+        _sort_header(Path(temporary))
         Path(temporary).chmod(0o644)  # Both mkstemp and safetensors write for the owner alone.
         Path(temporary).replace(path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+
+
+def _sort_header(path: Path) -> None:
+    """Puts the header's entries in the order of their names: safetensors writes them in another one every time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        entries = json.loads(file.read(length))
+        entries["__metadata__"] = dict(sorted(entries["__metadata__"].items()))
+        text = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode()
+        if len(text) <= length:  # Always so: the same entries, without spaces.
+            file.seek(8)
+            file.write(text.ljust(length))
 
 
 def read(path: str | os.PathLike[str]) -> SavedFile:
@@ -175,7 +188,7 @@ def _opened(path: Path) -> Iterator[Any]:
     except (OSError, ValueError, SafetensorError, MemoryError, RuntimeError) as error:
         if isinstance(error, S2AError):
             raise
-        raise S2AError(f"{path} cannot be read as a saved method ({error}).") from error
+        raise S2AError(f"{path} cannot be read as a saved method ({error}); take another copy.") from error
 
 
 def _json(text: str, kind: type) -> Any:

@@ -21,6 +21,7 @@ from s2a.attach import attach, refuse_adapted
 from s2a.backbones import classifier_name, family_of
 from s2a.errors import S2AError, StateMismatch
 from s2a.identity import Identity, architecture_of, identify, is_unchanged, pack, same_weights, unpack, whole
+from s2a.lean import LeanOptions
 from s2a.registry import method_config
 from s2a.saved_file import SavedFile
 
@@ -147,7 +148,30 @@ def load(
         S2AError: No such file, not written by ``save``, or damaged; ``model`` is unchanged.
         StateMismatch: Another architecture, or other weights than those the state belongs to; ``model`` is unchanged.
     """
-    file = saved_file.read(path)
+    return load_file(model, saved_file.read(path), head=head, check_backbone=check_backbone)
+
+
+def load_file(
+    model: nn.Module,
+    file: SavedFile,
+    *,
+    head: nn.Module | None = None,
+    check_backbone: bool = True,
+    plan: bool = True,
+) -> Adapted:
+    """As ``load``, of a file whose header was read.
+
+    Args:
+        model: As for ``load``.
+        file: The file.
+        head: As for ``load``.
+        check_backbone: As for ``load``.
+        plan: Whether a memory budget of the config is planned for now. A plan takes passes, and may not be possible
+            here; who only predicts needs none. The config keeps its budget either way.
+
+    Raises:
+        S2AError, StateMismatch: As ``load``.
+    """
     if not isinstance(model, nn.Module):
         raise S2AError(f"load takes a timm model, not {type(model).__name__}.")
     refuse_adapted(model)
@@ -159,9 +183,12 @@ def load(
         config = method_config(file.method, **file.config)
     if check_backbone:
         _check_weights(file, model)
+    budget = not plan and isinstance(config, LeanOptions) and config.has_budget
+    used = dataclasses.replace(config, saved_budget_mb=None, peak_budget=None) if budget else config
     with _as_s2a_error(file):
         # The number of classes is that of the head's tensors: ``_check_head`` compared them.
-        adapted = attach(model, config, max(1, file.num_classes), image_size=file.image_size)
+        adapted = attach(model, used, max(1, file.num_classes), image_size=file.image_size)
+    adapted.config = config
     try:
         with _as_s2a_error(file):
             _put_state(adapted, file, head)
@@ -268,6 +295,16 @@ def _check_weights(file: SavedFile, model: nn.Module) -> None:
         log.warning(
             "%s was trained on %s weights, these are %s: the same up to rounding.", file.path, before.dtype, now.dtype
         )
+
+
+def belongs_to(file: SavedFile, model: nn.Module) -> bool:
+    """Whether a model has the architecture and weights that a file was trained on."""
+    try:
+        _check_architecture(file, model)
+        _check_weights(file, model)
+    except S2AError:
+        return False
+    return True
 
 
 def _check_head(file: SavedFile, head: nn.Module | None) -> None:

@@ -20,9 +20,10 @@ import torch
 from s2a_bench.cells import run
 from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import train
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig, from_dict
+from s2a_bench.data import augment
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 
@@ -111,6 +112,7 @@ def recreate_cell(record: Record, data_dir: str | None, weights: str | None, dev
                 root=data_dir,
                 limit_train=record.limit_train,
                 limit_test=record.limit_test,
+                **augment.from_record(record.data_config),
             ),
             backbone=BackboneConfig(record.backbone, weights, record.random_weights),
             method=MethodConfig(record.method, record.method_config),

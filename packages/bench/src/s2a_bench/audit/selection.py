@@ -21,7 +21,14 @@ def select_records(
     Raises:
         InputError: There is none; one sentence for every value that no record has.
     """
+    found = list(found)
     scored = [r for r in found if r.status == "done" and r.evaluated_on == "test" and not r.trial and r.epochs]
+    if not scored and (selected := sum(r.status == "done" and r.evaluated_on == "select" for r in found)):
+        raise InputError(
+            f"There is nothing to audit: the epoch of {selected} finished record{'s' * (selected > 1)} was chosen on "
+            "validation images (--evaluate select), which adds nothing to a test accuracy; an audit is of records "
+            "after the last epoch (--evaluate test)."
+        )
     if not scored:
         raise InputError("There is no finished record scored on test to audit; run `s2a-bench sweep` first.")
     wanted = {"dataset": datasets, "backbone": backbones, "method": methods, "seed": seeds}

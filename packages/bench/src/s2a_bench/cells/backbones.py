@@ -24,6 +24,7 @@ from s2a_bench.assets import data_file
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.config import BackboneConfig
 from s2a_bench.errors import InputError, unknown
+from s2a_bench.failures import out_of_memory
 
 
 def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
@@ -42,12 +43,11 @@ def build_mini(name: str, num_classes: int, **kwargs: Any) -> nn.Module:
         "interpolation": "bicubic",
         "architecture": name,
     }
-    model = timm.create_model(
-        spec.architecture,
-        num_classes=num_classes,
-        pretrained_cfg_overlay=overlay,
-        **{**spec.kwargs, **kwargs},
+    arguments = {**spec.kwargs, **kwargs}
+    model: Any = timm.create_model(
+        spec.architecture, num_classes=num_classes, pretrained_cfg_overlay=overlay, **arguments
     )
+    model.built_as = (spec.architecture, arguments)  # for s2a.export: timm does not know it by its own name
     return model
 
 
@@ -69,12 +69,24 @@ class DataFormat:
 
 
 @functools.lru_cache(maxsize=64)
-def _file_id(path: str, modified: int, size: int) -> str:
-    digest = hashlib.sha256()
+def _sha256(path: str, modified: int, size: int) -> str:
     with Path(path).open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()[:16]
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _hub_id(name: str) -> str:
+    """The hub's repository of the weights that timm has for ``name``.
+
+    Raises:
+        InputError: timm knows none.
+    """
+    config = timm.get_pretrained_cfg(name)
+    repository = getattr(config, "hf_hub_id", None)
+    if config is None or not repository:
+        raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
+    if repository.endswith("/"):
+        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    return str(repository)
 
 
 def _hub_file(name: str) -> Path:
@@ -83,26 +95,20 @@ def _hub_file(name: str) -> Path:
     Raises:
         InputError: timm knows no weights, or they are neither here nor reachable.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from s2a.pretrained.fetch import Unreachable, download
 
-    config = timm.get_pretrained_cfg(name)
-    repository = getattr(config, "hf_hub_id", None)
-    if config is None or not repository:
-        raise InputError(f"timm has no weights for {name!r}; pass --weights FILE, or --random-weights.")
-    if repository.endswith("/"):
-        repository += f"{config.architecture}.{config.tag}" if config.tag else str(config.architecture)
+    repository = _hub_id(name)
     try:
-        return Path(hf_hub_download(repository, "model.safetensors", etag_timeout=5))
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        return download(repository, "model.safetensors")
+    except Unreachable as error:
         raise InputError(
-            f"The weights of {name!r} ({repository}) are not on this machine and the hub cannot be reached "
-            f"({type(error).__name__}); pass --weights FILE for a local file, or --random-weights."
+            f"The weights of {name!r} ({repository}) are not on this machine and cannot be had from the hub "
+            f"({error}); pass --weights FILE for a local file, or --random-weights."
         ) from error
 
 
 def weights_file(config: BackboneConfig) -> Path | None:
-    """The file that a backbone's weights come from; ``None`` for random weights.
+    """The file (or folder, or index of a file in parts) that a backbone's weights come from; ``None``: random weights.
 
     Raises:
         InputError: Unknown backbone, no such file, or weights that cannot be had.
@@ -115,8 +121,11 @@ def weights_file(config: BackboneConfig) -> Path | None:
         return None
     if config.weights:
         path = Path(config.weights)
-        if not path.is_file():
-            raise InputError(f"No weights file at {path}; pass an existing .safetensors or .pth file to --weights.")
+        if not path.exists():
+            raise InputError(
+                f"No weights file at {path}; pass an existing .safetensors or .pth file, or a folder with "
+                "model.safetensors, to --weights."
+            )
         return path
     if config.name in MINI_BACKBONES:
         path = data_file(f"backbones/{config.name}.safetensors")
@@ -130,12 +139,45 @@ def weights_file(config: BackboneConfig) -> Path | None:
 
 
 def checkpoint_id(config: BackboneConfig) -> str:
-    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed)."""
+    """Identity of a backbone's weights: hash of the file's content, or ``random`` (drawn from the cell's seed).
+
+    Where several files decide (parts, the config beside weights in Hugging Face's layout): the hash of their hashes.
+    """
     path = weights_file(config)
     if path is None:
         return "random"
-    stat = path.stat()
-    return _file_id(str(path.resolve()), stat.st_mtime_ns, stat.st_size)
+    ids = []
+    with _as_input_error():
+        files = weights.source_files(path)
+    for file in files:
+        ids.append(_sha256_of(file)[:16])
+    return ids[0] if len(ids) == 1 else hashlib.sha256(" ".join(ids).encode()).hexdigest()[:16]
+
+
+def describe(config: BackboneConfig) -> dict[str, Any]:
+    """What ``s2a.save_pretrained`` takes as ``backbone=``: name, arguments, and where the weights come from.
+
+    Weights of a user's file have no hub id: they need not be the hub's. A file in several parts has no hash.
+
+    Raises:
+        InputError: As ``weights_file``.
+    """
+    path = weights_file(config)
+    found: dict[str, Any] = {"name": config.name, "args": _arguments(config), "weights": None}
+    if path is not None:
+        with _as_input_error():
+            files = weights.weight_files(path)
+        digest = _sha256_of(files[0]) if len(files) == 1 else None
+        found["weights"] = {"hub": None, "revision": None, "file": path.name, "sha256": digest}
+        if not config.weights and config.name not in MINI_BACKBONES:
+            found["weights"] |= {"hub": _hub_id(config.name), "revision": path.parent.name}
+    return found
+
+
+def _sha256_of(file: Path) -> str:
+    """Hash of a file's content, read again only when the file has changed."""
+    stat = file.stat()
+    return _sha256(str(file.resolve()), stat.st_mtime_ns, stat.st_size)
 
 
 def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tuple[nn.Module, DataFormat]:
@@ -147,13 +189,26 @@ def create(config: BackboneConfig, seed: int = 0, drop_path: float = 0.0) -> tup
         drop_path: Stochastic depth rate.
 
     Raises:
-        InputError: As ``weights_file``; a file that does not fit the architecture.
+        InputError: As ``weights_file``; a file that does not fit the architecture; a backbone that does not fit
+            into memory.
     """
     path = weights_file(config)
+    try:
+        return _create(config, path, seed, drop_path)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        sized = f" at {config.image_size} pixels" if config.image_size else ""
+        raise InputError(
+            f"Backbone {config.name}{sized} does not fit into memory; give a smaller backbone"
+            f"{' or a smaller --image-size' if sized else ''}."
+        ) from error
+
+
+def _create(config: BackboneConfig, path: Path | None, seed: int, drop_path: float) -> tuple[nn.Module, DataFormat]:
     torch.manual_seed(seed)
     kwargs: dict[str, Any] = {"drop_path_rate": drop_path} if drop_path else {}
-    if config.image_size and _takes_image_size(config.name):
-        kwargs["img_size"] = config.image_size
+    kwargs |= _arguments(config)
     if config.name in MINI_BACKBONES:
         model = build_mini(config.name, 10, **kwargs)
         if path is not None:
@@ -178,6 +233,11 @@ def width(name: str) -> int | None:
     with torch.device("meta"):
         model: Any = timm.create_model(name, pretrained=False)
         return int(model.num_features)
+
+
+def _arguments(config: BackboneConfig) -> dict[str, Any]:
+    """Arguments of ``timm.create_model`` that decide the function."""
+    return {"img_size": config.image_size} if config.image_size and _takes_image_size(config.name) else {}
 
 
 def _takes_image_size(name: str) -> bool:

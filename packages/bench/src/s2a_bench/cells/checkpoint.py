@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from s2a_bench.cells.outputs import Keep, checkpoint_path
 from s2a_bench.cells.record import PROTOCOL, Record
+from s2a_bench.cells.select import Selection
 from s2a_bench.cells.source_code import code_id
 from s2a_bench.files import replacing
 
@@ -45,7 +46,14 @@ class Checkpointer:
     An error with a checkpoint never stops the cell: it becomes one of the record's notes.
     """
 
-    def __init__(self, keep: Keep, record: Record, device: str, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        keep: Keep,
+        record: Record,
+        device: str,
+        clock: Callable[[], float] = time.monotonic,
+        selection: Selection | None = None,
+    ) -> None:
         """Prepares for one cell.
 
         Args:
@@ -53,6 +61,7 @@ class Checkpointer:
             record: Of the cell; ``resumed``, ``notes`` and ``started_at`` are set in it.
             device: torch device of the training.
             clock: For tests.
+            selection: Of the best epoch, whose weights are written and restored too; ``None``: there is none.
         """
         self.path = checkpoint_path(keep.output, record.cell_id)
         self.starts: list[int] = []
@@ -60,6 +69,7 @@ class Checkpointer:
         self._every, self._record, self._clock = keep.checkpoint_every, record, clock
         self._device = torch.device(device).type
         self._due = clock() + self._every
+        self._selection = selection
 
     def restore(self, model: nn.Module, optimiser: torch.optim.Optimizer, order: torch.Generator) -> list[dict]:
         """Puts the last checkpoint's state into its arguments and torch's generators.
@@ -76,6 +86,8 @@ class Checkpointer:
                 target.copy_(state["model"][name])
         optimiser.load_state_dict(state["optimiser"])
         # The order of the images has a generator of its own; dropout and stochastic depth draw from torch's.
+        if self._selection is not None:
+            self._selection.load_state(state["selection"])
         order.set_state(state["order"])
         torch.set_rng_state(state["random"])
         if self._device == "cuda":
@@ -98,6 +110,7 @@ class Checkpointer:
             "started_at": self._record.started_at,
             "model": {name: tensor.detach().cpu() for name, tensor in _changing_tensors(model).items()},
             "optimiser": _to_cpu(optimiser.state_dict()),
+            "selection": None if self._selection is None else self._selection.state(),
             "order": order.get_state(),
             "random": torch.get_rng_state(),
             "random_device": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,

@@ -23,9 +23,10 @@ from torch import Tensor
 
 from s2a_bench.cells import backbones, features, measure, provenance, recipes
 from s2a_bench.cells.record import Record
-from s2a_bench.cells.score import accuracy
+from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.train import attach
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
+from s2a_bench.data import augment
 from s2a_bench.data.table import lookup as datasets
 
 
@@ -161,30 +162,38 @@ def from_records(records: Iterable[Record], device: str) -> tuple[Costs, int, in
 def cost_of(record: Record) -> Cost:
     """What one finished record says. Where it does not say how long scoring took, a scored image counts as a step's."""
     assert record.seconds is not None
-    step = record.seconds / (record.train_images * record.epochs)
+    epochs = record.epochs if record.best_epoch is None else len(record.curve)  # it may have stopped early
+    step = record.seconds / (record.train_images * epochs)
     if record.feature_cache and record.images_per_second:
         return Cost(step := 1 / record.images_per_second, step, peak_mb=record.peak_mb)
     score, overhead = step, 0.0
     if record.scoring_seconds is not None and record.scored_images:
         score = record.scoring_seconds / record.scored_images
         if record.wall_seconds is not None and not record.resumed:
-            overhead = max(0.0, record.wall_seconds - record.seconds - record.scoring_seconds)
+            looks = sum(point.get("val_seconds", 0.0) for point in record.curve)
+            overhead = max(0.0, record.wall_seconds - record.seconds - record.scoring_seconds - looks)
     return Cost(step, score, overhead, record.peak_mb)
 
 
 def images(cell: CellConfig) -> tuple[int, int] | None:
-    """Training and scored images of a cell by the table of datasets; ``None`` where it does not say."""
-    dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset)
+    """Training and scored images of a cell by the table of datasets; ``None`` where it does not say.
+
+    An image that is scored after every epoch counts as often; a training that stops early is not foreseen.
+    """
+    dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset, cell.data.root)
     lists = dataset.lists
     names = (lists.both, lists.test) if cell.data.evaluate == "test" else (lists.train, lists.val)
+    if cell.data.evaluate == "select":
+        names = (lists.train, lists.test, lists.val)
     counts = [dataset.count(name) for name in names]
-    limits = (cell.data.limit_train, cell.data.limit_test)
+    limits = (cell.data.limit_train, cell.data.limit_test, cell.data.limit_test)
     if None in counts:
         return None
-    train, scored = (
-        int(min(count or 0, math.inf if limit is None else limit)) for count, limit in zip(counts, limits, strict=True)
+    train, scored, *val = (
+        int(min(count or 0, math.inf if limit is None else limit)) for count, limit in zip(counts, limits, strict=False)
     )
-    return train, scored
+    # Where the backbone runs once, so does that over val.
+    return train, scored + sum(val) * (1 if keeps_features(cell) else cell.train.epochs)
 
 
 def seconds(cell: CellConfig, cost: Cost) -> float | None:
@@ -202,7 +211,7 @@ def seconds(cell: CellConfig, cost: Cost) -> float | None:
 def keeps_features(cell: CellConfig) -> bool:
     """Whether a cell's head trains on features that are computed once, as far as can be said without its data."""
     fixed = entry_for(s2a.method_config(cell.method.name, **cell.method.options)).method.fixed_features
-    return fixed and datasets.get_suite(cell.data.suite).view == "direct"
+    return fixed and augment.resolve(cell.data).name == "none"
 
 
 def forecast(cells: Iterable[CellConfig], costs: Costs) -> Forecast:

@@ -38,7 +38,7 @@ FOLDER_LIMIT = 8_000_000_000
 """Largest cache folder, in bytes: the files that were not used for longest make room."""
 
 BATCH = 128
-"""Images per forward pass, as ``score.accuracy`` takes them."""
+"""Images per forward pass, as ``scores.accuracy`` takes them."""
 
 _DIGEST = 32
 
@@ -94,7 +94,8 @@ def usable(adapted: s2a.Adapted, data_config: Mapping[str, Any], count: int) -> 
     own = next(adapted.method.parameters(), None) is not None  # a claim that cannot be true
     head: Any = adapted.head
     size = count * head.in_features * 4
-    return adapted.method.fixed_features and not own and "augment" not in data_config and size <= FILE_LIMIT
+    augmented = data_config.get("augment", "none") != "none"
+    return adapted.method.fixed_features and not own and not augmented and size <= FILE_LIMIT
 
 
 def key(facts: Mapping[str, Any], device: str) -> dict[str, Any]:

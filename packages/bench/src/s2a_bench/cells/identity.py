@@ -21,8 +21,9 @@ from s2a_bench.cells.backbones import DataFormat
 from s2a_bench.cells.record import cell_id
 from s2a_bench.cells.train import attach, for_recipe
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, TrainConfig, identifying
+from s2a_bench.data import augment
 from s2a_bench.data import loading as data
-from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table import lookup
 from s2a_bench.errors import InputError
 
 
@@ -32,8 +33,9 @@ class IdentifiedCell:
 
     Attributes:
         config: The cell.
-        facts: What decides its result, as JSON values: suite, dataset with its data and split ids, limits, backbone
-            with its checkpoint id and data format, the method's whole config, the recipe and the seed.
+        facts: What decides its result, as JSON values: suite, dataset with its data and split ids, limits, augmentation
+            that is not the suite's own, backbone with its checkpoint id and data format, the method's whole config, the
+            recipe and the seed.
         cell_id: Made of the facts and the protocol version, see ``record.cell_id``.
     """
 
@@ -74,7 +76,7 @@ def identify_cell(cell: CellConfig) -> IdentifiedCell:
     ids = _data_ids(cell.data)
     checkpoint = backbones.checkpoint_id(cell.backbone)
     options = json.dumps(dict(cell.method.options), sort_keys=True)
-    classes = DATASETS[cell.data.dataset].classes
+    classes = _classes(cell.data)
     expected = _check_method(cell.backbone, cell.method.name, options, classes, cell.train.number_format)
     return _identified(cell, method, ids, checkpoint, expected)
 
@@ -118,7 +120,11 @@ def adapt(config: CellConfig) -> tuple[s2a.Adapted, DataFormat]:
     model, expected = backbones.create(config.backbone, config.seed, config.train.drop_path)
     torch.manual_seed(config.seed)
     method = s2a.method_config(config.method.name, **config.method.options)
-    return attach(model, method, DATASETS[config.data.dataset].classes, expected.size, config.train), expected
+    return attach(model, method, _classes(config.data), expected.size, config.train), expected
+
+
+def _classes(config: DataConfig) -> int:
+    return lookup.get_dataset(config.suite, config.dataset, config.root).classes
 
 
 def data_format(cell: IdentifiedCell) -> DataFormat:
@@ -137,6 +143,7 @@ def _identified(
         "split_id": ids[1],
         "evaluate": cell.data.evaluate,
         "limits": [cell.data.limit_train, cell.data.limit_test],
+        **augment.changes(cell.data),
         "backbone": cell.backbone.name,
         "checkpoint_id": checkpoint,
         "format": dataclasses.asdict(expected),

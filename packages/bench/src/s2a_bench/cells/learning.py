@@ -73,6 +73,10 @@ def find_problems(record: Record) -> list[str]:
     * the loss rose again: ``L_E - min(L) > 0.5 * (max(L_1, H) - min(L))``, and by more than ``0.05 * F``;
     * the accuracy is at the level of chance: not above ``q + 2.326 * sqrt(q * (1 - q) / n)``, one-sided at 1 %.
 
+    Where the epoch was chosen on val, the weights are not those of the last one: the lowest loss takes its place, and
+    none where training stopped early. Where the loss was balanced (``train.balance``), ``H`` is that of equally
+    frequent classes, and the balanced accuracy, where it is known, is compared with ``q = 1 / C``.
+
     Args:
         record: Any; of one that is not ``done`` nothing is said.
     """
@@ -80,6 +84,8 @@ def find_problems(record: Record) -> list[str]:
         return []
     found = []
     losses = [epoch["loss"] for epoch in record.curve if "loss" in epoch]
+    if record.best_epoch is not None and losses:
+        losses = [min(losses)] if len(record.curve) >= record.epochs else []
     guess = record.guessing_loss
     if guess is None:
         guess = math.log(record.classes) if record.classes > 1 else 0.0
@@ -96,11 +102,14 @@ def find_problems(record: Record) -> list[str]:
     chance = record.guessing_accuracy
     if chance is None:
         chance = 100.0 / record.classes if record.classes > 1 else None
-    if record.accuracy is not None and chance is not None and chance < 100 and record.scored_images > 0:
+    accuracy, words = record.accuracy, "accuracy"
+    if record.train_config.get("balance") and record.balanced_accuracy is not None and record.classes > 1:
+        accuracy, words, chance = record.balanced_accuracy, "balanced accuracy", 100.0 / record.classes
+    if accuracy is not None and chance is not None and chance < 100 and record.scored_images > 0:
         share = chance / 100
         margin = 100 * QUANTILE * math.sqrt(share * (1 - share) / record.scored_images)
-        if record.accuracy <= chance + margin:
-            found.append(f"its accuracy of {record.accuracy:.1f} % is no better than guessing ({chance:.1f} %)")
+        if accuracy <= chance + margin:
+            found.append(f"its {words} of {accuracy:.1f} % is no better than guessing ({chance:.1f} %)")
     return found
 
 

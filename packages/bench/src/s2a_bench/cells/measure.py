@@ -68,6 +68,7 @@ def blank(
     train: TrainConfig | None = None,
     *,
     without_data: bool = False,
+    image_size: int | None = None,
 ) -> tuple[s2a.Adapted, int]:
     """A method on a backbone of random weights, and the side of its images: all that memory depends on, no data.
 
@@ -78,13 +79,14 @@ def blank(
         num_classes: Of the head; the paper's percentages belong to 100.
         train: The recipe, whose number format frozen weights have; ``None``: the default.
         without_data: Make tensors without data; the call is within ``s2a.memory.tensors_without_data`` then.
+        image_size: Side in pixels; ``None``: the backbone's own.
     """
     config = s2a.method_config(method, **(options or {}))
     with contextlib.ExitStack() as stack:
         if without_data:  # built outside that block: timm reads values of its own meanwhile
             stack.enter_context(unset_fake_temporarily())
             stack.enter_context(torch.device("meta"))
-        model, expected = create(BackboneConfig(backbone, random_weights=True))
+        model, expected = create(BackboneConfig(backbone, random_weights=True, image_size=image_size))
     if without_data:
         strip_data(model)
     return attach(model, config, num_classes, expected.size, train or TrainConfig()), expected.size

@@ -9,6 +9,7 @@ import contextlib
 import dataclasses
 import hashlib
 import math
+import shlex
 from pathlib import Path
 
 from s2a_bench.cells import record as records
@@ -47,6 +48,38 @@ class Keep:
                 f"--checkpoint-every {self.checkpoint_every:g} must be a non-negative number of seconds; 0 writes one "
                 "after every epoch, inf switches checkpoints off."
             )
+
+
+def check_no_finetuning(output: Path) -> None:
+    """Checks that an output folder is not that of a fine-tuning, whose ``report.html`` a sweep's would overwrite.
+
+    Raises:
+        InputError: It is.
+    """
+    if _is_of_finetuning(output):
+        raise InputError(
+            f"{output} holds a fine-tuning, whose report.html would be overwritten; give another --output (its record "
+            f"comes along with `s2a-bench records --output {shlex.quote(str(output))} --export FILE`)."
+        )
+
+
+def check_no_sweep(output: Path) -> None:
+    """Checks that an output folder is not that of a sweep, whose ``report.html`` a fine-tuning's would overwrite.
+
+    Raises:
+        InputError: It is: there is no fine-tuning, but a report, or a record of a cell that no fine-tuning has.
+    """
+    if _is_of_finetuning(output):
+        return
+    if (output / "report.md").is_file():  # which only a sweep's report has
+        raise InputError(f"{output} holds the report of a sweep, which would be overwritten; give another --output.")
+    found = (record for _, record in records.read_all(output) if isinstance(record, Record))
+    if any((record.suite, record.evaluated_on) != ("own", "select") for record in found):
+        raise InputError(f"{output} holds records of a sweep, whose report would be lost; give another --output.")
+
+
+def _is_of_finetuning(output: Path) -> bool:
+    return (output / "metrics.json").is_file() and (output / "adapter" / "adapter_config.json").is_file()
 
 
 def checkpoint_path(output: Path, cell: str) -> Path:

@@ -1,6 +1,7 @@
 """Default recipes: what a cell trains with unless told otherwise.
 
-The schedule is the paper's (AdamW, cosine, 10 + 70 epochs, batch 32, section 4.1), shortened for the mini suite. The
+The schedule is the paper's (AdamW, cosine, 10 + 70 epochs, batch 32, section 4.1), shortened for the mini suite and for
+own images. The
 paper states no learning rates; each method's card has its own, chosen on ``train800``/``val200`` of the mini tasks and
 checked on a pretrained ViT-S, and wider backbones get smaller ones, see docs/recipes.md.
 """
@@ -18,6 +19,8 @@ from s2a_bench.errors import InputError, unknown
 
 _SCHEDULES: dict[str, dict[str, Any]] = {
     "mini": {"epochs": 12, "warmup_epochs": 1},
+    # Own images: usually more than VTAB's 1,000, drawn anew in every epoch by augmentation.
+    "own": {"epochs": 30, "warmup_epochs": 3},
 }
 """Suite -> what differs from ``TrainConfig``'s defaults."""
 

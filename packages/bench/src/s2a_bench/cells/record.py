@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from s2a_bench.cells import provenance
 from s2a_bench.cells.record_fields import check_fields
-from s2a_bench.config import CellConfig, identifying
+from s2a_bench.config import CellConfig, DataConfig, identifying
+from s2a_bench.data import augment
 from s2a_bench.data.table import lookup
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
@@ -37,7 +38,12 @@ class NewerRecord(InputError):
 class Record:
     """Everything known about one cell. MB are 1e6 bytes, accuracies percent, times seconds.
 
-    ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once. ``params_percent`` is
+    ``accuracy`` is top-1 on ``evaluated_on`` ("test" or "val") after the last epoch, scored once; where that is
+    "select", on test with the weights of ``best_epoch``, the one with the best validation accuracy, ``val_accuracy``
+    (where there are no test images, on val, and a note says so). Only then are ``balanced_accuracy`` (mean recall of
+    the classes) and ``macro_f1`` computed, both in percent and of the images of ``accuracy``; ``curve`` has
+    ``val_accuracy``, ``val_loss`` and ``val_seconds`` of each epoch, and is shorter than ``epochs`` where training
+    stopped early. ``params_percent`` is
     trainable parameters (head included) over the backbone's without its head, the paper's definition.
     ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
     process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
@@ -78,6 +84,10 @@ class Record:
     train_images: int = 0
     scored_images: int = 0
     accuracy: float | None = None
+    balanced_accuracy: float | None = None
+    macro_f1: float | None = None
+    val_accuracy: float | None = None
+    best_epoch: int | None = None
     params_total: int | None = None
     params_backbone: int | None = None
     params_trainable: int | None = None
@@ -134,13 +144,13 @@ def new_record(
     """
     facts = facts or {}
     sha, dirty = provenance.git_state(Path(__file__).parent)
-    dataset = lookup.get_dataset(cell.data.suite, cell.data.dataset)
+    group, classes = _describe_dataset(cell.data)
     return Record(
         cell_id=cell_id,
         status="failed",
         suite=cell.data.suite,
         dataset=cell.data.dataset,
-        group=dataset.group,
+        group=group,
         backbone=cell.backbone.name,
         method=cell.method.name,
         method_config=_plain(facts.get("method_config", dict(cell.method.options))),
@@ -150,12 +160,12 @@ def new_record(
         evaluated_on=cell.data.evaluate,
         data_id=facts.get("data_id", ""),
         split_id=facts.get("split_id", ""),
-        data_config=_plain(facts.get("format", {})),
+        data_config=_plain({**facts.get("format", {}), **(augment.describe(cell.data) if facts else {})}),
         checkpoint_id=facts.get("checkpoint_id", ""),
         random_weights=cell.backbone.random_weights,
         limit_train=cell.data.limit_train,
         limit_test=cell.data.limit_test,
-        classes=dataset.classes,
+        classes=classes,
         trial=cell.trial,
         search=_plain(cell.search if cell.search is None else dict(cell.search)),
         started_at=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -164,6 +174,17 @@ def new_record(
         versions=provenance.versions(),
         hardware=dict(hardware or {}),
     )
+
+
+def _describe_dataset(config: DataConfig) -> tuple[str, int]:
+    """Group and number of classes; 0 classes of an own dataset whose folder is not there (any more)."""
+    try:
+        dataset = lookup.get_dataset(config.suite, config.dataset, config.root)
+    except InputError:
+        if config.suite != lookup.OWN:
+            raise
+        return lookup.OWN, 0
+    return dataset.group, dataset.classes
 
 
 def failed_record(

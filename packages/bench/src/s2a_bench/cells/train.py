@@ -127,8 +127,46 @@ def parameter_groups(model: nn.Module, config: TrainConfig) -> list[dict[str, ob
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 
 
+def class_weights(labels: Tensor) -> Tensor:
+    """Weights of classes by their inverse frequency: ``N / (K * n_c)``, sklearn's ``"balanced"``.
+
+    With ``n_c`` of ``N`` images in class ``c`` and ``K`` classes that have any; they average to 1 over the images.
+
+    Args:
+        labels: ``(N,)`` int64, of the training list.
+
+    Returns:
+        ``(largest label + 1,)`` float32; 0 for a class without images.
+    """
+    counts = labels.bincount()
+    present = counts > 0
+    return torch.where(present, len(labels) / (present.sum() * counts.clamp(min=1)), 0.0)
+
+
+def loss_of(logits: Tensor, labels: Tensor, config: TrainConfig, weights: Tensor | None = None) -> Tensor:
+    """The recipe's loss of a batch: cross-entropy, with class weights ``sum(w_y * l) / sum(w_y)`` over its images.
+
+    Args:
+        logits: ``(B, C)``.
+        labels: ``(B,)`` int64.
+        config: The recipe.
+        weights: Of the classes, see ``class_weights``; ``None``: all images count the same.
+    """
+    if weights is None:
+        return F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+    # Not cross_entropy's own weights: with label smoothing these would also weight the targets of other classes.
+    losses = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing, reduction="none")
+    weights = weights[labels]
+    return (losses * weights).sum() / weights.sum()
+
+
 def training_step(
-    model: nn.Module, images: Tensor, labels: Tensor, optimiser: torch.optim.Optimizer, config: TrainConfig
+    model: nn.Module,
+    images: Tensor,
+    labels: Tensor,
+    optimiser: torch.optim.Optimizer,
+    config: TrainConfig,
+    weights: Tensor | None = None,
 ) -> float:
     """One step of the recipe, what ``s2a.simulated_peak`` simulates; it ends without gradients.
 
@@ -138,6 +176,7 @@ def training_step(
         labels: ``(B,)``.
         optimiser: Over ``parameter_groups``.
         config: The recipe.
+        weights: Of the classes, on the model's device, see ``loss_of``.
 
     Returns:
         The loss; where it is not finite, nothing was changed.
@@ -145,7 +184,7 @@ def training_step(
     with precision(config, images.device):
         logits = model(images)
         del images  # What the backward pass needs of them, autograd holds.
-        loss = F.cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
+        loss = loss_of(logits, labels, config, weights)
     value = loss.item()
     # Checked before the backward pass: weights and the optimiser's state stay as they were.
     if not math.isfinite(value):
@@ -174,7 +213,8 @@ def train(
         config: The recipe.
         seed: Of the order of the images and of their augmentation.
         checkpointer: Restores an interrupted training and writes its state; ``None``: neither.
-        look: Given an epoch that has ended, further metrics of it; it may leave the model in evaluation mode.
+        look: Given an epoch that has ended, further metrics of it; it may leave the model in evaluation mode. Whoever
+            iterates may stop at any epoch; the schedule is that of all epochs.
 
     Yields:
         After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak
@@ -192,6 +232,7 @@ def train(
     # A resumed training yields the earlier epochs again, then goes on with the next step.
     curve = [] if checkpointer is None else checkpointer.restore(model, optimiser, order)
     yield from curve
+    weights = class_weights(images.labels).to(device) if config.balance else None
     total, step = steps * config.epochs, steps * len(curve)
     for epoch in range(len(curve) + 1, config.epochs + 1):
         started, loss_sum, lr = time.perf_counter(), 0.0, 0.0
@@ -202,7 +243,7 @@ def train(
                 group["lr"] = group["peak_lr"] * factor
             lr = config.lr * factor
             labels = images.labels[indices].to(device)
-            value = training_step(model, images.batch(indices, order).to(device), labels, optimiser, config)
+            value = training_step(model, images.batch(indices, order).to(device), labels, optimiser, config, weights)
             if not math.isfinite(value):
                 raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
             loss_sum += value * len(indices)

@@ -93,11 +93,12 @@ def _check_effects(chosen: Sequence[Record], data_dir: Path | None, skip_trials:
     Raises:
         InputError: Some can have no effect.
     """
-    from s2a_bench.data.table.lookup import DATASETS
+    from s2a_bench.data.table.lookup import DATASETS, OWN
 
     mistakes = Mistakes()
     names = sorted({record.dataset for record in chosen})
-    if data_dir is not None and all(name in DATASETS and DATASETS[name].embedded for name in names):
+    embedded = all(r.suite != OWN and r.dataset in DATASETS and DATASETS[r.dataset].embedded for r in chosen)
+    if data_dir is not None and embedded:
         mistakes.add(InputError(f"--data-dir {data_dir} has no effect: {', '.join(names)} are embedded; leave it out."))
     if skip_trials and not any(record.search for record in chosen):
         mistakes.add(

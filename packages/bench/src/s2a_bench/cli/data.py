@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -16,16 +14,22 @@ from rich.table import Table
 from rich.text import Text
 
 from s2a_bench.cli.common import DONE, SOME_FAILED, Folder, print_verbatim
+from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
+from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table import lookup as datasets
+from s2a_bench.data.table.own import TAKEN_NAMES
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes, unknown
 
 if TYPE_CHECKING:
     from s2a_bench.data.listing import DatasetStatus
-    from s2a_bench.data.verify import Progress
 
-_LIVE, _HEARTBEAT = 0.1, 30.0
-"""Seconds between two signs of life of one step, on a terminal and in a file."""
+_OWN_FLAGS = (
+    *("val", "test", "group_column", "path_column", "label_column", "split_column"),
+    *("no_near_duplicates", "skip_unreadable", "in_place"),
+)
+Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
+Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
@@ -35,11 +39,11 @@ class DataList:
     """Lists every dataset and what of it is on disk; with names, everything that is known of these.
 
     Attributes:
-        datasets: Which datasets; a suite's name stands for all of its datasets.
+        datasets: Which datasets; a suite's name stands for all of its datasets, "own" for those of your own images.
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]] = ()
+    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
     data_dir: Folder = None
 
     def run(self, console: Console) -> int:
@@ -48,26 +52,39 @@ class DataList:
         Raises:
             InputError: Unknown names.
         """
-        return print_list(_named(self.datasets) if self.datasets else [], self.data_dir, console)
+        return print_list(_named(self.datasets, self.data_dir) if self.datasets else [], self.data_dir, console)
 
 
 @dataclasses.dataclass(frozen=True)
 class DataPrepare:
-    """Brings a download into the standard folder; exactly one of --from, --download and --synthetic says from where.
+    """Brings a download, or your own images, into the standard folder.
+
+    Exactly one of --from, --download and --synthetic says from where. One NAME outside the table, with --from, makes a
+    dataset of suite "own": of class folders (with or without train, val and test above them), an archive of these, a
+    table (CSV, TSV, Parquet) with columns of paths and labels, or a Hugging Face dataset.
 
     Attributes:
         datasets: Which datasets; a suite's name stands for all of its datasets.
         source: The archive, the folder it extracts to, or a folder that holds either, or one such folder per dataset
-            under the dataset's name.
+            under the dataset's name; or your own images.
         data_dir: Where prepared datasets lie.
         download: Get the files first, into DIR/.downloads/; interrupted downloads go on where they ended.
         synthetic: Make up a source in the original format: offline, marked in every record.
         full: With --synthetic: as many test images as the real dataset has.
-        seed: Of --synthetic.
+        seed: Of --synthetic, and of the draw of own images.
         split: A published split: CoOp's split_zhou_*.json, or a folder with VPT's train.json, val.json, test.json.
+        val: Own images: fraction of each class that is drawn for validation where the source has no such part.
+        test: Own images: the same for the test part.
+        group_column: Own images, table: images with the same value in it (of one patient, say) stay in one part.
+        path_column: Own images, table: the column of paths, if it is called in no usual way.
+        label_column: Own images, table: the column of class names, likewise.
+        split_column: Own images, table: the column with train, val or test, likewise.
+        no_near_duplicates: Own images: images that look the same need not stay in one part.
+        skip_unreadable: Own images: leave out files that cannot be used, instead of ending.
+        in_place: Own images: use files of a folder where they lie instead of copying them.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]]
+    datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
     source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
     download: bool = False
@@ -75,6 +92,15 @@ class DataPrepare:
     full: bool = False
     seed: int = 0
     split: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    val: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
+    test: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
+    group_column: Column = None
+    path_column: Column = None
+    label_column: Column = None
+    split_column: Column = None
+    no_near_duplicates: bool = False
+    skip_unreadable: bool = False
+    in_place: bool = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -83,6 +109,8 @@ class DataPrepare:
             InputError: Unknown names, flags that exclude each other, or paths that are not there; for one dataset also
                 what is wrong with its files.
         """
+        if self._means_own():
+            return prepare_own_images(self, console)
         found = self._checked()
         if self.synthetic:
             return make_up_datasets(found, self.data_dir, self.seed, self.full, console)
@@ -91,11 +119,22 @@ class DataPrepare:
         assert self.source is not None
         return prepare_datasets(found, self.source, self.data_dir, self.split, console)
 
+    def _means_own(self) -> bool:
+        """Whether one name is given that is none of the table, with --from."""
+        if len(self.datasets) != 1 or self.source is None or self.download or self.synthetic:
+            return False
+        name = self.datasets[0]
+        return "/" not in name and name not in TAKEN_NAMES
+
     def _checked(self) -> list[Dataset]:
         mistakes = Mistakes()
         found: list[Dataset] = []
         with mistakes.collecting():
-            found = _named(self.datasets)
+            found = _named(self.datasets, None)
+        if flags := [flag for flag, value, usual in self._own_flags() if value != usual]:
+            mistakes.add(
+                InputError(f"{', '.join(flags)} go with --from and one NAME outside the table, for your own images.")
+            )
         if (self.source is not None) + self.download + self.synthetic != 1:
             mistakes.add(InputError("Give exactly one of --from PATH, --download and --synthetic."))
         if (self.full or self.seed) and not self.synthetic:
@@ -110,6 +149,12 @@ class DataPrepare:
         mistakes.raise_all()
         return found
 
+    def _own_flags(self) -> Iterator[tuple[str, object, object]]:
+        """Flag, value and default of what is said of own images alone."""
+        for field in dataclasses.fields(self):
+            if field.name in _OWN_FLAGS:
+                yield f"--{field.name.replace('_', '-')}", getattr(self, field.name), field.default
+
 
 @dataclasses.dataclass(frozen=True)
 class DataVerify:
@@ -120,7 +165,7 @@ class DataVerify:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: tyro.conf.Positional[tuple[str, ...]]
+    datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
 
     def run(self, console: Console) -> int:
@@ -129,7 +174,7 @@ class DataVerify:
         Raises:
             InputError: Unknown or embedded datasets, or no folder.
         """
-        return verify_datasets(_named(self.datasets), self.data_dir, console)
+        return verify_datasets(_named(self.datasets, self.data_dir), self.data_dir, console)
 
 
 def print_list(found: Sequence[Dataset], root: Path | None, console: Console) -> int:
@@ -176,7 +221,7 @@ def _card(dataset: Dataset, row: DatasetStatus) -> Table:
     card.add_column(overflow="fold")
     counted = ((name, dataset.count(name)) for name in dataset.lists)
     facts = {
-        "suite": f"{dataset.suite}, {dataset.group}",
+        "suite": ", ".join(dict.fromkeys((dataset.suite, dataset.group))),
         "also called": ", ".join(dataset.aliases),
         "classes": str(dataset.classes),
         "images": ", ".join(f"{name} {'any number' if n is None else n}" for name, n in counted),
@@ -192,6 +237,7 @@ def _card(dataset: Dataset, row: DatasetStatus) -> Table:
         "data id": row.data_id or "",
         "split id": row.split_id or "",
         "note": row.note,
+        **list_own_facts(dataset, row),
     }
     for title, text in facts.items():
         if text:
@@ -219,7 +265,7 @@ def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: 
 
     def work(dataset: Dataset) -> str:
         own = source / dataset.name
-        with _steps(console) as say:
+        with show_steps(console) as say:
             folder = door.prepare_dataset(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
@@ -245,9 +291,9 @@ def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, 
                 f"{dataset.name} cannot be downloaded without its makers' leave; get it from {dataset.where} and pass "
                 "it to --from."
             )
-        with _steps(console) as say:
+        with show_steps(console) as say:
             fetcher.download_files(dataset.remotes, folder, say)
-        with _steps(console) as say:
+        with show_steps(console) as say:
             return f"{dataset.name} is ready: {door.prepare_dataset(dataset.name, folder, root, say, split=split)}"
 
     return _each(found, work, console)
@@ -278,7 +324,7 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
             shutil.rmtree(place, ignore_errors=True)  # of a process that was killed
             try:
                 place.mkdir()
-                with _steps(console) as say:
+                with show_steps(console) as say:
                     say("making up a source", 0, 0)
                     plans.make_source(dataset, place, seed, full, say)
                     folder = door.prepare_dataset(
@@ -319,7 +365,7 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
 
     wrong = False
     for dataset in found:
-        with _steps(console) as say:
+        with show_steps(console) as say:
             noticed = door.verify_dataset(dataset.name, root, say)
         problems = [problem for problem in noticed if not problem.note]
         notes = [problem for problem in noticed if problem.note]
@@ -333,8 +379,8 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
     return SOME_FAILED if wrong else DONE
 
 
-def _named(names: Sequence[str]) -> list[Dataset]:
-    """The datasets meant; a suite stands for all of its own.
+def _named(names: Sequence[str], root: Path | None) -> list[Dataset]:
+    """The datasets meant; a suite stands for all of its own. Own ones are looked for under the root.
 
     Raises:
         InputError: Unknown names, all of them, or none at all.
@@ -342,12 +388,15 @@ def _named(names: Sequence[str]) -> list[Dataset]:
     if not names:
         raise InputError("Name a dataset or a suite; `s2a-bench data list` shows them.")
     mistakes = Mistakes()
-    found = {dataset.name: dataset for several in mistakes.each(_meant, names) for dataset in several}
+    several = mistakes.each(lambda name: _meant(name, root), names)
+    found = {dataset.name: dataset for each in several for dataset in each}
     mistakes.raise_all()
     return list(found.values())
 
 
-def _meant(name: str) -> list[Dataset]:
+def _meant(name: str, root: Path | None) -> list[Dataset]:
+    if name == datasets.OWN:
+        return [datasets.get_dataset(name, each, root) for each in datasets.default_datasets(name, root)]
     inside = datasets.SUITES[name].datasets if name in datasets.SUITES else ()
     known = datasets.DATASETS.get(name)
     if inside and known and inside != (name,):
@@ -358,33 +407,11 @@ def _meant(name: str) -> list[Dataset]:
     if inside:
         return [datasets.DATASETS[each] for each in inside]
     try:
-        return [datasets.find_dataset(name)]
+        return [datasets.find_dataset(name, root)]
     except InputError:
         if "/" in name:
             raise
-        raise unknown("dataset or suite", name, [*datasets.SUITES, *datasets.DATASETS]) from None
-
-
-@contextlib.contextmanager
-def _steps(console: Console) -> Iterator[Progress]:
-    """Shows what a long command is doing: on a terminal live, elsewhere each step once and, twice a minute, how far."""
-    last, spoken = "", time.monotonic()
-    status = console.status("") if console.is_terminal else contextlib.nullcontext()
-
-    def say(what: str, done: int, total: int) -> None:
-        nonlocal last, spoken
-        new, now = what != last, time.monotonic()
-        if what.startswith("note: "):  # to be read afterwards: it must not give way to the next step
-            print_verbatim(console, what)
-            return
-        if not new and now - spoken < (_LIVE if console.is_terminal else _HEARTBEAT):
-            return
-        text = f"{what} {done:,}{f'/{total:,}' if total else ''}"
-        if console.is_terminal:
-            status.update(text)  # type: ignore[union-attr]
-        else:
-            print_verbatim(console, what if new else text)
-        last, spoken = what, now
-
-    with status:
-        yield say
+        known = [*datasets.SUITES, *datasets.DATASETS, *datasets.own_datasets(root)]
+        if name in known:  # an own dataset that cannot be used; the error says why
+            raise
+        raise unknown("dataset or suite", name, known) from None

@@ -19,8 +19,12 @@ from s2a_bench.cli.common import BAD_INPUT, INTERRUPTED, SOME_FAILED
 from s2a_bench.cli.data import DataList, DataPrepare, DataVerify
 from s2a_bench.cli.estimate import Estimate
 from s2a_bench.cli.experiments import Experiments
+from s2a_bench.cli.export import Export
+from s2a_bench.cli.finetune import Finetune
+from s2a_bench.cli.fits import Fits
 from s2a_bench.cli.memory import Memory
 from s2a_bench.cli.methods import Methods
+from s2a_bench.cli.predict import Predict
 from s2a_bench.cli.pretrain import Pretrain
 from s2a_bench.cli.records import Records
 from s2a_bench.cli.report import Report
@@ -39,7 +43,9 @@ _DATA: Any = Union[  # noqa: UP007
 ]
 COMMANDS: Any = Union[  # noqa: UP007
     _named(Sweep, "sweep"),
+    _named(Finetune, "finetune"),
     _named(Memory, "memory"),
+    _named(Fits, "fits"),
     _named(Estimate, "estimate"),
     _named(Methods, "methods"),
     _named(Experiments, "experiments"),
@@ -48,6 +54,8 @@ COMMANDS: Any = Union[  # noqa: UP007
     _named(Report, "report"),
     _named(Track, "track"),
     _named(Audit, "audit"),
+    _named(Predict, "predict"),
+    _named(Export, "export"),
     _named(Pretrain, "pretrain"),
 ]
 """Every command: a dataclass of its arguments with ``run(console) -> exit code``."""

@@ -77,7 +77,13 @@ class Memory:
 
 
 def check(
-    backbones: Sequence[str], labels: Sequence[str], batch_size: int, settings: tuple[str, ...], device: str | None
+    backbones: Sequence[str],
+    labels: Sequence[str],
+    batch_size: int,
+    settings: tuple[str, ...],
+    device: str | None,
+    command: str = "memory",
+    image_size: int | None = None,
 ) -> None:
     """Checks names, options and values without torch.
 
@@ -87,6 +93,8 @@ def check(
         batch_size: Likewise.
         settings: Likewise.
         device: Likewise.
+        command: What an error calls the command.
+        image_size: Side in pixels; ``None``: each backbone's own.
 
     Raises:
         InputError: What is wrong, all of it.
@@ -97,7 +105,7 @@ def check(
     from s2a_bench.sweeps.checks.request import check_backbones, check_labels, check_settings
 
     mistakes = Mistakes()
-    check_backbones(mistakes, backbones, random_weights=True)
+    check_backbones(mistakes, backbones, random_weights=True, size=image_size)
     table = method_table()
     named = [label for label in labels if label != ALL]
     check_labels(mistakes, named, table)
@@ -110,8 +118,8 @@ def check(
         if scope == SCOPES[1] and key in TrainConfig.__dataclass_fields__ and key not in STEP_KEYS:
             mistakes.add(
                 InputError(
-                    f"memory trains nothing: train.{key} has no place here; train.precision, train.checkpointing and "
-                    "train.frozen do."
+                    f"{command} trains nothing: train.{key} has no place here; train.precision, train.checkpointing "
+                    "and train.frozen do."
                 )
             )
     if batch_size < 1:
@@ -152,19 +160,13 @@ def memory(
 
     if device is not None:
         device_peak.check_device(device)
-    parsed = parse_settings(settings)
     given = [label for label in labels if label != ALL]
-    every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
     mistakes = Mistakes()
-    methods = mistakes.each(parse_method, (*every, *given))
-    mistakes.raise_all()
-    methods = methods_with(methods, parsed["method"])
-    train = TrainConfig(**train_settings(Request(batch_size=batch_size), parsed["train"]))
-    named = list(zip(methods, (*every, *given), strict=True))
+    named, train = methods_and_recipe(labels, settings, batch_size)
     pairs = [(backbone, method, name) for backbone in backbones for method, name in named]
     rows = []
     for number, (backbone, method, name) in enumerate(pairs, 1):
-        with _patiently(f"{backbone}, {name} ({number} of {len(pairs)})"):
+        with patiently(f"{backbone}, {name} ({number} of {len(pairs)})"):
             try:
                 rows.append(_row(backbone, method, train, device) | {"method": name})
             except s2a.S2AError as error:
@@ -181,6 +183,27 @@ def memory(
     return DONE
 
 
+def methods_and_recipe(
+    labels: Sequence[str], settings: tuple[str, ...], batch_size: int | None = None
+) -> tuple[list[tuple[MethodConfig, str]], TrainConfig]:
+    """Methods with all their options, each with its label, and the recipe, from arguments that ``check`` has passed.
+
+    Raises:
+        ValueError: Bad input.
+    """
+    import s2a
+
+    parsed = parse_settings(settings)
+    given = [label for label in labels if label != ALL]
+    every = [name for name in s2a.list_methods() if name not in given] if ALL in labels else []
+    mistakes = Mistakes()
+    methods = mistakes.each(parse_method, (*every, *given))
+    mistakes.raise_all()
+    methods = methods_with(methods, parsed["method"])
+    train = TrainConfig(**train_settings(Request(batch_size=batch_size), parsed["train"]))
+    return list(zip(methods, (*every, *given), strict=True)), train
+
+
 def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | None) -> dict[str, Any]:
     from s2a_bench.cells import device_peak, measure
 
@@ -194,7 +217,7 @@ def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | 
 
 
 @contextlib.contextmanager
-def _patiently(what: str) -> Iterator[None]:
+def patiently(what: str) -> Iterator[None]:
     """Says on standard error what takes so long, if it does."""
     timer = threading.Timer(PATIENCE, lambda: print(f"s2a-bench: at {what} ...", file=sys.stderr, flush=True))
     timer.daemon = True

@@ -160,7 +160,9 @@ class Bars:
         self._tally.advance(cell_id, epoch)
         epochs = self._tally.cells[cell_id].train.epochs
         note = f"epoch {epoch}/{epochs}" if epoch < epochs else "scoring"
-        self._progress.update(self._bars[cell_id], completed=epoch, note=f"{note}, loss {metrics['loss']:.3f}")
+        seen = f", val {metrics['val_accuracy']:.1f} %" if "val_accuracy" in metrics else ""
+        note = f"{note}, loss {metrics['loss']:.3f}{seen}"
+        self._progress.update(self._bars[cell_id], completed=epoch, note=note)
         self._refresh()
 
     def finished(self, record: Record) -> None:

@@ -39,8 +39,9 @@ class Sweep:
     Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
 
     Attributes:
-        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet.
-        datasets: Datasets of the suite; its default subset if left out.
+        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet; own: your own images, as
+            `s2a-bench data prepare NAME --from DIR` leaves them under --data-dir.
+        datasets: Datasets of the suite; its default subset if left out (own: all under --data-dir).
         backbones: timm names, mini_vit, ...
         methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
         seeds: One cell each; 0 1 2 for vtab and fgvc, 0 for the others if left out.
@@ -53,12 +54,16 @@ class Sweep:
             methods and backbones where none are named.
         set: method.KEY=VALUE for every method that has the option, or train.KEY=VALUE; values as in JSON or Python.
         sweep: method.KEY=V1,V2,... or train.KEY=V1,V2,...; given more than once: all combinations.
-        weights: Local .safetensors or .pth file for the backbone.
+        weights: Local .safetensors or .pth file for the backbone, or a folder with model.safetensors.
         random_weights: Start from random weights; the record says so.
         image_size: Side in pixels, instead of the checkpoint's own.
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
-        evaluate: test: train on train and val, score the test set once. val: train on train, score val.
+        evaluate: test: train on train and val, score the test set once. val: train on train, score val. select:
+            train on train, keep the best epoch on val (train.patience=N stops early), score the test set once with it.
+        augment: Random views of training images: default (the suite's: none for mini and vtab, crop for the others),
+            none, crop, resized-crop, rand or rand-mM-nN (timm's RandAugment, magnitude M, N operations).
+        no_mirror: Do not mirror training images: left and right matter.
         device: cpu, cuda, cuda:0.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if left out.
@@ -93,7 +98,9 @@ class Sweep:
     image_size: Number = None
     limit_train: Number = None
     limit_test: Number = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
+    augment: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
+    no_mirror: bool = False
     device: str = "cpu"
     serial: bool = False
     max_concurrent: Number = None

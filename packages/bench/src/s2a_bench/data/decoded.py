@@ -28,9 +28,11 @@ import numpy as np
 import PIL
 import torch
 
+from s2a_bench.data.augment import Augmentation
 from s2a_bench.data.folder import CACHE, ListedImage, Manifest, image_root, sha256
-from s2a_bench.data.images import INTERPOLATIONS, decode_rgb, read_image_bytes, resize_image
+from s2a_bench.data.images import INTERPOLATIONS, MAX_PIXELS, decode_rgb, read_image_bytes, resize_image
 from s2a_bench.data.pixel_file import PixelFile, open_pixel_file, write_pixel_file
+from s2a_bench.data.views import cut_views
 from s2a_bench.errors import InputError
 from s2a_bench.files import locked, replacing
 
@@ -50,7 +52,7 @@ class Pixels(Protocol):
     """Reads images of a list by index."""
 
     def __call__(self, indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
-        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; with a generator, random crops where the form is short."""
+        """``(B, 3, size, size)`` uint8 at ``(B,)`` indices; with a generator, random views where the form is short."""
         ...
 
 
@@ -65,6 +67,8 @@ class ImageList:
         size: Side in pixels of what the model sees.
         interpolation: Key of ``images.INTERPOLATIONS``.
         form: Square or short, see the module.
+        augmentation: Random views that are cut out of the short form for training.
+        fill: Colour of what these move in from outside.
     """
 
     folder: Path
@@ -73,6 +77,12 @@ class ImageList:
     size: int
     interpolation: str
     form: DecodedForm
+    augmentation: Augmentation = dataclasses.field(default_factory=Augmentation)
+    fill: tuple[int, int, int] = (128, 128, 128)
+
+    def cut_views(self, images: Sequence[np.ndarray], generator: torch.Generator | None) -> np.ndarray:
+        """``(B, 3, size, size)`` uint8 views of decoded images of the short form, see ``views.cut_views``."""
+        return cut_views(images, self.size, generator, self.augmentation, self.interpolation, self.fill)
 
     def decode_one(self, index: int) -> np.ndarray:
         """One image, decoded now: ``(3, h, w)`` uint8.
@@ -85,12 +95,14 @@ class ImageList:
         data = read_image_bytes(file)
         if self.manifest is not None and sha256(data) != self.manifest.files[path].sha256:
             raise InputError(f"Image {file} was changed after it was prepared; prepare the dataset again.")
-        image = decode_rgb(data, str(file))
+        image = decode_rgb(data, str(file), self.manifest is not None and self.manifest.upright)
         if self.form == "square":
             return resize_image(image, self.size, self.interpolation)
         width, height = image.size
         short = short_side(self.size)
         shape = (short, int(short * height / width)) if width <= height else (int(short * width / height), short)
+        if shape[0] * shape[1] > MAX_PIXELS:
+            raise InputError(f"Image {file} is far too long and narrow ({width} x {height} pixels); crop it first.")
         if shape != image.size:
             image = image.resize(shape, INTERPOLATIONS[self.interpolation])
         return np.asarray(image).transpose(2, 0, 1)
@@ -133,7 +145,7 @@ def open_pixels(
         if listed.form == "square":
             stacked = np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
             return lambda indices, generator: stacked[indices]
-        return lambda indices, generator: _cut_crops([images[i] for i in indices], listed.size, generator)
+        return lambda indices, generator: listed.cut_views([images[i] for i in indices], generator)
     return decode_on_demand(listed)
 
 
@@ -143,7 +155,7 @@ def decode_on_demand(listed: ImageList) -> Pixels:
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
         images = list(listed.decode_many(indices.tolist()))
         if listed.form == "short":
-            return _cut_crops(images, listed.size, generator)
+            return listed.cut_views(images, generator)
         return np.stack(images) if images else np.empty((0, 3, listed.size, listed.size), np.uint8)
 
     return pixels
@@ -162,27 +174,6 @@ def _decoding_threads() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_decoding_threads.cache_clear)  # a fork has no threads
-
-
-def _cut_crops(images: Sequence[np.ndarray], size: int, generator: torch.Generator | None) -> np.ndarray:
-    """Cuts ``size`` x ``size`` crops out of ``(3, h, w)`` images: random and mirrored with probability 1/2, or central.
-
-    For three uniform numbers ``u`` in [0, 1) per image: ``top = floor(u_0 * (h - size + 1))``, ``left`` likewise with
-    ``u_1`` and ``w``, mirrored if ``u_2 < 0.5``. All three are drawn for every image, so that the size of one image
-    does not change the crops of the others.
-    """
-    out = np.empty((len(images), 3, size, size), np.uint8)
-    draws = None if generator is None else torch.rand(len(images), 3, generator=generator).tolist()
-    for i, image in enumerate(images):
-        free = (image.shape[1] - size, image.shape[2] - size)
-        if draws is None:
-            top, left, mirrored = round(free[0] / 2), round(free[1] / 2), False
-        else:
-            top, left = (min(int(draw * (free_i + 1)), free_i) for draw, free_i in zip(draws[i][:2], free, strict=True))
-            mirrored = draws[i][2] < 0.5
-        crop = image[:, top : top + size, left : left + size]
-        out[i] = crop[:, :, ::-1] if mirrored else crop
-    return out
 
 
 # --- The cache -------------------------------------------------------------------------------------------------------
@@ -208,7 +199,7 @@ def _pixels_from_cache(listed: ImageList, name: str, cached: PixelFile, note: Ca
         images = []
         for offset, height, width in shapes[indices].tolist():
             images.append(data[offset : offset + 3 * height * width].reshape(3, height, width))
-        return _cut_crops(images, listed.size, generator)
+        return listed.cut_views(images, generator)
 
     return pixels
 

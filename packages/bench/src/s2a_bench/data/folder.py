@@ -73,6 +73,8 @@ class Manifest:
         code: Version of this package and, as ``recipe``, of the rules for lists.
         synthetic: Whether this package made the source; its counts then differ from the table's.
         home: Folder of the images where they are used in place; ``""``: the manifest's own.
+        own: How the user's own images became this dataset: their ``format``, which lists were ``drawn`` and by which
+            ``fractions``, what was grouped and skipped; ``None``: a dataset of the table.
     """
 
     dataset: str
@@ -90,6 +92,12 @@ class Manifest:
     code: Mapping[str, str]
     synthetic: bool = False
     home: str = ""
+    own: Mapping[str, Any] | None = None
+
+    @property
+    def upright(self) -> bool:
+        """Whether images that ask for a rotation (EXIF) are turned: the user's own are, others stay as published."""
+        return self.own is not None
 
     def expected(self, name: str, dataset: Dataset) -> int | None:
         """Images that a list must have."""
@@ -271,6 +279,8 @@ def _check_types(manifest: Manifest) -> None:
         bool: (m.lossy, m.synthetic),
     }
     values[str] += (*m.lists.values(), *m.code.values(), *(text for f in files for text in (f.sha256, f.source)))
+    if m.own is not None and not (isinstance(m.own, dict) and isinstance(m.own.get("format"), str)):
+        raise TypeError(f"own={m.own!r:.80} where an object with a format is expected")
     values[int] += (*(f.bytes for f in files), *(f.label for f in files if f.label is not None))
     for kind, found in values.items():
         for value in found:
@@ -303,7 +313,10 @@ def identify_folder(
             stats[path] = (images / path).stat()
         except OSError as error:
             name, line = next((n, e.line) for n, each in entries.items() for e in each if e.path == path)
-            raise InputError(f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}).") from error
+            raise InputError(
+                f"{folder / name}.txt:{line}: image {path} cannot be read ({error.strerror}); put it back, "
+                "or prepare the dataset again."
+            ) from error
         if manifest is not None and (path not in manifest.files or manifest.files[path].bytes != stats[path].st_size):
             raise InputError(f"Image {images / path} is not what was prepared; prepare {manifest.dataset} again.")
     if manifest is not None:

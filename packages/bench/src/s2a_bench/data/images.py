@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from s2a_bench.data.limits import read_file
 from s2a_bench.errors import InputError
@@ -49,19 +49,26 @@ def read_image_bytes(path: Path) -> bytes:
         return read_file(path)
     except OSError as error:
         raise InputError(f"Image {path} cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:  # A zero byte in its name.
+        raise InputError(f"Image {str(path)!r} cannot be read ({error}).") from error
 
 
-def decode_rgb(data: bytes, name: str) -> Image.Image:
-    """A fully decoded RGB image; greyscale, CMYK and palette images are converted.
+def decode_rgb(data: bytes, name: str, upright: bool = False) -> Image.Image:
+    """A fully decoded RGB image; greyscale, CMYK and palette images are converted, an alpha channel is dropped.
 
     Args:
         data: The image file's content.
         name: Its name in error messages.
+        upright: Whether a rotation that it asks for (EXIF) is applied.
 
     Raises:
         InputError: As ``describe_conversions``.
     """
     with _open_decoded(data, name) as image:
+        if upright:
+            # An EXIF entry that cannot be read asks for no rotation.
+            with contextlib.suppress(Exception):
+                image = ImageOps.exif_transpose(image)
         return image.convert("RGB")
 
 
@@ -78,12 +85,13 @@ _CONVERSIONS = {
 _DEEP_MODES = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")
 
 
-def describe_conversions(data: bytes, name: str) -> list[str]:
-    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation not applied.
+def describe_conversions(data: bytes, name: str, upright: bool = False) -> list[str]:
+    """Lists what changes when an image is converted to 8-bit RGB: its mode, further frames, a rotation.
 
     Args:
         data: The image file's content.
         name: Its name in error messages.
+        upright: As ``decode_rgb``.
 
     Raises:
         InputError: Empty, damaged, not an image, or one whose conversion to 8-bit RGB is not defined.
@@ -95,7 +103,7 @@ def describe_conversions(data: bytes, name: str) -> list[str]:
         if getattr(image, "n_frames", 1) > 1:
             found.append(f"has {getattr(image, 'n_frames', 1)} frames, of which the first is used")
         if image.getexif().get(0x0112, 1) != 1:
-            found.append("asks for a rotation (EXIF), which is not applied")
+            found.append(f"asks for a rotation (EXIF), which is {'applied' if upright else 'not applied'}")
     return found
 
 
@@ -115,11 +123,14 @@ def _open_decoded(data: bytes, name: str) -> Iterator[Image.Image]:
             image.load()
             yield image
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise InputError(f"Image {name} is huge ({error}); make it smaller first.") from error
+        reason = str(error).rstrip(".")
+        raise InputError(f"Image {name} is huge ({reason}); make it smaller first.") from error
     except InputError:
         raise
     except Exception as error:  # A decoder may raise anything on a damaged file.
         reason = (str(error) or type(error).__name__).splitlines()[0]
+        if isinstance(error, UnidentifiedImageError):
+            reason = "its first bytes are those of no image format that is read"  # Pillow names the buffer's address
         raise InputError(f"Image {name} cannot be decoded ({reason}); it is damaged or not an image.") from error
 
 

@@ -1,9 +1,11 @@
-"""The datasets of the table and their state on disk, as ``s2a-bench data list`` prints them."""
+"""The datasets of the table, the own ones, and their state on disk, as ``s2a-bench data list`` prints them."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from s2a_bench.data.folder import Manifest, find_dataset_folder, read_manifest
 from s2a_bench.data.mini import tasks as mini_tasks
@@ -15,14 +17,14 @@ from s2a_bench.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class DatasetStatus:
-    """A dataset of the table, and what of it lies on disk.
+    """A dataset, and what of it lies on disk.
 
     Attributes:
         name: Dataset.
         suite: Its suite.
         group: Its group.
         classes: Number of classes.
-        counts: Images per list by the table.
+        counts: Images per list by the table; of an own dataset by its manifest.
         present: Whether it can be loaded from the given data root.
         prepared: Whether its folder has a manifest.
         data_id: Of a prepared folder.
@@ -32,6 +34,7 @@ class DatasetStatus:
         lossy: Whether its images were re-encoded with loss.
         size: Of the listed images together, e.g. ``"9144 images, 131.3 MB"``; of a prepared folder.
         note: What its manifest says a reader of results must know, or why the folder of its name is not it.
+        own: As in the manifest, of an own dataset.
     """
 
     name: str
@@ -48,10 +51,11 @@ class DatasetStatus:
     lossy: bool = False
     size: str = ""
     note: str = ""
+    own: Mapping[str, Any] | None = None
 
 
 def list_datasets(root: Path | None) -> list[DatasetStatus]:
-    """State of every dataset of the table under a data root.
+    """State of every dataset of the table under a data root, and of the own ones there.
 
     A folder counts as present with its lists and a readable manifest, if any, that is not another dataset's;
     ``verify_dataset`` is the full check.
@@ -88,7 +92,35 @@ def list_datasets(root: Path | None) -> list[DatasetStatus]:
                 note=manifest.note if manifest is not None else reason,
             )
         )
-    return rows
+    return [*rows, *(_describe_own(name, Path(root)) for name in datasets.own_datasets(root) if root is not None)]
+
+
+def _describe_own(name: str, root: Path) -> DatasetStatus:
+    try:
+        dataset, manifest = datasets.get_dataset(datasets.OWN, name, root), read_manifest(root / name)
+    except InputError as error:
+        unknown = Counts(None, None, None, None)
+        where = str(root / name)
+        return DatasetStatus(
+            name, datasets.OWN, datasets.OWN, 0, unknown, False, False, None, None, where, note=str(error)
+        )
+    assert manifest is not None
+    return DatasetStatus(
+        name=name,
+        suite=dataset.suite,
+        group=dataset.group,
+        classes=dataset.classes,
+        counts=dataset.counts,
+        present=all((root / name / f"{each}.txt").is_file() for each in dataset.lists),
+        prepared=True,
+        data_id=manifest.data_id,
+        split_id=manifest.split_id,
+        where=str(root / name),
+        lossy=manifest.lossy,
+        size=_disk_size(manifest),
+        note=manifest.note,
+        own=manifest.own,
+    )
 
 
 def _disk_size(manifest: Manifest) -> str:

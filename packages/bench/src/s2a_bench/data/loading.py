@@ -1,9 +1,10 @@
 """Loads the images and labels of one cell, in the backbone's size and normalisation.
 
 ``evaluate="test"`` trains on train and val together and scores ``test``; ``"val"`` trains on train and scores val, and
-neither the test list nor any test image is opened. In VTAB-1k images are resized directly to the backbone's size (no
-crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``). All are normalised with
-the backbone's own mean and standard deviation.
+neither the test list nor any test image is opened; ``"select"`` trains on train, with val to choose the epoch, and
+scores test (val where the test list is empty). In VTAB-1k images are resized directly to the backbone's size (no
+crop, no augmentation); elsewhere training takes random crops and mirrors (see ``Suite.view``), unless
+``DataConfig.augment`` asks for other views. All are normalised with the backbone's own mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ import torch
 from torch import Tensor
 
 from s2a_bench.config import DataConfig
-from s2a_bench.data.decoded import ImageList, Pixels, open_pixels, short_side
+from s2a_bench.data import augment
+from s2a_bench.data.augment import NO_AUGMENTATION, Augmentation
+from s2a_bench.data.decoded import DecodedForm, ImageList, Pixels, decode_on_demand, open_pixels, short_side
 from s2a_bench.data.folder import (
     DataIdentity,
     ListedImage,
@@ -33,9 +36,10 @@ from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
+from s2a_bench.data.views import cut_views
 from s2a_bench.errors import InputError, unknown
 
-_EVALUATE = ("test", "val")
+_EVALUATE = ("test", "val", "select")
 
 
 class Images:
@@ -67,7 +71,7 @@ class Images:
 
         Args:
             indices: Which images.
-            generator: For training: draws random crops and mirrors where the suite's view is ``"crop"``. ``None``: the
+            generator: For training: draws random views where there are any (``data/augment.py``). ``None``: the
                 deterministic view used for scoring.
 
         Raises:
@@ -88,9 +92,12 @@ class TaskData:
         split_id: Names the rule or files that chose the lists.
         train: Training images.
         scored: Images that the trained model is scored on.
+        val: With ``evaluate="select"`` the images that choose the epoch; ``scored`` is this very object where the test
+            list is empty.
         lossy: Whether images were re-encoded with loss after their makers published them.
         synthetic: Whether this package made the images.
-        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any.
+        data_config: ``size``, ``mean``, ``std``, ``interpolation``, ``resize``; ``augment`` where there is any or it is
+            not the suite's own, see ``augment.describe``.
         notes: Sentences for the record; they come as images are read, e.g. that a damaged cache was made again.
     """
 
@@ -104,6 +111,7 @@ class TaskData:
     synthetic: bool
     data_config: dict[str, Any]
     notes: list[str] = dataclasses.field(default_factory=list)
+    val: Images | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +123,7 @@ class OpenDataset:
         identity: Hashes of its content and lists.
         folder: Its folder; ``None`` for embedded tasks.
         manifest: Manifest of the folder, if it has one.
-        lists: The two lists that are used, by name; empty for embedded tasks.
+        lists: The lists that are used, by name; empty for embedded tasks.
     """
 
     dataset: Dataset
@@ -180,24 +188,38 @@ def load_data(
     view: dict[str, Any] = {"size": size, "mean": mean, "std": std, "interpolation": interpolation, "resize": "direct"}
     if crop:
         view["resize"] = f"short side {short_side(size)}, centre crop"
-        view["augment"] = "random crop and mirror"
-    limits = (config.limit_train, config.limit_test)
-    names = _names_of_used_lists(config, dataset)
+    view |= augment.describe(config)
+    augmentation = augment.resolve(config)
+    trained_on, *looked_at = _names_of_used_lists(config, dataset)
     notes: list[str] = []
     if opened.folder is None:
-        train, scored = (
-            _images_from_arrays(*mini_tasks.load_task(dataset.name)[name], limit, view)
-            for name, limit in zip(names, limits, strict=True)
-        )
-        train = _resize_in_memory(train, view)
+        arrays = mini_tasks.load_task(dataset.name)
+        if augmentation.name == "none":
+            train = _resize_in_memory(_images_from_arrays(*arrays[trained_on], config.limit_train, view), view)
+        else:
+            train = _augmented_from_arrays(*arrays[trained_on], config.limit_train, view, augmentation)
+        others = [_images_from_arrays(*arrays[name], config.limit_test, view) for name in looked_at]
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
-        train, scored = (
+        # What is scored once, at the end, is not kept in memory.
+        plans = [(trained_on, config.limit_train, False)]
+        plans += [(name, config.limit_test, name == looked_at[-1]) for name in looked_at]
+        train, *others = (
             _images_from_files(
-                folder, manifest, lists[name], limit, f"{name}-{ids.data_id}", view, crop, read_once, notes
+                folder,
+                manifest,
+                lists[name],
+                limit,
+                f"{name}-{ids.data_id}",
+                view,
+                augmentation if name == trained_on else NO_AUGMENTATION,
+                read_once,
+                notes,
             )
-            for name, limit, read_once in zip(names, limits, (False, True), strict=True)
+            for name, limit, read_once in plans
         )
+    val = others[0] if config.evaluate == "select" else None
+    scored = others[-1] if len(others[-1]) else others[0]
     return TaskData(
         dataset=dataset,
         classes=dataset.classes,
@@ -209,6 +231,7 @@ def load_data(
         synthetic=dataset.synthetic or ids.synthetic,
         data_config=view,
         notes=notes,
+        val=val,
     )
 
 
@@ -219,13 +242,15 @@ def check_data(config: DataConfig) -> tuple[str, str]:
 
 
 def _check_config(config: DataConfig) -> Dataset:
-    dataset = datasets.get_dataset(config.suite, config.dataset)
+    dataset = datasets.get_dataset(config.suite, config.dataset, config.root)
     if config.evaluate not in _EVALUATE:
         raise unknown("value of data.evaluate", str(config.evaluate), _EVALUATE)
     for name in ("limit_train", "limit_test"):
         limit = getattr(config, name)
         if limit is not None and limit < 1:
             raise InputError(f"data.{name}={limit} is too small; give at least 1, or leave it out to use every image.")
+    augment.resolve(config)
+    datasets.check_images(dataset, config.evaluate)
     return dataset
 
 
@@ -241,9 +266,11 @@ def _check_view(
     return tuple(float(v) for v in mean), tuple(float(v) for v in std)
 
 
-def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, str]:
-    """The list to train on and the list to score."""
+def _names_of_used_lists(config: DataConfig, dataset: Dataset) -> tuple[str, ...]:
+    """The list to train on and the list to score; for ``"select"`` the list that chooses the epoch between them."""
     lists = dataset.lists
+    if config.evaluate == "select":
+        return lists.train, lists.val, lists.test
     return (lists.both, lists.test) if config.evaluate == "test" else (lists.train, lists.val)
 
 
@@ -256,7 +283,7 @@ def _spaced_indices(n: int, limit: int | None) -> np.ndarray:
 def _open_folder(
     config: DataConfig, dataset: Dataset
 ) -> tuple[Path, Manifest | None, dict[str, list[ListedImage]], DataIdentity]:
-    """Reads the two lists that are used and checks them against the table, the manifest and the files on disk."""
+    """Reads the lists that are used and checks them against the table, the manifest and the files on disk."""
     folder = find_dataset_folder(dataset, config.root)
     manifest = read_manifest(folder)
     if manifest is not None and (reason := explain_other_set(dataset, folder, manifest, {})):
@@ -265,9 +292,14 @@ def _open_folder(
     labels = {name: [entry.label for entry in entries] for name, entries in lists.items()}
     if reason := explain_other_set(dataset, folder, manifest, labels):
         raise InputError(f"{folder} is not {dataset.name}: {reason}.")
-    train, scored = lists.values()
-    if both := {entry.path for entry in train} & {entry.path for entry in scored}:
-        raise InputError(f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again.")
+    train, *others = ({entry.path for entry in entries} for entries in lists.values())
+    for scored in others:
+        if both := train & scored:
+            raise InputError(
+                f"{folder}: {min(both)} is in a training list and in a scored one; prepare the folder again."
+            )
+    if len(others) > 1 and (both := others[0] & others[1]):
+        raise InputError(f"{folder}: {min(both)} is in the validation list and in the test list; prepare it again.")
     return folder, manifest, lists, identify_folder(folder, lists, manifest)
 
 
@@ -278,6 +310,30 @@ def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | Non
         return resize_arrays(images[kept[indices]], view["size"], view["interpolation"])
 
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+
+
+def _augmented_from_arrays(
+    images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any], augmentation: Augmentation
+) -> Images:
+    """Random views of images in memory; without a generator the view that is scored."""
+    kept = _spaced_indices(len(labels), limit)
+    plain = resize_arrays(images[kept], view["size"], view["interpolation"])
+    short = resize_arrays(images[kept], short_side(view["size"]), view["interpolation"])
+    fill = _fill_colour(view)
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if generator is None:
+            return plain[indices]
+        drawn = list(short[indices])
+        return cut_views(drawn, view["size"], generator, augmentation, view["interpolation"], fill)
+
+    return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+
+
+def _fill_colour(view: dict[str, Any]) -> tuple[int, int, int]:
+    """The backbone's mean as a colour: what RandAugment moves in from outside, as timm does."""
+    red, green, blue = (min(255, max(0, round(255 * each))) for each in view["mean"])
+    return red, green, blue
 
 
 def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
@@ -293,19 +349,26 @@ def _images_from_files(
     limit: int | None,
     name: str,
     view: dict[str, Any],
-    crop: bool,
+    augmentation: Augmentation,
     read_once: bool,
     notes: list[str],
 ) -> Images:
     """Images of a list on disk. No file is opened before the first batch is requested.
 
-    A whole list is served from the decoded cache; a limited one is decoded without it.
+    A whole list is served from the decoded cache; a limited one is decoded without it. Random views are cut out of the
+    short form, whatever form is scored.
     """
     kept = [entries[i] for i in _spaced_indices(len(entries), limit)]
-    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], "short" if crop else "square")
+    scored_form: DecodedForm = "square" if view["resize"] == "direct" else "short"
+    form: DecodedForm = scored_form if augmentation.name == "none" else "short"
+    fill = _fill_colour(view)
+    listed = ImageList(folder, manifest, kept, view["size"], view["interpolation"], form, augmentation, fill)
+    plain = None if form == scored_form else decode_on_demand(dataclasses.replace(listed, form=scored_form))
     opened: list[Pixels] = []
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        if generator is None and plain is not None:
+            return plain(indices, None)
         if not opened:
             cached = name if len(kept) == len(entries) else None
             opened.append(open_pixels(listed, cached, read_once, notes.append))

@@ -6,12 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from s2a_bench.data import splits
-from s2a_bench.data.folder import compute_content_id, sha256
+from s2a_bench.data.folder import FileInfo, compute_content_id, sha256
 from s2a_bench.data.labels import find_folder_conflict
 from s2a_bench.data.other_sets import find_by_counts
 from s2a_bench.data.readers import noah, registry
@@ -27,13 +27,27 @@ Synthetic = Literal["", "miniature", "full"]
 
 @dataclasses.dataclass(frozen=True)
 class OpenedSource:
-    """An opened source and its division into lists; no image has been read yet."""
+    """An opened source and its division into lists.
+
+    Attributes:
+        place: The path that was given.
+        reader: Name of the reader, or form of own images.
+        source: Its images; of the table's datasets none has been read yet.
+        split: Their division.
+        synthetic: Whether, and how, this package made the source.
+        seed: Of the division.
+        looked_at: What is known of images that were read and decoded already, all of those in a list or none.
+        own: As in the manifest.
+    """
 
     place: Path
     reader: str
     source: Source
     split: splits.Split
     synthetic: Synthetic
+    seed: int = 0
+    looked_at: Mapping[str, FileInfo] = dataclasses.field(default_factory=dict)
+    own: Mapping[str, Any] | None = None
 
     @property
     def chosen(self) -> dict[str, SourceImage]:
@@ -89,7 +103,7 @@ def open_source(
         chosen = splits.split_source(dataset, preparation, source)
         if synthetic != "miniature":
             _check_counts(dataset, place, chosen)
-        yield OpenedSource(place, reader.name, source, chosen, synthetic)
+        yield OpenedSource(place, reader.name, source, chosen, synthetic, preparation.seed)
 
 
 def _check_source(dataset: Dataset, place: Path, source: Source) -> None:
@@ -105,14 +119,14 @@ def _check_source(dataset: Dataset, place: Path, source: Source) -> None:
         if item.name in seen:
             raise InputError(f"{place} holds {item.name} twice; download it again.")
         seen.add(item.name)
-        _check_name(place, item.name)
+        check_name(place, item.name)
         if not 0 <= item.label < dataset.classes:
             raise InputError(
                 f"{place}: {item.name} has label {item.label}; there are {dataset.classes} classes, counted from 0."
             )
 
 
-def _check_name(place: Path, name: str) -> None:
+def check_name(place: Path, name: str) -> None:
     """Refuses names that lists, manifests and records, which are text, could not hold."""
     try:
         name.encode("utf-8")

@@ -6,16 +6,17 @@ A temporary folder beside the target is filled, verified, flushed to disk and re
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path, PurePosixPath
 
 from s2a_bench.data import splits
 from s2a_bench.data.folder import MANIFEST, FileInfo, Manifest, compute_content_id, read_manifest, sha256
-from s2a_bench.data.images import LOSSY_SUFFIXES
+from s2a_bench.data.images import IMAGE_SUFFIXES, LOSSY_SUFFIXES
 from s2a_bench.data.open_source import (
     OpenedSource,
     Synthetic,
@@ -71,23 +72,39 @@ def prepare_dataset(
     root, source = Path(root), Path(source)
     if not path_exists(source):
         raise InputError(f"Source {source} does not exist; give {describe_accepted_sources(dataset, preparation)}.")
+    with reserve_target(dataset.name, root) as target:
+        with open_source(dataset, preparation, source, split, synthetic, progress) as opened:
+            if opened.source.base is not None and target.exists() and opened.source.base.samefile(target):
+                return _adopt_folder(dataset, opened, target, progress)
+            if is_taken(target):
+                _check_existing(dataset, opened, target, progress)
+                return target
+            in_place = preparation.in_place or opened.reader == "noah"
+            return build_folder(dataset, opened, target, progress, in_place=in_place)
+
+
+@contextlib.contextmanager
+def reserve_target(name: str, root: Path) -> Iterator[Path]:
+    """Reserves ``<root>/<name>`` for this process, and removes what a killed one left of it.
+
+    Raises:
+        InputError: Another process is preparing it, or the root cannot be written to, also within the block.
+    """
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with reserved(root / dataset.name) as held:
+        with reserved(root / name) as held:
             if not held:
-                raise InputError(f"Another process is preparing {dataset.name} in {root}; wait for it to end.")
-            for stale in root.glob(f".{dataset.name}.*.partial"):
+                raise InputError(f"Another process is preparing {name} in {root}; wait for it to end.")
+            for stale in root.glob(f".{name}.*.partial"):
                 shutil.rmtree(stale)
-            target = root / dataset.name
-            with open_source(dataset, preparation, source, split, synthetic, progress) as opened:
-                if opened.source.base is not None and target.exists() and opened.source.base.samefile(target):
-                    return _adopt_folder(dataset, opened, target, progress)
-                if target.is_symlink() or (target.exists() and not _is_empty(target)):
-                    _check_existing(dataset, opened, target, progress)
-                    return target
-                return _build_folder(dataset, preparation, opened, target, progress)
+            yield root / name
     except OSError as error:
-        raise InputError(f"Cannot write {dataset.name} to {root} ({error}); nothing was prepared.") from error
+        raise InputError(f"Cannot write {name} to {root} ({error}); nothing was prepared.") from error
+
+
+def is_taken(target: Path) -> bool:
+    """Whether there is something at a path that is no empty folder."""
+    return target.is_symlink() or (target.exists() and not _is_empty(target))
 
 
 def _is_empty(folder: Path) -> bool:
@@ -105,14 +122,8 @@ def _preparation_of(dataset: Dataset) -> Preparation:
 
 
 def _check_existing(dataset: Dataset, opened: OpenedSource, target: Path, progress: Progress) -> None:
-    manifest = read_manifest(target)
-    if manifest is None:
-        raise InputError(f"{target} exists and was not made by this command; move it away or give another data folder.")
-    if problems := _without_notes(verify_folder(dataset, target, progress)):
-        raise InputError(
-            f"{target} exists but is damaged (problems: {len(problems)}, the first: {problems[0]}); "
-            "delete it and prepare again."
-        )
+    manifest = read_existing(target)
+    check_intact(dataset, target, progress)
     hashes = {item.name: sha256(data) for item, data in read_chosen(opened, progress, "comparing with the source")}
     source_id = compute_source_id(opened, hashes)
     if source_id != manifest.source_id or opened.split.split_id != manifest.split_id:
@@ -122,6 +133,31 @@ def _check_existing(dataset: Dataset, opened: OpenedSource, target: Path, progre
             "delete it or give another data folder."
         )
     progress("already prepared and intact; nothing to do", 1, 1)
+
+
+def read_existing(target: Path) -> Manifest:
+    """The manifest of a folder that is there already.
+
+    Raises:
+        InputError: It has none, or a broken one.
+    """
+    manifest = read_manifest(target)
+    if manifest is None:
+        raise InputError(f"{target} exists and was not made by this command; move it away or give another data folder.")
+    return manifest
+
+
+def check_intact(dataset: Dataset, target: Path, progress: Progress, decoded: Collection[str] = ()) -> None:
+    """Refuses a folder that is there already and damaged; ``decoded`` as in ``verify_folder``.
+
+    Raises:
+        InputError: It is.
+    """
+    if problems := _without_notes(verify_folder(dataset, target, progress, decoded)):
+        raise InputError(
+            f"{target} exists but is damaged (problems: {len(problems)}, the first: {problems[0]}); "
+            "delete it and prepare again."
+        )
 
 
 def _without_notes(problems: Sequence[Problem]) -> list[Problem]:
@@ -160,11 +196,22 @@ def _absent_classes(dataset: Dataset, opened: OpenedSource) -> list[Problem]:
     return describe_absent_classes(dataset, labels, opened.source.classes)
 
 
-def _build_folder(
-    dataset: Dataset, preparation: Preparation, opened: OpenedSource, target: Path, progress: Progress
-) -> Path:
+def build_folder(dataset: Dataset, opened: OpenedSource, target: Path, progress: Progress, *, in_place: bool) -> Path:
+    """Writes the standard folder, whole or not at all.
+
+    Args:
+        dataset: Gives the names of the lists.
+        opened: The images and their division.
+        target: The folder to make.
+        progress: Told each step.
+        in_place: Whether images that lie in a folder are used there.
+
+    Raises:
+        InputError: The result does not pass ``verify_folder``.
+        OSError: It cannot be written.
+    """
     temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{dataset.name}.", suffix=".partial"))
-    in_place = opened.source.base is not None and (preparation.in_place or opened.reader == "noah")
+    in_place = in_place and opened.source.base is not None
     try:
         if in_place:
             paths, files = _hash_images(opened, progress)
@@ -177,7 +224,8 @@ def _build_folder(
         home = str(opened.source.base.resolve()) if in_place and opened.source.base is not None else ""
         manifest = _make_manifest(dataset, opened, lists, files, home)
         (temporary / MANIFEST).write_text(manifest.to_json(), encoding="utf-8")
-        if problems := _without_notes(verify_folder(dataset, temporary, progress)):
+        decoded = {info.sha256 for info in opened.looked_at.values()}
+        if problems := _without_notes(verify_folder(dataset, temporary, progress, decoded)):
             raise InputError(f"{opened.place} cannot be used: {problems[0].what} (problems in all: {len(problems)}).")
         _tell_absent_classes(dataset, opened, progress)
         progress("writing to disk", 0, 1)
@@ -206,6 +254,7 @@ def _write_images(
         (folder / "images" / name).mkdir(parents=True)
         for i, item in enumerate(opened.split.lists[name]):
             suffix = PurePosixPath(item.name).suffix.lower()
+            suffix = suffix if suffix in IMAGE_SUFFIXES else ""
             paths.setdefault(item.name, f"images/{name}/{i:06d}{suffix}")
     both = folder / "images" / names.both
     files: dict[str, FileInfo] = {}
@@ -220,7 +269,7 @@ def _write_images(
 
 def _hash_images(opened: OpenedSource, progress: Progress) -> tuple[dict[str, str], dict[str, FileInfo]]:
     """Hashes images that are used in place; returns the same as ``_write_images``."""
-    files = {
+    files = dict(opened.looked_at) or {
         item.name: FileInfo(sha256(data), len(data), item.name, item.label)
         for item, data in read_chosen(opened, progress, "hashing the images")
     }
@@ -240,7 +289,7 @@ def _make_manifest(
         dataset=dataset.name,
         data_id=compute_content_id(hashes, {path: info.sha256 for path, info in files.items()}),
         split_id=opened.split.split_id,
-        seed=dataset.preparation.seed if dataset.preparation else 0,
+        seed=opened.seed,
         source_id=compute_source_id(opened, {info.source: info.sha256 for info in files.values()}),
         source=opened.place.name,
         lossy=opened.source.lossy or (dataset.encoding == "lossless" and lossy_suffixes),
@@ -252,6 +301,7 @@ def _make_manifest(
         code={"recipe": f"{opened.reader}/{splits.RULES_VERSION}", "s2a_bench": _package_version()},
         synthetic=bool(opened.synthetic),
         home=home,
+        own=opened.own,
     )
 
 

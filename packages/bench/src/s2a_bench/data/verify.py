@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 from s2a_bench.data.folder import (
     CACHE,
@@ -30,6 +31,7 @@ from s2a_bench.data.limits import read_file
 from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.pixel_file import is_earlier_version, open_pixel_file
 from s2a_bench.data.table import lookup as datasets
+from s2a_bench.data.table.lookup import OWN
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError
 
@@ -39,6 +41,8 @@ Progress = Callable[[str, int, int], None]
 _SHOWN_CLASSES = 20
 """Classes without an image that are named; the rest is counted."""
 
+A = TypeVar("A")
+B = TypeVar("B")
 _Inspected = tuple[str | None, list[tuple[str, bool]]]
 
 
@@ -78,15 +82,24 @@ def verify_dataset(name: str, root: Path, progress: Progress | None = None) -> l
     Raises:
         InputError: Unknown or embedded dataset, or no folder.
     """
-    dataset = datasets.find_dataset(name)
+    dataset = datasets.find_dataset(name, root)
     if dataset.embedded:
         raise InputError(f"Dataset {dataset.name!r} is embedded in the package; there is nothing to verify on disk.")
     folder = find_dataset_folder(dataset, root)
     return [*verify_folder(dataset, folder, progress), *_check_caches(folder, progress)]
 
 
-def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = None) -> list[Problem]:
-    """As ``verify_dataset``, for a folder at any path and without its cache."""
+def verify_folder(
+    dataset: Dataset, folder: Path, progress: Progress | None = None, decoded: Collection[str] = ()
+) -> list[Problem]:
+    """As ``verify_dataset``, for a folder at any path and without its cache.
+
+    Args:
+        dataset: The dataset.
+        folder: Its folder.
+        progress: Called after every image.
+        decoded: sha256 of images that this process, or who wrote the manifest, has decoded: they are only hashed.
+    """
     problems: list[Problem] = []
     manifest: Manifest | None = None
     try:
@@ -97,7 +110,7 @@ def verify_folder(dataset: Dataset, folder: Path, progress: Progress | None = No
     list_hashes: dict[str, str] = {}
     for name in dataset.lists:
         lists[name] = _check_list(folder, name, dataset, manifest, problems, list_hashes)
-    hashes = _check_images(image_root(folder, manifest), lists, manifest, problems, progress)
+    hashes = _check_images(image_root(folder, manifest), lists, manifest, problems, progress, decoded)
     _check_splits(dataset, lists, hashes, problems)
     _check_labels(dataset, folder, lists, manifest, problems)
     if manifest is None:
@@ -147,6 +160,7 @@ def _check_images(
     manifest: Manifest | None,
     problems: list[Problem],
     progress: Progress | None,
+    decoded: Collection[str],
 ) -> dict[str, str]:
     """Checks every listed image once; returns the sha256 of those that could be read."""
     hashes: dict[str, str] = {}
@@ -154,7 +168,7 @@ def _check_images(
     labels: dict[str, int] = {}
     order = list(dict.fromkeys(entry.path for entries in lists.values() for entry in entries))
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
-        looked = _map_bounded(threads, lambda path: _inspect_image(root, path, manifest), order)
+        looked = map_bounded(threads, lambda path: _inspect_image(root, path, manifest, decoded), order)
         for done, (path, (digest, found)) in enumerate(zip(order, looked, strict=True), start=1):
             if progress is not None:
                 progress("verifying images", done, len(order))
@@ -173,11 +187,9 @@ def _check_images(
     return hashes
 
 
-def _map_bounded(
-    threads: ThreadPoolExecutor, work: Callable[[str], _Inspected], items: list[str]
-) -> Iterator[_Inspected]:
+def map_bounded(threads: ThreadPoolExecutor, work: Callable[[A], B], items: Iterable[A]) -> Iterator[B]:
     """Maps ``work`` over items in threads, in order, with at most 64 submitted at a time to bound memory."""
-    waiting: deque[Future[_Inspected]] = deque()
+    waiting: deque[Future[B]] = deque()
     for item in items:
         waiting.append(threads.submit(work, item))
         if len(waiting) >= 64:
@@ -186,8 +198,12 @@ def _map_bounded(
         yield waiting.popleft().result()
 
 
-def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspected:
-    """Reads, hashes and decodes one image: its sha256, ``None`` if unreadable, and ``(message, is_note)`` pairs."""
+def _inspect_image(root: Path, path: str, manifest: Manifest | None, decoded: Collection[str]) -> _Inspected:
+    """Reads, hashes and, unless that was done, decodes one image.
+
+    Returns:
+        Its sha256, ``None`` if it is unreadable, and ``(message, is_note)`` pairs.
+    """
     known = manifest.files.get(path) if manifest is not None else None
     origin = f" (made from {known.source})" if known is not None else ""
     try:
@@ -197,13 +213,18 @@ def _inspect_image(root: Path, path: str, manifest: Manifest | None) -> _Inspect
     except InputError as error:
         return None, [(str(error), False)]
     digest = sha256(data)
+    upright = manifest is not None and manifest.upright
     found: list[tuple[str, bool]] = []
     if manifest is not None and known is None:
         found.append((f"{path} is not in the manifest", False))
     elif known is not None and digest != known.sha256:
         found.append((f"{path}{origin} was changed (its hash differs)", False))
+    if digest in decoded:
+        return digest, found
     try:
-        found += [(f"{path}{origin} {remark}", True) for remark in describe_conversions(data, f"{path}{origin}")]
+        found += [
+            (f"{path}{origin} {remark}", True) for remark in describe_conversions(data, f"{path}{origin}", upright)
+        ]
     except InputError as error:
         found.append((str(error), False))
     return digest, found
@@ -256,7 +277,8 @@ def _check_labels(
         return known.source if known is not None else path
 
     images = {name_in_source(entry.path): entry.label for entries in lists.values() for entry in entries}
-    if conflict := find_folder_conflict(images.items(), dataset.classes):
+    # Own images may lie in as many folders as there are classes and yet mean others by them: hospitals, say.
+    if dataset.suite != OWN and (conflict := find_folder_conflict(images.items(), dataset.classes)):
         what = f"the labels contradict the class folders: {conflict}"
         problems.append(Problem(f"{dataset.lists.both}.txt", None, what))
     titles = manifest.classes if manifest is not None else ()

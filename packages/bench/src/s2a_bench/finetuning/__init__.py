@@ -1,1 +1,1 @@
-"""``finetune``: from own images to an adapter folder, with metrics and a report."""
+"""From somebody's images to an adapter folder: ``s2a_bench.finetune`` and ``s2a-bench finetune``."""

@@ -7,6 +7,7 @@ import shlex
 from pathlib import Path
 
 from s2a_bench.cells import record as records_door
+from s2a_bench.cells.outputs import check_no_finetuning
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
@@ -29,8 +30,9 @@ def build(output: Path) -> ReportPaths:
     """Writes the report of all records under ``output``; the same records give the same bytes.
 
     Raises:
-        InputError: There is nothing to report on.
+        InputError: There is nothing to report on, or the folder is that of a fine-tuning, which has its own report.
     """
+    check_no_finetuning(output)
     good: list[Record] = []
     broken: list[str] = []
     for path, found in records_door.read_all(output):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from s2a_bench.cells import learning
+from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.experiments.spec import FAMILIES
 from s2a_bench.reports.sections import Section, canonical_text, format_option
 from s2a_bench.reports.text import format_seeds, truncate_list
@@ -19,7 +20,17 @@ def list_notes(section: Section) -> list[str]:
     limits = [f"{k}={v}" for k, v in section.setting.items() if k.startswith("limit_") and v is not None]
     if limits:
         found.append(f"Limited data ({', '.join(limits)}): not comparable with runs on the full lists.")
-    if section.setting["evaluated_on"] != "test":
+    if section.setting["evaluated_on"] == "select":
+        found.append(
+            "Trained without the validation images, which chose the epoch: not comparable with results after the last "
+            "epoch of training on both (evaluated on test), as the paper's are."
+        )
+        if names := sorted({r.dataset for r in done if NO_TEST in r.notes}):
+            found.append(
+                "Without test images accuracies are those of the validation images that chose the epoch, and so "
+                f"optimistic: {', '.join(names)}."
+            )
+    if section.setting["evaluated_on"] == "val":
         found.append(
             "Scored on the validation images, trained without them: not comparable with published test numbers."
         )

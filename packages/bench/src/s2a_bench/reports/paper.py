@@ -293,7 +293,9 @@ def list_deviations(records: Sequence[Record], suite: str, family: str) -> list[
         found.append("a cell that did not learn")
     if any(r.random_weights for r in records):
         found.append("random weights")
-    if any(r.evaluated_on != "test" for r in records):
+    if any(r.evaluated_on == "select" for r in records):
+        found.append("the epoch chosen on validation images, trained without them")
+    if any(r.evaluated_on == "val" for r in records):
         found.append("scored on validation images")
     if any(r.limit_train is not None or r.limit_test is not None for r in records):
         found.append("limited data")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from s2a_bench.cells.record import Record
+from s2a_bench.data import augment
 
 NOISE_LEVEL = 0.05
 """Two-sided level of the test of ``is_clearly_above``."""
@@ -137,6 +138,7 @@ def table_setting(record: Record) -> dict[str, Any]:
         "limit_test": record.limit_test,
         "image_size": record.data_config.get("size"),
         "preprocessing": _describe_view(record.data_config),
+        "augmentation": ", ".join(augment.spoken(augment.from_record(record.data_config))),
     }
 
 

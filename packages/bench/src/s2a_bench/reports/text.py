@@ -6,12 +6,17 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells.evaluation import PHRASES
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
 
 READING = (
-    ("Accuracy", "top-1 in percent after the last epoch, scored once; mean ± standard deviation between seeds (n-1)."),
+    (
+        "Accuracy",
+        "top-1 in percent after the last epoch, or after the best epoch on val where the setting says so, scored once; "
+        "mean ± standard deviation between seeds (n-1).",
+    ),
     (
         "Averages",
         "the mean of tasks weighs every task the same, the mean of groups every group; published tables use either, "
@@ -28,9 +33,9 @@ READING = (
     ("Images/s", "training throughput; it compares only between cells of the same hardware."),
     (
         "Comparable",
-        "one table holds one suite, backbone, checkpoint, image size, number of epochs, scored split, data limit and "
-        "protocol. A value marked * stands on other data than its column (data_id, split_id or number of images) and "
-        "takes part in no average.",
+        "one table holds one suite, backbone, checkpoint, image size, augmentation, number of epochs, scored split, "
+        "data limit and protocol. A value marked * stands on other data than its column (data_id, split_id or number "
+        "of images) and takes part in no average.",
     ),
     (
         "Did not learn",
@@ -76,9 +81,10 @@ def section_title(section: Section) -> str:
 def describe_setting(setting: Mapping[str, Any]) -> str:
     """A setting as half a sentence."""
     epochs = setting["epochs"]
-    words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", f"scored on {setting['evaluated_on']}"]
+    words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", PHRASES[setting["evaluated_on"]]]
     words += [f"{setting['image_size']} px"] if setting["image_size"] else []
     words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
+    words += [setting["augmentation"]] if setting.get("augmentation") else []
     words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
     return ", ".join([*words, f"protocol {setting['protocol']}"])
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from s2a_bench.cells import backbones
 from s2a_bench.cells.train import attach, precision, set_checkpointing
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
-from s2a_bench.data.table.lookup import DATASETS
+from s2a_bench.data.table import lookup
 
 GB = 1e9
 """One GB, as MB elsewhere: powers of ten."""
@@ -31,7 +31,7 @@ MARGIN = 1.25
 """On what is computed: the allocator's rounding and fragments, and kernels whose choice differs from the CPU's."""
 
 SCORING_BATCH = 128
-"""Images per step of ``score.accuracy``."""
+"""Images per step of ``scores.accuracy``."""
 
 _STEP, _FORWARD = 3, 3
 """Tensors of the size of the largest layer's input and output that live at once, besides what is kept: a gradient that
@@ -75,7 +75,8 @@ def predict(cell: CellConfig) -> Need:
     options = json.dumps(dict(cell.method.options), sort_keys=True)
     # Weights from a file have the sizes of random ones; the file need not be read again.
     backbone = dataclasses.replace(cell.backbone, weights=None, random_weights=True)
-    found = _sizes(backbone, cell.method.name, options, DATASETS[cell.data.dataset].classes, cell.train.number_format)
+    classes = lookup.get_dataset(cell.data.suite, cell.data.dataset, cell.data.root).classes
+    found = _sizes(backbone, cell.method.name, options, classes, cell.train.number_format)
     batch = cell.train.batch_size
     return Need(
         weights=found.weights,

@@ -10,6 +10,7 @@ from typing import Any
 
 from s2a_bench.cells import method_cards, recipes
 from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
+from s2a_bench.data import augment
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import Mistakes
 from s2a_bench.experiments import spec as experiment
@@ -43,7 +44,9 @@ def expand(request: Request) -> list[CellConfig]:
     """
     suite = datasets.get_suite(request.suite)
     mistakes = Mistakes()
-    names = mistakes.each(lambda name: datasets.get_dataset(suite.name, name).name, request.datasets or suite.defaults)
+    root = request.data_dir
+    asked = request.datasets or datasets.default_datasets(suite.name, root)
+    names = mistakes.each(lambda name: datasets.get_dataset(suite.name, name, root).name, asked)
     planned = experiment.load_experiment(request.experiment) if request.experiment is not None else None
     labels = request.methods or (planned.methods(suite.name) if planned else method_cards.default_methods())
     usual = planned.backbones(suite.name) if planned else BACKBONES.get(suite.name, REAL_BACKBONES)
@@ -67,6 +70,8 @@ def expand(request: Request) -> list[CellConfig]:
                 evaluate=request.evaluate,
                 limit_train=request.limit_train,
                 limit_test=request.limit_test,
+                augment=request.augment,
+                mirror=request.mirror,
             ),
             backbone=BackboneConfig(backbone, request.weights, request.random_weights, request.image_size),
             method=method,
@@ -121,4 +126,4 @@ def label(cell: CellConfig) -> str:
         recipe = [f"lr {cell.train.lr:g}", f"weight decay {cell.train.weight_decay:g}"]
         changed = {key: value for key, value in changed.items() if key not in ("lr", "weight_decay")}
     where = [f"{method} on {cell.data.dataset}", cell.backbone.name, f"seed {cell.seed}"]
-    return ", ".join([*where, *recipe, *recipes.spoken(changed)])
+    return ", ".join([*where, *recipe, *recipes.spoken(changed), *augment.spoken(augment.changes(cell.data))])

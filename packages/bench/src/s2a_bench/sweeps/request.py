@@ -38,6 +38,8 @@ class Request:
         epochs: Short for ``train.epochs``.
         batch_size: Short for ``train.batch_size``.
         data_dir: Root of prepared datasets.
+        augment: See ``DataConfig``.
+        mirror: See ``DataConfig``.
         weights: Local file for the one backbone.
         random_weights: Do without pretrained weights.
         image_size: Side in pixels; ``None`` takes the checkpoint's own.
@@ -61,7 +63,9 @@ class Request:
     weights: str | None = None
     random_weights: bool = False
     image_size: int | None = None
-    evaluate: Literal["test", "val"] = "test"
+    evaluate: Literal["test", "val", "select"] = "test"
     limit_train: int | None = None
     limit_test: int | None = None
+    augment: str = "default"
+    mirror: bool = True
     device: str = "cpu"

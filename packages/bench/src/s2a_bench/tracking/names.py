@@ -11,7 +11,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from s2a_bench.cells import learning, recipes
+from s2a_bench.cells.evaluation import PHRASES
 from s2a_bench.cells.record import Record
+from s2a_bench.data import augment
 
 _TAGS = ("suite", "dataset", "group", "backbone", "method", "seed", "status", "evaluated_on", "data_id", "split_id")
 _TAGS += ("checkpoint_id", "git_sha", "git_dirty", "synthetic", "lossy", "random_weights", "started_at", "cell_id")
@@ -32,6 +34,7 @@ _NESTED = {"method_config": "method", "train_config": "train", "data_config": "d
 _METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
 _METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds", "resumed")
 _METRICS += ("scoring_seconds", "wall_seconds", "guessing_loss", "guessing_accuracy")
+_METRICS += ("balanced_accuracy", "macro_f1", "best_epoch")
 
 # MLflow's limits are 6,000 characters for a parameter and, in older versions, 5,000 for a tag.
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
@@ -67,12 +70,14 @@ def run_metrics(record: Record) -> list[tuple[str, float, int]]:
 
     A curve with the name of a final number is called ``epoch_...``: MLflow shows the last value of a name.
     """
-    found = [(name, float(v), 0) for name in _METRICS if (v := getattr(record, name)) is not None]
+    # Only where val chose the epoch is its accuracy a final number; a search's looks at val are a curve alone.
+    metrics = (*_METRICS, "val_accuracy") if record.val_accuracy is not None else _METRICS
+    found = [(name, float(v), 0) for name in metrics if (v := getattr(record, name)) is not None]
     for index, point in enumerate(record.curve, start=1):
         step = int(point.get("epoch", index))
         for name, value in point.items():
             if name != "epoch" and value is not None:
-                found.append((_key(f"epoch_{name}" if name in _METRICS else name), float(value), step))
+                found.append((_key(f"epoch_{name}" if name in metrics else name), float(value), step))
     return [entry for entry in found if math.isfinite(entry[1])]
 
 
@@ -82,6 +87,7 @@ def run_name(record: Record) -> str:
     method = f"{record.method}:{options}" if options else record.method
     words = [method, record.dataset, f"seed {record.seed}", record.backbone]
     words += recipes.spoken(recipes.changes(record.suite, record.method, record.backbone, record.train_config))
+    words += augment.spoken(augment.from_record(record.data_config))
     return " ".join([*words, *(["trial"] if record.trial else [])])[:_LONGEST_KEY]
 
 
@@ -110,8 +116,9 @@ def describe_sweep(records: Sequence[Record]) -> str:
     def names(field: str) -> str:
         return ", ".join(str(value) for value in sorted({getattr(record, field) for record in records}))
 
+    evaluated = "; ".join(PHRASES[value] for value in sorted({record.evaluated_on for record in records}))
     lines = [
-        f"A sweep of {len(records)} cells of suite **{names('suite')}**, scored on {names('evaluated_on')}.",
+        f"A sweep of {len(records)} cells of suite **{names('suite')}**, {evaluated}.",
         "",
         f"- methods: {names('method')}",
         f"- datasets: {names('dataset')}",

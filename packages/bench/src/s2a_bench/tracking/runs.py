@@ -23,7 +23,7 @@ from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.output_lock import only_writer
 from s2a_bench.tracking import found as found_runs
-from s2a_bench.tracking import names, outputs
+from s2a_bench.tracking import mlflow_model, names, outputs
 from s2a_bench.tracking.found import PARENT, CellRun
 from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, silence_mlflow
 
@@ -287,6 +287,8 @@ def _create_cell_run(sweep: Sweep, record: Record, sha: str, parent: str, sweep_
         client.log_text(run_id, record.error["traceback"], "traceback.txt")
     if (adapter := recorded_adapter(record, sweep.store.output)) is not None:
         client.log_artifact(run_id, str(adapter), "adapter")
+    mlflow_model.log_inputs(sweep.store, run_id, record)
+    mlflow_model.log_model(sweep.store, sweep.experiment_id, run_id, record)
     client.set_terminated(run_id, "FAILED" if record.status == "failed" else "FINISHED", start + length)
     own.complete = True
     return run_id

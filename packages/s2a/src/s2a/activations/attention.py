@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.loops import alike
 from s2a.ops.pack import chunk_of, pack, packed_bytes, unpack
 
 
@@ -102,7 +103,7 @@ def quantize_rows(y: Tensor, bits: int, levels: str = "paper") -> tuple[Tensor, 
     size = packed_bytes(step * width, bits)
     whole, rest = divmod(rows, step)
     data = torch.empty(whole * size + packed_bytes(rest * width, bits), dtype=torch.uint8, device=y.device)
-    for i, start in enumerate(range(0, rows if width else 0, step)):
+    for i, start in alike(list(enumerate(range(0, rows if width else 0, step)))):
         part = slice(start, start + step)
         codes, *own = encode(flat[part].float(), (1 << bits) - 1)
         for column, number in enumerate(own):
@@ -122,7 +123,7 @@ def dequantize_rows(
     step = _rows_per_chunk(rows, width, data.device)
     size = packed_bytes(step * width, bits)
     work = torch.promote_types(dtype, torch.float32)  # Sums of squares are too large for float16.
-    for i, start in enumerate(range(0, rows if width else 0, step)):
+    for i, start in alike(list(enumerate(range(0, rows if width else 0, step)))):
         part = out[start : start + step]
         codes = unpack(data[i * size : i * size + packed_bytes(part.numel(), bits)], part.numel(), bits)
         part.copy_(decode(codes.view(part.shape).to(work), (1 << bits) - 1, numbers[start : start + step].to(work)))

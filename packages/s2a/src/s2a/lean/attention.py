@@ -19,7 +19,7 @@ recomputes P in the same way, from exact q and k.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,6 +30,7 @@ from torch.autograd.function import once_differentiable
 from s2a.lean.linear import image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
+from s2a.ops.loops import alike
 from s2a.ops.reference import CPU_PIECE
 
 
@@ -50,7 +51,7 @@ class _Attention(torch.autograd.Function):
         out = torch.empty(items, tokens, len(second.weight), dtype=options.dtype, device=x.device)
         kept: list[Tensor] = []
         multiple = 1 if mask is None else len(mask)
-        parts = list(image_chunks(items, tokens * len(first.weight), multiple))
+        parts = alike(list(image_chunks(items, tokens * len(first.weight), multiple)))
         added = _added(options, bias, mask)
         for part in parts:
             # The norm: h, and the codes of n with which the backward pass makes h again.
@@ -175,15 +176,13 @@ def attend(qkv: Tensor, tokens: int, heads: int, added: Tensor | None, scale: fl
     return mixed.transpose(1, 2).reshape(-1, mixed.shape[1] * mixed.shape[3])
 
 
-def _row_pieces(qkv: Tensor, tokens: int, added: Tensor | None) -> Iterator[slice]:
+def _row_pieces(qkv: Tensor, tokens: int, added: Tensor | None) -> Sequence[slice]:
     """Rows of a chunk in pieces for a CPU's cache, whole images where windows have masks; all at once elsewhere."""
     if qkv.device.type != "cpu" or torch.compiler.is_compiling():  # A compiler would unroll the loop.
-        yield slice(0, len(qkv))
-        return
+        return [slice(0, len(qkv))]
     least = tokens * (1 if added is None else len(added))
     step = max(1, CPU_PIECE // (least * qkv.shape[1])) * least
-    for start in range(0, len(qkv), step):
-        yield slice(start, min(start + step, len(qkv)))
+    return alike([slice(start, min(start + step, len(qkv))) for start in range(0, len(qkv), step)])
 
 
 def _write_heads(rows: Tensor, values: Tensor) -> None:

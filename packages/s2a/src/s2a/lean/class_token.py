@@ -23,6 +23,7 @@ from s2a.backbones import Pass, state_of
 from s2a.lean.linear import Layer, image_chunks
 from s2a.lean.spec import BranchOptions, add_to, cast_like
 from s2a.ops import custom_ops as ops
+from s2a.ops.loops import alike
 
 
 class _ClassAttention(torch.autograd.Function):
@@ -34,7 +35,7 @@ class _ClassAttention(torch.autograd.Function):
         images, tokens, columns = x.shape
         out = torch.empty(images, 1, len(last.weight), dtype=options.dtype, device=x.device)
         kept: list[Tensor] = []
-        parts = list(image_chunks(images, tokens * len(others.weight)))
+        parts = alike(list(image_chunks(images, tokens * len(others.weight))))
         for part in parts:
             # The norm of all tokens; k and v of all, q of the first.
             h, *codes = ops.norm_pack(x[part].reshape(-1, columns), *tensors[:2], options.eps, options.saved_bits.norm)

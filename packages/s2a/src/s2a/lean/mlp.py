@@ -23,6 +23,7 @@ from torch.autograd.function import once_differentiable
 from s2a.lean.linear import image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
+from s2a.ops.loops import alike
 from s2a.ops.reference import FORWARDS
 
 
@@ -40,7 +41,8 @@ class _Mlp(torch.autograd.Function):
         size = (len(x), columns, *x.shape[2:]) if options.channels_first else (*x.shape[:-1], columns)
         out = torch.empty(size, dtype=options.dtype, device=x.device)
         kept: list[Tensor] = []
-        parts = list(image_chunks(len(x), math.prod(x.shape[1:]) // first.weight.shape[1] * len(first.weight)))
+        width = math.prod(x.shape[1:]) // first.weight.shape[1] * len(first.weight)
+        parts = alike(list(image_chunks(len(x), width)))
         for part in parts:
             # The norm: h, and the codes of n.
             rows = to_rows(x, part, options.channels_first)

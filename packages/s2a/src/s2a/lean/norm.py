@@ -22,6 +22,7 @@ from s2a.lean.registry import register_lean_forward
 from s2a.lean.spec import add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.loops import alike
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -40,7 +41,7 @@ class _LayerNorm(torch.autograd.Function):
     ) -> Tensor:
         # Maps come out channels last, as from the stock layer: dropout draws in the order of memory.
         out = torch.empty_like(x, memory_format=torch.channels_last if first else torch.contiguous_format)
-        parts = list(image_chunks(len(x), x[:1].numel()))
+        parts = alike(list(image_chunks(len(x), x[:1].numel())))
         kept: list[Tensor] = []
         for part in parts:
             h, *codes = ops.norm_pack(to_rows(x, part, first), weight, bias, eps, bits)
@@ -109,7 +110,7 @@ class _BatchNorm(torch.autograd.Function):
         work = torch.promote_types(x.dtype, torch.float32)
         variance, mean = torch.var_mean(x.to(work), (0, 2, 3), correction=0)
         rstd = (variance + norm.eps).rsqrt()
-        parts = list(image_chunks(len(x), x[:1].numel()))
+        parts = alike(list(image_chunks(len(x), x[:1].numel())))
         for part in parts:
             normed = (x[part].to(work) - mean.view(1, -1, 1, 1)) * rstd.view(1, -1, 1, 1)
             kept += ops.rows_pack(normed.flatten(2).flatten(0, 1), bits)

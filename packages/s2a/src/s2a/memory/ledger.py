@@ -9,13 +9,29 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import flop_registry
+
+from s2a.memory import replay
+
+T = TypeVar("T")
+
+_aten = torch.ops.aten
+FLOPS: dict[Any, Any] = {
+    _aten._scaled_dot_product_flash_attention_for_cpu: flop_registry[_aten._scaled_dot_product_flash_attention],
+    _aten._scaled_dot_product_flash_attention_for_cpu_backward: flop_registry[
+        _aten._scaled_dot_product_flash_attention_backward
+    ],
+    **flop_registry,
+}
+"""Operator -> its count of operations; older versions of torch leave out a CPU's attention."""
 
 BLOCK = 512
 """Bytes in which the CUDA caching allocator rounds every request up."""
@@ -29,23 +45,27 @@ class Entry:
         bytes: Its size, rounded up to ``BLOCK``.
         shape: Of the tensor that it was first seen under.
         dtype: Likewise.
-        operator: What made it.
+        operator: What made it, as text or as the operator itself: its text takes time.
         module: The innermost module that was running, or the node of the graph whose backward pass was.
         phase: Of the step in which it was made.
         born: Number of the event with which it came.
         died: Number of the event with which it went; ``None``: it has not.
         category: What it is, once that is known.
+        copies: How many such storages there are.
+        twins: Those of turns of a loop that were left out (``Ledger.shorten``); they go when it goes.
     """
 
     bytes: int
     shape: tuple[int, ...]
     dtype: torch.dtype
-    operator: str
+    operator: Any
     module: str
     phase: str
     born: int
     died: int | None = None
     category: str = ""
+    copies: int = 1
+    twins: list[Entry] = dataclasses.field(default_factory=list)
 
     def lives_at(self, event: int) -> bool:
         """Whether it is there right after an event."""
@@ -64,16 +84,20 @@ class Ledger(TorchDispatchMode):
         live: Bytes held now.
         phase: Name that new entries and peaks are put under.
         peaks: Phase -> most bytes held in it, and the event at which it was reached.
+        flops: Floating-point operations of products, convolutions and attention so far, as
+            ``torch.utils.flop_counter`` counts them: a multiply-add is two.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, mode: FakeTensorMode) -> None:
         super().__init__()
         self.device = device
+        self.mode = mode
         self.entries: list[Entry] = []
         self.now = 0
         self.live = 0
         self.phase = ""
         self.peaks: dict[str, tuple[int, int]] = {}
+        self.flops = 0
         self.modules: list[str] = []
         self._open: dict[int, tuple[Entry, Any]] = {}
 
@@ -82,9 +106,11 @@ class Ledger(TorchDispatchMode):
         self.phase = phase
         self.peaks[phase] = (self.live, self.now)
 
-    def note(self, tensor: Tensor, operator: str = "", category: str = "") -> None:
+    def note(self, tensor: Tensor, operator: Any = "", category: str = "") -> None:
         """Enters a tensor's storage, if it is new and lies on the device."""
-        if tensor.device.type != self.device.type:
+        # A tensor without data runs an operator to say where it is; its own record of that is faster.
+        device = tensor.fake_device if isinstance(tensor, FakeTensor) else tensor.device
+        if device.type != self.device.type:
             return
         # Storages are told apart by their C++ object; a view has that of its base.
         storage = tensor.untyped_storage()
@@ -114,6 +140,16 @@ class Ledger(TorchDispatchMode):
         if found is not None and not found[0].category:
             found[0].category = name
 
+    def there_from_the_start(self, category: str) -> None:
+        """Enters what is of a category as if it had been there before everything else."""
+        entries = [entry for entry, _ in self._open.values() if entry.category == category]
+        more = sum(entry.bytes for entry in entries)
+        for entry in entries:
+            entry.born = 0
+        for phase, (size, event) in self.peaks.items():
+            if phase != self.phase:
+                self.peaks[phase] = (size + more, event)
+
     def _held(self, more: int) -> None:
         self.live += more
         if self.live > self.peaks.get(self.phase, (0, 0))[0]:
@@ -134,8 +170,36 @@ class Ledger(TorchDispatchMode):
     def _gone(self, key: int) -> None:
         entry, _ = self._open.pop(key)
         self.now += 1
-        entry.died = self.now
-        self.live -= entry.bytes
+        gone = [entry]
+        for each in gone:
+            each.died = self.now
+            self.live -= each.bytes * each.copies
+            gone += each.twins
+
+    def shorten(self, parts: Sequence[T]) -> Sequence[T]:
+        """The parts of a loop whose turns do the same, without most of them (``s2a.ops.loops``)."""
+        return parts if len(parts) <= 3 else _Shortened(parts, self)
+
+    def repeat(self, entries: Sequence[Entry], times: int, born: int) -> int:
+        """Enters what turns of a loop that were left out have made and kept.
+
+        Args:
+            entries: What one turn made; what of it is still there was kept.
+            times: Turns that were left out.
+            born: Event from which on it is there.
+
+        Returns:
+            Its bytes.
+        """
+        more = 0
+        for entry in entries:
+            if entry.died is None:
+                twin = dataclasses.replace(entry, born=born, copies=entry.copies * times, twins=[])
+                entry.twins.append(twin)
+                self.entries.append(twin)
+                more += twin.bytes * twin.copies
+        self.live += more
+        return more
 
     def at(self, event: int) -> list[Entry]:
         """What was there right after an event, largest first."""
@@ -145,10 +209,15 @@ class Ledger(TorchDispatchMode):
         """Runs the operator and enters what it returns."""
         if func is torch.ops.aten._local_scalar_dense.default and self.phase == "optimizer":
             return 1.0  # The optimiser reads its own step count; no storage depends on it.
-        out = func(*args, **(kwargs or {}))
-        for leaf in tree_leaves(out):
+        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
+            return args[0].fake_device  # Autograd asks twice per operator.
+        out = replay.run(func, args, kwargs, self.mode)
+        count = FLOPS.get(getattr(func, "_overloadpacket", None))
+        if count is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=out)
+        for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
-                self.note(leaf, str(func))
+                self.note(leaf, func)
         return out
 
     @contextlib.contextmanager
@@ -171,3 +240,31 @@ class Ledger(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+class _Shortened(list[T]):
+    """The first two parts of a loop and its last.
+
+    Of a loop of n turns the second that runs stands for the last but one, and for the n - 3 turns before it that are
+    left out: what it made and what is still there when the loop ends stays, so each of them left as much behind.
+    That is there from the beginning of the second turn.
+    """
+
+    def __init__(self, parts: Sequence[T], ledger: Ledger) -> None:
+        super().__init__((parts[0], parts[-2], parts[-1]))
+        self._ledger, self._left_out = ledger, len(parts) - 3
+
+    def __iter__(self) -> Iterator[T]:
+        ledger, phase = self._ledger, self._ledger.phase
+        first, second, last = super().__iter__()
+        yield first
+        # The peak of the turns that run from here on, by itself.
+        start, event, flops = len(ledger.entries), ledger.now, ledger.flops
+        before, ledger.peaks[phase] = ledger.peaks[phase], (0, event)
+        yield second
+        end, each = len(ledger.entries), ledger.flops - flops
+        yield last
+        ledger.flops += self._left_out * each
+        more = ledger.repeat(ledger.entries[start:end], self._left_out, event + 1)
+        size, event = ledger.peaks[phase]
+        ledger.peaks[phase] = max(before, (size + more, event), key=lambda peak: peak[0])

@@ -11,15 +11,24 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from s2a.memory import replay
+
 
 class _ValuesAreUnknown(TorchDispatchMode):
-    """Answers 0 where a value is asked for, and so ends what draws again until all values are in a range."""
+    """Answers 0 where a value is asked for, and so ends what draws again until all values are in a range.
+
+    Results are remembered by shapes (``replay``): most of a model's operators are those of the block before.
+    """
+
+    def __init__(self, mode: FakeTensorMode) -> None:
+        super().__init__()
+        self.mode = mode
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Answers that one question, passes the rest on."""
         if func is torch.ops.aten._local_scalar_dense.default and isinstance(args[0], FakeTensor):
             return _zero(args[0].dtype)
-        return func(*args, **(kwargs or {}))
+        return replay.run(func, args, kwargs, self.mode)
 
 
 def _zero(dtype: torch.dtype) -> Any:
@@ -27,13 +36,13 @@ def _zero(dtype: torch.dtype) -> Any:
 
 
 @contextlib.contextmanager
-def tensors_without_data() -> Iterator[None]:
+def tensors_without_data() -> Iterator[FakeTensorMode]:
     """Within the block all new tensors are without data; a method can be attached to a model of such tensors.
 
     Nothing that depends on values can be known: drawn weights are none, and a comparison of values is false.
     """
-    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True), _ValuesAreUnknown():
-        yield
+    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True) as mode, _ValuesAreUnknown(mode):
+        yield mode
 
 
 def strip_data(model: nn.Module, device: torch.device | str = "cpu") -> None:

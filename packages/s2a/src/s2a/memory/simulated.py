@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import dataclasses
+import functools
 import gc
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal
@@ -28,6 +29,7 @@ from torch.overrides import TorchFunctionMode
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
+from s2a.ops.loops import shortened_by
 
 CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
 """What bytes at the peak can be. Held: made in the forward pass and still there with the loss. Transient: all else."""
@@ -81,6 +83,8 @@ class Peak:
         phases: Phase -> most bytes held in it.
         after_forward: Bytes held when the loss is there.
         held: Held activations at that moment.
+        flops: Floating-point operations of the step's products, convolutions and attention, forward and backward, what
+            is computed again included; as ``torch.utils.flop_counter`` counts them (a multiply-add is two).
     """
 
     total: int
@@ -90,6 +94,7 @@ class Peak:
     phases: dict[str, int]
     after_forward: int
     held: int
+    flops: int = 0
 
     def __str__(self) -> str:
         lines = [f"{self.total / 1e6:.1f} MB in the {self.phase} phase"]
@@ -124,40 +129,96 @@ def simulated_peak(
         autocast: Dtype of an autocast around forward pass and loss; ``None``: none.
         loss_fn: Logits to a scalar; ``None``: cross-entropy.
         input_shape: Of one input, instead of ``image_size``.
-        steps: Steps to simulate; the last one counts. In the first there is no optimiser state before its end.
+        steps: The step that counts. In the first there is no optimiser state before its end.
 
     Raises:
         S2AError: Sizes that are none, a module without parameters to train, or a forward pass that looks at values.
     """
-    # 1. Input.
-    shape = _shape(adapted, image_size, input_shape)
-    for name, number in (("batch_size", batch_size), ("steps", steps)):
-        if type(number) is not int or number < 1:
-            raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
-    if optimizer not in OPTIMISERS:
-        raise S2AError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(map(repr, OPTIMISERS))}.")
-    if not any(p.requires_grad for p in adapted.parameters()):
-        raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
-    # 2. A copy without data, its weights in the ledger, and the steps; random numbers are not touched.
-    device = next(adapted.parameters()).device
-    devices = [device] if device.type == "cuda" else []
-    ledger = Ledger(device)
-    try:
-        with torch.random.fork_rng(devices), _mode_of(adapted) as mode:
-            model = _without_data(adapted, mode)
-            with _no_collection(), ledger, ledger.following(model):
-                _enter_weights(model, ledger)
-                options = OPTIMISERS[optimizer]
-                optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **options)
-                loss = loss_fn or _cross_entropy
-                after_forward = 0
-                for _ in range(steps):
-                    after_forward = _step(model, (batch_size, *shape), optimiser, autocast, loss, ledger)
-    except (DataDependentOutputException, DynamicOutputShapeException) as error:
-        raise S2AError(
-            f"The model decides by values what it computes ({error}); a simulation has none, measure it on a device."
-        ) from None
-    return _summary(ledger, after_forward)
+    step = StepSimulation(
+        adapted,
+        image_size=image_size,
+        optimizer=optimizer,
+        autocast=autocast,
+        loss_fn=loss_fn,
+        input_shape=input_shape,
+    )
+    return step.peak(batch_size, steps)
+
+
+class StepSimulation:
+    """Steps of one model, simulated for several batch sizes: what they have in common is made once.
+
+    Args:
+        adapted: As for ``simulated_peak``, and so are the others. What is changed there later is not seen.
+        image_size: Likewise.
+        optimizer: Likewise.
+        autocast: Likewise.
+        loss_fn: Likewise.
+        input_shape: Likewise.
+        copied: Whether steps run on a copy, so that the model keeps its data and its state. One on tensors without data
+            may be taken itself: it ends up in training mode, and what is planned for it later is simulated too.
+
+    Raises:
+        S2AError: As ``simulated_peak``.
+    """
+
+    def __init__(
+        self,
+        adapted: nn.Module,
+        *,
+        image_size: int | Sequence[int] | None = None,
+        optimizer: Literal["foreach", "single", "fused"] = "foreach",
+        autocast: torch.dtype | None = None,
+        loss_fn: Callable[[Tensor], Tensor] | None = None,
+        input_shape: Sequence[int] | None = None,
+        copied: bool = True,
+    ) -> None:
+        self._shape = _shape(adapted, image_size, input_shape)
+        if optimizer not in OPTIMISERS:
+            raise S2AError(f"optimizer={optimizer!r} is unknown; choose one of {', '.join(map(repr, OPTIMISERS))}.")
+        if not any(p.requires_grad for p in adapted.parameters()):
+            raise S2AError("Nothing trains in this model, so it has no training step; attach a method first.")
+        self._adapted, self._copied = adapted, copied
+        self._options = OPTIMISERS[optimizer]
+        self._autocast, self._loss_fn = autocast, loss_fn or _cross_entropy
+        self._device = next(adapted.parameters()).device
+        self._mode = _mode_of(adapted)
+        self._copy: tuple[nn.Module, torch.optim.Optimizer] | None = None
+
+    def peak(self, batch_size: int, steps: int = 2) -> Peak:
+        """As ``simulated_peak``; a step is the first one only in the first call."""
+        for name, number in (("batch_size", batch_size), ("steps", steps)):
+            if type(number) is not int or number < 1:
+                raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
+        ledger = Ledger(self._device, self._mode)
+        devices = [self._device] if self._device.type == "cuda" else []
+        kept, self._copy = self._copy, None
+        try:
+            with torch.random.fork_rng(devices), self._mode as mode:
+                # 1. A copy without data, or that of the call before, whose optimiser has its state.
+                model = (
+                    kept[0] if kept else _without_data(self._adapted, mode) if self._copied else self._adapted.train()
+                )
+                with _no_collection(), ledger, ledger.following(model), shortened_by(ledger):
+                    _enter_weights(model, ledger)
+                    optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **self._options) if kept is None else kept[1]
+                    _enter_state(optimiser, ledger)
+                    step = functools.partial(
+                        _step, model, (batch_size, *self._shape), optimiser, self._autocast, self._loss_fn, ledger
+                    )
+                    # 2. The steps. Where the first leaves nothing but state behind, it was as good as a later one.
+                    after_forward = step(steps > 1 and kept is None)
+                    alike = _only_state_stays(ledger)
+                    for _ in range(0 if alike else steps - 1):
+                        after_forward = step(False)
+        except (DataDependentOutputException, DynamicOutputShapeException) as error:
+            raise S2AError(
+                f"The model decides by values what it computes ({error}); a simulation has none, measure it on a "
+                "device."
+            ) from None
+        if alike and steps > 1:
+            self._copy = model, optimiser  # A step of the next call is no first one.
+        return _summary(ledger, after_forward)
 
 
 def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -211,7 +272,6 @@ def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
 @contextlib.contextmanager
 def _no_collection() -> Iterator[None]:
     """Switches Python's cycle collector off: when it runs is chance, so what only it could free counts as held."""
-    gc.collect()
     enabled = gc.isenabled()
     gc.disable()
     try:
@@ -225,6 +285,15 @@ def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
     """Parameters and buffers are there before the first operator runs."""
     for tensor in (*model.parameters(), *model.buffers()):
         ledger.note(tensor, category="weights")
+
+
+def _enter_state(optimiser: torch.optim.Optimizer, ledger: Ledger) -> None:
+    """The optimiser's state is known, and there if it is there."""
+    for state in optimiser.state.values():
+        for value in state.values():
+            if isinstance(value, Tensor):
+                ledger.note(value, category="optimiser state")
+                ledger.category(value, "optimiser state")
 
 
 def _groups(model: nn.Module) -> list[dict[str, Any]]:
@@ -245,8 +314,14 @@ def _step(
     autocast: torch.dtype | None,
     loss_fn: Callable[[Tensor], Tensor],
     ledger: Ledger,
+    with_state: bool,
 ) -> int:
-    """One training step; the event at which the loss was there."""
+    """One training step; the event at which the loss was there.
+
+    ``with_state``: as if the optimiser's state, which its first step makes, had been there from the beginning. A second
+    step of a model that keeps nothing else of the first does the same as the first, beside that state.
+    """
+    ledger.flops = 0
     reference = next(model.parameters())
     # Categories are set as soon as a tensor's role is known; what has none at the end is an activation or transient.
     ledger.begin("forward")
@@ -263,12 +338,18 @@ def _step(
             ledger.category(parameter.grad, "gradients")
     ledger.begin("optimizer")
     optimiser.step()
-    for state in optimiser.state.values():
-        for value in state.values():
-            if isinstance(value, Tensor):
-                ledger.category(value, "optimiser state")
+    _enter_state(optimiser, ledger)
+    if with_state:
+        ledger.there_from_the_start("optimiser state")
+        ledger.begin("optimizer")
+        optimiser.step()
     optimiser.zero_grad(set_to_none=True)
     return after_forward
+
+
+def _only_state_stays(ledger: Ledger) -> bool:
+    """Whether a step has left nothing behind that the next one would find, but the optimiser's state."""
+    return all(entry.category in ("weights", "optimiser state") for entry in ledger.at(ledger.now))
 
 
 def _summary(ledger: Ledger, after_forward: int) -> Peak:
@@ -279,17 +360,23 @@ def _summary(ledger: Ledger, after_forward: int) -> Peak:
     categories = dict.fromkeys(CATEGORIES, 0)
     found = ledger.at(event)
     for entry in found:
-        categories[_category(entry, after_forward)] += entry.bytes
+        categories[_category(entry, after_forward)] += entry.bytes * entry.copies
     held = ledger.at(after_forward)
     return Peak(
         total,
         phase,
         categories,
-        tuple(_live(entry, after_forward) for entry in found[:LARGEST]),
+        tuple(_live(entry, after_forward) for entry in _each(found)[:LARGEST]),
         phases,
-        sum(entry.bytes for entry in held),
-        sum(entry.bytes for entry in held if _category(entry, after_forward) == "held activations"),
+        sum(entry.bytes * entry.copies for entry in held),
+        sum(entry.bytes * entry.copies for entry in held if _category(entry, after_forward) == "held activations"),
+        ledger.flops,
     )
+
+
+def _each(entries: Sequence[Entry]) -> list[Entry]:
+    """Entries as often as there are copies of them, up to ``LARGEST`` each."""
+    return [entry for entry in entries for _ in range(min(entry.copies, LARGEST))]
 
 
 def _category(entry: Entry, after_forward: int) -> str:
@@ -301,4 +388,4 @@ def _category(entry: Entry, after_forward: int) -> str:
 
 def _live(entry: Entry, after_forward: int) -> Live:
     category = _category(entry, after_forward)
-    return Live(entry.bytes, category, entry.shape, entry.dtype, entry.operator, entry.module)
+    return Live(entry.bytes, category, entry.shape, entry.dtype, str(entry.operator), entry.module)

@@ -12,10 +12,12 @@ the other, their low two bits and their high bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
+
+from s2a.ops.loops import alike
 
 BITS = (1, 2, 3, 4, 8)
 """Code widths with a packing."""
@@ -40,12 +42,14 @@ def packed_bytes(n: int, bits: int) -> int:
     return -(-n * bits // 8)
 
 
-def chunks(n: int, chunk: int, bits: int) -> Iterator[tuple[slice, slice]]:
+def chunks(n: int, chunk: int, bits: int) -> Sequence[tuple[slice, slice]]:
     """(elements, bytes) of every chunk of a flat tensor of ``n`` elements."""
     size = packed_bytes(chunk, bits)
+    found = []
     for i, start in enumerate(range(0, n, chunk)):
         stop = min(start + chunk, n)
-        yield slice(start, stop), slice(i * size, i * size + packed_bytes(stop - start, bits))
+        found.append((slice(start, stop), slice(i * size, i * size + packed_bytes(stop - start, bits))))
+    return alike(found)
 
 
 def to_codes(x: Tensor, top: int) -> Tensor:

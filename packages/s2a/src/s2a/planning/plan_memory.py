@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -24,6 +24,9 @@ from s2a.planning.survey import measure_specs, set_plan
 log = logging.getLogger("s2a")
 
 _not_compiled: Any = torch.compiler.disable  # the type PyTorch gives it takes no methods
+
+P = TypeVar("P")
+_MakePlan = Callable[[int | None], Plan]
 
 MAX_TRIES = 5
 """Plans simulated for a peak budget, at most."""
@@ -73,6 +76,47 @@ def plan_memory(
         raise S2AError(f"batch_size={batch_size!r} must be an integer of at least 1, or None.")
     given = batch_size if batch_size is not None else getattr(adapted.config, "budget_batch", None)
     images = USUAL_BATCH if given is None else given
+
+    def choose(plan: _MakePlan) -> Plan:
+        if peak_budget is None:
+            return plan(None if saved_budget_mb is None else int(saved_budget_mb * 1e6))
+        device = next(adapted.head.parameters()).device.type
+        autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
+        most = parse_size(peak_budget)
+        return _plan_for_peak(plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images)
+
+    found = _planned(adapted, images, choose)
+    adapted._plan = found
+    if saved_budget_mb is not None or peak_budget is not None:
+        (_watch_of(adapted) or BudgetWatch()).follow(adapted, images, given is not None, (saved_budget_mb, peak_budget))
+    return found
+
+
+def plan_smallest(adapted: Adapted, batch_size: int) -> tuple[Plan, Plan]:
+    """Makes every branch keep the fewest bytes that can be planned; in place.
+
+    Args:
+        adapted: As for ``plan_memory``; likewise called under the autocast of the step.
+        batch_size: Images that the plan's bytes are for; what is kept does not depend on it.
+
+    Returns:
+        The plan of before, and the new one.
+
+    Raises:
+        S2AError: As ``plan_memory``.
+    """
+
+    def choose(plan: _MakePlan) -> tuple[Plan, Plan]:
+        before = plan(None)
+        return before, plan(before.smallest)
+
+    found = _planned(adapted, batch_size, choose)
+    adapted._plan = found[1]
+    return found
+
+
+def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], P]) -> P:
+    """Measures the branches, and applies the plan that ``choose`` makes with a function of the most bytes."""
     branches = adapted._branches
     if not branches:
         raise S2AError(
@@ -100,13 +144,7 @@ def plan_memory(
             set_plan(branches, found)
             return found
 
-        if peak_budget is None:
-            found = plan(None if saved_budget_mb is None else int(saved_budget_mb * 1e6))
-        else:
-            device = reference.device.type
-            autocast = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None
-            most = parse_size(peak_budget)
-            found = _plan_for_peak(plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images)
+        return choose(plan)
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
             branch.saved_bits = keep
@@ -117,10 +155,6 @@ def plan_memory(
             module.training = mode
         for name, value in adapted.named_buffers():
             value.copy_(buffers[name])  # Batch norms count what they see.
-    adapted._plan = found
-    if saved_budget_mb is not None or peak_budget is not None:
-        watch.follow(adapted, images, given is not None, (saved_budget_mb, peak_budget))
-    return found
 
 
 class BudgetWatch:
@@ -176,7 +210,7 @@ def _watch_of(adapted: Adapted) -> BudgetWatch | None:
     return next((owner for owner in owners if isinstance(owner, BudgetWatch)), None)
 
 
-def _plan_for_peak(plan: Callable[[int | None], Plan], peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
+def _plan_for_peak(plan: _MakePlan, peak: Callable[[], int], budget: int, batch_size: int) -> Plan:
     """The plan whose simulated peak comes closest to a budget from below.
 
     Saved bytes and peak move together, but not byte for byte, so this is a fixed-point iteration: a plan is made for

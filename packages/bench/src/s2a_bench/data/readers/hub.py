@@ -78,7 +78,7 @@ def open_hub(tree: Tree, dataset: Dataset) -> Source:
         InputError: pyarrow is missing, several datasets, a missing or damaged file, no such columns, or labels that
             do not fit.
     """
-    splits, unused = _group_by_split(tree)
+    splits, unused = group_by_split(tree)
     tables: dict[str, list[_ParquetTable]] = {}
     for split, files in splits.items():
         tables.setdefault(_PARTS[split], []).extend(_ParquetTable(tree, dataset, file.path) for file in files)
@@ -117,7 +117,7 @@ def open_hub(tree: Tree, dataset: Dataset) -> Source:
     return Source(everything, classes, read, lossy=lossy, note=f"{note} {skipped}".strip())
 
 
-def _group_by_split(tree: Tree) -> tuple[dict[str, list[_ParquetFile]], list[str]]:
+def group_by_split(tree: Tree) -> tuple[dict[str, list[_ParquetFile]], list[str]]:
     """Split -> its files in order, and the names of splits that are no part of ours."""
     files = _find_parquet_files(tree)
     used = [file for file in files if file.split in _PARTS]
@@ -166,9 +166,9 @@ class _ParquetTable:
         self._local = tree.path_on_disk(path)
         with self._open() as file:
             schema = file.schema_arrow
-            self._image, self._binary = _image_column(schema, self.what)
+            self._image, self._binary = find_image_column(schema, self.what)
             label = _label_column(schema, dataset, self.what)
-            self.names = _class_names(schema, label, self.what)
+            self.names = read_class_names(schema, label, self.what)
             self.rows = int(file.metadata.num_rows)
             if not self.rows:
                 raise InputError(f"{self.what} is empty; download it again.")
@@ -211,14 +211,14 @@ class _ParquetTable:
         if self._paths:
             with self._open() as file:
                 column = file.read(columns=[f"{self._image}.path"]).column(0).combine_chunks()
-                suffixes = [_image_suffix(path) for path in column.field("path").to_pylist()]
+                suffixes = [known_suffix(path) for path in column.field("path").to_pylist()]
             if len(suffixes) != self.rows:
                 raise InputError(
                     f"{self.what} states {self.rows} rows but has {len(suffixes)} paths; download it again."
                 )
         if not all(suffixes):
             # Only the content shows the format, so all images are read.
-            found = [_suffix_from_content(data) for _, data in self.images(list(range(self.rows)))]
+            found = [suffix_from_content(data) for _, data in self.images(list(range(self.rows)))]
             suffixes = [known or seen for known, seen in zip(suffixes, found, strict=True)]
         return suffixes
 
@@ -252,7 +252,7 @@ class _ParquetTable:
             raise InputError(f"{self.what} ends before row {row}; download it again.")
 
 
-def _image_column(schema: pa.Schema, what: str) -> tuple[str, bool]:
+def find_image_column(schema: pa.Schema, what: str) -> tuple[str, bool]:
     """The image column's name, and whether it holds bytes themselves and no struct."""
     import pyarrow as pa
 
@@ -297,7 +297,7 @@ def _check_integers(column: Any, what: str) -> list[int]:
     return column.to_pylist()
 
 
-def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | None:
+def read_class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | None:
     """Class names from the metadata that the library ``datasets`` writes for a ``ClassLabel``."""
     text = (schema.metadata or {}).get(b"huggingface")
     if text is None:
@@ -314,12 +314,14 @@ def _class_names(schema: pa.Schema, label: str, what: str) -> tuple[str, ...] | 
     return tuple(names) if names else None
 
 
-def _image_suffix(path: str | None) -> str:
+def known_suffix(path: str | None) -> str:
+    """The suffix of a path in lower case if it is an image's, else ``""``."""
     suffix = PurePosixPath(path or "").suffix.lower()
     return suffix if suffix in IMAGE_SUFFIXES else ""
 
 
-def _suffix_from_content(data: bytes) -> str:
+def suffix_from_content(data: bytes) -> str:
+    """The suffix of an image file by its first bytes; ``".jpg"`` if they tell nothing."""
     return next((suffix for start, suffix in _STARTS if data.startswith(start)), ".jpg")
 
 

@@ -139,7 +139,7 @@ class Dataset:
     """One row of the table.
 
     Attributes:
-        name: Key of ``DATASETS`` and name of the folder under the data root.
+        name: Key of ``DATASETS``, unless it is an own dataset, and name of the folder under the data root.
         suite: Key of ``SUITES``.
         group: Group of tasks that tables average over, e.g. ``"natural"``.
         classes: Number of classes, the size of the head.
@@ -154,6 +154,7 @@ class Dataset:
         synthetic: Rendered by this package.
         preparation: How a download becomes the standard folder; ``None``: embedded.
         remotes: Files that ``prepare --download`` fetches; empty where the makers require a registration.
+        class_names: In label order, where the row was made from a manifest (suite ``own``).
     """
 
     name: str
@@ -171,6 +172,7 @@ class Dataset:
     synthetic: bool = False
     preparation: Preparation | None = None
     remotes: tuple[RemoteFile, ...] = ()
+    class_names: tuple[str, ...] = ()
 
     @property
     def lists(self) -> ListNames:

@@ -87,7 +87,8 @@ def check_weights(config: BackboneConfig) -> None:
     """
     if config.weights and config.random_weights:
         raise InputError("--weights and --random-weights exclude each other; give one.")
-    if config.weights and not Path(config.weights).is_file():
+    if config.weights and not Path(config.weights).exists():
         raise InputError(
-            f"No weights file at {config.weights}; pass an existing .safetensors or .pth file to --weights."
+            f"No weights file at {config.weights}; pass an existing .safetensors or .pth file, or a folder with "
+            "model.safetensors, to --weights."
         )

@@ -19,5 +19,5 @@ def check_device_name(device: str) -> None:
     Raises:
         InputError: torch has no device of that form.
     """
-    if not _SPELLING.fullmatch(device):
+    if not isinstance(device, str) or not _SPELLING.fullmatch(device):
         raise InputError(f"Unknown device {device!r}: write cpu, cuda or cuda:0.")

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from s2a_bench.config import DataConfig
+from s2a_bench.data import augment
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes
@@ -19,13 +21,14 @@ from s2a_bench.sweeps.settings import parse_assignment, parse_axes, parse_settin
 
 
 def check_data_options(mistakes: Mistakes, request: Request) -> None:
-    """Refuses a data folder where every dataset is embedded, and limits that no list reaches.
+    """Refuses a data folder where every dataset is embedded, limits that no list reaches, no mirrors where none are.
 
     Args:
         mistakes: Where what is refused is added.
         request: The request; names that are wrong are passed over.
     """
-    found = _datasets(request)
+    _check_augmentation(mistakes, request)
+    found = find_datasets(request)
     if not found:
         return
     names = ", ".join(dataset.name for dataset in found)
@@ -49,11 +52,26 @@ def check_data_options(mistakes: Mistakes, request: Request) -> None:
         )
 
 
-def _datasets(request: Request) -> list[Dataset]:
+def _check_augmentation(mistakes: Mistakes, request: Request) -> None:
+    if request.suite not in datasets.SUITES:
+        with mistakes.collecting():
+            augment.parse(request.augment)
+        return
+    with mistakes.collecting():
+        found = augment.resolve(DataConfig(request.suite, augment=request.augment))
+        if not request.mirror and found.name == "none":
+            why = f"--augment {request.augment}" if request.augment != "default" else f"suite {request.suite}"
+            raise InputError(f"--no-mirror has no effect: training images of {why} are not augmented; leave it out.")
+
+
+def find_datasets(request: Request) -> list[Dataset]:
+    """The datasets of a request; names that are wrong are passed over."""
     if request.suite not in datasets.SUITES:
         return []
-    names = request.datasets or datasets.get_suite(request.suite).defaults
-    return Mistakes().each(lambda name: datasets.get_dataset(request.suite, name), names)
+    names, root = request.datasets, request.data_dir
+    with Mistakes().collecting():
+        names = names or datasets.default_datasets(request.suite, root)
+    return Mistakes().each(lambda name: datasets.get_dataset(request.suite, name, root), names)
 
 
 def check_sweep_options(mistakes: Mistakes, request: Request, options: RunOptions, *, searches: bool) -> None:
@@ -79,6 +97,13 @@ def check_sweep_options(mistakes: Mistakes, request: Request, options: RunOption
                 "val there are no other cells; leave it out, or run without --evaluate val."
             )
         )
+    if searches and request.evaluate == "select":
+        mistakes.add(
+            InputError(
+                "--evaluate select does not go with --search: a search chooses on the validation images by itself, and "
+                "trains the chosen config on train and val together; leave one of the two out."
+            )
+        )
     if not options.keep.features:
         with mistakes.collecting():
             _check_feature_cache(request)
@@ -95,11 +120,17 @@ def _check_feature_cache(request: Request) -> None:
             f"--no-feature-cache has no effect: features are cached only for {', '.join(sorted(table.fixed_features))},"
             f" not for {', '.join(sorted(named))}; leave it out."
         )
-    if request.suite in datasets.SUITES and datasets.get_suite(request.suite).view == "crop":
+    if request.suite in datasets.SUITES and _is_augmented(request):
         raise InputError(
             f"--no-feature-cache has no effect: images of suite {request.suite} are augmented anew in every epoch, so "
             "that no features are cached; leave it out."
         )
+
+
+def _is_augmented(request: Request) -> bool:
+    with Mistakes().collecting():  # a name that is wrong is named elsewhere
+        return augment.resolve(DataConfig(request.suite, augment=request.augment)).name != "none"
+    return False
 
 
 def check_setting_effects(mistakes: Mistakes, request: Request, labels: Sequence[str], table: MethodTable) -> None:
@@ -123,6 +154,13 @@ def check_setting_effects(mistakes: Mistakes, request: Request, labels: Sequence
             scopes = parse_axes([text])
             method |= dict.fromkeys(scopes["method"])
             train |= scopes["train"]
+    if any(train.get("patience", ())) and request.evaluate != "select":
+        mistakes.add(
+            InputError(
+                f"train.patience has no effect with --evaluate {request.evaluate}: only --evaluate select scores "
+                "validation images after every epoch; leave one of the two out."
+            )
+        )
     given = {label: _own_options(label) for label in labels}
     names = {label.partition(":")[0] for label in labels}
     if not names or not names <= table.options.keys() or names & table.partial:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from s2a_bench.cells.outputs import check_no_finetuning
+from s2a_bench.data.table.lookup import check_images
 from s2a_bench.errors import InputError, Mistakes
-from s2a_bench.sweeps.checks.effects import check_sweep_options
+from s2a_bench.sweeps.checks.effects import check_sweep_options, find_datasets
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.search.choice import Mode
 from s2a_bench.sweeps.search.run_search import check_scheduler
@@ -22,8 +24,12 @@ def check_options(mistakes: Mistakes, options: RunOptions, request: Request, mod
         mode: Of the search, if there is one.
     """
     check_sweep_options(mistakes, request, options, searches=mode is not None)
+    mistakes.each(
+        lambda dataset: check_images(dataset, request.evaluate, searches=mode is not None), find_datasets(request)
+    )
     with mistakes.collecting():
         check_output(options.keep.output)
+        check_no_finetuning(options.keep.output)
     with mistakes.collecting():
         check_max_concurrent(options.resources.max_concurrent)
     with mistakes.collecting():
@@ -46,6 +52,8 @@ def check_output(output: Path) -> None:
             f"The name of output folder {str(output)!r} is no UTF-8 text, as the report and MLflow need it; pass "
             "another one to --output."
         ) from None
+    if "\0" in str(output):
+        raise InputError(f"--output {str(output)!r} has a zero byte in it, which no path can have; give another one.")
     nearest = next(path for path in (output, *output.parents) if path.exists())
     if not nearest.is_dir():
         raise InputError(

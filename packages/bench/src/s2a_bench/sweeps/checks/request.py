@@ -45,7 +45,11 @@ def check_request(mistakes: Mistakes, request: Request) -> None:
     if not known_suite:
         mistakes.add(unknown("suite", request.suite, datasets.SUITES))
     mistakes.each(
-        lambda name: datasets.get_dataset(request.suite, name) if known_suite else datasets.find_dataset(name),
+        lambda name: (
+            datasets.get_dataset(request.suite, name, request.data_dir)
+            if known_suite
+            else datasets.find_dataset(name, request.data_dir)
+        ),
         request.datasets,
     )
     labels = request.methods
@@ -207,8 +211,9 @@ def check_data(request: Request) -> None:
     """
     if request.suite not in datasets.SUITES:
         return
-    names = request.datasets or datasets.get_suite(request.suite).defaults
-    wanted = Mistakes().each(lambda name: datasets.get_dataset(request.suite, name), names)
+    root = request.data_dir
+    names = request.datasets or datasets.default_datasets(request.suite, root)
+    wanted = Mistakes().each(lambda name: datasets.get_dataset(request.suite, name, root), names)
     absent: list[tuple[Dataset, InputError]] = []
     for dataset in wanted:
         if not dataset.embedded:

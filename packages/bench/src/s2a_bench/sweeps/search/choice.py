@@ -183,7 +183,7 @@ def check_lists(cells: Iterable[CellConfig]) -> None:
         InputError: A list is not there.
     """
     for cell in cells:
-        dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset)
+        dataset = datasets.get_dataset(cell.data.suite, cell.data.dataset, cell.data.root)
         if dataset.embedded or cell.data.evaluate != "test":
             continue
         folder = find_dataset_folder(dataset, cell.data.root)

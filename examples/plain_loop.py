@@ -1,6 +1,6 @@
 """Fine-tunes a backbone with S2A in a plain PyTorch loop: no harness, only ``s2a.attach`` and ``s2a.save``.
 
-    python examples/train_yourself.py [--epochs 3] [--images 400] [--output adapter.safetensors]
+    python examples/plain_loop.py [--epochs 3] [--images 400] [--output adapter.safetensors]
 
 The backbone and the digits come with s2a_bench, so that this runs offline. With ``timm.create_model`` and a data set
 of your own the loop is the same.

@@ -1,43 +1,25 @@
-"""The Python API: what the command line does, as functions that return data and print nothing.
-
-Importing this module is cheap: torch, Ray and MLflow are imported by the functions that need them.
-"""
+"""``sweep`` and ``report``, and what ``s2a-bench sweep`` needs besides: a checked job and its execution."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-import os
-import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep, remove_checkpoint
+from s2a_bench.api.arguments import Axes, FilePath, Names, Settings, absolute, fields_of, setting_texts, typed
+from s2a_bench.cells.outputs import CHECKPOINT_SECONDS, Keep
 from s2a_bench.cells.record import Record
-from s2a_bench.config import CellConfig
-from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.errors import Mistakes
 from s2a_bench.sweeps.events import Listener, keep_stdout, notify
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import ResourceRequest
-from s2a_bench.sweeps.settings import coerce
 
 if TYPE_CHECKING:
     from s2a_bench.reports.build import ReportPaths
     from s2a_bench.sweeps.driver import SweepResult
     from s2a_bench.sweeps.search.choice import Mode
-
-Names = str | Sequence[str]
-"""One name, or several."""
-
-Settings = Mapping[str, Any] | Names
-"""``{"train.lr": 0.01}``, or ``"train.lr=0.01"`` texts as on the command line."""
-
-Axes = Mapping[str, Sequence[Any]] | Names
-"""``{"method.lrp_rank": [5, 10]}``, or ``"method.lrp_rank=5,10"`` texts as on the command line."""
-
-FilePath = str | os.PathLike[str]
 
 
 def sweep(
@@ -60,7 +42,9 @@ def sweep(
     image_size: int | None = None,
     limit_train: int | None = None,
     limit_test: int | None = None,
-    evaluate: Literal["test", "val"] = "test",
+    evaluate: Literal["test", "val", "select"] = "test",
+    augment: str = "default",
+    no_mirror: bool = False,
     device: str = "cpu",
     serial: bool = False,
     max_concurrent: int | None = None,
@@ -79,8 +63,9 @@ def sweep(
     record is there and done is not run again. Nothing is printed; what happens goes to the listeners.
 
     Args:
-        suite: ``mini`` (offline, embedded), ``vtab``, ``fgvc``, ``cifar``, ``domainnet``, ``imagenet``.
-        datasets: Datasets of the suite; its default subset if empty.
+        suite: ``mini`` (offline, embedded), ``vtab``, ``fgvc``, ``cifar``, ``domainnet``, ``imagenet``; ``own``: your
+            own images, as ``s2a-bench data prepare NAME --from DIR`` leaves them under ``data_dir``.
+        datasets: Datasets of the suite; its default subset if empty (``own``: all under ``data_dir``).
         backbones: timm names, ``mini_vit``, ...; the suite's default if empty.
         methods: Methods, with options if need be: ``"s2a"``, ``"s2a:activations=exact,bits=8"``.
         seeds: One cell each; the suite's default if empty.
@@ -99,6 +84,12 @@ def sweep(
         limit_train: Keep this many training images.
         limit_test: Keep this many of the images that are scored.
         evaluate: ``test``: train on train and val, score the test set once. ``val``: train on train, score val.
+            ``select``: train on train, keep the epoch that is best on val (``train.patience`` stops early), score the
+            test set once with it.
+        augment: Random views of training images: ``default`` (the suite's: none for ``mini`` and ``vtab``, ``crop`` for
+            the others), ``none``, ``crop``, ``resized-crop``, ``rand`` or ``rand-mM-nN`` (timm's RandAugment of
+            magnitude M, N operations).
+        no_mirror: Do not mirror training images: left and right matter.
         device: ``cpu``, ``cuda``, ``cuda:0``.
         serial: Run cell after cell in this process, without Ray.
         max_concurrent: Cells at once; chosen by cores and memory if ``None``.
@@ -145,6 +136,8 @@ def sweep(
         limit_train=limit_train,
         limit_test=limit_test,
         evaluate=evaluate,
+        augment=augment,
+        no_mirror=no_mirror,
         device=device,
         serial=serial,
         max_concurrent=max_concurrent,
@@ -169,38 +162,6 @@ def sweep(
     return found.records
 
 
-def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Listener] = ()) -> Record:
-    """Runs one cell in this process, without sweep, report and tracking.
-
-    Args:
-        cell: The whole input.
-        output: Folder to which the record, checkpoints while the cell runs, and what it trained (unless larger than
-            50 MB) are written; ``None``: nowhere.
-        listeners: Receive ``started``, ``epoch`` and ``finished``.
-
-    Returns:
-        The record; one that failed has the status ``"failed"`` and the cause in ``error``.
-
-    Raises:
-        InputError: Bad input, before anything ran: one sentence.
-        S2AError: A method or a value that its config does not take, before anything ran.
-    """
-    from s2a_bench.cells import record as records
-    from s2a_bench.cells import run as cells_run
-
-    cell_id = cells_run.identify(cell)
-    keep = None if output is None else Keep(Path(output).absolute())
-    if keep is not None:
-        records.check_place(keep.output, cell_id)
-    notify(listeners, "started", cell_id)
-    record = cells_run.run(cell, lambda metrics: notify(listeners, "epoch", cell_id, metrics), keep)
-    if keep is not None:
-        records.write(record, keep.output)
-        remove_checkpoint(record, keep.output)
-    notify(listeners, "finished", record)
-    return record
-
-
 def report(output: FilePath = "results") -> ReportPaths:
     """Writes the report of all records under a folder: ``report.html``, ``report.md`` and figures.
 
@@ -216,9 +177,6 @@ def report(output: FilePath = "results") -> ReportPaths:
     from s2a_bench.reports.build import build
 
     return build(Path(output).absolute())
-
-
-# What the command line needs of a sweep besides its records
 
 
 @dataclasses.dataclass(frozen=True)
@@ -264,6 +222,7 @@ def prepare(
     checkpoint_every: float,
     keep_adapters: bool | None,
     no_feature_cache: bool,
+    no_mirror: bool,
     data_dir: FilePath | None,
     weights: FilePath | None,
     **others: Any,
@@ -280,6 +239,7 @@ def prepare(
         checkpoint_every: Likewise.
         keep_adapters: Likewise.
         no_feature_cache: Likewise.
+        no_mirror: Likewise.
         data_dir: Likewise.
         weights: Likewise.
         **others: Fields of ``Request`` and ``ResourceRequest``.
@@ -295,24 +255,25 @@ def prepare(
     mistakes = Mistakes()
     mode = None
     with mistakes.collecting():
-        mode = parse_mode(_typed(search, str | int, "search"), search_scheduler)
+        mode = parse_mode(typed(search, str | int, "search"), search_scheduler)
     request = Request(
-        **_fields(Request, others),
-        settings=_setting_texts(set, "set"),
-        axes=_setting_texts(sweep, "sweep"),
-        data_dir=None if data_dir is None else _absolute(data_dir, "data_dir"),
-        weights=None if weights is None else _absolute(weights, "weights"),
+        **fields_of(Request, others),
+        settings=setting_texts(set, "set"),
+        axes=setting_texts(sweep, "sweep"),
+        data_dir=None if data_dir is None else absolute(data_dir, "data_dir"),
+        weights=None if weights is None else absolute(weights, "weights"),
+        mirror=not typed(no_mirror, bool, "no_mirror"),
     )
-    keep = Keep(Path(_absolute(output, "output")))
+    keep = Keep(Path(absolute(output, "output")))
     with mistakes.collecting():
         keep = Keep(
             keep.output,
-            _typed(checkpoint_every, float, "checkpoint_every"),
-            _typed(keep_adapters, bool | None, "keep_adapters"),
-            not _typed(no_feature_cache, bool, "no_feature_cache"),
+            typed(checkpoint_every, float, "checkpoint_every"),
+            typed(keep_adapters, bool | None, "keep_adapters"),
+            not typed(no_feature_cache, bool, "no_feature_cache"),
         )
-    options = RunOptions(keep, ResourceRequest(**_fields(ResourceRequest, others)))
-    job = Job(request, options, mode, _typed(tracking_uri, str | None, "tracking_uri"))
+    options = RunOptions(keep, ResourceRequest(**fields_of(ResourceRequest, others)))
+    job = Job(request, options, mode, typed(tracking_uri, str | None, "tracking_uri"))
     _check(job, mistakes)
     return job
 
@@ -354,42 +315,3 @@ def execute(job: Job, listeners: Sequence[Listener] = ()) -> Finished:
     # The report is written first: the tracker logs it too. Listeners are told when both are done.
     result = run_sweep(job.request, job.options, [writer, tracker, *listeners], job.mode)
     return Finished(result, writer.paths, None if tracker.missing else tracker.uri)
-
-
-def _typed(value: Any, hint: Any, name: str) -> Any:
-    if hint is float and isinstance(value, float):  # infinity too
-        return value
-    return coerce(value, hint, name)
-
-
-def _fields(cls: type, given: Mapping[str, Any]) -> dict[str, Any]:
-    """Those of ``given`` that are fields of a dataclass, with their types checked."""
-    hints = typing.get_type_hints(cls)
-    return {f.name: _typed(given[f.name], hints[f.name], f.name) for f in dataclasses.fields(cls) if f.name in given}
-
-
-def _absolute(path: FilePath, name: str) -> str:
-    try:
-        return str(Path(path).absolute())  # workers run in another folder
-    except TypeError:
-        raise InputError(f"{name}={path!r} has the wrong type; it must be a path.") from None
-
-
-def _setting_texts(given: Settings | Axes, name: Literal["set", "sweep"]) -> tuple[str, ...]:
-    """``KEY=VALUE`` texts of a mapping, or the texts themselves."""
-    if isinstance(given, str):
-        return (given,)
-    if not isinstance(given, Mapping):
-        return _typed(given, tuple[str, ...], name)
-    texts = []
-    for key, value in given.items():
-        values = value if name == "sweep" else [value]
-        if isinstance(values, str) or not isinstance(values, Sequence):
-            raise InputError(f"{name}={{{key!r}: {value!r}}}: give a list of the values that {key} takes.")
-        try:
-            texts.append(f"{key}={','.join(json.dumps(each, allow_nan=False) for each in values)}")
-        except (TypeError, ValueError):
-            raise InputError(
-                f"{name}={{{key!r}: {value!r}}}: give a number, a text, true, false, None, or a list of those."
-            ) from None
-    return tuple(texts)

@@ -1,0 +1,153 @@
+"""Operators on tensors without data, whose results are remembered by the shapes of what they were given.
+
+PyTorch's own memory of them (``FakeTensorMode``) takes most of a simulation's time: it tells apart much that cannot
+differ here. What is remembered: shape, strides and dtype of new tensors, which argument a view is of, or which argument
+comes back. Everything else runs as it is.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+
+MISS = object()
+"""Nothing is remembered of a call."""
+
+MOST = 50_000
+"""Calls that are remembered; then all are forgotten."""
+
+_NAMESPACES = ("aten", "s2a")
+_PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
+
+_results: dict[Any, Any] = {}
+
+
+class _Result(NamedTuple):
+    """One tensor that an operator returned: new (``of`` is -1), a view of an argument, or the argument (``same``)."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    offset: int | torch.SymInt
+    dtype: torch.dtype
+    device: torch.device
+    of: int = -1
+    same: bool = False
+
+
+class _NotRemembered(Exception):
+    """Of a call with such arguments, or such a result, nothing is remembered."""
+
+
+def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
+    """An operator's result: made from memory, or by running it."""
+    key = key_of(func, args, kwargs)
+    out = MISS if key is None else recall(key, mode, args)
+    if out is MISS:
+        out = func(*args, **(kwargs or {}))
+        if key is not None:
+            remember(key, args, out)
+    return out
+
+
+def key_of(func: Any, args: Any, kwargs: Any) -> Any:
+    """What decides the shapes of a call's results; ``None`` if it is none of those that are remembered."""
+    if getattr(func, "namespace", None) not in _NAMESPACES or _changes_shapes(func):
+        return None
+    if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
+        return None  # ``out=``: what comes back is that tensor.
+    try:
+        return func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
+    except _NotRemembered:
+        return None
+
+
+def recall(key: Any, mode: FakeTensorMode, args: Any) -> Any:
+    """The result of a call with such a key, or ``MISS``."""
+    found = _results.get(key, MISS)
+    if found is MISS:
+        return MISS
+    if found is None or isinstance(found, _Result):
+        return None if found is None else _made(found, mode, args)
+    return type(found)(None if each is None else _made(each, mode, args) for each in found)
+
+
+def remember(key: Any, args: Any, out: Any) -> None:
+    """Notes a call's result, if it can be made again from the arguments."""
+    try:
+        result: Any = None
+        if isinstance(out, Tensor):
+            result = _described(out, args)
+        elif type(out) in (tuple, list):
+            result = type(out)(None if each is None else _described(each, args) for each in out)
+            _refuse_shared(out, result)
+        elif out is not None:
+            return
+    except _NotRemembered:
+        return
+    if len(_results) >= MOST:
+        _results.clear()
+    _results[key] = result
+
+
+@functools.cache
+def _changes_shapes(func: Any) -> bool:
+    """Whether an operator changes the shape or the storage of a tensor that it is given."""
+    return torch.Tag.inplace_view in func.tags or func._schema.name in ("aten::resize_", "aten::set_")
+
+
+def _key(value: Any) -> Any:
+    if isinstance(value, FakeTensor):
+        if value.constant is not None or value.is_sparse:
+            raise _NotRemembered
+        return value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device
+    if isinstance(value, tuple | list):
+        return type(value), *map(_key, value)
+    if isinstance(value, _PLAIN):
+        return type(value), value
+    raise _NotRemembered
+
+
+def _described(out: Any, args: Any) -> _Result:
+    if not isinstance(out, FakeTensor) or out.constant is not None or out.is_sparse or out.is_conj() or out.is_neg():
+        raise _NotRemembered
+    what = tuple(out.shape), out.stride(), out.storage_offset(), out.dtype, out.fake_device
+    storage = out.untyped_storage()
+    for i, argument in enumerate(args):
+        if argument is out:
+            return _Result(*what, of=i, same=True)
+        if isinstance(argument, FakeTensor) and argument.untyped_storage()._cdata == storage._cdata:
+            return _Result(*what, of=i)
+    # A new tensor: its storage is as large as an empty tensor's of that shape.
+    least = 1 + sum((n - 1) * step for n, step in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
+    if out.storage_offset() or storage.nbytes() != least * out.element_size() or _is_among(storage, args):
+        raise _NotRemembered
+    return _Result(*what)
+
+
+def _is_among(storage: Any, values: Any) -> bool:
+    """Whether a storage is that of a tensor in a list among the arguments."""
+    tensors = (t for value in values if isinstance(value, tuple | list) for t in value if isinstance(t, Tensor))
+    return any(t.untyped_storage()._cdata == storage._cdata for t in tensors)
+
+
+def _refuse_shared(outs: Any, results: Any) -> None:
+    """New tensors that share a storage with each other cannot be made one by one."""
+    new = [t.untyped_storage()._cdata for t, result in zip(outs, results, strict=True) if result and result.of < 0]
+    if len(set(new)) < len(new):
+        raise _NotRemembered
+
+
+def _made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
+    if result.same:
+        return args[result.of]
+    with torch._C._DisableTorchDispatch():
+        if result.of < 0:
+            made = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
+        else:
+            made = torch.empty((), dtype=result.dtype, device="meta")
+            made.set_(args[result.of].untyped_storage(), result.offset, result.shape, result.stride)
+    return FakeTensor(mode, made, result.device)
