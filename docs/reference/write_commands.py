@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import tyro
-from s2a_bench.cli.main import COMMANDS
+from s2a_bench.cli.main import COMMANDS, SETTINGS
 
 PAGE = Path(__file__).with_name("commands.md")
 HEAD = """# Command line
@@ -36,10 +36,9 @@ GROUPS = {
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Every command's parser by the command's name; those of ``data`` by both words."""
-    settings = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # the only way to the parser that tyro has
-        return dict(_leaves("", tyro.extras.get_parser(COMMANDS, prog="s2a-bench", config=settings)))
+        return dict(_leaves("", tyro.extras.get_parser(COMMANDS, prog="s2a-bench", config=SETTINGS)))
 
 
 def _leaves(name: str, parser: argparse.ArgumentParser) -> Iterator[tuple[str, argparse.ArgumentParser]]:
