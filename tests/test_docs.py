@@ -153,7 +153,7 @@ def test_the_page_of_commands_is_current():
 def test_every_public_name_is_in_the_reference():
     for package in ("s2a", "s2a_bench"):
         text = (ROOT / f"docs/reference/{package}.md").read_text()
-        listed = re.findall(rf"^::: {package}\.(\w+)$", text, re.MULTILINE)
+        listed = re.findall(rf"^      heading: {package}\.(\w+)$", text, re.MULTILINE)
         tree = ast.parse(next(ROOT.glob(f"packages/*/src/{package}/__init__.py")).read_text())
         (names,) = (
             ast.literal_eval(node.value)

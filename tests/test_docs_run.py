@@ -169,6 +169,9 @@ def shortened(command: str) -> str:
     """A command with the stand-ins in place of what is large."""
     for pattern, stand_in in STAND_INS:
         command = re.sub(pattern, stand_in, command)
+    if command.startswith("s2a-bench sweep") and "--experiment" not in command:
+        command += "" if "--datasets" in command or "--suite" in command else " --datasets digits"
+        command += "" if "--methods" in command else " --methods linear s2a"
     for start, more in SHORT.items():
         if command.startswith(start) and "--dry-run" not in command:
             given = "--epochs 1" if "--epochs" not in command and "epochs" not in command else ""
