@@ -45,7 +45,7 @@ STAND_INS = [
     (r"vit_\w+_patch1[46]_\w+(\.\w+)?", "mini_vit"),
     (r"swin_base_\w+", "mini_swin"),
     (r"convnext_base", "mini_convnext"),
-    (r"\b(8|12|24)GiB", "320MB"),
+    (r"\b(8|12|24)GiB", "64MB"),
     (r"--epochs \d+", "--epochs 1"),
     (r"--seeds [\d ]+", "--seeds 0 "),
     (r"^nox -s bench --", "s2a-bench sweep"),
