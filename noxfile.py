@@ -104,6 +104,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the documentation's site into site/, strictly; with `-- --serve` shows it while it is edited."""
+    root = nox.project.load_toml("pyproject.toml")
+    session.install(*nox.project.dependency_groups(root, "docs"))  # the packages are read, not imported
+    arguments = ["serve", *(a for a in session.posargs if a != "--serve")] if "--serve" in session.posargs else None
+    session.run("mkdocs", *(arguments or ["build", *session.posargs]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Times kernels and training steps; arguments go to pytest."""
     install(session, "test")

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import s2a
 from bench.factories import make_grid
+from doc_blocks import blocks
 from s2a import registry
 from s2a.card import SHAPES, Recipe
 from s2a.registry import get_card, get_entry
@@ -171,50 +172,8 @@ def test_names_of_colours_need_no_escaping_and_are_each_ones_own():
 
 # A new method is one file
 
-FILE = '''
-"""A scale per feature: a method in one file."""
-
-import dataclasses
-
-import torch
-from s2a.card import Card, Recipe, Style
-from s2a.registry import Method, register_method
-from torch import nn
-
-
-@dataclasses.dataclass(frozen=True)
-class MyConfig:
-    start: float = 1.0
-
-
-@register_method("mine", MyConfig)
-class Mine(Method):
-    identity_at_start = True
-    card = Card(
-        title="My method",
-        trains="The head and a scale per feature.",
-        place="Behind the backbone.",
-        count="C.",
-        keeps="The features, (C,) per image.",
-        inference="One product.",
-        source="This file.",
-        recipe=Recipe(learning_rate=2e-3, searched_rates=(2e-4, 2e-3, 2e-2), searched_option=("start", (0.5, 1.0))),
-        style=Style(light="#112233", dark="#ddeeff", shape="star"),
-        order=15,
-        compared_by_default=True,
-        step_time=9.0,
-    )
-
-    def __init__(self, config, backbone, edits):
-        super().__init__(config, backbone, edits)
-        self.scale = nn.Parameter(torch.full((backbone.features,), config.start))
-
-    def forward(self, model, images):
-        return super().forward(model, images) * self.scale
-
-    def keeps(self, batch_size):
-        return {"": 4 * batch_size * self.feature_dim}
-'''
+FILE = next(block.text for block in blocks("docs/add-method.md") if block.language == "python")
+"""The page that shows how is true."""
 
 
 def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = FILE) -> None:

@@ -65,6 +65,9 @@ COMMANDS: Any = Union[  # noqa: UP007
 ]
 """Every command: a dataclass of its arguments with ``run(console) -> exit code``."""
 
+SETTINGS: Any = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes)
+"""How tyro names the arguments."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -89,7 +92,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 args=list(argv),
                 prog="s2a-bench",
                 description="Fine-tuning methods for vision backbones, compared in accuracy and memory.",
-                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.OmitSubcommandPrefixes, tyro.conf.OmitArgPrefixes),
+                config=SETTINGS,
             )
         return _run(command)
 
