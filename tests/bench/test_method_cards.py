@@ -132,16 +132,17 @@ def test_every_shape_is_drawn_around_its_point(shape, monkeypatch):
     from s2a.card import Style
 
     monkeypatch.setattr(method_styles, "style", lambda method: Style("#000000", "#ffffff", shape))
-    drawn = ET.fromstring(method_styles.marker("x", 100.0, 50.0, 5.0, "mark"))
+    (drawn,) = ET.fromstring(method_styles.swatch("x"))
     if drawn.tag == "circle":
-        assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (100, 50, "circle")
+        assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (8, 8, "circle")
         return
     points = [tuple(map(float, point.split(","))) for point in drawn.get("points", "").split()]
-    assert sum(x for x, _ in points) / len(points) == pytest.approx(100, abs=0.1)
-    assert sum(y for _, y in points) / len(points) == pytest.approx(50, abs=0.1)
-    assert 5 <= max(math.dist(point, (100, 50)) for point in points) <= 7.5
+    assert sum(x for x, _ in points) / len(points) == pytest.approx(8, abs=0.1)
+    assert sum(y for _, y in points) / len(points) == pytest.approx(8, abs=0.1)
+    assert 6 <= max(math.dist(point, (8, 8)) for point in points) <= 8.5
+    assert all(-0.5 <= value <= 16.5 for point in points for value in point)
     # Going round once, always the same way: the outline does not cross itself.
-    angles = [math.atan2(y - 50, x - 100) for x, y in points]
+    angles = [math.atan2(y - 8, x - 8) for x, y in points]
     turns = [(b - a) % (2 * math.pi) for a, b in itertools.pairwise([*angles, angles[0]])]
     assert all(0 < turn < math.pi for turn in turns) and sum(turns) == pytest.approx(2 * math.pi)
 
@@ -161,11 +162,11 @@ def test_markers_of_methods_without_a_card_are_steady_and_unlike_those_with_one(
     assert [method_styles.style(name) for name in names] == before
 
 
-def test_class_names_need_no_escaping_and_are_each_ones_own():
+def test_names_of_colours_need_no_escaping_and_are_each_ones_own():
     names = [*OURS, "mine", "Mine", "a b", "a_b", "a-b", "", "x", "</style>", "ü"]
-    classes = [method_styles.class_name(name) for name in names]
-    assert len(set(classes)) == len(names)
-    assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in classes)
+    variables = [method_styles.variable(name) for name in names]
+    assert len(set(variables)) == len(names)
+    assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in variables)
 
 
 # A new method is one file

@@ -49,7 +49,7 @@ def draw_confusion(counts: Mapping[tuple[int, int], int], classes: Sequence[str]
         for (true, other), count in sorted(counts.items()):
             share = count / rows[true]
             ink = canvas.ink("tile" if true == other else "wrong")
-            box = Rectangle((other - 0.5, true - 0.5), 1, 1, facecolor=ink, alpha=0.15 + 0.6 * share, linewidth=0)
+            box = Rectangle((other - 0.5, true - 0.5), 1, 1, facecolor=ink, alpha=0.25 + 0.5 * share, linewidth=0)
             hint = f"{classes[true]} named {classes[other]}: {count} of {rows[true]} images"
             canvas.tag(axes.add_patch(box), title=hint, class_="tile" if true == other else "tile wrong")
             if named:
