@@ -3,7 +3,8 @@
 (() => {
   // Cells as numbers, a dash as nothing; text where a column holds no numbers.
   const read = (row, index) => {
-    const text = row.cells[index].textContent.replaceAll(",", "").trim();
+    const parts = [...row.cells[index].childNodes].filter((node) => node.nodeName !== "svg");
+    const text = parts.map((node) => node.textContent).join("").replaceAll(",", "").trim();
     const number = /^[-+]?[0-9.]/.test(text) ? parseFloat(text) : NaN;
     return { text, number };
   };

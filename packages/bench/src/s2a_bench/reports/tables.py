@@ -108,7 +108,7 @@ def _mean_columns(section: Section) -> list[Column]:
         Column(tasks, average("mean_of_tasks"), "mean of tasks",
                "top-1 accuracy in %, every task weighs the same", hover("mean_of_tasks", tasks))
     ]  # fmt: skip
-    if len(section.groups) > 1:
+    if _has_group_means(section):
         columns.append(
             Column(groups, average("mean_of_groups"), "mean of groups",
                    "top-1 accuracy in %, every group of tasks weighs the same", hover("mean_of_groups", groups))
@@ -234,6 +234,11 @@ def task_lines(section: Section) -> list[TaskLine]:
     return lines + [TaskLine(column.title, column.key or "", column.text, column.hover) for column in means]
 
 
+def _has_group_means(section: Section) -> bool:
+    """Whether there are several groups, and one of several tasks: else their means are those of the tasks."""
+    return 1 < len(section.groups) < len(section.datasets)
+
+
 def _group_hover(group: str) -> Callable[[MethodRow], str]:
     return lambda row: describe_stat(row, f"mean of {group}", row.averages.groups[group] if row.averages else None)
 
@@ -245,6 +250,4 @@ def _group_text(section: Section, group: str) -> Callable[[MethodRow], str]:
 
 def has_task_table(section: Section) -> bool:
     """Whether a table per task says more than the summary, and fits."""
-    return len(section.datasets) > WIDE or (
-        len(section.datasets) > 1 and len(section.groups) > 1 and len(section.rows) <= MANY_ROWS
-    )
+    return len(section.datasets) > WIDE or (_has_group_means(section) and len(section.rows) <= MANY_ROWS)

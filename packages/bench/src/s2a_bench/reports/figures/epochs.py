@@ -75,7 +75,7 @@ def draw_epochs(lines: Sequence[Line], *, title: str, y_label: str, unit: str = 
                 if len(line.points) <= MARKED_EPOCHS or x in (best, line.points[-1][0]):
                     text = f"{line.name}, epoch {x:g}: {y:.4g}{unit}"
                     canvas.draw_point(axes, x, y, 2.5, colour, title=text)
-            words = {"color": colour, "fontsize": FONT, "fontweight": 700}
+            words = {"color": colour, "fontsize": FONT, "fontweight": "bold"}
             name = canvas.write(canvas.width - RIGHT - NAMES_WIDTH + 6, canvas.height - end + 4, line.name, **words)
             canvas.tag(name, class_="name")
         return canvas.to_svg(title)
@@ -125,7 +125,7 @@ def draw_panel(name: str, lines: Sequence[Line], *, y_label: str, unit: str = ""
         axes.set(xlim=(1, max(2, last)), xticks=_epoch_ticks(last, 5))
         scale_linear(axes, "y", [y for line in lines for _, y in line.points], 0.03, most=4)
         draw_grid(canvas, axes, "y")
-        canvas.write(4, 13, name if len(name) < 29 else f"{name[:27]}…", color=canvas.ink(), fontweight=700)
+        canvas.write(4, 13, name if len(name) < 29 else f"{name[:27]}…", color=canvas.ink(), fontweight="bold")
         for line in lines:
             start, end = line.points[0], line.points[-1]
             means = f", mean of {line.seeds} seeds" if line.seeds > 1 else ""
@@ -155,7 +155,7 @@ def draw_key(lines: Sequence[Line], *, note: str) -> Markup:
             dashes = DASHES[line.dashes]
             canvas.draw_line((6, level), (34, level), color=colour, linewidth=1.8, linestyle=dashes)
             name = line.name if len(line.name) < 29 else f"{line.name[:27]}…"
-            text = canvas.write(40, y, name, color=colour, fontsize=min(SMALL, step), fontweight=700)
+            text = canvas.write(40, y, name, color=colour, fontsize=min(SMALL, step), fontweight="bold")
             canvas.tag(text, title=line.name, class_="name")
         return canvas.to_svg(f"Key: {', '.join(line.name for line in lines)}")
 

@@ -114,7 +114,7 @@ def _draw_mark(canvas: Canvas, axes: Axes, mark: Mark) -> None:
         digits = method_styles.number(mark.variant)
         look = {
             "fontsize": 8.5 if len(digits) < 2 else 7.5,
-            "fontweight": 700,
+            "fontweight": "bold",
             "color": canvas.ink("page"),
             "zorder": 5,
         }
@@ -173,5 +173,5 @@ def _draw_names(
         for row, text in enumerate(texts[index]):
             y = canvas.height - box.top + line * (row + 0.82)
             colour = canvas.ink(method_styles.variable(label.method))
-            drawn = canvas.write(middle, y, text, ha="center", color=colour, fontsize=FONT, fontweight=700)
+            drawn = canvas.write(middle, y, text, ha="center", color=colour, fontsize=FONT, fontweight="bold")
             canvas.tag(drawn, class_="name")

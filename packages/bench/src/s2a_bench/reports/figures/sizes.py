@@ -72,7 +72,7 @@ def draw_curves(lines: Sequence[Curve], *, title: str, x_label: str) -> Markup:
                     axes.plot([place, place], [y - spread, y + spread], color=colour, linewidth=1.5, alpha=0.75)
                 text = f"{line.name}: accuracy {y:.1f}{f' ± {spread:.1f}' if spread is not None else ''} % at {x:g}"
                 canvas.draw_point(axes, place, y, 3.5, colour, title=text)
-            words = {"color": colour, "fontsize": FONT, "fontweight": 700}
+            words = {"color": colour, "fontsize": FONT, "fontweight": "bold"}
             name = canvas.write(canvas.width - RIGHT - NAMES_WIDTH + 6, canvas.height - end + 4, line.name, **words)
             canvas.tag(name, class_="name")
         return canvas.to_svg(title)
