@@ -294,7 +294,13 @@ def test_the_pixels_of_the_onnx_example_are_those_of_the_library(shape, tmp_path
     transform = ImageTransform(32, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3))
     monkeypatch.chdir(tmp_path)
     picture(0.5, 0, *shape).save("new.jpg")
-    names: dict[str, Any] = {"np": np, "Image": Image, "ImageOps": ImageOps, "size": 32, "resample": Image.BICUBIC}
+    names: dict[str, Any] = {
+        "np": np,
+        "Image": Image,
+        "ImageOps": ImageOps,
+        "size": 32,
+        "resample": Image.Resampling.BICUBIC,
+    }
     names["image"] = {"mean": transform.mean, "std": transform.std}
     exec(code, names)
     expected = transform(Image.open("new.jpg")).numpy()

@@ -109,7 +109,7 @@ def test_nothing_is_drawn_where_nothing_was_swept(tmp_path):
 
 
 def test_the_map_has_every_combination_and_dashes_what_was_not_run():
-    values = {(5, 8): 40.0, (15, 8): 45.0, (5, 4): 50.0}
+    values: dict[tuple[float, float], float] = {(5, 8): 40.0, (15, 8): 45.0, (5, 4): 50.0}
     tiles = {point: Tile(value, f"accuracy {value} %") for point, value in values.items()}
     picture = ET.fromstring(sizes.draw_heat_map(tiles, title="t", x_label="a", y_label="b"))
     groups = [group for group in picture.iter("g") if group.get("class") in ("none", "tile")]
@@ -117,8 +117,8 @@ def test_the_map_has_every_combination_and_dashes_what_was_not_run():
     words = [text.text for text in picture.iter("text")]
     assert {"40.0", "45.0", "50.0", "not run"} <= set(words)
     looks = {group[0].text or "": group[1].get("style") or "" for group in groups}
-    shade = {hint: re.search(r"opacity:([\d.]+)", look) for hint, look in looks.items() if "var(--tile)" in look}
-    assert sorted(shade, key=lambda hint: float(shade[hint][1])) == [
+    shade = {h: float(re.findall(r"opacity:([\d.]+)", look)[0]) for h, look in looks.items() if "var(--tile)" in look}
+    assert sorted(shade, key=lambda hint: shade[hint]) == [
         "a 5, b 8: accuracy 40.0 %",
         "a 15, b 8: accuracy 45.0 %",
         "a 5, b 4: accuracy 50.0 %",

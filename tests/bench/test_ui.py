@@ -83,6 +83,7 @@ def test_the_server_answers_and_ends_with_ctrl_c(tmp_path):
     command = [sys.executable, "-u", "-m", "s2a_bench", "ui", "--output", str(output)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path) as process:
         said = []
+        assert process.stdout and process.stderr
         with contextlib.suppress(StopIteration):
             while "Ctrl-C" not in (line := next(process.stdout)):
                 said.append(line)

@@ -57,7 +57,7 @@ def make_console(stream: TextIO | None = None) -> Console:
     In a file or a pipe it has whole lines, and nothing moves, even where Rich is told to colour them (``FORCE_COLOR``).
     """
     stream = stream or sys.stdout
-    if stream.isatty():
+    if stream is not None and stream.isatty():
         return PipeConsole(file=stream)
     # COLUMNS is Rich's way to ask for a width.
     width = None if os.environ.get("COLUMNS", "").isdigit() else PIPE_WIDTH

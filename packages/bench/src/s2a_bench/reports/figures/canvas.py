@@ -155,8 +155,8 @@ class Canvas:
         """A dot of ``size`` points from its middle to its edge, with a text for the mouse."""
         from matplotlib.patches import Circle
 
-        place = axes.transData.transform((x, y))
-        dot = Circle(place, size, transform=None, facecolor=colour, linewidth=0, zorder=5, clip_on=False)
+        across, up = map(float, axes.transData.transform((x, y)))
+        dot = Circle((across, up), size, transform=None, facecolor=colour, linewidth=0, zorder=5, clip_on=False)
         self.tag(axes.add_artist(dot), title=title, class_="point")
 
     def label(self, axes: Axes, x_label: str, y_label: str) -> None:

@@ -76,7 +76,7 @@ def draw_scatter(marks: Sequence[Mark], *, title: str, x_label: str, log: bool, 
             canvas.tag(line, class_="front")
         # Boxes that names must not cover.
         to_points = axes.transData.transform
-        anchors = [tuple(map(float, to_points((m.x, m.y)))) for m in marks]
+        anchors = [(float(x), float(y)) for x, y in (to_points((m.x, m.y)) for m in marks)]
         heights = (float(to_points((marks[0].x, tick))[1]) for tick in axes.get_yticks())
         taken = [labels.Box(0, height - 6, LEFT - 2, height + 6) for height in heights]
         for mark, (x, y) in zip(marks, anchors, strict=True):
