@@ -2,7 +2,8 @@
 
 PyTorch's own memory of them (``FakeTensorMode``) takes most of a simulation's time: it tells apart much that cannot
 differ here. What is remembered: shape, strides and dtype of new tensors, which argument a view is of, or which argument
-comes back. Everything else runs as it is.
+comes back. Of what is not remembered yet, the most frequent operators (``ON_META``) run on the meta device, which says
+the same as ``FakeTensorMode`` in a tenth of its time. Everything else runs as it is.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, in_kernel_invocation_manager
 
 MISS = object()
 """Nothing is remembered of a call."""
@@ -20,10 +21,48 @@ MISS = object()
 MOST = 50_000
 """Calls that are remembered; then all are forgotten."""
 
+_aten = torch.ops.aten
+ON_META: frozenset[Any] = frozenset(
+    {
+        # Views.
+        _aten.view.default,
+        _aten._unsafe_view.default,
+        _aten.slice.Tensor,
+        _aten.select.int,
+        _aten.permute.default,
+        _aten.transpose.int,
+        _aten.t.default,
+        _aten.expand.default,
+        _aten.unbind.int,
+        _aten.unsqueeze.default,
+        _aten.squeeze.dim,
+        _aten.detach.default,
+        # Elementwise operators, copies and draws.
+        *(getattr(getattr(_aten, name), "Tensor") for name in ("add", "add_", "mul", "mul_", "sub", "div", "div_")),
+        _aten.copy_.default,
+        _aten.clone.default,
+        _aten.roll.default,
+        _aten.bernoulli_.float,
+        _aten.gelu_backward.default,
+        # Products, sums, softmax.
+        _aten.mm.default,
+        _aten.addmm.default,
+        _aten.bmm.default,
+        _aten.sum.dim_IntList,
+        _aten.mean.dim,
+        _aten._softmax.default,
+        _aten._softmax_backward_data.default,
+    }
+)
+"""Operators whose results the meta device's kernels describe as ``FakeTensorMode`` does, where all tensors are on one
+device."""
+
 _NAMESPACES = ("aten", "s2a")
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
 
 _results: dict[Any, Any] = {}
+_attributes: dict[torch.device, dict[str, Any]] = {}
+"""Device -> what a tensor without data carries beside its mode, as the first of that device was made with."""
 
 
 class _Result(NamedTuple):
@@ -46,6 +85,11 @@ def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     """An operator's result: made from memory, or by running it."""
     key = key_of(func, args, kwargs)
     out = MISS if key is None else recall(key, mode, args)
+    if out is MISS and key is not None and func in ON_META and (device := _device_of(args)):
+        with in_kernel_invocation_manager(mode):
+            made = func(*args, **(kwargs or {}))
+        remember(key, args, made, device)
+        out = recall(key, mode, args)
     if out is MISS:
         out = func(*args, **(kwargs or {}))
         if key is not None:
@@ -75,14 +119,14 @@ def recall(key: Any, mode: FakeTensorMode, args: Any) -> Any:
     return type(found)(None if each is None else _made(each, mode, args) for each in found)
 
 
-def remember(key: Any, args: Any, out: Any) -> None:
-    """Notes a call's result, if it can be made again from the arguments."""
+def remember(key: Any, args: Any, out: Any, device: torch.device | None = None) -> None:
+    """Notes a call's result, if it can be made again from the arguments; one on the meta device is for ``device``."""
     try:
         result: Any = None
         if isinstance(out, Tensor):
-            result = _described(out, args)
+            result = _described(out, args, device)
         elif type(out) in (tuple, list):
-            result = type(out)(None if each is None else _described(each, args) for each in out)
+            result = type(out)(None if each is None else _described(each, args, device) for each in out)
             _refuse_shared(out, result)
         elif out is not None:
             return
@@ -111,10 +155,20 @@ def _key(value: Any) -> Any:
     raise _NotRemembered
 
 
-def _described(out: Any, args: Any) -> _Result:
-    if not isinstance(out, FakeTensor) or out.constant is not None or out.is_sparse or out.is_conj() or out.is_neg():
+def _device_of(args: Any) -> torch.device | None:
+    """The one device that tensors among the arguments are on."""
+    devices = {each.fake_device for each in args if isinstance(each, FakeTensor)}
+    return devices.pop() if len(devices) == 1 else None
+
+
+def _described(out: Any, args: Any, device: torch.device | None) -> _Result:
+    if isinstance(out, FakeTensor):
+        if out.constant is not None:
+            raise _NotRemembered
+        device = out.fake_device
+    if device is None or out.is_sparse or out.is_conj() or out.is_neg():
         raise _NotRemembered
-    what = tuple(out.shape), out.stride(), out.storage_offset(), out.dtype, out.fake_device
+    what = tuple(out.shape), out.stride(), out.storage_offset(), out.dtype, device
     storage = out.untyped_storage()
     for i, argument in enumerate(args):
         if argument is out:
@@ -150,4 +204,17 @@ def _made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
         else:
             made = torch.empty((), dtype=result.dtype, device="meta")
             made.set_(args[result.of].untyped_storage(), result.offset, result.shape, result.stride)
-    return FakeTensor(mode, made, result.device)
+    return _without_data(made, mode, result.device)
+
+
+def _without_data(meta: Tensor, mode: FakeTensorMode, device: torch.device) -> FakeTensor:
+    """What ``FakeTensor(mode, meta, device)`` makes, in a third of the time."""
+    attributes = _attributes.get(device)
+    if attributes is None:
+        made = FakeTensor(mode, meta, device)
+        _attributes[device] = {name: value for name, value in vars(made).items() if name != "fake_mode"}
+        return made
+    made = Tensor._make_subclass(FakeTensor, meta, False, dispatch_device=True, device_for_backend_keys=device)
+    torch._C._set_throw_on_mutable_data_ptr(made)
+    vars(made).update(attributes, fake_mode=mode)
+    return made
