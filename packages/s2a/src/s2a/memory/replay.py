@@ -38,7 +38,7 @@ ON_META: frozenset[Any] = frozenset(
         _aten.squeeze.dim,
         _aten.detach.default,
         # Elementwise operators, copies and draws.
-        *(getattr(getattr(_aten, name), "Tensor") for name in ("add", "add_", "mul", "mul_", "sub", "div", "div_")),
+        *(getattr(_aten, name).Tensor for name in ("add", "add_", "mul", "mul_", "sub", "div", "div_")),
         _aten.copy_.default,
         _aten.clone.default,
         _aten.roll.default,
@@ -77,7 +77,7 @@ class _Result(NamedTuple):
     same: bool = False
 
 
-class _NotRemembered(Exception):
+class NotRemembered(Exception):
     """Of a call with such arguments, or such a result, nothing is remembered."""
 
 
@@ -87,8 +87,8 @@ def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     out = MISS if key is None else recall(key, mode, args)
     if out is MISS and key is not None and func in ON_META and (device := _device_of(args)):
         with in_kernel_invocation_manager(mode):
-            made = func(*args, **(kwargs or {}))
-        remember(key, args, made, device)
+            meta = func(*args, **(kwargs or {}))
+        remember(key, args, meta, device)
         out = recall(key, mode, args)
     if out is MISS:
         out = func(*args, **(kwargs or {}))
@@ -104,8 +104,8 @@ def key_of(func: Any, args: Any, kwargs: Any) -> Any:
     if kwargs and any(isinstance(value, Tensor) for value in kwargs.values()):
         return None  # ``out=``: what comes back is that tensor.
     try:
-        return func, _key(args), _key(tuple(kwargs.items())) if kwargs else ()
-    except _NotRemembered:
+        return func, key_of_values(args), key_of_values(tuple(kwargs.items())) if kwargs else ()
+    except NotRemembered:
         return None
 
 
@@ -115,8 +115,8 @@ def recall(key: Any, mode: FakeTensorMode, args: Any) -> Any:
     if found is MISS:
         return MISS
     if found is None or isinstance(found, _Result):
-        return None if found is None else _made(found, mode, args)
-    return type(found)(None if each is None else _made(each, mode, args) for each in found)
+        return None if found is None else made(found, mode, args)
+    return type(found)(None if each is None else made(each, mode, args) for each in found)
 
 
 def remember(key: Any, args: Any, out: Any, device: torch.device | None = None) -> None:
@@ -124,13 +124,13 @@ def remember(key: Any, args: Any, out: Any, device: torch.device | None = None) 
     try:
         result: Any = None
         if isinstance(out, Tensor):
-            result = _described(out, args, device)
+            result = described(out, args, device)
         elif type(out) in (tuple, list):
-            result = type(out)(None if each is None else _described(each, args, device) for each in out)
-            _refuse_shared(out, result)
+            result = type(out)(None if each is None else described(each, args, device) for each in out)
+            refuse_shared(out, result)
         elif out is not None:
             return
-    except _NotRemembered:
+    except NotRemembered:
         return
     if len(_results) >= MOST:
         _results.clear()
@@ -143,16 +143,17 @@ def _changes_shapes(func: Any) -> bool:
     return torch.Tag.inplace_view in func.tags or func._schema.name in ("aten::resize_", "aten::set_")
 
 
-def _key(value: Any) -> Any:
+def key_of_values(value: Any) -> Any:
+    """The part of a key that arguments make."""
     if isinstance(value, FakeTensor):
         if value.constant is not None or value.is_sparse:
-            raise _NotRemembered
+            raise NotRemembered
         return value.shape, value.stride(), value.storage_offset(), value.dtype, value.fake_device
     if isinstance(value, tuple | list):
-        return type(value), *map(_key, value)
+        return type(value), *map(key_of_values, value)
     if isinstance(value, _PLAIN):
         return type(value), value
-    raise _NotRemembered
+    raise NotRemembered
 
 
 def _device_of(args: Any) -> torch.device | None:
@@ -161,13 +162,14 @@ def _device_of(args: Any) -> torch.device | None:
     return devices.pop() if len(devices) == 1 else None
 
 
-def _described(out: Any, args: Any, device: torch.device | None) -> _Result:
+def described(out: Any, args: Any, device: torch.device | None = None) -> _Result:
+    """One tensor that a call returned, as it can be made again; ``device``: for one on the meta device."""
     if isinstance(out, FakeTensor):
         if out.constant is not None:
-            raise _NotRemembered
+            raise NotRemembered
         device = out.fake_device
     if device is None or out.is_sparse or out.is_conj() or out.is_neg():
-        raise _NotRemembered
+        raise NotRemembered
     what = tuple(out.shape), out.stride(), out.storage_offset(), out.dtype, device
     storage = out.untyped_storage()
     for i, argument in enumerate(args):
@@ -178,7 +180,7 @@ def _described(out: Any, args: Any, device: torch.device | None) -> _Result:
     # A new tensor: its storage is as large as an empty tensor's of that shape.
     least = 1 + sum((n - 1) * step for n, step in zip(out.shape, out.stride(), strict=True)) if out.numel() else 0
     if out.storage_offset() or storage.nbytes() != least * out.element_size() or _is_among(storage, args):
-        raise _NotRemembered
+        raise NotRemembered
     return _Result(*what)
 
 
@@ -188,23 +190,24 @@ def _is_among(storage: Any, values: Any) -> bool:
     return any(t.untyped_storage()._cdata == storage._cdata for t in tensors)
 
 
-def _refuse_shared(outs: Any, results: Any) -> None:
+def refuse_shared(outs: Any, results: Any) -> None:
     """New tensors that share a storage with each other cannot be made one by one."""
     new = [t.untyped_storage()._cdata for t, result in zip(outs, results, strict=True) if result and result.of < 0]
     if len(set(new)) < len(new):
-        raise _NotRemembered
+        raise NotRemembered
 
 
-def _made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
+def made(result: _Result, mode: FakeTensorMode, args: Any) -> Any:
+    """Such a tensor, of other arguments."""
     if result.same:
         return args[result.of]
     with torch._C._DisableTorchDispatch():
         if result.of < 0:
-            made = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
+            meta = torch.empty_strided(result.shape, result.stride, dtype=result.dtype, device="meta")
         else:
-            made = torch.empty((), dtype=result.dtype, device="meta")
-            made.set_(args[result.of].untyped_storage(), result.offset, result.shape, result.stride)
-    return _without_data(made, mode, result.device)
+            meta = torch.empty((), dtype=result.dtype, device="meta")
+            meta.set_(args[result.of].untyped_storage(), result.offset, result.shape, result.stride)
+    return _without_data(meta, mode, result.device)
 
 
 def _without_data(meta: Tensor, mode: FakeTensorMode, device: torch.device) -> FakeTensor:
