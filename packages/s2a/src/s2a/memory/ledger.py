@@ -184,7 +184,7 @@ class Ledger(TorchDispatchMode):
             self.live -= each.bytes * each.copies
             gone += each.twins
 
-    def shorten(self, parts: Sequence[T]) -> Sequence[T]:
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
         """The parts of a loop whose turns do the same, without most of them (``s2a.ops.loops``)."""
         return parts if len(parts) <= 3 else _Shortened(parts, self)
 
@@ -228,8 +228,6 @@ class Ledger(TorchDispatchMode):
         """Runs the operator and enters what it returns."""
         if func is torch.ops.aten._local_scalar_dense.default and self.phase == "optimizer":
             return 1.0  # The optimiser reads its own step count; no storage depends on it.
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # Autograd asks twice per operator.
         out = replay.run(func, args, kwargs, self.mode)
         count = FLOPS.get(getattr(func, "_overloadpacket", None))
         if count is not None:

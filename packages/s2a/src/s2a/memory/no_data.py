@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2a.memory import replay
+from s2a.ops.loops import shortened_by
+
+T = TypeVar("T")
 
 
 class _ValuesAreUnknown(TorchDispatchMode):
@@ -31,6 +34,18 @@ class _ValuesAreUnknown(TorchDispatchMode):
         return replay.run(func, args, kwargs, self.mode)
 
 
+class _ShortLoops:
+    """Leaves out turns of loops that keep nothing: their results have no data anyway."""
+
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
+        """The first two turns and the last."""
+        return parts if keeps or len(parts) <= 3 else (parts[0], parts[1], parts[-1])
+
+    def once(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Calls are all run."""
+        return function(*args)
+
+
 def _zero(dtype: torch.dtype) -> Any:
     return False if dtype is torch.bool else 0.0 if dtype.is_floating_point else 0
 
@@ -41,7 +56,12 @@ def tensors_without_data() -> Iterator[FakeTensorMode]:
 
     Nothing that depends on values can be known: drawn weights are none, and a comparison of values is false.
     """
-    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True) as mode, _ValuesAreUnknown(mode):
+    with (
+        torch.random.fork_rng([]),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        _ValuesAreUnknown(mode),
+        shortened_by(_ShortLoops()),
+    ):
         yield mode
 
 

@@ -21,6 +21,7 @@ MISS = object()
 MOST = 50_000
 """Calls that are remembered; then all are forgotten."""
 
+_DEVICE = torch.ops.prim.device.default
 _aten = torch.ops.aten
 ON_META: frozenset[Any] = frozenset(
     {
@@ -43,6 +44,7 @@ ON_META: frozenset[Any] = frozenset(
         _aten.clone.default,
         _aten.roll.default,
         _aten.bernoulli_.float,
+        _aten.new_empty.default,
         _aten.gelu_backward.default,
         # Products, sums, softmax.
         _aten.mm.default,
@@ -54,7 +56,7 @@ ON_META: frozenset[Any] = frozenset(
         _aten._softmax_backward_data.default,
     }
 )
-"""Operators whose results the meta device's kernels describe as ``FakeTensorMode`` does, where all tensors are on one
+"""Operators whose results the meta device describes as ``FakeTensorMode`` does, where all tensors are on one device;
 device."""
 
 _NAMESPACES = ("aten", "s2a")
@@ -83,9 +85,11 @@ class NotRemembered(Exception):
 
 def run(func: Any, args: Any, kwargs: Any, mode: FakeTensorMode) -> Any:
     """An operator's result: made from memory, or by running it."""
+    if func is _DEVICE and isinstance(args[0], FakeTensor):
+        return args[0].device  # Autograd asks twice per operator.
     key = key_of(func, args, kwargs)
     out = MISS if key is None else recall(key, mode, args)
-    if out is MISS and key is not None and func in ON_META and (device := _device_of(args)):
+    if out is MISS and key is not None and (device := _device_on_meta(func, args, kwargs)):
         with in_kernel_invocation_manager(mode):
             meta = func(*args, **(kwargs or {}))
         remember(key, args, meta, device)
@@ -156,8 +160,10 @@ def key_of_values(value: Any) -> Any:
     raise NotRemembered
 
 
-def _device_of(args: Any) -> torch.device | None:
-    """The one device that tensors among the arguments are on."""
+def _device_on_meta(func: Any, args: Any, kwargs: Any) -> torch.device | None:
+    """The one device of a call's tensors, if the call may run on the meta device instead."""
+    if (func not in ON_META and func.namespace != "s2a") or (kwargs and "device" in kwargs):
+        return None
     devices = {each.fake_device for each in args if isinstance(each, FakeTensor)}
     return devices.pop() if len(devices) == 1 else None
 

@@ -16,7 +16,7 @@ T = TypeVar("T")
 class Shortener(Protocol):
     """What a simulation does with such a loop."""
 
-    def shorten(self, parts: Sequence[T]) -> Sequence[T]:
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
         """The parts to run; what the others would have kept is accounted for while they are iterated over."""
         ...
 
@@ -29,7 +29,7 @@ _active: dict[int, Shortener] = {}
 """Thread -> the simulation that runs in it."""
 
 
-def alike(parts: Sequence[T]) -> Sequence[T]:
+def alike(parts: Sequence[T], keeps: bool = True) -> Sequence[T]:
     """The parts of a loop: all of them, but under a simulation some of many.
 
     To be put around the parts of a loop whose turns do the same but for the last, which may be smaller. What a turn
@@ -38,11 +38,12 @@ def alike(parts: Sequence[T]) -> Sequence[T]:
 
     Args:
         parts: One per turn.
+        keeps: Whether anything that a turn makes is there when the loop has ended.
     """
     if not _active or torch.compiler.is_compiling():
         return parts
     simulation = _active.get(threading.get_ident())
-    return parts if simulation is None else simulation.shorten(parts)
+    return parts if simulation is None else simulation.shorten(parts, keeps)
 
 
 def repeated(function: Callable[..., T]) -> Callable[..., T]:

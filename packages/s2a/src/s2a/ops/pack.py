@@ -43,9 +43,9 @@ def packed_bytes(n: int, bits: int) -> int:
 
 
 def chunks(n: int, chunk: int, bits: int) -> Iterator[tuple[slice, slice]]:
-    """(elements, bytes) of every chunk of a flat tensor of ``n`` elements."""
+    """(elements, bytes) of every chunk of a flat tensor of ``n`` elements; for loops whose turns keep nothing."""
     size = packed_bytes(chunk, bits)
-    for start in alike(range(0, n, chunk)):
+    for start in alike(range(0, n, chunk), keeps=False):
         stop, place = min(start + chunk, n), start // chunk * size
         yield slice(start, stop), slice(place, place + packed_bytes(stop - start, bits))
 
