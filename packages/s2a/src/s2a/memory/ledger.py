@@ -134,11 +134,12 @@ class Ledger(TorchDispatchMode):
             place = node.name()
         entry = Entry(size, tuple(tensor.shape), tensor.dtype, operator, place, self.phase, self.now, category=category)
         self.entries.append(entry)
-        self.follow(storage, entry)
+        self.follow(tensor, entry)
         self._held(size)
 
-    def follow(self, storage: Any, entry: Entry) -> None:
-        """Notes when the storage of an entry goes: its weak reference's callback says so."""
+    def follow(self, tensor: Tensor, entry: Entry) -> None:
+        """Notes when a tensor's storage, which an entry is of, goes: its weak reference's callback says so."""
+        storage = tensor.untyped_storage()
         key = storage._cdata
         self.open[key] = (entry, weakref.ref(storage, lambda _: self._gone(key)))
 

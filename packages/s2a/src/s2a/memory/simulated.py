@@ -190,6 +190,14 @@ class StepSimulation:
         for name, number in (("batch_size", batch_size), ("steps", steps)):
             if type(number) is not int or number < 1:
                 raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
+        return _summary(*self._simulated(batch_size, steps))
+
+    def flops(self, batch_size: int) -> int:
+        """``Peak.flops`` of a step, without simulating the optimiser's."""
+        return self._simulated(batch_size, 0)[0].flops
+
+    def _simulated(self, batch_size: int, steps: int) -> tuple[Ledger, int]:
+        """The ledger of the last of so many steps, and when its loss was there; 0: one without an optimiser's."""
         ledger = Ledger(self._device, self._mode)
         devices = [self._device] if self._device.type == "cuda" else []
         kept, self._copy = self._copy, None
@@ -204,7 +212,13 @@ class StepSimulation:
                     optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **self._options) if kept is None else kept[1]
                     _enter_state(optimiser, ledger)
                     step = functools.partial(
-                        _step, model, (batch_size, *self._shape), optimiser, self._autocast, self._loss_fn, ledger
+                        _step,
+                        model,
+                        (batch_size, *self._shape),
+                        optimiser if steps else None,
+                        self._autocast,
+                        self._loss_fn,
+                        ledger,
                     )
                     # 2. The steps. Where the first leaves nothing but state behind, it was as good as a later one.
                     after_forward = step(steps > 1 and kept is None)
@@ -218,7 +232,7 @@ class StepSimulation:
             ) from None
         if alike and steps > 1:
             self._copy = model, optimiser  # A step of the next call is no first one.
-        return _summary(ledger, after_forward)
+        return ledger, after_forward
 
 
 def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -310,7 +324,7 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 def _step(
     model: nn.Module,
     shape: tuple[int, ...],
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     autocast: torch.dtype | None,
     loss_fn: Callable[[Tensor], Tensor],
     ledger: Ledger,
@@ -336,6 +350,9 @@ def _step(
     for parameter in model.parameters():
         if parameter.grad is not None:
             ledger.category(parameter.grad, "gradients")
+    if optimiser is None:
+        model.zero_grad(set_to_none=True)
+        return after_forward
     ledger.begin("optimizer")
     optimiser.step()
     _enter_state(optimiser, ledger)
