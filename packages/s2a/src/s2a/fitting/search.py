@@ -86,7 +86,6 @@ def _next(peaks: dict[int, int], budget: int, low: int, high: int, per_image: Ca
         left, slope = next(iter(peaks)), 0.0 if per_image is None else per_image()
     if slope <= 0:
         return (low + high) // 2 if high in peaks else min(max(2 * low, low + 1), high - 1)
-    # The known slope is rather too large: what does not grow with the batch counts in it.
-    batch = left + int((budget - peaks[left]) // slope) + (len(peaks) == 1)
+    batch = left + int((budget - peaks[left]) // slope)
     # 3. Inside the bracket. A line that ends at ``low`` or ``high`` says that its neighbour is to be looked at.
     return min(max(batch, low + 1), high - 1)
