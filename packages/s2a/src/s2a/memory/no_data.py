@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2a.memory import replay
@@ -85,3 +87,26 @@ def strip_data(model: nn.Module, device: torch.device | str = "cpu") -> None:
                     is_parameter = isinstance(tensor, nn.Parameter)
                     made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                 table[name] = made[tensor]  # type: ignore[assignment]
+
+
+class _CloneToCopy(TorchFunctionMode):
+    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the one function, passes the rest on."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            clone = tensor.detach().clone()
+            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
+        return memo[id(tensor)]
+
+
+def copy_without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
+    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
+        model = copy.deepcopy(adapted)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.train()

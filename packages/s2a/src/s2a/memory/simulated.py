@@ -7,7 +7,6 @@ Nothing is computed and nothing of the model's size is allocated: a ViT-B/16 at 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import gc
@@ -20,15 +19,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeCopyMode,
     FakeTensor,
     FakeTensorMode,
 )
-from torch.overrides import TorchFunctionMode
 
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
+from s2a.memory.no_data import copy_without_data
 from s2a.ops.loops import shortened_by
 
 CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
@@ -205,21 +203,18 @@ class StepSimulation:
             with torch.random.fork_rng(devices), self._mode as mode:
                 # 1. A copy without data, or that of the call before, whose optimiser has its state.
                 model = (
-                    kept[0] if kept else _without_data(self._adapted, mode) if self._copied else self._adapted.train()
+                    kept[0]
+                    if kept
+                    else copy_without_data(self._adapted, mode)
+                    if self._copied
+                    else self._adapted.train()
                 )
                 with _no_collection(), ledger, ledger.following(model), shortened_by(ledger):
                     _enter_weights(model, ledger)
                     optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **self._options) if kept is None else kept[1]
                     _enter_state(optimiser, ledger)
-                    step = functools.partial(
-                        _step,
-                        model,
-                        (batch_size, *self._shape),
-                        optimiser if steps else None,
-                        self._autocast,
-                        self._loss_fn,
-                        ledger,
-                    )
+                    stepped, shape = optimiser if steps else None, (batch_size, *self._shape)
+                    step = functools.partial(_step, model, shape, stepped, self._autocast, self._loss_fn, ledger)
                     # 2. The steps. Where the first leaves nothing but state behind, it was as good as a later one.
                     after_forward = step(steps > 1 and kept is None)
                     alike = _only_state_stays(ledger)
@@ -258,29 +253,6 @@ def _mode_of(model: nn.Module) -> FakeTensorMode:
     """The mode of tensors without data that a model's tensors belong to, or a new one."""
     found = (p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor))
     return next(found, None) or FakeTensorMode(allow_non_fake_inputs=True)
-
-
-class _CloneToCopy(TorchFunctionMode):
-    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Swaps the one function, passes the rest on."""
-        if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        if id(tensor) not in memo:
-            clone = tensor.detach().clone()
-            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
-        return memo[id(tensor)]
-
-
-def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
-    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
-        model = copy.deepcopy(adapted)
-    for parameter in model.parameters():
-        parameter.grad = None
-    return model.train()
 
 
 @contextlib.contextmanager
