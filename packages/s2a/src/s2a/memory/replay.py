@@ -56,8 +56,10 @@ ON_META: frozenset[Any] = frozenset(
         _aten._softmax_backward_data.default,
     }
 )
-"""Operators whose results the meta device describes as ``FakeTensorMode`` does, where all tensors are on one device, but
-for the stride of a dimension of one element, on which no storage depends. The library's own operators run there too."""
+"""Operators whose results the meta device describes as ``FakeTensorMode`` does, where all tensors are on one device.
+
+But for the stride of a dimension of one element, on which no storage depends. The library's own operators run there too.
+"""
 
 _NAMESPACES = ("aten", "s2a")
 _PLAIN = (int, float, bool, str, type(None), torch.dtype, torch.device, torch.layout, torch.memory_format)
