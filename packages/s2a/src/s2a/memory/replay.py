@@ -58,7 +58,7 @@ ON_META: frozenset[Any] = frozenset(
 )
 """Operators whose results the meta device describes as ``FakeTensorMode`` does, where all tensors are on one device.
 
-But for the stride of a dimension of one element, on which no storage depends. The library's own operators run there too.
+The stride of a dimension of one element may differ, on which no storage depends. Own operators run there too.
 """
 
 _NAMESPACES = ("aten", "s2a")
