@@ -12,7 +12,6 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-import s2a
 from bench.factories import GROUPS, make_grid, make_record
 from rich.console import Console
 from s2a_bench.cells.evaluation import NO_TEST
@@ -24,6 +23,14 @@ from s2a_bench.reports import notes, tables, terminal
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.planned import find_missing, remember_cells
 from s2a_bench.reports.sections import make_sections
+
+
+def default_options() -> dict[str, object]:
+    """Of s2a. Imported here: other tests of this file need no torch."""
+    import s2a
+
+    return dataclasses.asdict(s2a.method_config("s2a"))
+
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 
@@ -204,7 +211,7 @@ def labels_of(method, *configs):
 
 
 def test_a_variants_name_says_what_differs_from_the_defaults_and_within_the_table():
-    usual = dataclasses.asdict(s2a.method_config("s2a"))
+    usual = default_options()
     # What all rows share is not in their names, though it is not the default; what is the default is not either.
     assert labels_of("s2a", usual | {"bits": 2}) == ["s2a"]
     assert labels_of("s2a", usual, usual | {"lrp_rank": 5}) == ["s2a, rank 5", "s2a"]
@@ -230,7 +237,7 @@ def test_names_are_unique_whatever_methods_are_called():
 
 
 def test_the_legend_has_the_full_options_and_the_defaults():
-    usual = dataclasses.asdict(s2a.method_config("s2a"))
+    usual = default_options()
     records = make_grid(["s2a"], ["digits"], method_config=usual | {"bits": 2})
     records += make_grid(["s2a"], ["digits"], method_config=usual | {"lrp_rank": 5, "bits": 2})
     legend = dict(report_text.list_names(only(records)))
@@ -437,7 +444,7 @@ def test_terminal_table_fits_the_terminal():
 
 @pytest.mark.parametrize("width", [60, 80, 100, 120])
 def test_terminal_tables_break_no_word_and_say_what_they_leave_out(width):
-    usual = dataclasses.asdict(s2a.method_config("s2a"))
+    usual = default_options()
     records = make_grid()
     for change in ({"lrp_rank": 5}, {"lsb_reduction": 0, "train_bias": False, "activations": "exact", "bits": 2}):
         records += make_grid(["s2a"], method_config=usual | change)
