@@ -65,7 +65,7 @@ marks = st.lists(
 
 
 @given(marks, st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=12, deadline=None)
 def test_names_in_a_figure_never_overlap_nor_leave_it(points, log):
     root, boxes = draw(points, log=log), []
     with canvas.open_canvas() as ruler:
@@ -175,6 +175,7 @@ assert "matplotlib.pyplot" not in sys.modules
 """
 
 
+@pytest.mark.full
 def test_another_process_without_a_home_folder_draws_the_same_bytes_and_says_nothing(tmp_path):
     (tmp_path / "matplotlibrc").write_text("font.size: 30\nlines.linewidth: 9\n")
     nowhere = tmp_path / "file"
