@@ -12,25 +12,16 @@ import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
-from bench.factories import GROUPS, make_grid, make_record
-from rich.console import Console
+from bench.factories import make_grid, make_record, only_section
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.cells.record import write
 from s2a_bench.config import CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.reports import build as report
-from s2a_bench.reports import notes, tables, terminal
+from s2a_bench.reports import notes, tables
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.planned import find_missing, remember_cells
 from s2a_bench.reports.sections import make_sections
-
-
-def default_options() -> dict[str, object]:
-    """Of s2a. Imported here: other tests of this file need no torch."""
-    import s2a
-
-    return dataclasses.asdict(s2a.method_config("s2a"))
-
 
 EVIL = "<script>alert('1')</script>\"'&<img src=x onerror=alert(2)>|`*"
 
@@ -64,11 +55,6 @@ def build(folder, records):
     for record in records:
         write(record, folder)
     return report.build(folder)
-
-
-def only(records):
-    (section,) = make_sections(records)
-    return section
 
 
 def test_the_same_records_give_the_same_bytes(tmp_path):
@@ -187,72 +173,11 @@ def test_failures_gaps_and_broken_files_are_named(tmp_path):
 
 def test_an_incomplete_row_has_no_average():
     records = [r for r in make_grid(["lora", "s2a"]) if not (r.method == "lora" and r.dataset == "texture")]
-    s2a, lora = only(records).rows
+    s2a, lora = only_section(records).rows
     assert lora.averages is None
     assert lora.cells["digits"].stat is not None
     assert s2a.averages is not None
-    assert any("No averages for lora" in note for note in notes.list_notes(only(records)))
-
-
-def test_variants_are_rows_labelled_by_what_differs():
-    records = []
-    for rank in (16, 4, 8):
-        for activations in ("paper", "exact"):
-            config = {"lrp_rank": rank, "activations": activations, "bits": 4}
-            records += make_grid(["s2a"], ["digits"], method_config=config)
-    shown_labels = [row.label for row in only([*records, *make_grid(["lora"], ["digits"])]).rows]
-    assert shown_labels[-1] == "lora"  # rows are by accuracy, and equals by options
-    assert shown_labels[:-1] == [f"s2a, {a}rank {r}" for a in ("exact, ", "") for r in (4, 8, 16)]
-
-
-def labels_of(method, *configs):
-    rows = only([record for config in configs for record in make_grid([method], ["digits"], method_config=config)]).rows
-    return [row.label for row in sorted(rows, key=lambda row: row.variant)]
-
-
-def test_a_variants_name_says_what_differs_from_the_defaults_and_within_the_table():
-    usual = default_options()
-    # What all rows share is not in their names, though it is not the default; what is the default is not either.
-    assert labels_of("s2a", usual | {"bits": 2}) == ["s2a"]
-    assert labels_of("s2a", usual, usual | {"lrp_rank": 5}) == ["s2a, rank 5", "s2a"]
-    assert labels_of("s2a", usual | {"lsb_reduction": 4, "bits": 2}, usual | {"lrp_rank": 5, "bits": 2}) == [
-        "s2a, rank 5",
-        "s2a, reduction 4",
-    ]
-    # Switched off is said in words, a sparse config counts as one of defaults.
-    assert labels_of("s2a", usual | {"lrp_rank": 0, "train_bias": False}, usual) == ["s2a, no prompt, no bias", "s2a"]
-    assert labels_of("lora", {"rank": 16}, {"rank": 4}) == ["lora, rank 4", "lora, rank 16"]
-    assert labels_of("lora", {"activations": "lean"}, {"activations": "exact"}) == ["lora", "lora, lean"]
-    # An option that came later and the same method without it are two rows, so both are told apart.
-    assert len(set(labels_of("s2a", {"lrp_rank": 30}, {}))) == 2
-    # Of a method that is not installed here nothing is known: every option that differs is named.
-    assert labels_of("foreign", {"a": "x"}, {"a": "y"}) == ["foreign, a=x", "foreign, a=y"]
-
-
-def test_names_are_unique_whatever_methods_are_called():
-    records = make_grid(["x"], ["digits"], method_config={"a": "1"}) + make_grid(["x"], ["digits"], method_config={})
-    records += make_grid(["x, a=1"], ["digits"])
-    names = [row.label for row in only(records).rows]
-    assert len(set(names)) == 3
-
-
-def test_the_legend_has_the_full_options_and_the_defaults():
-    usual = default_options()
-    records = make_grid(["s2a"], ["digits"], method_config=usual | {"bits": 2})
-    records += make_grid(["s2a"], ["digits"], method_config=usual | {"lrp_rank": 5, "bits": 2})
-    legend = dict(report_text.list_names(only(records)))
-    assert legend["s2a, rank 5"] == "bits=2, lrp_rank=5"
-    assert legend["s2a"] == "bits=2, lrp_rank=30"
-    assert "bits=4" in legend["defaults of s2a"] and "lrp_rank=30" in legend["defaults of s2a"]
-
-
-def test_a_recipe_parts_rows_only_where_it_was_swept():
-    tuned = [
-        make_record(dataset=d, seed=s, train_config={"lr": lr}) for d, lr in (("a", 0.1), ("b", 0.2)) for s in (0, 1)
-    ]
-    assert [row.label for row in only(tuned).rows] == ["s2a"]
-    swept = [make_record(seed=s, train_config={"lr": lr, "clip": 1}) for lr in (0.1, 0.02) for s in (0, 1)]
-    assert [row.label for row in only(swept).rows] == ["s2a, lr 0.02", "s2a, lr 0.1"]
+    assert any("No averages for lora" in note for note in notes.list_notes(only_section(records)))
 
 
 @pytest.mark.parametrize(
@@ -274,21 +199,21 @@ def test_a_cell_on_other_data_is_marked_and_left_out(change):
     for i, r in enumerate(records):
         if r.method == "s2a" and r.dataset == "digits":
             records[i] = make_record(method="s2a", dataset="digits", seed=r.seed, **change)
-    _, lora, s2a = only(records).rows
+    _, lora, s2a = only_section(records).rows
     assert lora.averages is not None
     assert s2a.averages is None
     assert not s2a.cells["digits"].counted
     assert report_text.format_cell(s2a, "digits").endswith("*")
     assert any(
         "s2a on digits" in where and "not comparable" in why
-        for where, why in report_text.list_cell_remarks(only(records))
+        for where, why in report_text.list_cell_remarks(only_section(records))
     )
 
 
 def test_a_failure_before_the_checkpoint_was_known_stays_with_its_table():
     records = make_grid(["lora"], ["digits"])
     failed = make_record(method="s2a", status="failed", checkpoint_id="", data_config={}, seed=1)
-    assert [record for _, record in only([*records, failed]).failed] == [failed]
+    assert [record for _, record in only_section([*records, failed]).failed] == [failed]
 
 
 def accuracies(method, values, **changes):
@@ -306,13 +231,13 @@ def accuracies(method, values, **changes):
 )
 def test_bold_only_outside_the_noise(tmp_path, a, b, winner):
     records = accuracies("lora", a) + accuracies("bias", b)
-    assert only(records).best.get("dataset digits") == winner
+    assert only_section(records).best.get("dataset digits") == winner
     assert (winner is not None) == ("<strong>" in build(tmp_path, records).html.read_text())
 
 
 def test_notes_say_what_does_not_compare():
     def joined(*records):
-        return " ".join(notes.list_notes(only(records)))
+        return " ".join(notes.list_notes(only_section(records)))
 
     assert "random" in joined(make_record(random_weights=True))
     assert "limit_train=32" in joined(make_record(limit_train=32))
@@ -340,13 +265,13 @@ def test_wide_suites_show_groups_and_keep_every_task(tmp_path):
     names = [f"task{i:02d}" for i in range(19)]
     text = Page(build(tmp_path, make_grid(["lora", "s2a"], names, (0, 1))).html.read_text()).text
     assert all(name in text for name in names)
-    titles = [column.title for column in tables.summary_columns(only(make_grid(["lora"], names)))]
+    titles = [column.title for column in tables.summary_columns(only_section(make_grid(["lora"], names)))]
     assert not set(titles) & set(names)
 
 
 def test_rows_are_by_mean_accuracy_and_those_without_one_last():
     records = [r for r in make_grid() if (r.method, r.dataset) != ("lora", "texture")]
-    section = only(records)
+    section = only_section(records)
     means = [row.averages.mean_of_tasks.mean for row in section.rows if row.averages]
     assert means == sorted(means, reverse=True) and len(means) == 4
     assert section.rows[-1].method == "lora"
@@ -355,16 +280,16 @@ def test_rows_are_by_mean_accuracy_and_those_without_one_last():
 
 def test_what_all_rows_share_is_one_line_and_costs_follow_the_mean():
     records = make_grid(["full", "lora"], images_per_second=1.3)
-    columns, shared = tables.fold_columns(only(records))
+    columns, shared = tables.fold_columns(only_section(records))
     assert [column.title for column in columns[:5]] == [
         "mean of 4 tasks", "measured MB", "theoretical MB", "trainable %", "digits"
     ]  # fmt: skip
     assert shared == "All rows: 500 peak MB, 1.3 images/s, seeds 0-2."
     # Of a single row nothing is folded, and what nobody recorded has no column.
-    columns, shared = tables.fold_columns(only(make_grid(["s2a"], peak_mb=None)))
+    columns, shared = tables.fold_columns(only_section(make_grid(["s2a"], peak_mb=None)))
     assert not shared and "peak MB" not in [column.title for column in columns]
     # Equal accuracies stay in view.
-    columns, _ = tables.fold_columns(only([make_record(method=m, accuracy=50.0) for m in ("lora", "bias")]))
+    columns, _ = tables.fold_columns(only_section([make_record(method=m, accuracy=50.0) for m in ("lora", "bias")]))
     assert columns[-4:] and "digits" in [column.title for column in columns]
 
 
@@ -384,7 +309,7 @@ def test_only_what_a_sweep_planned_is_called_missing(tmp_path):
     records = make_grid(["lora"], ["digits"], (0,)) + make_grid(["s2a"], ["texture"], (1,))
     paths = build(tmp_path, records)
     assert "not run" not in paths.markdown.read_text()
-    assert not only(records).missing
+    assert not only_section(records).missing
     # A damaged note, or one of other types, makes nothing missing either.
     for text in ("{", "[]", '{"a": 1, "b": {"suite": 3}, "c": {"suite": "mini", "surprise": 1}}'):
         (tmp_path / ".planned.json").write_text(text)
@@ -420,51 +345,3 @@ def test_stale_figures_go_and_foreign_files_stay(tmp_path):
     shutil.rmtree(tmp_path / "records")
     paths = build(tmp_path, make_grid())
     assert set((tmp_path / "figures").iterdir()) == {*paths.figures, foreign}
-
-
-def shown(table, width):
-    console = Console(width=width, record=True, file=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table)
-    return capture.get()
-
-
-def test_terminal_table_fits_the_terminal():
-    records = make_grid() + make_grid(["s2a"], method_config={"activations": "exact"})
-    wide = shown(terminal.terminal_table(records, 200), 200)
-    assert all(name.partition("_")[0] in wide for name in GROUPS)
-    narrow = shown(terminal.terminal_table(records, 80), 80)
-    assert max(map(len, narrow.splitlines())) <= 80
-    assert "texture" not in narrow.partition("In the report:")[0]
-    for text in (wide, narrow):
-        for method in ("full", "linear", "bias", "lora", "s2a", "610", "101.5"):
-            assert method in text
-        assert "…" not in text
-
-
-@pytest.mark.parametrize("width", [60, 80, 100, 120])
-def test_terminal_tables_break_no_word_and_say_what_they_leave_out(width):
-    usual = default_options()
-    records = make_grid()
-    for change in ({"lrp_rank": 5}, {"lsb_reduction": 0, "train_bias": False, "activations": "exact", "bits": 2}):
-        records += make_grid(["s2a"], method_config=usual | change)
-    text = shown(terminal.terminal_table(records, width), width)
-    assert max(map(len, text.splitlines())) <= width
-    section = only(records)
-    words = [word for row in section.rows for word in row.label.split()]
-    columns, _ = tables.fold_columns(section)
-    titles = [word for column in columns for word in column.title.split()]
-    for word in words:
-        assert re.search(rf"(?<!\S){re.escape(word)}(?!\S)", text)
-    for word in {*titles} - {"count", "sprite_count", "sprite_location"}:
-        assert word.partition("_")[0] in text  # as a heading, or among what is left for the report
-    assert "measured" in text
-
-
-def test_terminal_says_what_failed_where_nothing_finished():
-    text = shown(terminal.terminal_table([make_record(status="failed")], 80), 80)
-    assert "No cell has finished; 1 failed." in text
-
-
-def test_terminal_table_shows_names_literally():
-    assert "[red]x[/red]" in shown(terminal.terminal_table(make_grid(["[red]x[/red]"])), 200)

@@ -27,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed")
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory):
-    """A migrated, empty database: making one takes seconds, copying it none."""
-    if find_spec("mlflow") is None:
-        pytest.skip("MLflow is not installed")
-    output = tmp_path_factory.mktemp("template")
-    track.open_store(None, output)
-    return output / "mlflow.db"
-
-
 @pytest.fixture
 def store(fresh_database, tmp_path):
     shutil.copy(fresh_database, tmp_path / "mlflow.db")

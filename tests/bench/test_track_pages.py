@@ -8,7 +8,6 @@ import json
 import re
 import shutil
 import zlib
-from importlib.util import find_spec
 
 import pytest
 from bench.factories import make_grid, make_record
@@ -28,15 +27,6 @@ def make_map():
         make_record(method_config={"lrp_rank": rank, "lsb_reduction": by, "unused": None}, accuracy=50.0 + rank)
         for rank, by in itertools.product(RANKS, REDUCTIONS)
     ]
-
-
-@pytest.fixture(scope="module")
-def fresh_database(tmp_path_factory):
-    if find_spec("mlflow") is None:
-        pytest.skip("MLflow is not installed")
-    output = tmp_path_factory.mktemp("template")
-    track.open_store(None, output)
-    return output / "mlflow.db"
 
 
 @pytest.fixture

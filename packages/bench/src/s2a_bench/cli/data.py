@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim, say_next
-from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
-from s2a_bench.cli.fitted_table import Column, print_table
+from s2a_bench.cli.data_list import print_list, sweep_command
+from s2a_bench.cli.data_own import prepare_own_images
 from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.own import TAKEN_NAMES
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes, unknown
-
-if TYPE_CHECKING:
-    from s2a_bench.data.listing import DatasetStatus
 
 _OWN_FLAGS = (
     *("val", "test", "group_column", "path_column", "label_column", "split_column"),
@@ -180,79 +174,6 @@ class DataVerify:
         return verify_datasets(_named(self.datasets, self.data_dir), self.data_dir, console)
 
 
-def print_list(found: Sequence[Dataset], root: Path | None, console: Console) -> int:
-    """Prints every dataset and what of it is on disk; of those that are given, all that is known."""
-    from s2a_bench.data import listing
-
-    rows = {row.name: row for row in listing.list_datasets(root)}
-    if found:
-        for dataset in found:
-            console.print(_card(dataset, rows[dataset.name]))
-        say_next(console, f"Next: {_next_of(found[-1], rows[found[-1].name].present, root)}")
-        return DONE
-    columns = [Column("dataset", justify="left"), Column("suite", 1, "left"), Column("group", 4, "left")]
-    columns += [Column("classes", 2), Column("train/val/test", 3), Column("state", justify="left", wraps=True)]
-    known = any(row.data_id for row in rows.values())
-    columns += [Column("data id", 5, "left")] if known else []
-    texts = []
-    for row in rows.values():
-        sizes = "/".join("?" if n is None else f"{n}" for n in (row.counts.train, row.counts.val, row.counts.test))
-        texts.append(
-            [
-                row.name,
-                row.suite,
-                row.group,
-                str(row.classes),
-                sizes,
-                _state(row),
-                *([row.data_id or ""] if known else []),
-            ]
-        )
-    print_table(console, "", columns, texts)
-    if root is None:
-        print_verbatim(console, "Pass --data-dir DIR to see what is on disk.")
-    print_verbatim(console, "`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.")
-    return DONE
-
-
-def _state(row: DatasetStatus) -> str:
-    state = "here" if row.present else "missing"
-    if row.present and not row.prepared and row.split_id is None:
-        state = "here, no manifest"
-    return state + ", synthetic" * row.synthetic + ", lossy" * row.lossy
-
-
-def _card(dataset: Dataset, row: DatasetStatus) -> Table:
-    """All that is known of a dataset."""
-    card = Table(box=None, show_header=False, pad_edge=False, title=dataset.name, title_justify="left")
-    card.add_column(no_wrap=True, style="dim")
-    card.add_column(overflow="fold")
-    counted = ((name, dataset.count(name)) for name in dataset.lists)
-    facts = {
-        "suite": ", ".join(dict.fromkeys((dataset.suite, dataset.group))),
-        "also called": ", ".join(dataset.aliases),
-        "classes": str(dataset.classes),
-        "images": ", ".join(f"{name} {'any number' if n is None else n}" for name, n in counted),
-        "metric": dataset.metric,
-        "published as": "" if dataset.embedded else "JPEG files" if dataset.encoding == "jpeg" else "lossless images",
-        "source": dataset.source,
-        "licence": dataset.licence,
-        "get it": dataset.where,
-        "prepare": " or ".join(["--from"] * (dataset.preparation is not None) + ["--download"] * bool(dataset.remotes)),
-        "state": _state(row),
-        "folder": row.where if row.present and not dataset.embedded else "",
-        "on disk": row.size,
-        "data id": row.data_id or "",
-        "split id": row.split_id or "",
-        "note": row.note,
-        **list_own_facts(dataset, row),
-    }
-    for title, text in facts.items():
-        if text:
-            card.add_row(title, Text(text))
-    return card
-
-
 def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: Path | None, console: Console) -> int:
     """Brings downloads into the standard folder.
 
@@ -347,22 +268,6 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
     return _each(found, work, root, console)
 
 
-def _next_of(dataset: Dataset, present: bool, root: Path | None) -> str:
-    """What to run next of a dataset: prepare it, or train on it."""
-    if present:
-        return _sweep_command([dataset], root)
-    how = "--from PATH" if not dataset.remotes else "--download"
-    return f"s2a-bench data prepare {dataset.name} {how} --data-dir {shlex.quote(str(root or 'DIR'))}"
-
-
-def _sweep_command(found: Sequence[Dataset], root: Path | None) -> str:
-    """Compares the methods on prepared datasets, those of the first one's suite."""
-    suite = found[0].suite
-    names = " ".join(dataset.name for dataset in found if dataset.suite == suite)
-    where = "" if found[0].embedded else f" --data-dir {shlex.quote(str(root or 'DIR'))}"
-    return f"s2a-bench sweep --suite {suite} --datasets {names}{where}"
-
-
 def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], root: Path, console: Console) -> int:
     """Does the work for every dataset; with several, one that fails does not keep the others from it."""
     failures = 0
@@ -379,7 +284,7 @@ def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], root: Path, 
     if failures:
         print_verbatim(console, f"{len(found) - failures} of {len(found)} datasets are ready.")
     if ready:
-        say_next(console, f"Next: {_sweep_command(ready, root)}")
+        say_next(console, f"Next: {sweep_command(ready, root)}")
     return SOME_FAILED if failures else DONE
 
 
@@ -405,7 +310,7 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
         print_verbatim(console, f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.")
         wrong = wrong or bool(problems)
     if not wrong:
-        say_next(console, f"Next: {_sweep_command(found, root)}")
+        say_next(console, f"Next: {sweep_command(found, root)}")
     else:
         say_next(console, "Next: remove the folder of what has problems, and run s2a-bench data prepare for it again.")
     return SOME_FAILED if wrong else DONE

@@ -62,5 +62,16 @@ class Export:
         )
         if not self.images:
             print_verbatim(console, "To compare on images of yours: --images DIR.")
-        say_next(console, "Next: docs/export.md says how to run it.")
+        say_next(console, f"Next: in Python {_loading_call(self.to, report.format)} loads it.")
         return DONE
+
+
+def _loading_call(path: Path, format: str) -> str:
+    """The call that loads a file of a format."""
+    if format == "onnx":
+        return f"onnxruntime.InferenceSession({str(path)!r})"
+    if format == "torch":
+        return f"torch.export.load({str(path)!r}).module()"
+    if path.is_dir():
+        return f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
+    return f"timm.create_model, with the arguments in its metadata and checkpoint_path={str(path)!r},"

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from s2a_bench.reports.figures import labels, method_styles
+from s2a_bench.reports.figures import method_styles
 from s2a_bench.reports.figures.axes import draw_grid, scale_linear, scale_log
-from s2a_bench.reports.figures.canvas import FONT, SMALL, open_canvas
-from s2a_bench.reports.figures.style import CURVES
+from s2a_bench.reports.figures.canvas import SMALL, open_canvas
+from s2a_bench.reports.figures.named_lines import BOTTOM, LEFT, RIGHT, TOP, draw_named_lines
 from s2a_bench.reports.markup import Markup, element
 
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0
 NAMES_WIDTH = 74.0
 """Width right of the curves for their names."""
 
@@ -66,18 +65,12 @@ def draw_epochs(lines: Sequence[Line], *, title: str, y_label: str, unit: str = 
             x = float(axes.transData.transform((best, 0))[0])
             late = best > (1 + last) / 2
             canvas.write(x + (-5 if late else 5), TOP - 2, f"best epoch {best}", ha="right" if late else "left")
-        ends = [float(axes.transData.transform((1, line.points[-1][1]))[1]) for line in lines]
-        for index, (line, end) in enumerate(zip(lines, labels.spread_out(ends, BOTTOM), strict=True)):
-            colour = canvas.ink(f"curve{index % len(CURVES)}")
-            (path,) = axes.plot(*zip(*line.points, strict=True), color=colour, linewidth=2)
-            canvas.tag(path, class_="curve")
+        colours = draw_named_lines(canvas, axes, [(line.name, line.points) for line in lines], NAMES_WIDTH)
+        for line, colour in zip(lines, colours, strict=True):
             for x, y in line.points:
                 if len(line.points) <= MARKED_EPOCHS or x in (best, line.points[-1][0]):
                     text = f"{line.name}, epoch {x:g}: {y:.4g}{unit}"
                     canvas.draw_point(axes, x, y, 2.5, colour, title=text)
-            words = {"color": colour, "fontsize": FONT, "fontweight": "bold"}
-            name = canvas.write(canvas.width - RIGHT - NAMES_WIDTH + 6, canvas.height - end + 4, line.name, **words)
-            canvas.tag(name, class_="name")
         return canvas.to_svg(title)
 
 

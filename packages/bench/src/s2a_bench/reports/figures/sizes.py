@@ -6,13 +6,11 @@ import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 
-from s2a_bench.reports.figures import labels
 from s2a_bench.reports.figures.axes import draw_grid, name_places, scale_linear
-from s2a_bench.reports.figures.canvas import FONT, HEIGHT, SMALL, WIDTH, open_canvas
-from s2a_bench.reports.figures.style import CURVES
+from s2a_bench.reports.figures.canvas import HEIGHT, SMALL, WIDTH, open_canvas
+from s2a_bench.reports.figures.named_lines import BOTTOM, LEFT, RIGHT, TOP, draw_named_lines
 from s2a_bench.reports.markup import Markup
 
-LEFT, RIGHT, TOP, BOTTOM = 46.0, 14.0, 30.0, 42.0
 NAMES_WIDTH = 112.0
 """Width right of the curves for their names."""
 
@@ -61,20 +59,14 @@ def draw_curves(lines: Sequence[Curve], *, title: str, x_label: str) -> Markup:
         scale_linear(axes, "y", [v for c in lines for _, y, s in c.points for v in (y - (s or 0), y + (s or 0))], 0.06)
         draw_grid(canvas, axes, "y")
         canvas.label(axes, x_label, "accuracy, %")
-        ends = [float(axes.transData.transform((0, line.points[-1][1]))[1]) for line in lines]
-        for index, (line, end) in enumerate(zip(lines, labels.spread_out(ends, BOTTOM), strict=True)):
-            colour = canvas.ink(f"curve{index % len(CURVES)}")
-            places = [values.index(x) for x, _, _ in line.points]
-            (path,) = axes.plot(places, [y for _, y, _ in line.points], color=colour, linewidth=2)
-            canvas.tag(path, class_="curve")
-            for place, (x, y, spread) in zip(places, line.points, strict=True):
+        placed = [(line.name, [(values.index(x), y) for x, y, _ in line.points]) for line in lines]
+        colours = draw_named_lines(canvas, axes, placed, NAMES_WIDTH)
+        for line, (_, places), colour in zip(lines, placed, colours, strict=True):
+            for (place, y), (x, _, spread) in zip(places, line.points, strict=True):
                 if spread:
                     axes.plot([place, place], [y - spread, y + spread], color=colour, linewidth=1.5, alpha=0.75)
                 text = f"{line.name}: accuracy {y:.1f}{f' ± {spread:.1f}' if spread is not None else ''} % at {x:g}"
                 canvas.draw_point(axes, place, y, 3.5, colour, title=text)
-            words = {"color": colour, "fontsize": FONT, "fontweight": "bold"}
-            name = canvas.write(canvas.width - RIGHT - NAMES_WIDTH + 6, canvas.height - end + 4, line.name, **words)
-            canvas.tag(name, class_="name")
         return canvas.to_svg(title)
 
 
