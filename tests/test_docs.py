@@ -12,7 +12,6 @@ import re
 import runpy
 import tomllib
 import xml.etree.ElementTree as ET
-from pathlib import Path
 
 import pytest
 import tyro
@@ -38,7 +37,7 @@ def parse(words: list[str]):
         raise AssertionError(said.getvalue()) from None
 
 
-def check_command(words: list[str], folder: Path) -> None:
+def check_command(words: list[str]) -> None:
     """Checks one command: its name, options and values; of a sweep also datasets, methods and settings."""
     if words[:3] == ["nox", "-s", "bench"]:
         words = ["s2a-bench", "sweep", *words[4:]]
@@ -72,7 +71,7 @@ def check_sweep(command: Sweep) -> None:
 def test_a_command_of_a_block_parses(where, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     for words in simple(re.sub(r"\$\(.*\)", "X", command)):
-        check_command(words, tmp_path)
+        check_command(words)
 
 
 @pytest.mark.parametrize(("page", "command"), sorted(set(inline_commands())), ids=lambda text: text[:60])
@@ -81,7 +80,7 @@ def test_a_command_within_the_text_exists(page, command, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     words = command.partition(" > ")[0].split()
     if words[0] == "nox" or "..." in command or "COMMAND" in command:
-        return check_command(["nox", *words[1:]], tmp_path) if words[0] == "nox" and "..." not in command else None
+        return check_command(["nox", *words[1:]]) if words[0] == "nox" and "..." not in command else None
     try:
         parse(words[1:] if len(words) > 2 else [*words[1:], "--help"])
     except AssertionError as error:

@@ -34,6 +34,7 @@ NOT_RUN = {
     "half_precision.py": "needs a pretrained ViT-S/14 and images",
     "mlflow models": "MLflow's command starts servers of its own; tests/bench/test_finetune_mlflow.py loads the model",
     "curl": "needs that server",
+    "s2a-bench ui": "a server, which ends with Ctrl-C; tests/bench/test_ui.py",
     "s2a-bench estimate": "measures full-size backbones for minutes; tests/bench/test_estimate.py",
     "memory --paper": "22 full-size rows, minutes; tests/bench/test_paper.py",
     "find archive": "needs that folder; tests/bench/test_predict_paths.py reads lists from a pipe",
@@ -130,7 +131,10 @@ Path("birds.csv").write_text("path,label\\n" + rows)
 """What lies in the folder where a page runs."""
 
 
-FIRST = {"docs/training.md": "s2a-bench data prepare leaves --from photos --data-dir DATA"}
+FIRST = {
+    "docs/training.md": "s2a-bench data prepare leaves --from photos --data-dir DATA",
+    "docs/mlflow.md": "s2a-bench sweep --datasets digits --methods linear --epochs 1 --limit-train 16 --serial",
+}
 """Page -> a command that its text takes as given."""
 
 

@@ -5,6 +5,7 @@ python docs/figures/memory_bars.py
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import matplotlib as mpl
@@ -57,9 +58,9 @@ def draw() -> str:
         axes.set_title(
             "Memory of one training step: ViT-B/16, 32 images, fp32", loc="left", fontsize=11, color="#222222"
         )
-        target = HERE / "memory_bars.svg"
-        figure.savefig(target, metadata={"Date": None})
-    return "\n".join(line.rstrip() for line in target.read_text(encoding="utf-8").splitlines()) + "\n"
+        svg = io.StringIO()
+        figure.savefig(svg, format="svg", metadata={"Date": None})
+    return "\n".join(line.rstrip() for line in svg.getvalue().splitlines()) + "\n"
 
 
 if __name__ == "__main__":

@@ -85,6 +85,26 @@ def test_the_view_of_a_sweep_shows_its_cells_alone_the_best_first(output):
         assert not any("unused" in column for column in state["selectedColumns"])
 
 
+def test_the_end_of_a_sweep_keeps_the_view_of_all_sweeps_and_links_no_report_that_is_not_there(output):
+    first, second = make_map(), [make_record(method="lora", method_config={"rank": rank}) for rank in (2, 4)]
+    store = track_all(output, first)
+    before = read_views(read_experiment(store))
+    (output / "report.html").write_text("<p>made after the sweep was tracked</p>")
+    for record in second:
+        write(record, output)
+    sweep = track.start_sweep(store, "mini", [record.cell_id for record in second])
+    for record in second:
+        track.log_cell(sweep, record)
+    track.finish_sweep(sweep, second)
+    after = read_views(read_experiment(store))
+    assert len(after) == len(before) + 1
+    (everything,) = (key for key in before if "all" in key)
+    assert after[everything] == before[everything]
+    assert "report.html" not in read_experiment(store).tags["mlflow.note.content"]
+    track.rebuild(output)  # knows all sweeps
+    assert "params.`method.rank`" in unpack(read_views(read_experiment(store))[everything])["selectedColumns"]
+
+
 def test_charts_are_of_what_differs_and_name_what_the_runs_have(output):
     records = make_map()
     store = track_all(output, records)

@@ -54,18 +54,22 @@ class Fits:
             print(json.dumps(rows, indent=1), file=console.file)
         else:
             _print_table(rows, budget, console)
-        say_next(console, f"Next, on your own images: {_train_command(rows, self.budget)}", data=self.json)
+        command = _train_command(rows, self.budget, settings, self.image_size)
+        say_next(console, f"Next, on your own images: {command}", data=self.json)
         return DONE
 
 
-def _train_command(rows: Sequence[dict[str, Any]], budget: str) -> str:
-    """Trains with the first row that fits."""
+def _train_command(rows: Sequence[dict[str, Any]], budget: str, settings: Sequence[str], image_size: int | None) -> str:
+    """Trains with the first row that fits, and with the settings that it was computed for."""
     row = next((each for each in rows if each.get("batch_size")), None)
     text = "s2a-bench finetune DIR"
     if row is None:
         return text
-    text += f" --backbone {row['backbone']} --method {shlex.quote(row['method'])}"
-    return text if budget == "free" else f"{text} --memory-budget {shlex.quote(budget)}"
+    words = ["--backbone", row["backbone"], "--method", row["method"]]
+    words += [] if budget == "free" else ["--memory-budget", budget]
+    words += [] if image_size is None else ["--image-size", str(image_size)]
+    words += ["--set", *settings] if settings else []
+    return f"{text} {shlex.join(words)}"
 
 
 def _check_no_budget(settings: Sequence[str], labels: Sequence[str]) -> None:

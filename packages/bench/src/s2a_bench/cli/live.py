@@ -195,6 +195,7 @@ class Heartbeat:
     def start(self) -> None:
         """From now on."""
         if self._thread is None:
+            self._stopped.clear()
             self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
             self._thread.start()
 
@@ -203,6 +204,7 @@ class Heartbeat:
         self._stopped.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
+        self._thread = None
 
     def spoken(self) -> None:
         """Something was said."""

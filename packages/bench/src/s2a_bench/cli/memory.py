@@ -182,8 +182,9 @@ def memory(
     else:
         _print_table(rows, device, console)
     backbone, _, name = next((pair for pair, row in zip(pairs, rows, strict=True) if "refused" not in row), pairs[0])
-    names = f"--backbone {backbone} --method {shlex.quote(name)}"
-    say_next(console, f"Next, the largest batch in a memory: s2a-bench fits --budget 8GiB {names}", data=as_json)
+    words = ["s2a-bench", "fits", "--budget", "8GiB", "--backbone", backbone, "--method", name]
+    words += ["--set", *settings] if settings else []
+    say_next(console, f"Next, the largest batch in a memory: {shlex.join(words)}", data=as_json)
     return DONE
 
 

@@ -55,7 +55,8 @@ class Steps:
         elif new:
             self._heartbeat.spoken()
             print_verbatim(self._console, what)
-        self._heartbeat.beat()
+        if self._live is None:
+            self._heartbeat.start()
 
     def note(self, text: str) -> None:
         """Prints what is to be read afterwards: it does not give way to the next step."""
@@ -65,6 +66,7 @@ class Steps:
         """Takes the line away."""
         if self._live is not None:
             self._live.close()
+        self._heartbeat.stop()
         self._what = ""
 
     def _rows(self) -> list[Row]:

@@ -76,6 +76,7 @@ def _print_links(console: Console, base: str, links: Sequence[Link]) -> str:
     """Prints the addresses of the pages, the first of which is the one to open."""
     if not links:  # records of no sweep that is whole
         print_verbatim(console, f"MLflow: {base}")
+        print_verbatim(console, "Press Ctrl-C to end.")
         return base
     first, *others = links
     print_verbatim(console, f"{first.title}")
@@ -85,6 +86,6 @@ def _print_links(console: Console, base: str, links: Sequence[Link]) -> str:
         print_verbatim(console, f"{link.title}")
         print_verbatim(console, f"  Table:  {base}{link.table}")
     if len(others) > _MOST:
-        print_verbatim(console, f"{len(others) - _MOST} earlier sweeps are under Views on these pages.")
+        print_verbatim(console, f"Under Views on these pages, more of earlier sweeps: {len(others) - _MOST}.")
     print_verbatim(console, "Press Ctrl-C to end.")
     return base + first.table

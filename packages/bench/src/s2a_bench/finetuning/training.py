@@ -215,7 +215,8 @@ class _Finetuning:
             weights=self.chosen.weights,
             weights_file=self.chosen.weights_file,
             budget=self.chosen.budget,
-            simulated_mb=_simulated_mb(trained, self.cell.config),
+            # Not after Ctrl-C: a second one during this would lose the best epoch.
+            simulated_mb=None if trained.interrupted else _simulated_mb(trained, self.cell.config),
             lr_search=self.search,
             notes=self.chosen.notes,
         )

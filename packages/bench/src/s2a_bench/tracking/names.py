@@ -127,7 +127,7 @@ def describe_sweep(records: Sequence[Record]) -> str:
 
     evaluated = "; ".join(PHRASES[value] for value in sorted({record.evaluated_on for record in records}))
     lines = [
-        f"A sweep of {len(records)} cells of suite **{names('suite')}**, {evaluated}.",
+        f"{len(records)} cell{'s' * (len(records) != 1)} of suite **{names('suite')}**, {evaluated}.",
         "",
         f"- methods: {names('method')}",
         f"- datasets: {names('dataset')}",

@@ -71,7 +71,12 @@ def show_sweep(
 
 
 def show_experiment(
-    store: Store, suite: str, experiment_id: str, sweeps: Mapping[str, tuple[str, Sequence[Record]]]
+    store: Store,
+    suite: str,
+    experiment_id: str,
+    sweeps: Mapping[str, tuple[str, Sequence[Record]]],
+    *,
+    all_of_folder: bool = True,
 ) -> None:
     """Writes the views of sweeps into their experiment, and its description; what is there already costs nothing.
 
@@ -80,6 +85,7 @@ def show_experiment(
         suite: The experiment's name.
         experiment_id: Its id.
         sweeps: By the id of a sweep, the id of its run and its records.
+        all_of_folder: These are all sweeps of the output folder; otherwise the view of all of them stays as it is.
     """
     experiment = store.client.get_experiment(experiment_id)
     there = dict(experiment.tags)
@@ -96,12 +102,13 @@ def show_experiment(
         title = summaries.view_title(sweep_id, records, _plain(store.output.name))
         view = views.make_view(_key(store, sweep_id), title, condition, records, created)
         wanted |= {each.tag: each.value for each in (view, *_views_of_datasets(view, condition, records, created))}
-        if (store.output / "report.html").is_file():  # then it is attached to the sweep's run
+        if any(file.path == "report.html" for file in store.client.list_artifacts(run_id)):
             report = f"#/experiments/{experiment_id}/runs/{run_id}/artifacts/report.html"
             wanted[f"{_OURS}report.{view.key}"] = report
     # Several output folders write this view: it must not depend on which of them was the last.
     everything_view = views.make_view(_ALL, "All cells of all sweeps", {}, everything if store.own else [], created)
-    wanted[everything_view.tag] = everything_view.value
+    if all_of_folder or everything_view.tag not in there:
+        wanted[everything_view.tag] = everything_view.value
     wanted = {key: value for key, value in wanted.items() if there.get(key) != value}
     note = there.get(NOTE, "")
     if not note or note.startswith(summaries.MARK):  # otherwise somebody wrote their own
@@ -123,7 +130,7 @@ def _views_of_datasets(
         chosen = [record for record in records if record.dataset == dataset]
         title = f"{dataset}: {len(chosen)} cells of {whole.title[0].lower()}{whole.title[1:]}"
         only = {**condition, "params.dataset": dataset}
-        found.append(views.make_view(f"{whole.key}.{number}", title, only, chosen, created))
+        found.append(views.make_view(f"{whole.key}.{number:02d}", title, only, chosen, created))
     return found
 
 

@@ -173,7 +173,7 @@ def finish_sweep(
                 client.log_artifact(sweep.run_id, str(path))
         client.set_terminated(sweep.run_id, status or ("FAILED" if failed else "FINISHED"))
         shown = {sweep.sweep_id: (sweep.run_id, records)}
-        pages.show_experiment(sweep.store, sweep.suite, sweep.experiment_id, shown)
+        pages.show_experiment(sweep.store, sweep.suite, sweep.experiment_id, shown, all_of_folder=False)
 
 
 def rebuild(output: Path, uri: str | None = None) -> int:

@@ -57,7 +57,8 @@ def sweep_name(sweep_id: str, records: Sequence[Record]) -> str:
 def sweep_metrics(records: Sequence[Record]) -> dict[str, float]:
     """The numbers of a sweep's run: those of its best cell as ``best_...``, and means of each method.
 
-    Means are over the datasets and backbones on which every method of the sweep has a finished cell, each counted once.
+    ``accuracy/METHOD`` is the mean of all cells of a method, variants included, over the datasets and backbones where
+    every method with a finished cell has one, each counted once.
     """
     best = best_of(records)
     values = {} if best is None else {f"best_{name}": getattr(best, name) for name in _BEST}

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.tracking import names
 
@@ -65,7 +66,7 @@ def make_view(key: str, title: str, fields: Mapping[str, str], records: Sequence
     """The view of some cells.
 
     Args:
-        key: Letters, digits and ``-``.
+        key: Letters, digits, ``-`` and ``.``.
         title: For people.
         fields: What its runs have, besides that of a cell: ``{"tags.sweep_id": ...}``.
         records: Their records; they decide which columns and charts there are.
@@ -152,7 +153,11 @@ def _columns(records: Sequence[Record], outputs: bool) -> list[str]:
     options = [name for each in _options_of_methods(records).values() for name in each]
     options = list(dict.fromkeys(options))[:_MOST_AXES]
     tags = ["trial"] if any(record.trial for record in records) else []
-    tags += ["did_not_learn"] if any(record.did_not_learn for record in records) else []
+    tags += (
+        ["did_not_learn"]
+        if any(learning.find_problems(record) for record in records if record.status == "done")
+        else []
+    )
     tags += ["sweep_id", "output"] if outputs else []
     # Few options that every row has come first; many, or some that most rows lack, would push the numbers out of view.
     few = len(options) <= 2 and len({record.method for record in records}) == 1

@@ -149,7 +149,7 @@ def mlp(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ...]) -
         tensors: Weight and bias of the norm; W, b, A and U of both linear layers (A and U of a low-rank update).
 
     Returns:
-        Of the options of ``x``, with the second layer's columns, in ``options.dtype``.
+        Of the shape of ``x``, with the second layer's columns, in ``options.dtype``.
     """
     with torch.autocast(x.device.type, enabled=False):
         return _Mlp.apply(options, x, *tensors)  # type: ignore[no-any-return]

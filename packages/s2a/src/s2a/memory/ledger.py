@@ -191,6 +191,8 @@ class Ledger(TorchDispatchMode):
 
     def once(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
         """A call of a function that does the same with like arguments (``s2a.ops.loops``), run for the first alone."""
+        if torch.is_grad_enabled():  # Its results would have a graph, which those of a call that is not run cannot.
+            return function(*args)
         key = repeats.key_of(self, function, args)
         call = self._calls.get(key)
         if call is not None:

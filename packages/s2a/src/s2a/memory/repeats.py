@@ -57,7 +57,7 @@ def key_of(ledger: Ledger, function: Any, args: tuple[Any, ...]) -> Any:
         return None
     autocast = torch.is_autocast_enabled(device) and torch.get_autocast_dtype(device)
     in_module = bool(ledger.modules)
-    return function, args[0], shapes, ledger.phase, in_module, torch.is_grad_enabled(), autocast
+    return function, args[0], shapes, ledger.phase, in_module, autocast
 
 
 def run(ledger: Ledger, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[Any, Call | None]:

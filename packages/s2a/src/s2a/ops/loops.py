@@ -52,7 +52,8 @@ def repeated(function: Callable[..., T]) -> Callable[..., T]:
     To be put on a function that has nothing but its arguments and returns nothing but tensors and ``None``, in tuples
     and lists. Arguments come by position; the first is hashable and has no tensors, the others are tensors and plain
     values. What a call does may depend on shapes, dtypes and these values alone, it runs no module, and what it makes
-    is gone when it ends unless it is returned.
+    is gone when it ends unless it is returned. Where gradients are on, every call runs: inside of an autograd function
+    they are off.
     """
 
     @functools.wraps(function)
