@@ -199,7 +199,7 @@ def name_planned(planned: Sequence[Record], variants: Sequence[Variant]) -> list
         rows = {canonical_text(option): label for option, (_, label) in zip(options, ran, strict=False)}
         for index, option in zip(places, options[len(ran) :], strict=True):
             unusual = [key for key in option if not key.startswith("train.") and _is_unusual(key, option[key], usual)]
-            said = sorted({*differing, *([] if ran else unusual)})
+            said = differing if ran else sorted({*differing, *unusual})
             words = [say_option(key, option[key]) if key in option else f"without {key}" for key in said]
             names[index] = rows.get(canonical_text(option)) or ", ".join([method, *words])
     return names
