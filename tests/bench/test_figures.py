@@ -234,6 +234,16 @@ def test_a_curve_is_the_mean_of_the_seeds_over_the_epochs_all_have():
     assert picture.name.endswith("-curves-loss") and "mean over seeds" in picture.caption
 
 
+def test_a_curve_holds_the_seeds_that_the_table_counts():
+    """The third seed stood on other data: the table leaves it out."""
+    records = [
+        make_record(method="lora", seed=seed, curve=curve(*losses), **changes)
+        for seed, losses, changes in ((0, (2, 1), {}), (1, (4, 3), {}), (2, (99, 99), {"data_id": "other"}))
+    ]
+    (picture,) = curves_of(records)
+    assert "training loss 3 after epoch 1, 2 after epoch 2, mean of 2 seeds" in picture.inline
+
+
 def test_validation_accuracy_is_drawn_where_there_is_any_and_nothing_where_there_is_no_curve():
     loss, val = curves_of([make_record(curve=curve(2, 1, val=(50, 60)))])
     assert "validation accuracy 50 % after epoch 1, 60 % after epoch 2" in val.inline

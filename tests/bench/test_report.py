@@ -15,7 +15,7 @@ import pytest
 from bench.factories import make_grid, make_record, only_section
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.cells.record import write
-from s2a_bench.config import CellConfig, DataConfig, MethodConfig, TrainConfig
+from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.reports import build as report
 from s2a_bench.reports import notes, tables
@@ -345,3 +345,90 @@ def test_stale_figures_go_and_foreign_files_stay(tmp_path):
     shutil.rmtree(tmp_path / "records")
     paths = build(tmp_path, make_grid())
     assert set((tmp_path / "figures").iterdir()) == {*paths.figures, foreign}
+
+
+def test_a_sweep_whose_ids_changed_leaves_no_planned_cells_behind(tmp_path):
+    """Ids follow weights, data and protocol: after an upgrade the former ones will never be run."""
+    swept = [CellConfig(seed=seed, method=MethodConfig("lora", {"rank": 4})) for seed in (0, 1)]
+    other = CellConfig(seed=7)
+    remember_cells(tmp_path, {"a" * 16: swept[0], "b" * 16: swept[1], "f" * 16: other}, ())
+    # The first cell was done under its new id before the second run of the command.
+    remember_cells(tmp_path, {"c" * 16: swept[0], "d" * 16: swept[1]}, ("c" * 16,))
+    assert [record.cell_id[0] for record in find_missing(tmp_path)] == ["d", "f"]
+    write(make_record(cell_id="d" * 16), tmp_path)
+    assert [(record.cell_id[0], record.seed) for record in find_missing(tmp_path)] == [("f", 7)]
+
+
+def test_planned_cells_without_a_table_are_listed_once(tmp_path):
+    """Of the second backbone, and of the longer training, nothing was run."""
+    train = TrainConfig(epochs=3, warmup_epochs=1)
+    cells = {
+        f"{seed}" * 16: CellConfig(
+            backbone=BackboneConfig("mini_swin"), method=MethodConfig("lora"), train=train, seed=seed
+        )
+        for seed in (0, 1)
+    }
+    cells["2" * 16] = CellConfig(method=MethodConfig("lora"), train=TrainConfig(epochs=9, warmup_epochs=1))
+    cells["3" * 16] = CellConfig(data=DataConfig(dataset="textures"), method=MethodConfig("lora"), train=train, seed=9)
+    remember_cells(tmp_path, cells, ())
+    paths = build(tmp_path, make_grid(["lora"], ["digits"]))
+    for text in (Page(paths.html.read_text()).text, paths.markdown.read_text().replace("\\", "")):
+        assert "4 planned, not run yet" in text
+        assert text.count("in no table") == 1
+        placed, _, unplaced = text.partition("in no table")
+        assert placed.count("lora: textures seed 9") == 1
+        assert unplaced.count("mini · mini_swin, 3 epochs, ") == unplaced.count("lora: digits seeds 0, 1") == 1
+        assert unplaced.count("mini · mini_vit, 9 epochs, ") == 1
+        assert "seed 9" not in unplaced
+
+
+def test_why_there_is_no_star_is_true():
+    def order(*records):
+        return tables.describe_order(only_section([record for several in records for record in several]))
+
+    noise = "no row is best by more than the noise"
+    close = accuracies("bias", [80.0, 80.6, 79.7])
+    assert noise in order(accuracies("lora", [80.5, 81.0, 79.9]), close)
+    assert "; no ★: one seed each, the noise is unknown." in order(
+        accuracies("lora", [90.0]), accuracies("bias", [80.0])
+    )
+    mixed = order(accuracies("lora", [90.0]), close)
+    assert "some cells have one seed" in mixed and noise not in mixed
+    # A single row with numbers: there is nothing to compare.
+    assert "★" not in order(close, [make_record(method="lora", status="failed")])
+
+
+def test_a_star_is_explained_only_where_the_table_shows_one():
+    """The best of one dataset, in a table that shows groups."""
+    names = [f"d{i}" for i in range(tables.WIDE + 1)]
+    records = [
+        make_record(method=method, dataset=name, group=f"g{i % 2}", seed=seed, accuracy=accuracy + 5 * seed)
+        for i, name in enumerate(names)
+        for seed in (0, 1)
+        for method, accuracy in (("lora", 80.0), ("bias", 80.0))
+    ]
+    better = [
+        r if (r.method, r.dataset) != ("lora", "d0") else dataclasses.replace(r, accuracy=83 + r.seed / 100)
+        for r in records
+    ]
+    worse = [r if (r.method, r.dataset) != ("bias", "d0") else dataclasses.replace(r, accuracy=80 + r.seed / 100)
+             for r in better]  # fmt: skip
+    section = only_section(worse)
+    assert section.best == {"dataset d0": "lora"}
+    assert "no ★" in tables.describe_order(section)
+    assert "★: best of its column" in tables.describe_order(section, tables.task_lines(section))
+
+
+def test_ids_and_names_are_sorted_as_text(tmp_path):
+    """An id of 16 hex digits may begin with digits, or be nothing else."""
+    page = build(tmp_path, make_grid(["lora"], ["digits"])).html.read_text()
+    headings = re.findall(r"<th[^>]*>(?:record|method|dataset|seed|status|accuracy|seconds)</th>", page)
+    as_text = {re.sub("<.*?>", "", heading) for heading in headings if 'data-sort="text"' in heading}
+    assert as_text == {"record", "method", "dataset", "status"}
+    script = (Path(report.__file__).parent / "report.js").read_text()
+    assert 'dataset.sort === "text"' in script
+    ((pattern),) = re.findall(r"/(\S+)/\.test\(text\)", script)
+    for text in ("80", "80.25", "+1.5 *", "-2", "87.1 ± 0.4 ★", "1200", "3%"):
+        assert re.match(pattern, text)
+    for text in ("12ab34cd56ef7890", "1e5", "1.5x", "3D-shapes"[:2], "—", "— (2 of 4)", "failed", ""):
+        assert not re.match(pattern, text)

@@ -32,7 +32,7 @@ def test_a_lead_from_one_task_is_said():
 def test_others_that_pass_the_leader_are_counted_not_repeated():
     found = sentences(s2a=(50, 50, 50, 50, 100), full=(58, 58, 58, 58, 50), lora=(54, 54, 54, 54, 50))
     assert found == [
-        "s2a leads the mean of 5 tasks by 3.6 points; without e it would be 8.0 below full and behind 1 other method."
+        "s2a leads the mean of 5 tasks by 3.6 points; without e it would be 8.0 below full and behind 1 other row."
     ]
 
 
@@ -43,6 +43,15 @@ def test_a_small_distance_through_one_task_is_said():
     assert "full, first by the mean, is 50.0 below s2a on e." in found
     assert "s2a is 2.0 below full in the mean; without e: 15.0 below." in found
     assert not any("bias" in sentence for sentence in found)  # 30 below with every task
+
+
+def test_equal_means_are_level():
+    # Both 60.
+    found = sentences(full=(60, 60, 60, 60, 60), lora=(55, 55, 55, 55, 80))
+    assert "lora is level with full in the mean; without e: 5.0 below." in found
+    # Without e full would be 7.5 below, and it is ahead on none of the other tasks.
+    found = sentences(full=(60, 60, 60, 60, 90), lora=(67.5, 67.5, 67.5, 67.5, 60))
+    assert found[0] == "full is level with lora in the mean of 5 tasks; without e it would be 7.5 below lora."
 
 
 def test_a_distance_from_one_task_is_said():

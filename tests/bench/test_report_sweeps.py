@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import re
 import xml.etree.ElementTree as ET
@@ -100,6 +101,25 @@ def test_a_figure_names_its_means_that_hold_a_cell_that_did_not_learn():
     assert all(f"did not learn: {label}." in caption for caption in captions.values())
     kinds = {name.partition("mini_vit-")[2] for name in captions}
     assert {"map", "lsb-reduction", "params"} <= kinds and "lrp-rank" not in kinds
+
+
+def test_an_unfinished_sweep_names_its_means_that_hold_a_cell_that_did_not_learn():
+    """No row has every task, so none has an average; the map and the curve are over the tasks that all of them have."""
+    some = [*GROUPS][:2]
+    points = [(rank, reduction) for rank in (5, 15, 30) for reduction in (4, 8)]
+    records = [record for _, record in swept(points, datasets=some).records]
+    records.append(make_record(method="linear", dataset=[*GROUPS][2]))
+
+    def named(wreck):
+        (section,) = make_sections(
+            dataclasses.replace(r, accuracy=9.0) if (r.method_config, r.dataset) == wreck else r for r in records
+        )
+        (drawn,) = draw_pictures([section], ["s2a"])
+        return {p.kind: p.caption.partition("did not learn: ")[2] for p in drawn if p.kind in ("map", "sweep")}
+
+    assert named(None) == {"map": "", "sweep": ""}
+    captions = named((next(r.method_config for r in records if r.method_config["lrp_rank"] == 15), some[0]))
+    assert captions["map"].startswith("s2a, rank 15")
 
 
 def test_nothing_is_drawn_where_nothing_was_swept(tmp_path):

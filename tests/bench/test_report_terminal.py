@@ -6,6 +6,7 @@ import re
 
 import pytest
 from bench.factories import GROUPS, default_options, make_grid, make_record, only_section
+from rich.cells import cell_len
 from rich.console import Console
 from s2a_bench.reports import tables, terminal
 
@@ -56,3 +57,13 @@ def test_terminal_says_what_failed_where_nothing_finished():
 
 def test_terminal_table_shows_names_literally():
     assert "[red]x[/red]" in shown(terminal.terminal_table(make_grid(["[red]x[/red]"])), 200)
+
+
+@pytest.mark.parametrize("width", [40, 60, 80])
+def test_wide_characters_are_measured_as_the_terminal_shows_them(width):
+    """A letter of these takes two places."""
+    names = ["適応方法甲乙丙丁", "線形分類器の方法"]
+    text = shown(terminal.terminal_table(make_grid(names), width), width)
+    assert max(map(cell_len, text.splitlines())) <= width
+    for name in names:
+        assert re.search(rf"^{name}(?!\S)", text, re.M)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from bench.factories import default_options, make_grid, make_record, only_section
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.sections import make_sections
 
 
 def test_variants_are_rows_labelled_by_what_differs():
@@ -67,3 +68,55 @@ def test_a_recipe_parts_rows_only_where_it_was_swept():
     assert [row.label for row in only_section(tuned).rows] == ["s2a"]
     swept = [make_record(seed=s, train_config={"lr": lr, "clip": 1}) for lr in (0.1, 0.02) for s in (0, 1)]
     assert [row.label for row in only_section(swept).rows] == ["s2a, lr 0.02", "s2a, lr 0.1"]
+
+
+def missing_of(records, planned):
+    (section,) = make_sections(records, [make_record(status="failed", **changes) for changes in planned])
+    return {(label, dataset): seeds for label, dataset, seeds in section.missing}
+
+
+def test_planned_cells_of_another_recipe_are_of_another_row():
+    """A sweep over train.lr that was cut off after the first rate: its rows are not split by recipe yet."""
+    low, high = {"lr": 0.01, "clip": 1}, {"lr": 0.1, "clip": 1}
+    records = [make_record(train_config=low, seed=seed) for seed in (0, 1)]
+    planned = [{"train_config": low, "seed": 2}, *({"train_config": high, "seed": seed} for seed in (0, 1, 2))]
+    assert missing_of(records, planned) == {("s2a", "digits"): (2,), ("s2a, lr 0.1", "digits"): (0, 1, 2)}
+    # After one cell of the other rate they are split.
+    records.append(make_record(train_config=high))
+    assert missing_of(records, planned[:3]) == {("s2a, lr 0.01", "digits"): (2,), ("s2a, lr 0.1", "digits"): (0, 1)}
+    # So they are for a dataset of which nothing was run.
+    texture = [change | {"dataset": "texture"} for change in planned[:2]]
+    assert missing_of(records, texture) == {("s2a, lr 0.01", "texture"): (2,), ("s2a, lr 0.1", "texture"): (0,)}
+
+
+def test_planned_cells_of_a_recipe_for_each_dataset_are_of_one_row():
+    records = [make_record(method="lora", train_config={"lr": lr}, dataset=d) for d, lr in (("a", 0.1), ("b", 0.2))]
+    planned = [{"method": "lora", "train_config": {"lr": 0.3}, "dataset": "c"}]
+    assert missing_of(records, planned) == {("lora", "c"): (0,)}
+
+
+def test_planned_cells_are_not_of_the_row_that_a_search_chose():
+    search = {"mode": "grid", "trials": 12, "chosen": {"train.lr": 0.1}}
+    plain = {"method": "lora", "train_config": {"lr": 0.1}}
+    records = [make_record(**plain, search=search)]
+    planned = [plain | {"seed": 1}, plain | {"seed": 2, "search": search}]
+    assert missing_of(records, planned) == {("lora, no search", "digits"): (1,), ("lora", "digits"): (2,)}
+    assert missing_of([*records, make_record(**plain)], planned) == {
+        ("lora", "digits"): (1,),
+        ("lora, searched (grid of 12)", "digits"): (2,),
+    }
+
+
+def test_planned_cells_without_a_row_have_a_name_that_no_row_has():
+    named = {
+        label
+        for label, _ in missing_of(
+            make_grid(["foreign"], ["digits"], (0,), method_config={"a": "x"}),
+            [{"method": "foreign", "method_config": config} for config in ({}, {"a": "y"}, {"a": "x", "b": 1})],
+        )
+    }
+    assert len(named) == 3 and "foreign" not in named
+    # The table has no row of it: what is not the default is said.
+    assert missing_of(
+        make_grid(["lora"], ["digits"], (0,)), [{"method_config": default_options() | {"lrp_rank": 5}}]
+    ) == {("s2a, rank 5", "digits"): (0,)}

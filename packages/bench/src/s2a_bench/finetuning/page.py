@@ -10,7 +10,7 @@ from typing import Any
 
 from s2a_bench.finetuning.pictures import Mistake
 from s2a_bench.reports.figures import canvas, confusion, epochs, style
-from s2a_bench.reports.markup import Markup, element, join
+from s2a_bench.reports.markup import Markup, element, join, make_table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; its pictures are part of it."""
@@ -143,7 +143,7 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
                 kind = "right" if true == named else "wrong"
                 cells.append(element("td", str(count) if count else "·", class_=kind if count else "soft"))
             body.append(element("tr", _class_name("th", label, scope="row"), *cells))
-        return [*blocks, _table(head, body)]
+        return [*blocks, make_table(head, body)]
     if len(labels) <= MAP_CLASSES and canvas.is_available():
         drawing = confusion.draw_confusion(counts, labels, title="Confusion matrix")
         words = "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at one for its classes."
@@ -165,7 +165,7 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
     ]
     head = [element("th", text, scope="col") for text in ("true class", "named", "images")]
     more = f" The first {PAIRS} of {len(wrong)} pairs." if len(wrong) > PAIRS else ""
-    return [*blocks, element("h3", "Most confused"), element("p", more.strip(), class_="soft"), _table(head, body)]
+    return [*blocks, element("h3", "Most confused"), element("p", more.strip(), class_="soft"), make_table(head, body)]
 
 
 def _class_table(metrics: Mapping[str, Any]) -> Markup:
@@ -179,7 +179,7 @@ def _class_table(metrics: Mapping[str, Any]) -> Markup:
         cells = (element("td", value) for value in [*values, str(row["support"])])
         body.append(element("tr", _class_name("th", row["label"], scope="row"), *cells))
     head = [element("th", text, scope="col") for text in ("class", "precision", "recall", "F1", "images")]
-    table = _table(head, body)
+    table = make_table(head, body)
     words = element("p", "The weakest first.", class_="soft")
     if len(rows) <= 40:
         return join([words, table])
@@ -219,7 +219,7 @@ def _facts(metrics: Mapping[str, Any]) -> Markup:
     body = []
     for name, value in facts(metrics):
         body.append(element("tr", element("th", name, scope="row"), element("td", value, class_="text break")))
-    return _table([element("th", "what", scope="col"), element("th", "which", scope="col", class_="text")], body)
+    return make_table([element("th", "what", scope="col"), element("th", "which", scope="col", class_="text")], body)
 
 
 def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -276,8 +276,3 @@ def _class_name(tag: str, label: str, most: int = ROW_CHARACTERS, **attributes: 
     if len(label) <= most:
         return element(tag, label, **attributes)
     return element(tag, label[: most - 1].rstrip() + "…", title=label, **attributes)
-
-
-def _table(head: Sequence[Markup], body: Sequence[Markup]) -> Markup:
-    table = element("table", element("thead", element("tr", *head)), element("tbody", *body))
-    return element("div", table, class_="wide", tabindex="0")  # focusable, so that the keyboard can scroll it too

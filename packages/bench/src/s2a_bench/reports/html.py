@@ -72,6 +72,7 @@ def render_page(
     together = zip(summary.sections, pictures, beside.pairs, strict=True)
     for index, (section, drawn, pairs) in enumerate(together):
         blocks.append(_render_section(section, drawn, pairs, f"s{index}"))
+    blocks += _render_missing(report_text.list_unplaced(summary.unplaced), "h2", report_text.UNPLACED)
     blocks += _render_paper(beside, printed)
     reading = (element("li", element("b", f"{name}: "), text) for name, text in report_text.READING)
     blocks += [element("h2", "How to read this"), element("ul", *reading)]
@@ -96,9 +97,10 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         element("p", report_text.describe_setting(section.setting), class_="soft break"),
     ]
     failures = _render_failures(section)
+    missing = _render_missing(report_text.list_missing(section), "h3", report_text.MISSING)
     if not report_text.has_results(section):
         # Nothing to compare: what went wrong is all there is to say.
-        return element("section", *parts, *failures, *_render_missing(section), html_tables.render_records(section))
+        return element("section", *parts, *failures, *missing, html_tables.render_records(section))
     parts.append(html_tables.render_summary(section))
     if sentences := insights.describe_hidden(section):
         parts += [element("ul", *(element("li", text) for text in sentences), class_="hidden-by-means")]
@@ -118,7 +120,7 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         parts += [element("h3", "Differences, paired"), html_tables.render_pairs(pairs, section)]
     if remarks := report_text.list_cell_remarks(section):
         parts.append(element("ul", *(element("li", element("b", f"{where}: "), why) for where, why in remarks)))
-    return element("section", *parts, *_render_missing(section), html_tables.render_records(section))
+    return element("section", *parts, *missing, html_tables.render_records(section))
 
 
 def _lay_out(pictures: Sequence[Picture], anchor: str) -> list[Markup]:
@@ -148,14 +150,13 @@ def _render_figure(picture: Picture) -> Markup:
     return element("figure", picture.inline, element("figcaption", picture.caption))
 
 
-def _render_missing(section: Section) -> list[Markup]:
-    missing = report_text.list_missing(section)
+def _render_missing(missing: Sequence[str], tag: str, heading: str) -> list[Markup]:
     if not missing:
         return []
     listed = element("ul", *(element("li", text) for text in missing))
     if len(missing) > 10:
         listed = element("details", element("summary", f"Cells of {len(missing)} rows"), listed)
-    return [element("h3", "Planned, not run yet"), listed]
+    return [element(tag, heading), listed]
 
 
 def _render_paper(beside: PaperComparisons, printed: Sequence[Picture]) -> list[Markup]:

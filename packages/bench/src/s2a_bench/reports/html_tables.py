@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from s2a_bench.cells import learning
 from s2a_bench.reports import paper_text, tables
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.figures import method_styles as markers
-from s2a_bench.reports.markup import Markup, element, join
+from s2a_bench.reports.markup import Markup, element, join, make_table
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.paper_text import PairTable
 from s2a_bench.reports.sections import MethodRow, Section
@@ -27,12 +25,12 @@ def render_summary(section: Section) -> Markup:
             for column in columns
         ]
         body.append(element("tr", _method_heading(row, "row"), *cells, data_method=row.method))
-    head = [element("th", "method", scope="col")]
+    head = [element("th", "method", scope="col", data_sort="text")]
     head += [
         element("th", column.title, scope="col", title=column.meaning or None, data_dataset=column.dataset)
         for column in columns
     ]
-    words = [text for text in (tables.describe_order(section), shared) if text]
+    words = [text for text in (tables.describe_order(section, columns), shared) if text]
     below = [element("p", " ".join(words), class_="soft small")] if words else []
     return join([make_table(head, body, sortable=True), *below])
 
@@ -46,7 +44,8 @@ def render_tasks(section: Section) -> Markup:
             for row in section.rows
         ]
         heading = element("th", line.title, scope="row")
-        body.append(element("tr", heading, *cells, class_="mean" if line.mean else None, data_dataset=line.dataset))
+        kind = "mean" if line.dataset is None else None
+        body.append(element("tr", heading, *cells, class_=kind, data_dataset=line.dataset))
     return make_table([column_heading("task"), *(_method_heading(row, "col") for row in section.rows)], body)
 
 
@@ -111,7 +110,11 @@ def render_records(section: Section) -> Markup:
         "seconds": "time of the training's epochs in seconds",
     }
     names = ("record", "method", "dataset", "seed", "status", "accuracy", "seconds")
-    head = [element("th", name, scope="col", title=meanings.get(name)) for name in names]
+    numbers = ("seed", "accuracy", "seconds")
+    head = [
+        element("th", name, scope="col", title=meanings.get(name), data_sort=None if name in numbers else "text")
+        for name in names
+    ]
     count = len(section.records)
     title = f"All {count} records" if count > 1 else "The record"
     return element("details", element("summary", title), make_table(head, body, sortable=True))
@@ -132,20 +135,6 @@ def render_provenance(summary: Summary) -> Markup:
 def column_heading(text: str) -> Markup:
     """A heading without more to say."""
     return element("th", text, scope="col")
-
-
-def make_table(head: Sequence[Markup], body: Sequence[Markup], sortable: bool = False) -> Markup:
-    """A table that scrolls sideways; its first column stays.
-
-    Args:
-        head: Headings.
-        body: Rows.
-        sortable: Whether the page's script gives its headings buttons.
-    """
-    rows = [element("thead", element("tr", *head)), element("tbody", *body)]
-    table = element("table", *rows, class_="sortable" if sortable and len(body) > 1 else None)
-    # Focusable, so that the keyboard can scroll it too.
-    return element("div", table, class_="wide", tabindex="0")
 
 
 def _compared_cell(value: ComparedValue, decimals: int, marks: dict[str, str]) -> Markup:

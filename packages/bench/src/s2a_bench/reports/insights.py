@@ -68,11 +68,12 @@ def _describe_lead(
     lead = _mean(section, leader) - max(_mean(section, row) for row in others)
     passing = frozenset(row.label for row in others if ahead.get((task, row.label), 0.0) >= MARGIN)
     also = len(passing) - 1
-    words = f" and behind {also} other method{'s' * (also > 1)}" if also else ""
-    sentence = (
-        f"{leader.label} leads the mean of {len(section.datasets)} tasks by {lead:.1f} points; without {task} it would "
-        f"be {most:.1f} below {label}{words}."
-    )
+    words = f" and behind {also} other row{'s' * (also > 1)}" if also else ""
+    first = f"{leader.label} leads the mean of {len(section.datasets)} tasks by {lead:.1f} points"
+    if f"{lead:.1f}" == "0.0":
+        second = max(others, key=lambda row: _mean(section, row))
+        first = f"{leader.label} is level with {second.label} in the mean of {len(section.datasets)} tasks"
+    sentence = f"{first}; without {task} it would be {most:.1f} below {label}{words}."
     return [sentence], passing
 
 
@@ -103,7 +104,8 @@ def _describe_distances(section: Section, leader: MethodRow, others: Sequence[Me
         if change >= max(CHANGE, distance / 2):
             far = f"{abs(rest[task]):.1f}"
             there = "level" if far == "0.0" else f"{far} {'below' if rest[task] > 0 else 'above'}"
-            sentence = f"{row.label} is {distance:.1f} below {leader.label} in the mean; without {task}: {there}."
+            here = "level with" if f"{distance:.1f}" == "0.0" else f"{distance:.1f} below"
+            sentence = f"{row.label} is {here} {leader.label} in the mean; without {task}: {there}."
             found.append((-change, sentence))
     return [sentence for _, sentence in sorted(found, key=lambda each: each[0])]
 

@@ -8,7 +8,6 @@ import itertools
 import statistics
 from collections.abc import Sequence
 
-from s2a_bench.cells.record import Record
 from s2a_bench.reports.figures.epochs import DASHES, Line, draw_key, draw_panel, join_panels
 from s2a_bench.reports.markup import Markup, element
 from s2a_bench.reports.sections import MethodRow, Section
@@ -46,7 +45,7 @@ def draw_learning_curves(section: Section) -> list[LearningCurves]:
             (row.label, dataset): line
             for row in section.rows
             for dataset in section.datasets
-            if (line := _average(section, row, dataset, key)) is not None
+            if (line := _average(row, dataset, key)) is not None
         }
         if not lines:
             continue
@@ -70,13 +69,13 @@ def draw_learning_curves(section: Section) -> list[LearningCurves]:
     return found
 
 
-def _average(section: Section, row: MethodRow, dataset: str, key: str) -> Line | None:
+def _average(row: MethodRow, dataset: str, key: str) -> Line | None:
     """The mean of a cell's seeds, over the epochs that all of them have; ``None`` with fewer than two epochs."""
     if not row.cells[dataset].counted:
         return None
     curves = [
         {point["epoch"]: point[key] for point in record.curve if key in point and "epoch" in point}
-        for record in _records(section, row, dataset)
+        for record in row.cells[dataset].records
     ]
     curves = [curve for curve in curves if len(curve) > 1]
     if not curves:
@@ -84,11 +83,6 @@ def _average(section: Section, row: MethodRow, dataset: str, key: str) -> Line |
     epochs = sorted(set.intersection(*map(set, curves)))
     points = [(epoch, statistics.fmean(curve[epoch] for curve in curves)) for epoch in epochs]
     return Line(row.label, points, row.method, seeds=len(curves)) if len(points) > 1 else None
-
-
-def _records(section: Section, row: MethodRow, dataset: str) -> list[Record]:
-    found = (r for label, r in section.records if label == row.label and r.dataset == dataset and r.status == "done")
-    return sorted(found, key=lambda record: record.seed)
 
 
 def _choose_rows(rows: Sequence[MethodRow]) -> list[tuple[str, int]]:

@@ -34,6 +34,8 @@ def render_page(
         blocks += ["## Files that are not records", _make_list(map(escape, summary.broken))]
     for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
         blocks += _render_section(section, drawn, pairs)
+    if unplaced := report_text.list_unplaced(summary.unplaced):
+        blocks += [f"## {report_text.UNPLACED}", _make_list(map(escape, unplaced))]
     blocks += _render_paper(beside, printed)
     blocks += ["## How to read this", _make_list(f"**{name}**: {escape(words)}" for name, words in report_text.READING)]
     rows = [[what, value, str(count)] for what, value, count in summary.provenance]
@@ -69,7 +71,7 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         for row in section.rows
     ]
     blocks.append(_make_table(["method", *(escape(column.title) for column in columns)], rows))
-    if below := " ".join(text for text in (tables.describe_order(section), shared) if text):
+    if below := " ".join(text for text in (tables.describe_order(section, columns), shared) if text):
         blocks.append(escape(below))
     if sentences := insights.describe_hidden(section):
         blocks.append(_make_list(map(escape, sentences)))
@@ -110,7 +112,7 @@ def _render_failures(section: Section) -> list[str]:
 
 def _render_missing(section: Section) -> list[str]:
     missing = report_text.list_missing(section)
-    return ["### Planned, not run yet", _make_list(map(escape, missing))] if missing else []
+    return [f"### {report_text.MISSING}", _make_list(map(escape, missing))] if missing else []
 
 
 def _render_pairs(table: PairTable) -> list[str]:

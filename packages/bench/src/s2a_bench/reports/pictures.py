@@ -163,7 +163,7 @@ def _draw_cost(section: Section, look: Markup, stem: str, kind: str, marks: Sequ
     caption += " Bars: ± one standard deviation between seeds." if any(mark.spread for mark in marks) else ""
     caption += " Dashed: Pareto front." if len(stats.pareto_front([(mark.x, mark.y) for mark in marks])) > 1 else ""
     caption += " Numbers: variants of a method, as in the table." if any(mark.variant for mark in marks) else ""
-    caption += _name_unlearned(section.rows)
+    caption += _name_unlearned([row for row in section.rows if row.averages], section.datasets)
     caption += f" Not drawn, values missing: {truncate_list(left_out)}." if left_out else ""
     title = f"{section_title(section)}: {caption}"
     log = kind == "params" or max(known) > 30 * min(known)
@@ -184,7 +184,7 @@ def _draw_sizes(section: Section, look: Markup, stem: str) -> list[Picture]:
         caption = f"Accuracy over {part.key}, with {part.held[0]}={part.held[1]:g}. {ablations.describe_change(part)}."
         bars = any(spread for curve in part.curves for _, _, spread in curve.points)
         caption += " Bars: ± one standard deviation between seeds." if bars else ""
-        caption += over + _name_unlearned(part.rows)
+        caption += over + _name_unlearned(part.rows, grid.datasets)
         title = f"{section_title(section)}: {caption}"
         drawn = sizes.draw_curves(part.curves, title=title, x_label=AXES[part.key])
         found.append(_make_picture(f"{stem}-{part.key.replace('_', '-')}", "sweep", caption, title, drawn, look))
@@ -195,7 +195,7 @@ def _draw_sizes(section: Section, look: Markup, stem: str) -> list[Picture]:
         caption = f"Mean accuracy by {ablations.RANK} and {ablations.REDUCTION}"
         caption += "; dashed: no number." if len(grid.rows) < len(ranks) * len(reductions) else "."
         caption += " 0 switches a part off." if 0 in ranks | reductions else ""
-        caption += over + _name_unlearned(grid.rows.values())
+        caption += over + _name_unlearned(grid.rows.values(), grid.datasets)
         title = f"{section_title(section)}: {caption}"
         labels = {"x_label": AXES[ablations.RANK], "y_label": AXES[ablations.REDUCTION]}
         drawn = sizes.draw_heat_map(tiles, title=title, **labels)
@@ -218,7 +218,12 @@ def _draw_curves(section: Section, look: Markup, stem: str) -> list[Picture]:
     return found
 
 
-def _name_unlearned(rows: Iterable[MethodRow]) -> str:
-    """A sentence for a caption, with a space in front; empty where every cell of the drawn means learned."""
-    names = [row.label for row in rows if row.averages and row.unlearned]
+def _name_unlearned(rows: Iterable[MethodRow], datasets: Sequence[str]) -> str:
+    """A sentence for a caption, with a space in front; empty where every cell of the drawn means learned.
+
+    Args:
+        rows: That are drawn.
+        datasets: Whose means are drawn.
+    """
+    names = [row.label for row in rows if set(row.unlearned) & set(datasets)]
     return f" Means that hold a cell that did not learn: {truncate_list(names)}." if names else ""

@@ -15,6 +15,7 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig
 from s2a_bench.files import write_atomic
+from s2a_bench.reports.variants import canonical_text
 
 _FILE = ".planned.json"
 
@@ -22,16 +23,26 @@ _FILE = ".planned.json"
 def remember_cells(output: Path, cells: Mapping[str, CellConfig], done: Iterable[str]) -> None:
     """Adds a sweep's cells to those that are to be run here, and forgets those that are done.
 
+    Ids follow the weights, the data and the protocol. After a change of these the same sweep has new ids, so that its
+    former cells will never be run: known cells that say the same as one of the new plan are forgotten too.
+
     Args:
         output: Folder of the sweep.
         cells: Of its plan, by id; trials of searches are left out.
         done: Ids of those with a finished record.
     """
-    known = {key: entry for key, entry in _read(output).items() if not records.record_path(output, key).exists()}
-    new = {key: _describe(cell) for key, cell in cells.items() if not cell.trial and key not in set(done)}
-    if known | new != known:
+    before, finished = _read(output), set(done)
+    plan = {key: _describe(cell) for key, cell in cells.items() if not cell.trial}
+    again = {canonical_text(entry) for entry in plan.values()}
+    after = {
+        key: entry
+        for key, entry in before.items()
+        if not records.record_path(output, key).exists() and canonical_text(entry) not in again
+    }
+    after |= {key: entry for key, entry in plan.items() if key not in finished}
+    if canonical_text(after) != canonical_text(before):
         with contextlib.suppress(OSError):  # without it nothing is called missing
-            write_atomic(output / _FILE, json.dumps(known | new) + "\n")
+            write_atomic(output / _FILE, json.dumps(after) + "\n")
 
 
 def find_missing(output: Path) -> tuple[Record, ...]:

@@ -1,17 +1,19 @@
 // Sorts tables by a column and hides methods or datasets. The page is whole without it.
 "use strict";
 (() => {
-  // Cells as numbers, a dash as nothing; text where a column holds no numbers.
+  // Cells as numbers, a dash as nothing; text where a column holds no numbers, or its heading says so. A number is a
+  // whole word: an id such as 12ab is none.
   const read = (row, index) => {
     const parts = [...row.cells[index].childNodes].filter((node) => node.nodeName !== "svg");
     const text = parts.map((node) => node.textContent).join("").replaceAll(",", "").trim();
-    const number = /^[-+]?[0-9.]/.test(text) ? parseFloat(text) : NaN;
+    const number = /^[-+]?[0-9][0-9.]*(?![\w.])/.test(text) ? parseFloat(text) : NaN;
     return { text, number };
   };
   const sort = (table, index, direction) => {
     const body = table.tBodies[0];
     const rows = [...body.rows].map((row) => ({ row, value: read(row, index) }));
-    const numbers = rows.some(({ value }) => !Number.isNaN(value.number));
+    const asText = table.tHead.rows[0].cells[index].dataset.sort === "text";
+    const numbers = !asText && rows.some(({ value }) => !Number.isNaN(value.number));
     rows.sort((a, b) => {
       if (!numbers) return direction * a.value.text.localeCompare(b.value.text);
       const [x, y] = [a.value.number, b.value.number];

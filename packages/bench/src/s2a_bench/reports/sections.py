@@ -26,12 +26,14 @@ class TableCell:
         counted: Whether it enters the row's averages.
         reasons: Why it is absent, incomplete or left out, or did not learn; empty when all is well.
         unlearned: How many of the seeds in ``stat`` did not learn (``cells.learning``).
+        records: Those in ``stat``.
     """
 
     stat: Stat | None
     counted: bool
     reasons: tuple[str, ...] = ()
     unlearned: int = 0
+    records: tuple[Record, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -93,14 +95,54 @@ class Section:
         return tuple(name for names in self.groups.values() for name in names)
 
 
+@dataclasses.dataclass(frozen=True)
+class PlannedTable:
+    """Planned cells of one suite, backbone and setting of which nothing was run: there is no section for them.
+
+    Attributes:
+        missing: As ``Section.missing``; the labels are those of no row.
+    """
+
+    suite: str
+    backbone: str
+    setting: Mapping[str, Any]
+    missing: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+_Key = tuple[str, str, str]
+"""Suite, backbone and setting of a section."""
+
+
 def make_sections(records: Iterable[Record], planned: Iterable[Record] = ()) -> list[Section]:
     """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out.
 
     Args:
         records: What ran.
-        planned: Cells that a sweep planned and that have no record (``planned.find_missing``).
+        planned: Cells that a sweep planned and that have no record (``planned.find_missing``). Those that belong to
+            none of the sections are left out, see ``make_planned_tables``.
     """
-    buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
+    buckets = _fill_buckets(records)
+    absent = _place_planned(planned, buckets)
+    newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
+    keys = sorted(buckets)
+    keys.sort(key=lambda k: newest[k], reverse=True)
+    keys.sort(key=lambda k: k[:2])
+    return [_make_section(buckets[key], absent.get(key, ())) for key in keys]
+
+
+def make_planned_tables(records: Iterable[Record], planned: Iterable[Record]) -> list[PlannedTable]:
+    """The planned cells that belong to no section of ``make_sections``, by suite, backbone and setting."""
+    buckets = _fill_buckets(records)
+    absent = _place_planned(planned, buckets)
+    return [
+        PlannedTable(*key[:2], stats.table_setting(absent[key][0]), _list_missing(absent[key], ()))
+        for key in sorted(absent.keys() - buckets.keys())
+    ]
+
+
+def _fill_buckets(records: Iterable[Record]) -> dict[_Key, list[Record]]:
+    """The records of each section."""
+    buckets: dict[_Key, list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
     for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):
         if record.status == "failed":
@@ -109,17 +151,28 @@ def make_sections(records: Iterable[Record], planned: Iterable[Record] = ()) -> 
             buckets[(record.suite, record.backbone, canonical_text(stats.table_setting(record)))].append(record)
     for record in failed:
         buckets[_choose_bucket(record, buckets)].append(record)
-    absent: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
+    return dict(buckets)
+
+
+def _place_planned(planned: Iterable[Record], buckets: Mapping[_Key, Sequence[Record]]) -> dict[_Key, list[Record]]:
+    """Planned cells by the section that they belong to, or that they would make."""
+    absent: dict[_Key, list[Record]] = collections.defaultdict(list)
     for record in planned:
         absent[_choose_bucket(record, buckets)].append(record)
-    newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
-    keys = sorted(buckets)
-    keys.sort(key=lambda k: newest[k], reverse=True)
-    keys.sort(key=lambda k: k[:2])
-    return [_make_section(buckets[key], absent[key]) for key in keys]
+    return dict(absent)
 
 
-def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
+def _list_missing(
+    planned: Sequence[Record], variants: Sequence[Variant]
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """``Section.missing`` of the planned cells of a table with these rows."""
+    missing: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+    for record, label in zip(planned, name_planned(planned, variants), strict=True):
+        missing[label, record.dataset].add(record.seed)
+    return tuple((*key, tuple(sorted(seeds))) for key, seeds in sorted(missing.items()))
+
+
+def _choose_bucket(record: Record, buckets: Mapping[_Key, Sequence[Record]]) -> _Key:
     """The section of a failed record, which may have failed before its checkpoint or data were known.
 
     Of the sections that agree in all fields that the record has, the newest.
@@ -153,9 +206,6 @@ def _make_section(records: Sequence[Record], planned: Sequence[Record] = ()) -> 
         cells = sorted(variant.records, key=lambda r: (datasets.index(r.dataset), r.seed))
         labelled += [(variant.label, record) for record in cells]
     rows.sort(key=lambda row: -row.averages.mean_of_tasks.mean if row.averages else math.inf)
-    missing: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
-    for record in planned:
-        missing[name_planned(record, variants), record.dataset].add(record.seed)
     return Section(
         suite=first.suite,
         backbone=first.backbone,
@@ -163,7 +213,7 @@ def _make_section(records: Sequence[Record], planned: Sequence[Record] = ()) -> 
         groups=groups,
         rows=tuple(rows),
         best=_find_best(rows, groups),
-        missing=tuple((*key, tuple(sorted(seeds))) for key, seeds in sorted(missing.items())),
+        missing=_list_missing(planned, variants),
         failed=tuple((label, record) for label, record in labelled if record.status == "failed"),
         records=tuple(labelled),
     )
@@ -185,8 +235,8 @@ def _make_row(
     cells: dict[str, TableCell] = {}
     counted: list[Record] = []
     for name in (name for names in groups.values() for name in names):
-        cells[name], used = _make_cell([r for r in records if r.dataset == name], reference[name][1])
-        counted += used
+        cells[name] = _make_cell([r for r in records if r.dataset == name], reference[name][1])
+        counted += cells[name].records if cells[name].counted else ()
     complete = all(cell.counted for cell in cells.values())
     return MethodRow(
         label=variant.label,
@@ -200,14 +250,14 @@ def _make_row(
     )
 
 
-def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, list[Record]]:
+def _make_cell(records: Sequence[Record], reference: str) -> TableCell:
     done = [r for r in records if r.status == "done"]
     good = [r for r in done if canonical_text(stats.data_identity(r)) == reference]
     reasons: list[str] = []
     if failures := len(records) - len(done):
         reasons.append(f"{failures} of {len(records)} seeds failed" if done else "failed")
     if not done:
-        return TableCell(None, False, tuple(reasons) or ("not run",)), []
+        return TableCell(None, False, tuple(reasons) or ("not run",))
     for record in sorted(done, key=lambda record: record.seed):
         if problems := learning.describe_problems(record):
             reasons.append(f"seed {record.seed} {problems}")
@@ -218,15 +268,15 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
         try:
             stat = stats.average_seeds(good)
         except stats.NotComparable as error:
-            return TableCell(None, False, (*reasons, str(error))), []
+            return TableCell(None, False, (*reasons, str(error)))
         reasons.append("not comparable: other data than this column")
-        return TableCell(stat, False, tuple(reasons), _count_unlearned(good)), []
+        return TableCell(stat, False, tuple(reasons), _count_unlearned(good), tuple(good))
     if len(good) < len(done):
         reasons.append(f"{len(done) - len(good)} left out: other data than this column")
     try:
-        return TableCell(stats.average_seeds(good), True, tuple(reasons), _count_unlearned(good)), good
+        return TableCell(stats.average_seeds(good), True, tuple(reasons), _count_unlearned(good), tuple(good))
     except stats.NotComparable as error:
-        return TableCell(None, False, (*reasons, str(error))), []
+        return TableCell(None, False, (*reasons, str(error)))
 
 
 def _count_unlearned(records: Iterable[Record]) -> int:
@@ -243,18 +293,30 @@ def _mean_over_tasks(records: Sequence[Record], value: Callable[[Record], float 
     return stats.average_means(stats.mean_over_seeds(values) for values in by_task.values()).mean
 
 
+def counted_stat(row: MethodRow, key: str) -> Stat | None:
+    """What a row has in a column of accuracies; ``None`` where it has nothing that counts.
+
+    Args:
+        row: The row.
+        key: ``mean of tasks``, ``mean of groups``, ``group NAME`` or ``dataset NAME``.
+    """
+    kind, _, name = key.partition(" ")
+    if kind == "dataset":
+        return row.cells[name].stat if row.cells[name].counted else None
+    if row.averages is None:
+        return None
+    if kind == "group":
+        return row.averages.groups[name]
+    return row.averages.mean_of_tasks if name == "of tasks" else row.averages.mean_of_groups
+
+
 def _find_best(rows: Sequence[MethodRow], groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    columns: dict[str, Callable[[MethodRow], Stat | None]] = {
-        "mean of tasks": lambda row: row.averages.mean_of_tasks if row.averages else None,
-        "mean of groups": lambda row: row.averages.mean_of_groups if row.averages else None,
-    }
+    columns = ["mean of tasks", "mean of groups"]
     for group, names in groups.items():
-        columns[f"group {group}"] = lambda row, g=group: row.averages.groups[g] if row.averages else None
-        for name in names:
-            columns[f"dataset {name}"] = lambda row, n=name: row.cells[n].stat if row.cells[n].counted else None
+        columns += [f"group {group}", *(f"dataset {name}" for name in names)]
     best = {}
-    for column, pick in columns.items():
-        known = [(row.label, stat) for row in rows if (stat := pick(row)) is not None]
+    for column in columns:
+        known = [(row.label, stat) for row in rows if (stat := counted_stat(row, column)) is not None]
         for label, stat in known:
             others = [other for name, other in known if name != label]
             if others and all(stats.is_clearly_above(stat, other) for other in others):

@@ -9,7 +9,7 @@ from typing import Any
 
 from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
-from s2a_bench.reports.sections import Section
+from s2a_bench.reports.sections import PlannedTable, Section
 from s2a_bench.reports.variants import format_option
 
 
@@ -22,12 +22,14 @@ class Summary:
         broken: One sentence for each file that is not a record.
         trials: Records of searches' trials, which are in no section.
         planned: Cells that sweeps planned and that have no record.
+        unplaced: Those of them that belong to no section.
     """
 
     sections: tuple[Section, ...]
     broken: tuple[str, ...] = ()
     trials: int = 0
     planned: int = 0
+    unplaced: tuple[PlannedTable, ...] = ()
 
     @property
     def records(self) -> list[Record]:

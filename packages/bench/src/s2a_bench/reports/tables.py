@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
-from s2a_bench.reports.sections import MethodRow, Section
+from s2a_bench.reports.sections import MethodRow, Section, counted_stat
+from s2a_bench.reports.statistics import Stat
 from s2a_bench.reports.text import describe_stat, format_cell, format_mean, format_number, format_seeds
 
 WIDE, MANY_ROWS = 8, 12
@@ -14,7 +15,7 @@ WIDE, MANY_ROWS = 8, 12
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """One column of the summary table.
+    """One column of the summary table, or one line of the table per task.
 
     Attributes:
         title: Heading.
@@ -73,19 +74,40 @@ def fold_columns(section: Section) -> tuple[list[Column], str]:
     return kept, f"All rows: {', '.join(shared)}." if shared else ""
 
 
-def describe_order(section: Section) -> str:
-    """By what the rows are sorted, and what marks the best; empty for a single row."""
+def describe_order(section: Section, columns: Sequence[Column] | None = None) -> str:
+    """By what the rows are sorted, and what marks the best; empty for a single row.
+
+    Args:
+        section: Of the table.
+        columns: That the table shows; ``None``: those of ``fold_columns``.
+    """
     if len(section.rows) < 2:
         return ""
     by = "mean accuracy" if len(section.datasets) > 1 else "accuracy"
     words = [f"Sorted by {by}"] if any(row.averages for row in section.rows) else []
     if words and any(row.averages is None for row in section.rows):
         words[0] += ", rows without one at the end"
-    if section.best:
+    columns = fold_columns(section)[0] if columns is None else columns
+    keys = [column.key for column in columns if column.key is not None]
+    if any(key in section.best for key in keys):
         words.append("★: best of its column by more than the noise between seeds")
     elif words:
-        words.append("no ★: no row is best by more than the noise between seeds")
+        words += _explain_no_best(section, keys)
     return "; ".join(words) + "." if words else ""
+
+
+def _explain_no_best(section: Section, keys: Sequence[str]) -> list[str]:
+    """Why no column has a best row; empty where no column has two rows to compare."""
+    found = [[stat for row in section.rows if (stat := counted_stat(row, key)) is not None] for key in keys]
+    compared = [stats for stats in found if len(stats) > 1]
+    if not compared:
+        return []
+    # A row is best where it is clearly above every other one: one whose noise is unknown leaves that open.
+    if any(all(stat.uncertainty is not None for stat in stats) for stats in compared):
+        return ["no ★: no row is best by more than the noise between seeds"]
+    if all(len(row.seeds) < 2 for row in section.rows):
+        return ["no ★: one seed each, the noise is unknown"]
+    return ["no ★: some cells have one seed, their noise is unknown"]
 
 
 def _mean_columns(section: Section) -> list[Column]:
@@ -132,27 +154,34 @@ def _cost_columns(section: Section) -> list[Column]:
 
 def _accuracy_columns(section: Section) -> list[Column]:
     if len(section.datasets) <= WIDE:
-        return [
-            Column(
-                name,
-                lambda row, n=name: format_cell(row, n),
-                f"dataset {name}",
-                f"top-1 accuracy on {name} in %",
-                lambda row, n=name: describe_stat(row, n, row.cells[n].stat),
-                dataset=name,
-            )
-            for name in section.datasets
-        ]
-    return [
-        Column(
-            group,
-            _group_text(section, group),
-            f"group {group}",
-            f"top-1 accuracy in %, mean of the {len(names)} tasks of {group}",
-            _group_hover(group),
-        )
-        for group, names in section.groups.items()
-    ]
+        return [_dataset_column(name) for name in section.datasets]
+    return [_group_column(section, group, group) for group in section.groups]
+
+
+def _dataset_column(name: str) -> Column:
+    return Column(
+        name,
+        lambda row: format_cell(row, name),
+        f"dataset {name}",
+        f"top-1 accuracy on {name} in %",
+        lambda row: describe_stat(row, name, row.cells[name].stat),
+        dataset=name,
+    )
+
+
+def _group_column(section: Section, group: str, title: str) -> Column:
+    names = section.groups[group]
+
+    def stat(row: MethodRow) -> Stat | None:
+        return row.averages.groups[group] if row.averages else None
+
+    return Column(
+        title,
+        lambda row: format_mean(row, stat(row), names),
+        f"group {group}",
+        f"top-1 accuracy in %, mean of the {len(names)} tasks of {group}",
+        lambda row: describe_stat(row, f"mean of {group}", stat(row)),
+    )
 
 
 def _run_columns() -> list[Column]:
@@ -189,63 +218,19 @@ def _hover_number(row: MethodRow, field: str, unit: str) -> str:
     )
 
 
-@dataclasses.dataclass(frozen=True)
-class TaskLine:
-    """One line of the table per task.
-
-    Attributes:
-        title: Heading.
-        key: Of ``Section.best``.
-        text: The cell of a row.
-        hover: Its hover text.
-        dataset: Whose accuracies these are; ``None`` for means.
-    """
-
-    title: str
-    key: str
-    text: Callable[[MethodRow], str]
-    hover: Callable[[MethodRow], str]
-    dataset: str | None = None
-
-    @property
-    def mean(self) -> bool:
-        """Whether the line is a mean."""
-        return self.dataset is None
-
-
-def task_lines(section: Section) -> list[TaskLine]:
-    """A line for each task, group by group, then the means."""
+def task_lines(section: Section) -> list[Column]:
+    """A line for each task, group by group, then the means: what a column says of rows, lying on its side."""
     lines = []
     for group, names in section.groups.items():
-        for name in names:
-            lines.append(
-                TaskLine(
-                    name,
-                    f"dataset {name}",
-                    lambda row, n=name: format_cell(row, n),
-                    lambda row, n=name: describe_stat(row, n, row.cells[n].stat),
-                    name,
-                )
-            )
+        lines += [_dataset_column(name) for name in names]
         if len(section.groups) > 1 and len(names) > 1:
-            heading = f"mean of {group} ({len(names)})"
-            lines.append(TaskLine(heading, f"group {group}", _group_text(section, group), _group_hover(group)))
-    means = _mean_columns(section)
-    return lines + [TaskLine(column.title, column.key or "", column.text, column.hover) for column in means]
+            lines.append(_group_column(section, group, f"mean of {group} ({len(names)})"))
+    return lines + _mean_columns(section)
 
 
 def _has_group_means(section: Section) -> bool:
     """Whether there are several groups, and one of several tasks: else their means are those of the tasks."""
     return 1 < len(section.groups) < len(section.datasets)
-
-
-def _group_hover(group: str) -> Callable[[MethodRow], str]:
-    return lambda row: describe_stat(row, f"mean of {group}", row.averages.groups[group] if row.averages else None)
-
-
-def _group_text(section: Section, group: str) -> Callable[[MethodRow], str]:
-    names = section.groups[group]
-    return lambda row: format_mean(row, row.averages.groups[group] if row.averages else None, names)
 
 
 def has_task_table(section: Section) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 NAME_WIDTH = 26
-"""Characters that the longest name of a row takes at most on one line; longer ones are broken between words."""
+"""Places that the longest name of a row takes at most on one line; longer ones are broken between words."""
 
 DROPPED = ("mean of groups", "dataset ", "group ", "peak MB", "seeds", "images/s", "theoretical MB", "trainable %")
 """Columns by title or by the beginning of ``Column.key``, those first that are left out first where room is short."""
@@ -45,7 +45,7 @@ def terminal_table(records: Iterable[Record], width: int | None = None) -> Group
         kept = _choose_columns(section, columns, width)
         parts.append(_make_terminal_table(section, kept))
         left_out = [column.title for column in columns if column not in kept]
-        words = [describe_order(section), shared, *insights.describe_hidden(section)]
+        words = [describe_order(section, kept), shared, *insights.describe_hidden(section)]
         words += [f"In the report: {truncate_list(left_out, 12)}."] if left_out else []
         parts.append(Text(" ".join(word for word in words if word) + "\n"))
     return Group(*parts)
@@ -68,16 +68,20 @@ def _choose_columns(section: Section, columns: Sequence[Column], width: int | No
 
 def _name_width(section: Section) -> int:
     """Of the first column: no word of a name is broken."""
-    words = [len(word) for row in section.rows for word in row.label.split()]
-    return max([len("method"), *words, *(min(len(row.label), NAME_WIDTH) for row in section.rows)])
+    from rich.cells import cell_len
+
+    words = [cell_len(word) for row in section.rows for word in row.label.split()]
+    return max([len("method"), *words, *(min(cell_len(row.label), NAME_WIDTH) for row in section.rows)])
 
 
 def _measure(section: Section, columns: Sequence[Column], names: int) -> int:
-    """Characters of a line: every column is as wide as its heading or its widest cell, with two between them."""
+    """Places that a line takes: every column is as wide as its heading or its widest cell, with two between them."""
+    from rich.cells import cell_len
+
     widths = []
     for column in columns:
         cells = [_cell(section, column, row) for row in section.rows]
-        widths.append(max(map(len, [*_fold_heading(column.title).split("\n"), *cells])))
+        widths.append(max(map(cell_len, [*_fold_heading(column.title).split("\n"), *cells])))
     return names + sum(width + 2 for width in widths)
 
 

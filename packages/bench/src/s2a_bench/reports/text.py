@@ -11,7 +11,7 @@ from s2a_bench.cells.evaluation import PHRASES
 from s2a_bench.cells.record import Record
 from s2a_bench.failures import cause
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.sections import MethodRow, Section
+from s2a_bench.reports.sections import MethodRow, PlannedTable, Section
 from s2a_bench.reports.statistics import Stat
 from s2a_bench.reports.variants import format_option
 
@@ -83,7 +83,7 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) or "—"
 
 
-def section_title(section: Section) -> str:
+def section_title(section: Section | PlannedTable) -> str:
     """Suite and backbone."""
     return f"{section.suite} · {section.backbone}"
 
@@ -95,13 +95,18 @@ def has_results(section: Section) -> bool:
 
 def describe_setting(setting: Mapping[str, Any]) -> str:
     """A setting as half a sentence."""
+    checkpoint = f"checkpoint {setting['checkpoint_id'] or 'unknown'}"
+    return f"{_describe_run(setting)}, {checkpoint}, protocol {setting['protocol']}"
+
+
+def _describe_run(setting: Mapping[str, Any]) -> str:
+    """What of a setting is known before a cell has run."""
     epochs = setting["epochs"]
     words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", PHRASES[setting["evaluated_on"]]]
     words += [f"{setting['image_size']} px"] if setting["image_size"] else []
     words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
     words += [setting["augmentation"]] if setting.get("augmentation") else []
-    words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
-    return ", ".join([*words, f"protocol {setting['protocol']}"])
+    return ", ".join(words)
 
 
 def list_names(section: Section) -> list[tuple[str, str]]:
@@ -118,12 +123,24 @@ def list_names(section: Section) -> list[tuple[str, str]]:
 NAMES = "What the names stand for"
 
 
-def list_missing(section: Section) -> list[str]:
+MISSING, UNPLACED = "Planned, not run yet", "Planned, not run yet, in no table"
+
+
+def list_missing(section: Section | PlannedTable) -> list[str]:
     """A line for each row that lacks cells which a sweep planned."""
     lines: dict[str, list[str]] = {}
     for label, dataset, seeds in section.missing:
         lines.setdefault(label, []).append(f"{dataset} seed{'s' * (len(seeds) > 1)} {format_seeds(seeds)}")
     return [f"{label}: {'; '.join(parts)}" for label, parts in lines.items()]
+
+
+def list_unplaced(planned: Sequence[PlannedTable]) -> list[str]:
+    """The same of cells for which there is no table yet, behind the table that they would stand in."""
+    return [
+        f"{section_title(table)}, {_describe_run(table.setting)}: {line}"
+        for table in planned
+        for line in list_missing(table)
+    ]
 
 
 def group_failures(section: Section) -> list[tuple[str, str, list[Record], str]]:

@@ -98,14 +98,9 @@ def group_variants(records: Sequence[Record]) -> list[Variant]:
 
 
 def _split_method(method: str, members: Sequence[Record]) -> list[Variant]:
-    recipes_of: dict[str, set[str]] = collections.defaultdict(set)
-    for r in members:
-        key = canonical_text([_options_of(r, False), r.dataset])
-        recipes_of[key].add(canonical_text(stats.comparable_train_config(r)))
-    swept = any(len(several) > 1 for several in recipes_of.values())
+    swept = _is_recipe_swept(members, [_options_of(record, False) for record in members])
     options = [_options_of(record, swept) for record in members]
-    keys = sorted({key for option in options for key in option})
-    differing = [k for k in keys if len({canonical_text(o.get(k, _ABSENT)) for o in options}) > 1]
+    differing = _find_differing(options)
     buckets: dict[str, list[Record]] = collections.defaultdict(list)
     whole: dict[str, dict[str, Any]] = {}
     for record, option in zip(members, options, strict=True):
@@ -120,6 +115,26 @@ def _split_method(method: str, members: Sequence[Record]) -> list[Variant]:
         Variant(method, number, label, _describe(whole[key], differing, usual), tuple(buckets[key]))
         for number, (key, label) in enumerate(zip(ordered, labels, strict=True))
     ]
+
+
+def _is_recipe_swept(records: Sequence[Record], options: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a cell was run with several recipes: the same options on the same dataset.
+
+    Args:
+        records: Of one method.
+        options: Of each record.
+    """
+    recipes_of: dict[str, set[str]] = collections.defaultdict(set)
+    for record, option in zip(records, options, strict=True):
+        key = canonical_text([option, record.dataset])
+        recipes_of[key].add(canonical_text(stats.comparable_train_config(record)))
+    return any(len(several) > 1 for several in recipes_of.values())
+
+
+def _find_differing(options: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Keys whose values are not the same in all of several mappings."""
+    keys = sorted({key for option in options for key in option})
+    return [key for key in keys if len({canonical_text(option.get(key, _ABSENT)) for option in options}) > 1]
 
 
 def _name_variants(
@@ -158,16 +173,36 @@ def _tell_apart(variants: Sequence[Variant]) -> list[Variant]:
     return found
 
 
-def name_planned(record: Record, variants: Sequence[Variant]) -> str:
-    """The name of the row that a cell without results would stand in; a name of its own where there is no such row."""
-    options = canonical_text(recipes.completed(record.method, record.method_config))
-    for variant in variants:
-        first = variant.records[0]
-        same = canonical_text(recipes.completed(first.method, first.method_config)) == options
-        if variant.method == record.method and same:
-            return variant.label
-    words = (say_option(key, value) for key, value in record.method_config.items())
-    return ", ".join([record.method, *words])
+def name_planned(planned: Sequence[Record], variants: Sequence[Variant]) -> list[str]:
+    """For each cell without results the name of the row that it would stand in.
+
+    A cell stands in a row with the same options and, where the cells that ran and these together have several recipes
+    for one dataset, the same recipe. Where there is no such row, the name says all that differs between the method's
+    cells, and what is not the default if the table has no row of the method.
+
+    Args:
+        planned: Cells of one table.
+        variants: The rows of that table.
+    """
+    by_method: dict[str, list[int]] = collections.defaultdict(list)
+    for index, record in enumerate(planned):
+        by_method[record.method].append(index)
+    names = [""] * len(planned)
+    for method, places in by_method.items():
+        same = [variant for variant in variants if variant.method == method]
+        ran = [(record, variant.label) for variant in same for record in variant.records]
+        members = [*(record for record, _ in ran), *(planned[index] for index in places)]
+        usual = {"search": None} | recipes.completed(method, {})
+        swept = _is_recipe_swept(members, [usual | _options_of(record, False) for record in members])
+        options = [usual | _options_of(record, swept) for record in members]
+        differing = _find_differing(options)
+        rows = {canonical_text(option): label for option, (_, label) in zip(options, ran, strict=False)}
+        for index, option in zip(places, options[len(ran) :], strict=True):
+            unusual = [key for key in option if not key.startswith("train.") and _is_unusual(key, option[key], usual)]
+            said = differing if ran else sorted({*differing, *unusual})
+            words = [say_option(key, option[key]) if key in option else f"without {key}" for key in said]
+            names[index] = rows.get(canonical_text(option)) or ", ".join([method, *words])
+    return names
 
 
 def say_option(key: str, value: Any) -> str:

@@ -118,7 +118,7 @@ def draw_panel(name: str, lines: Sequence[Line], *, y_label: str, unit: str = ""
         axes.set(xlim=(1, max(2, last)), xticks=_epoch_ticks(last, 5))
         scale_linear(axes, "y", [y for line in lines for _, y in line.points], 0.03, most=4)
         draw_grid(canvas, axes, "y")
-        canvas.write(4, 13, name if len(name) < 29 else f"{name[:27]}…", color=canvas.ink(), fontweight="bold")
+        canvas.write(4, 13, _shorten(name), color=canvas.ink(), fontweight="bold")
         for line in lines:
             start, end = line.points[0], line.points[-1]
             means = f", mean of {line.seeds} seeds" if line.seeds > 1 else ""
@@ -147,8 +147,7 @@ def draw_key(lines: Sequence[Line], *, note: str) -> Markup:
             level = PANEL_HEIGHT - y + 4
             dashes = DASHES[line.dashes]
             canvas.draw_line((6, level), (34, level), color=colour, linewidth=1.8, linestyle=dashes)
-            name = line.name if len(line.name) < 29 else f"{line.name[:27]}…"
-            text = canvas.write(40, y, name, color=colour, fontsize=min(SMALL, step), fontweight="bold")
+            text = canvas.write(40, y, _shorten(line.name), color=colour, fontsize=min(SMALL, step), fontweight="bold")
             canvas.tag(text, title=line.name, class_="name")
         return canvas.to_svg(f"Key: {', '.join(line.name for line in lines)}")
 
@@ -164,6 +163,11 @@ def join_panels(panels: Sequence[Markup], title: str) -> Markup:
     ]  # fmt: skip
     box = f"0 0 {across * PANEL_WIDTH:g} {rows * PANEL_HEIGHT:g}"
     return element("svg", *placed, viewBox=box, class_="fig", role="img", aria_label=title)
+
+
+def _shorten(name: str) -> str:
+    """A name that fits into a panel: of a long one the beginning."""
+    return name if len(name) < 29 else f"{name[:27]}…"
 
 
 def _epoch_ticks(last: int, most: int = 8) -> list[int]:
