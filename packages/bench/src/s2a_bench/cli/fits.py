@@ -54,22 +54,20 @@ class Fits:
             print(json.dumps(rows, indent=1), file=console.file)
         else:
             _print_table(rows, budget, console)
-        command = _train_command(rows, self.budget, settings, self.image_size)
-        say_next(console, f"Next, on your own images: {command}", data=self.json)
+        fitting = next((row for row in rows if row.get("batch_size")), None)
+        if fitting is not None:
+            command = _train_command(fitting, self.budget, settings, self.image_size)
+            say_next(console, f"Next, on your own images: {command}", data=self.json)
         return DONE
 
 
-def _train_command(rows: Sequence[dict[str, Any]], budget: str, settings: Sequence[str], image_size: int | None) -> str:
-    """Trains with the first row that fits, and with the settings that it was computed for."""
-    row = next((each for each in rows if each.get("batch_size")), None)
-    text = "s2a-bench finetune DIR"
-    if row is None:
-        return text
-    words = ["--backbone", row["backbone"], "--method", row["method"]]
+def _train_command(row: dict[str, Any], budget: str, settings: Sequence[str], image_size: int | None) -> str:
+    """Trains with what a row is for, and with the settings that it was computed for."""
+    words = ["s2a-bench", "finetune", "DIR", "--backbone", row["backbone"], "--method", row["method"]]
     words += [] if budget == "free" else ["--memory-budget", budget]
     words += [] if image_size is None else ["--image-size", str(image_size)]
     words += ["--set", *settings] if settings else []
-    return f"{text} {shlex.join(words)}"
+    return shlex.join(words)
 
 
 def _check_no_budget(settings: Sequence[str], labels: Sequence[str]) -> None:
