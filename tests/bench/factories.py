@@ -117,7 +117,7 @@ def default_options() -> dict[str, object]:
     return dataclasses.asdict(s2a.method_config("s2a"))
 
 
-def only_section(records: list[Record]) -> Section:
+def only_section(records: Iterable[Record]) -> Section:
     """The one section that records make."""
     (section,) = make_sections(records)
     return section
