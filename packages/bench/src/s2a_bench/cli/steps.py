@@ -56,7 +56,8 @@ class Steps:
             self._heartbeat.spoken()
             print_verbatim(self._console, what)
         if self._live is None:
-            self._heartbeat.start()
+            self._heartbeat.start()  # A step that reports nothing shows life too.
+            self._heartbeat.beat()
 
     def note(self, text: str) -> None:
         """Prints what is to be read afterwards: it does not give way to the next step."""
