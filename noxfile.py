@@ -104,6 +104,15 @@ def lint(session: nox.Session) -> None:
 
 
 @nox.session
+def docs(session: nox.Session) -> None:
+    """Builds the documentation's site into site/, strictly; with `-- --serve` shows it while it is edited."""
+    root = nox.project.load_toml("pyproject.toml")
+    session.install(*nox.project.dependency_groups(root, "docs"))  # the packages are read, not imported
+    arguments = ["serve", *(a for a in session.posargs if a != "--serve")] if "--serve" in session.posargs else None
+    session.run("mkdocs", *(arguments or ["build", *session.posargs]), env={"NO_MKDOCS_2_WARNING": "1"})
+
+
+@nox.session
 def benchmarks(session: nox.Session) -> None:
     """Times kernels and training steps; arguments go to pytest."""
     install(session, "test")
@@ -113,14 +122,10 @@ def benchmarks(session: nox.Session) -> None:
 
 @nox.session
 def ui(session: nox.Session) -> None:
-    """Opens MLflow on the default results; arguments go to `mlflow server`."""
-    store = Path("results", "mlflow.db")
-    if not store.is_file():
-        session.error(f"There is no {store} yet; run `nox -s bench` first.")
-    session.install("mlflow>=3.10,<4")
-    uri = "sqlite:///results/mlflow.db"  # relative: the folder of the checkout may have characters that mean something
+    """Shows results in MLflow's pages; arguments go to `s2a-bench ui` (`--output DIR`, `--port N`)."""
+    install(session)
     session.run(
-        "mlflow", "server", "--host", "127.0.0.1", "--backend-store-uri", uri, *session.posargs, env=ENVIRONMENT
+        "s2a-bench", "ui", *session.posargs, env=ENVIRONMENT, interrupt_timeout=PATIENCE, terminate_timeout=PATIENCE
     )
 
 

@@ -30,6 +30,8 @@ TORCH_FREE = [
     "test_report",
     "test_report_compare",
     "test_report_sweeps",
+    "test_report_terminal",
+    "test_report_variants",
     "test_runtime",
     "test_search_views",
     "test_source_arrays",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 
 import huggingface_hub
@@ -111,3 +112,15 @@ def elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", no_network)
     monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", no_network)
+
+
+@pytest.fixture(scope="session")
+def fresh_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """MLflow's database, migrated and empty: making one takes seconds, copying it none."""
+    if find_spec("mlflow") is None:
+        pytest.skip("MLflow is not installed")
+    from s2a_bench.tracking.runs import open_store
+
+    output = tmp_path_factory.mktemp("template")
+    open_store(None, output)
+    return output / "mlflow.db"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Iterable
 from typing import Any
 
 from s2a_bench.cells.record import Record, cell_id
+from s2a_bench.reports.sections import Section, make_sections
 
 GROUPS = {"digits": "natural", "sprite_location": "structured", "sprite_count": "structured", "texture": "specialized"}
 COSTS = {  # method: (trainable parameters, theoretical MB, measured MB, images per second)
@@ -106,3 +108,16 @@ def make_grid(
             make_record(**{"method": method, "dataset": dataset, "seed": seed, "accuracy": accuracy} | changes)
         )
     return records
+
+
+def default_options() -> dict[str, object]:
+    """Of s2a. Imported here: other tests of reports need no torch."""
+    import s2a
+
+    return dataclasses.asdict(s2a.method_config("s2a"))
+
+
+def only_section(records: Iterable[Record]) -> Section:
+    """The one section that records make."""
+    (section,) = make_sections(records)
+    return section

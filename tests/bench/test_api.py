@@ -72,7 +72,7 @@ def fake(monkeypatch, untracked):
     """Cells that end at once; ``fake[seed]`` is the message of one that fails."""
     failing: dict[int, str] = {}
 
-    def play(cell, on_epoch=None, keep=None):
+    def play(cell, on_epoch=None, keep=None, **_):
         if on_epoch:
             on_epoch({"epoch": 1, "loss": 1.0})
         changes: dict[str, Any] = {"cell_id": f"c{cell.seed}", "seed": cell.seed}

@@ -55,7 +55,7 @@ def test_every_config_is_scored_as_its_own_final_cell_and_the_best_is_told(searc
 
     assert {path: path.read_bytes() for path in Path("results/records").iterdir()} == before
     assert main(["report"]) == 0
-    monkeypatch.setattr(run, "run", lambda *_: pytest.fail("what is there is not made again"))
+    monkeypatch.setattr(run, "run", lambda *_, **__: pytest.fail("what is there is not made again"))
     assert main(["audit", "--peek"]) == 0
     next(Path("results/audit").glob("trial-*.json")).write_text("{")
     with pytest.raises(pytest.fail.Exception):
@@ -97,9 +97,9 @@ def test_a_config_whose_loss_is_infinite_has_no_score_and_any_other_failure_is_o
     cell = grid.expand(grid.Request(datasets=("digits",), methods=("bias",)))[0]
     one = audit_trials.TriedConfig("a" * 16, "b" * 16, cell)
     failed = make_record(status="failed", accuracy=None, error={"type": "Diverged", "message": "NaN"})
-    monkeypatch.setattr(run, "run", lambda cell: failed)
+    monkeypatch.setattr(run, "run", lambda cell, **_: failed)
     assert audit_trials.score_config(one).accuracy is None
     lost = dataclasses.replace(failed, error={"type": "OutOfMemory", "message": "too large"})
-    monkeypatch.setattr(run, "run", lambda cell: lost)
+    monkeypatch.setattr(run, "run", lambda cell, **_: lost)
     with pytest.raises(RuntimeError, match="OutOfMemory: too large"):
         audit_trials.score_config(one)

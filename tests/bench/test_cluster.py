@@ -350,7 +350,7 @@ def test_a_sweep_ends_when_no_node_is_left_for_it_and_not_before(tmp_path, monke
     at(60, node(1), node(2, alive=False))
     at(69, node(4))  # one comes back
     at(120)
-    with pytest.raises(cluster.ClusterError, match="head:1 has lost every node that could run the 1 cells"):
+    with pytest.raises(cluster.ClusterError, match="head:1 has lost every node that could run the 1 cell left"):
         at(130)
     trials[0].finished = True
     at(500)

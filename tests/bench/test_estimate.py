@@ -188,7 +188,7 @@ def test_the_dry_run_of_the_command_line(capsys, tmp_path, monkeypatch):
     record.write(here(), tmp_path / "results")
     assert main([*arguments, "--dry-run"]) == 0
     out = " ".join(capsys.readouterr().out.split())
-    assert "1 cells: 0 done, 1 to run." in out
+    assert "1 cell: 0 done, 1 to run." in out
     assert "Estimate: about" in out and "from 1 record" in out
 
 

@@ -66,6 +66,8 @@ class Tags(html.parser.HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
+        if self.open[-1:] == ["title"] and "svg" in self.open:
+            return  # what appears when a picture is pointed at
         self.words += f"{data}\n"
 
 
@@ -88,7 +90,7 @@ def test_pages_of_few_and_many_classes_are_whole_and_run_nothing(classes):
     for words in (f"class 1 {HOSTILE}", "91.2 %", "99 %", f"A note {HOSTILE}"):
         assert words in found.words
     assert "s2a-bench predict '/o/my adapter' photo.jpg" in found.words
-    tiles = [a for t, a in found.tags if t == "rect" and "tile" in (a.get("class") or "")]
+    tiles = [a for t, a in found.tags if "tile" in (a.get("class") or "").split()]
     assert len(tiles) == (classes + 2 if 12 < classes <= 300 else 0)
     rows_of_pairs = found.words.count(" of 7")
     assert (rows_of_pairs > 0) == (classes > 12), "the most confused pairs stand in a table where the matrix does not"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 
 import pytest
 import s2a
@@ -131,3 +132,11 @@ def test_a_budget_that_nothing_meets_names_the_smallest():
     with pytest.raises(InputError, match="two limits"):
         choose(cell(activations="lean", peak_budget="1GiB"), 10**9)
     assert issubclass(InputError, ValueError) and issubclass(s2a.S2AError, ValueError)
+
+
+def test_the_next_command_is_for_the_settings_that_were_computed(capsys):
+    words = ["--budget", "64MB", "--backbone", "mini_vit", "--method", "bias", "--set", "train.precision=bf16"]
+    assert main(["fits", *words, "--image-size", "64"]) == 0
+    last = shlex.split(capsys.readouterr().out.splitlines()[-1].partition("images: ")[2])
+    assert last[:3] == ["s2a-bench", "finetune", "DIR"]
+    assert " ".join(last).endswith("--memory-budget 64MB --image-size 64 --set train.precision=bf16")

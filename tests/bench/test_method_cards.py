@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import s2a
 from bench.factories import make_grid
+from doc_blocks import blocks
 from s2a import registry
 from s2a.card import SHAPES, Recipe
 from s2a.registry import get_card, get_entry
@@ -24,9 +25,9 @@ from s2a_bench.cells import recipes, run
 from s2a_bench.cli import methods as cards
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError
+from s2a_bench.reports.figures import method_styles
 from s2a_bench.reports.pictures import draw_pictures
 from s2a_bench.reports.sections import make_sections
-from s2a_bench.reports.svg import method_styles
 from s2a_bench.sweeps import grid
 from s2a_bench.sweeps.search import choice, spaces
 
@@ -132,16 +133,17 @@ def test_every_shape_is_drawn_around_its_point(shape, monkeypatch):
     from s2a.card import Style
 
     monkeypatch.setattr(method_styles, "style", lambda method: Style("#000000", "#ffffff", shape))
-    drawn = ET.fromstring(method_styles.marker("x", 100.0, 50.0, 5.0, "mark"))
+    (drawn,) = ET.fromstring(method_styles.swatch("x"))
     if drawn.tag == "circle":
-        assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (100, 50, "circle")
+        assert (float(drawn.get("cx", "")), float(drawn.get("cy", "")), shape) == (8, 8, "circle")
         return
     points = [tuple(map(float, point.split(","))) for point in drawn.get("points", "").split()]
-    assert sum(x for x, _ in points) / len(points) == pytest.approx(100, abs=0.1)
-    assert sum(y for _, y in points) / len(points) == pytest.approx(50, abs=0.1)
-    assert 5 <= max(math.dist(point, (100, 50)) for point in points) <= 7.5
+    assert sum(x for x, _ in points) / len(points) == pytest.approx(8, abs=0.1)
+    assert sum(y for _, y in points) / len(points) == pytest.approx(8, abs=0.1)
+    assert 6 <= max(math.dist(point, (8, 8)) for point in points) <= 8.5
+    assert all(-0.5 <= value <= 16.5 for point in points for value in point)
     # Going round once, always the same way: the outline does not cross itself.
-    angles = [math.atan2(y - 50, x - 100) for x, y in points]
+    angles = [math.atan2(y - 8, x - 8) for x, y in points]
     turns = [(b - a) % (2 * math.pi) for a, b in itertools.pairwise([*angles, angles[0]])]
     assert all(0 < turn < math.pi for turn in turns) and sum(turns) == pytest.approx(2 * math.pi)
 
@@ -161,59 +163,17 @@ def test_markers_of_methods_without_a_card_are_steady_and_unlike_those_with_one(
     assert [method_styles.style(name) for name in names] == before
 
 
-def test_class_names_need_no_escaping_and_are_each_ones_own():
+def test_names_of_colours_need_no_escaping_and_are_each_ones_own():
     names = [*OURS, "mine", "Mine", "a b", "a_b", "a-b", "", "x", "</style>", "ü"]
-    classes = [method_styles.class_name(name) for name in names]
-    assert len(set(classes)) == len(names)
-    assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in classes)
+    variables = [method_styles.variable(name) for name in names]
+    assert len(set(variables)) == len(names)
+    assert all(re.fullmatch(r"[a-z][a-z0-9_-]*", name) for name in variables)
 
 
 # A new method is one file
 
-FILE = '''
-"""A scale per feature: a method in one file."""
-
-import dataclasses
-
-import torch
-from s2a.card import Card, Recipe, Style
-from s2a.registry import Method, register_method
-from torch import nn
-
-
-@dataclasses.dataclass(frozen=True)
-class MyConfig:
-    start: float = 1.0
-
-
-@register_method("mine", MyConfig)
-class Mine(Method):
-    identity_at_start = True
-    card = Card(
-        title="My method",
-        trains="The head and a scale per feature.",
-        place="Behind the backbone.",
-        count="C.",
-        keeps="The features, (C,) per image.",
-        inference="One product.",
-        source="This file.",
-        recipe=Recipe(learning_rate=2e-3, searched_rates=(2e-4, 2e-3, 2e-2), searched_option=("start", (0.5, 1.0))),
-        style=Style(light="#112233", dark="#ddeeff", shape="star"),
-        order=15,
-        compared_by_default=True,
-        step_time=9.0,
-    )
-
-    def __init__(self, config, backbone, edits):
-        super().__init__(config, backbone, edits)
-        self.scale = nn.Parameter(torch.full((backbone.features,), config.start))
-
-    def forward(self, model, images):
-        return super().forward(model, images) * self.scale
-
-    def keeps(self, batch_size):
-        return {"": 4 * batch_size * self.feature_dim}
-'''
+FILE = next(block.text for block in blocks("docs/add-method.md") if block.language == "python")
+"""The page that shows how is true."""
 
 
 def _install(folder: Path, monkeypatch: pytest.MonkeyPatch, source: str = FILE) -> None:
@@ -242,18 +202,22 @@ def test_a_new_method_is_one_file(tmp_path, monkeypatch):
     assert len({run.identify(trial) for trial in search.trials}) == spaces.GRID
     record = run.run(cells[0])
     assert (record.status, record.method, record.method_config) == ("done", "mine", {"start": 1.0})
-    # Its row is where its card says, with its own marker, and the figures have its colours.
+    # Of rows of the same accuracy its card says the order; it has its own marker, and the figures have its colours.
+    equal = make_sections(make_grid(["s2a", "mine", "linear", "full"], ["digits"], (0, 1), accuracy=50.0))
+    assert [row.method for row in equal[0].rows] == ["full", "mine", "linear", "s2a"]
     shown = make_sections(make_grid(["s2a", "mine", "linear", "full"], ["digits"], (0, 1)))
-    assert [row.method for row in shown[0].rows] == ["full", "mine", "linear", "s2a"]
     for picture in draw_pictures(shown, ["full", "mine", "linear", "s2a"])[0]:
-        assert ".m-mine{--m:#112233}" in picture.alone and ".m-mine{--m:#ddeeff}" in picture.alone
+        assert "--m-mine:#112233;" in picture.alone and "--m-mine:#ddeeff;" in picture.alone
+        if picture.kind == "curves":
+            continue
         (mark,) = (
             element
             for element in ET.fromstring(picture.alone).iter()
-            if element.get("class") == "m-mine" and "mine:" in "".join(element.itertext())
+            if element.get("class") == "mark" and "mine:" in "".join(element.itertext())
         )
-        polygons = [e for e in mark.iter() if e.tag.endswith("polygon") and e.get("class") == "mark"]
-        assert len(polygons[0].get("points", "").split()) == 10  # a star
+        (path,) = (element for element in mark if element.tag.endswith("path"))
+        assert len(re.findall("[ML]", path.get("d", ""))) == 10  # a star
+        assert "fill:var(--m-mine)" in path.get("style", "")
     # The command line knows it.
     rows: dict[str, Any] = dict(cards.card("mine").rows)
     assert (cards.card("mine").title, rows["Learning rate"], rows["Options"]) == (
@@ -273,8 +237,7 @@ def test_a_method_without_a_card_runs_and_is_reported_too(tmp_path, monkeypatch)
     shown = make_sections(make_grid(["mine", "s2a"], ["digits"], (0, 1)))
     assert [row.method for row in shown[0].rows] == ["s2a", "mine"]
     assert all(
-        f"m-mine{{--m:{method_styles.style('mine').light}}}" in p.alone
-        for p in draw_pictures(shown, ["mine", "s2a"])[0]
+        f"--m-mine:{method_styles.style('mine').light};" in p.alone for p in draw_pictures(shown, ["mine", "s2a"])[0]
     )
 
 

@@ -171,7 +171,7 @@ def test_command_line(source, tmp_path, capsys):
     assert len(lists["val"]) == 5 and len(lists["test"]) == 2
     assert json.loads((root / "mine/manifest.json").read_text())["own"]["options"]["seed"] == 3
     code, out, _ = run(capsys, "data", "list", "--data-dir", root)
-    line = next(line for line in out.splitlines() if line.startswith("mine "))
+    line = next(line for line in out.splitlines() if line.split()[:1] == ["mine"])
     assert code == 0 and line.split()[1] == "own" and "13/5/2" in line and "here" in line
     for names in (["mine"], ["own"], ["own/mine"]):
         code, out, _ = run(capsys, "data", "list", *names, "--data-dir", root)
@@ -207,7 +207,7 @@ def test_unreadable_manifest_is_listed(source, tmp_path, capsys):
     prepare(source, tmp_path / "root")
     (tmp_path / "root/mine/manifest.json").write_text("{")
     code, out, _ = run(capsys, "data", "list", "--data-dir", tmp_path / "root")
-    assert code == 0 and any(line.startswith("mine ") and "missing" in line for line in out.splitlines())
+    assert code == 0 and any(line.split()[:1] == ["mine"] and "missing" in line for line in out.splitlines())
     code, _, err = run(capsys, "data", "list", "mine", "--data-dir", tmp_path / "root")
     assert code == 2 and "manifest" in err.lower()
 

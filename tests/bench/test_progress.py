@@ -45,10 +45,10 @@ def test_the_estimate_is_the_epochs_left_at_the_speed_so_far():
     tally = Tally(CELLS, clock)
     tally.begin("b")
     clock.now += 1000  # imports
-    tally.advance("b", 1)
+    tally.advance("b", {"epoch": 1})
     assert tally.remaining is None
     clock.now += 10
-    tally.advance("b", 2)
+    tally.advance("b", {"epoch": 2})
     assert tally.fraction == 2 / 8
     assert tally.remaining == pytest.approx(60), "six epochs at ten seconds each"
     tally.end(make_record(cell_id="b", status="failed"))
@@ -62,7 +62,7 @@ def test_the_estimate_is_the_epochs_left_at_the_speed_so_far():
 def test_the_share_done_stays_between_none_and_all(events):
     tally = Tally(CELLS, Clock())
     for cell, epoch in events:
-        tally.advance(cell, min(epoch, CELLS[cell].train.epochs))
+        tally.advance(cell, {"epoch": min(epoch, CELLS[cell].train.epochs)})
         assert 0 <= tally.fraction <= 1
 
 
@@ -99,7 +99,8 @@ def test_bars_are_for_terminals_and_leave_the_results_behind():
         bars.finished(make_record(cell_id="a", accuracy=87.65))
         bars.finished(make_record(cell_id="b", status="failed", accuracy=None, error=None))
     shown = written(console)
-    assert "done s2a on digits, mini_vit, seed 0, train.epochs=2: 87.7 %" in shown
+    assert "In all cells: mini_vit." in shown
+    assert "done s2a on digits, seed 0, train.epochs=2: 87.7 %" in shown
     assert "FAILED s2a on count" in shown
     with progress.shown(CELLS, text_console()) as lines:
         assert isinstance(lines, Lines)

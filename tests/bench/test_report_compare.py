@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 
 import pytest
-from bench.factories import make_record
+from bench.factories import make_grid, make_record
 from s2a_bench.cells.record import write
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.experiments import spec as experiment
@@ -196,7 +197,21 @@ def test_a_mini_run_stands_beside_its_family_and_is_never_called_reproduced():
 def test_a_table_of_which_nothing_was_run_says_how_to_run_it():
     beside = report_words.compare_sections(make_sections([make_record(backbone="resnet50")]))
     assert not beside.tables
-    assert [f"--experiment table{i}" in text for i, text in enumerate(beside.absent, start=1)] == [True] * 4
+    assert all(f"table{i}" in beside.absent for i in range(1, 5)) and "--experiment NAME" in beside.absent
+
+
+def test_a_table_of_which_nothing_is_comparable_is_folded(tmp_path):
+    records = make_grid(["full", "s2a"], method_config={})
+    for record in records:
+        write(record, tmp_path)
+    paths = report.build(tmp_path)
+    page, markdown = paths.html.read_text(), paths.markdown.read_text()
+    assert not any(map(report_words.is_comparable, report_words.compare_sections(make_sections(records)).tables))
+    for text in (page, markdown):
+        assert "nothing is comparable (a mini backbone" in text
+    # Folded on the page with all of its cells; a line in Markdown.
+    assert re.search(r"<details><summary>Table 1:", page)
+    assert "not comparable a" in page and "not comparable a" not in markdown
 
 
 def test_pages_say_the_same_and_every_letter_has_its_reason(tmp_path):

@@ -62,7 +62,7 @@ class Fake:
     def best(self, method: str) -> float:
         return {"full": 1e-4, "bias": 3e-3}.get(method, 1e-2)
 
-    def play(self, cell: CellConfig, on_epoch: Any = None, keep: Any = None) -> Record:
+    def play(self, cell: CellConfig, on_epoch: Any = None, keep: Any = None, **_: Any) -> Record:
         self.ran.append(cell)
         changes: dict[str, Any] = {"accuracy": 80.0}
         if cell.trial:

@@ -40,9 +40,9 @@ def test_searched_and_unsearched_and_searches_of_other_sizes_are_rows_of_their_o
     ]
     (section,) = report_tables.make_sections(found)
     assert {row.label for row in section.rows} == {
-        "adaptformer (scale=0.1)",
-        "adaptformer (search=grid of 12)",
-        "adaptformer (search=random 5)",
+        "adaptformer",
+        "adaptformer, searched (grid of 12)",
+        "adaptformer, searched (random 5)",
     }
     other = make_record(**({"method": "adaptformer"} | _row("texture", 0.1, 0.01)))
     with pytest.raises(stats.NotComparable, match="search"):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Any
 
 import pytest
 import torch
 from bench.factories import make_record
 from bench.own_folders import write_own
+from bench.select_cells import RECIPE, cell
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells import learning, record, run, train
@@ -17,25 +17,12 @@ from s2a_bench.cells.evaluation import NO_TEST, find_best, stops
 from s2a_bench.cells.outputs import Keep, adapter_path, checkpoint_path
 from s2a_bench.cells.scores import accuracy
 from s2a_bench.cells.select import Selection, kept_tensors
-from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig, TrainConfig
+from s2a_bench.config import BackboneConfig, CellConfig, DataConfig, MethodConfig
 from s2a_bench.data.loading import load_data
 from s2a_bench.data.table.lookup import SUITES
 from s2a_bench.errors import InputError
 from safetensors.torch import load_file
 from torch import nn
-
-RECIPE = TrainConfig(epochs=4, warmup_epochs=1, batch_size=8, drop_path=0.2, lr=1e-2)
-
-
-def cell(evaluate: Any = "select", method="bias", recipe=RECIPE, **options) -> CellConfig:
-    """Stochastic depth draws from torch's generator, the order of the images from the loop's own."""
-    return CellConfig(
-        DataConfig(dataset="digits", limit_train=24, limit_test=30, evaluate=evaluate),
-        BackboneConfig(),
-        MethodConfig(method, options),
-        recipe,
-        threads=1,
-    )
 
 
 def points(*values) -> list[dict[str, float]]:
@@ -381,36 +368,3 @@ def test_without_validation_images_there_is_nothing_to_choose_by(tmp_path):
     write_own(tmp_path, sizes={"train": 12, "val": 0, "test": 6})
     with pytest.raises(InputError, match="no validation images and --evaluate select scores them"):
         run.run(own(tmp_path))
-
-
-# --- Identity and bad input ------------------------------------------------------------------------------------------
-
-
-def test_each_protocol_is_another_cell():
-    ids = {run.identify(cell(evaluate)) for evaluate in ("test", "val", "select")}
-    ids |= {run.identify(cell(recipe=dataclasses.replace(RECIPE, patience=1)))}
-    ids |= {run.identify(cell(recipe=dataclasses.replace(RECIPE, balance=True)))}
-    assert len(ids) == 5
-
-
-@pytest.mark.parametrize(
-    ("values", "words"),
-    [
-        ({"patience": -1}, "train.patience=-1 .* whole number"),
-        ({"patience": 1.5}, "train.patience=1.5 .* whole number"),
-        ({"patience": True}, "train.patience=True .* whole number"),
-        ({"balance": "yes"}, "train.balance='yes' is no switch"),
-        ({"balance": 1}, "train.balance=1 is no switch"),
-    ],
-)
-def test_bad_values_of_the_recipe(values, words):
-    with pytest.raises(InputError, match=words):
-        TrainConfig(**values)
-
-
-@pytest.mark.parametrize("evaluate", ["test", "val"])
-def test_patience_needs_looks_at_val(evaluate):
-    with pytest.raises(InputError, match=f"train.patience=2 has no effect with evaluate={evaluate}"):
-        cell(evaluate, recipe=dataclasses.replace(RECIPE, patience=2))
-    with pytest.raises(InputError, match="only val may be looked at"):
-        dataclasses.replace(cell(), looks=(1,))

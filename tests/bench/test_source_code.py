@@ -59,7 +59,7 @@ def test_what_decides_a_training_changes_the_identity(copied, package, name):
     "name",
     [
         "reports/html.py",
-        "reports/svg/scatter.py",
+        "reports/figures/scatter.py",
         "cli/main.py",
         "tracking/runs.py",
         "sweeps/plan.py",

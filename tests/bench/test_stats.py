@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,3 +129,19 @@ def test_a_refusal_names_both_records_and_the_field():
 def test_nothing_to_average_is_refused():
     with pytest.raises(NotComparable):
         stats.average_tasks([])
+
+
+def test_the_tables_of_the_docs_use_the_reports_spread():
+    """The spread behind a mean of tasks follows from those of the tasks, as printed: within what rounding can do."""
+    checked = 0
+    for line in (Path(__file__).resolve().parents[2] / "docs" / "results.md").read_text().splitlines():
+        spreads = [float(value) for value in re.findall(r"± ([\d.]+) \|", line)] if line.startswith("|") else []
+        if len(spreads) < 4:
+            continue
+        *tasks, whole = spreads
+        low, high = (
+            math.sqrt(sum(max(0.0, spread + step) ** 2 for spread in tasks)) / len(tasks) for step in (-0.05, 0.05)
+        )
+        assert low - 0.051 <= whole <= high + 0.051, line
+        checked += 1
+    assert checked > 40

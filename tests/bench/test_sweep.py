@@ -58,7 +58,7 @@ def fake_run(monkeypatch):
     """Cells that end at once: in an accuracy, or in the exception that ``script`` has for their seed."""
     script: dict[int, BaseException] = {}
 
-    def play(cell, on_epoch=None, keep=None):
+    def play(cell, on_epoch=None, keep=None, **_):
         if on_epoch:
             on_epoch({"epoch": 1, "loss": 1.0})
         if isinstance(outcome := script.get(cell.seed), RuntimeError):

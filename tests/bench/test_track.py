@@ -27,16 +27,6 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 needs_mlflow = pytest.mark.skipif(find_spec("mlflow") is None, reason="MLflow is not installed")
 
 
-@pytest.fixture(scope="session")
-def fresh_database(tmp_path_factory):
-    """A migrated, empty database: making one takes seconds, copying it none."""
-    if find_spec("mlflow") is None:
-        pytest.skip("MLflow is not installed")
-    output = tmp_path_factory.mktemp("template")
-    track.open_store(None, output)
-    return output / "mlflow.db"
-
-
 @pytest.fixture
 def store(fresh_database, tmp_path):
     shutil.copy(fresh_database, tmp_path / "mlflow.db")
@@ -64,6 +54,7 @@ def log_all(store, records, suite="mini"):
 def test_every_field_of_a_record_is_found_under_its_own_name():
     record = make_record(scoring_seconds=1.5, wall_seconds=9.0, guessing_loss=2.3, guessing_accuracy=10.0)
     record = dataclasses.replace(record, balanced_accuracy=79.0, macro_f1=78.0, val_accuracy=81.0, best_epoch=2)
+    record = dataclasses.replace(record, limit_train=100, limit_test=50)
     found = set(track_names.run_params(record)) | set(track_names.run_tags(record))
     found |= {name for name, _, _ in track_names.run_metrics(record)}
     elsewhere = {"method_config", "train_config", "data_config", "curve", "error", "hardware", "versions"}
@@ -92,7 +83,7 @@ def test_layout_of_a_sweep(store, tmp_path):
     assert parent.info.status == "FAILED"
     assert parent.data.tags["sweep_id"] == track.sweep_id(record.cell_id for record in records)
     assert "lora" in parent.data.tags["mlflow.note.content"]
-    assert parent.data.metrics == {"cells_done": 4, "cells_failed": 1}
+    assert parent.data.metrics.items() >= {"cells_done": 4, "cells_failed": 1}.items()
     assert [item.path for item in store.client.list_artifacts(sweep.run_id)] == ["report.html"]
 
     by_id = {run.data.tags["cell_id"]: run for run in cells(store)}
@@ -221,6 +212,7 @@ def test_long_curves_and_odd_values(store):
     (run,) = cells(store)
     assert len(store.client.get_metric_history(run.info.run_id, "loss")) == 1300
     assert run.data.params["method.deep.er"] == "1, 2"
+    assert "method.none" not in run.data.params
     assert {f"train.key{i}" for i in range(150)} <= run.data.params.keys()
 
 

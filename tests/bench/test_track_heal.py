@@ -31,14 +31,6 @@ pytestmark = [
 ]
 
 
-@pytest.fixture(scope="module")
-def fresh_database(tmp_path_factory):
-    """A migrated, empty database: making one takes seconds, copying it none."""
-    output = tmp_path_factory.mktemp("template")
-    track.open_store(None, output)
-    return output / "mlflow.db"
-
-
 @pytest.fixture
 def shared(fresh_database, tmp_path) -> str:
     """The address of a store that several outputs use."""

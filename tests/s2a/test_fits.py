@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import resource
-import sys
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -13,10 +13,11 @@ import tiny
 import torch
 from s2a import testing
 from s2a.fitting import budget_bytes, largest_batch
-from s2a.memory import StepSimulation, replay
-from s2a.ops import loops
+from s2a.memory import StepSimulation, repeats, replay
+from s2a.memory.ledger import Ledger
 from test_selection import split_rings
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode
 
 # The search, on peaks by formula
@@ -201,20 +202,93 @@ def test_bad_input() -> None:
 def test_shortened_loops_and_remembered_results_give_the_same_peak(
     model: str, method: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At a batch of many chunks: against every turn of every loop and every operator run."""
+    """At a batch of many chunks: against every turn of every loop, every call and every operator run."""
     make, size = tiny.MODELS[model]
-    adapted = s2a.attach(make(), s2a.method_config(method, **options), 5, image_size=size)
+    # The last of a ViT's blocks computes the class token's row alone: with four blocks three are alike.
+    backbone = tiny.vit(depth=4) if model == "vit" else make()
+    adapted = s2a.attach(backbone, s2a.method_config(method, **options), 5, image_size=size)
     batch = 203 if model != "swin" else 101
-    fast = s2a.simulated_peak(adapted, batch)
-    ours = [module for name, module in sys.modules.items() if name.partition(".")[0] in ("s2a", "s2a_baselines")]
-    for module in ours:  # every module that has it by name
-        if getattr(module, "alike", None) is loops.alike:
-            monkeypatch.setattr(module, "alike", lambda parts: parts)
+    left_out: set[str] = set()
+    again, shorten = repeats.again, Ledger.shorten
+
+    def noted_again(*given: Any) -> Any:
+        left_out.add("calls")
+        return again(*given)
+
+    def noted_shorten(self: Ledger, parts: Any, keeps: bool) -> Any:
+        some = shorten(self, parts, keeps)
+        left_out.update(["turns"] if some is not parts else [])
+        return some
+
+    with monkeypatch.context() as patch:
+        patch.setattr(repeats, "again", noted_again)
+        patch.setattr(Ledger, "shorten", noted_shorten)
+        fast = s2a.simulated_peak(adapted, batch)
+    assert left_out >= ({"calls", "turns"} if model == "vit" and options else set())
+    monkeypatch.setattr(Ledger, "shorten", lambda self, parts, keeps: parts)
     monkeypatch.setattr(replay, "key_of", lambda func, args, kwargs: None)
+    monkeypatch.setattr(Ledger, "once", lambda self, function, args: function(*args))
     slow = s2a.simulated_peak(adapted, batch)
     for name in ("total", "phase", "categories", "phases", "after_forward", "held", "flops"):
         assert getattr(fast, name) == getattr(slow, name), name
     assert [live.bytes for live in fast.largest] == [live.bytes for live in slow.largest]
+
+
+def _calls_on_meta() -> Iterator[tuple[Any, tuple[Any, ...]]]:
+    """A call or more of every operator that runs on the meta device, with layouts that could make a difference."""
+    aten = torch.ops.aten
+    layouts = [torch.randn(4, 6, 8), torch.randn(4, 8, 6).mT, torch.randn(8, 6, 4)[::2].expand(4, 6, 4)]
+    layouts += [torch.randn(1, 6, 8), torch.randn(4, 12, 8)[:, ::2], torch.randn(4, 6, 8).bfloat16()]
+    for x in layouts:
+        whole = x.contiguous()
+        yield aten.view.default, (whole, [-1, x.shape[2]])
+        yield aten._unsafe_view.default, (whole, [x.numel()])
+        yield aten.view.default, (x, [x.shape[0], 1, *x.shape[1:]])
+        yield aten.slice.Tensor, (x, 1, 1, 5, 2)
+        yield aten.slice.Tensor, (x, 0, 0, 9223372036854775807)
+        yield aten.select.int, (x, 1, -1)
+        yield aten.permute.default, (x, [2, 0, 1])
+        yield aten.transpose.int, (x, -2, -1)
+        yield aten.t.default, (x[0],)
+        yield aten.expand.default, (x[:1], [5, -1, -1])
+        yield aten.unbind.int, (x, 1)
+        yield aten.unsqueeze.default, (x, 1)
+        yield aten.squeeze.dim, (x, 0)
+        yield aten.detach.default, (x,)
+        for name in ("add", "add_", "mul", "mul_", "sub", "div", "div_"):
+            own = whole if name.endswith("_") else x
+            for other in (whole, x[:, :1], 2.5, torch.randn(x.shape[2]), torch.randn(())):
+                yield getattr(aten, name).Tensor, (own, other)
+        yield aten.add.Tensor, (x, torch.randn(x.shape, dtype=torch.double))
+        yield aten.copy_.default, (whole, x.float())
+        yield aten.clone.default, (x,)
+        yield aten.roll.default, (x, [1, -1], [0, 1])
+        yield aten.bernoulli_.float, (whole, 0.5)
+        yield aten.new_empty.default, (x, [3, 0, 5])
+        yield aten.gelu_backward.default, (x, x)
+        yield aten.mm.default, (x[0], x[0].t())
+        yield aten.addmm.default, (x[0, 0, : x.shape[1]].new_zeros(x.shape[1]), x[0], x[0].t())
+        yield aten.bmm.default, (x, x.mT)
+        for dims in ([0], [0, 1], [-1]):
+            yield aten.sum.dim_IntList, (x, dims)
+            yield aten.mean.dim, (x, dims, True)
+        yield aten._softmax.default, (x, -1, False)
+        yield aten._softmax_backward_data.default, (x, x, -1, x.dtype)
+
+
+def test_the_meta_device_says_what_fake_tensors_do() -> None:
+    """Shapes, strides, offsets, dtypes and storages of results, against running the operator under the mode alone."""
+    seen = set()
+    with FakeTensorMode() as mode:
+        for func, args in _calls_on_meta():
+            seen.add(func)
+            expected = func(*args)
+            replay._results.pop(replay.key_of(func, args, {}), None)
+            found = replay.run(func, args, {}, mode)
+            pairs = [(expected, found)] if isinstance(expected, torch.Tensor) else zip(expected, found, strict=True)
+            for one, other in pairs:
+                assert replay.described(one, args) == replay.described(other, args), (func, args)
+    assert seen == replay.ON_META
 
 
 def test_a_second_step_that_differs_is_simulated() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,7 +20,7 @@ def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Li
         cell: The whole input.
         output: Folder to which the record, checkpoints while the cell runs, and what it trained (unless larger than
             50 MB) are written; ``None``: nowhere.
-        listeners: Receive ``started``, ``epoch`` and ``finished``.
+        listeners: Receive ``started``, ``step``, ``epoch`` and ``finished``.
 
     Returns:
         The record; one that failed has the status ``"failed"`` and the cause in ``error``.
@@ -36,7 +37,8 @@ def run(cell: CellConfig, output: FilePath | None = None, listeners: Sequence[Li
     if keep is not None:
         records.check_place(keep.output, cell_id)
     notify(listeners, "started", cell_id)
-    record = cells_run.run(cell, lambda metrics: notify(listeners, "epoch", cell_id, metrics), keep)
+    on_epoch = functools.partial(notify, listeners, "epoch", cell_id)
+    record = cells_run.run(cell, on_epoch, keep, on_step=functools.partial(notify, listeners, "step", cell_id))
     if keep is not None:
         records.write(record, keep.output)
         remove_checkpoint(record, keep.output)

@@ -149,6 +149,6 @@ def finetune(
     request = FinetuneRequest(**checked)
     check_request(mistakes, request)
     mistakes.raise_all()
-    from s2a_bench.finetuning.run import finetune as run_finetuning  # torch with it, which mistakes need not wait for
+    from s2a_bench.finetuning.run import finetune as run_finetuning
 
     return run_finetuning(request, keep_stdout(listeners))

@@ -155,9 +155,10 @@ def sweep(
 
         raise SweepStopped(" ".join(found.newer), found.records)
     if found.missing:
+        from s2a_bench.sweeps.plan import count_cells
         from s2a_bench.sweeps.stage import SweepStopped
 
-        sentence = f"The cluster went away: {found.missing} cells were not run; the same call runs them."
+        sentence = f"The cluster went away: {count_cells(found.missing)} were not run; the same call runs them."
         raise SweepStopped(sentence, found.records)
     return found.records
 

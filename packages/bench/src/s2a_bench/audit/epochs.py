@@ -133,7 +133,10 @@ def recreate_cell(record: Record, data_dir: str | None, weights: str | None, dev
 
 
 def score_every_epoch(
-    cell: CellConfig, record: Record, on_epoch: Callable[[int, float], None] | None = None
+    cell: CellConfig,
+    record: Record,
+    on_epoch: Callable[[int, float], None] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> EpochAudit:
     """Trains the cell of a record as ``run.run`` does, and scores the test set after every epoch.
 
@@ -141,6 +144,7 @@ def score_every_epoch(
         cell: From ``recreate_cell``.
         record: Its record.
         on_epoch: Called with the epoch, from 1, and the test accuracy after it.
+        on_step: Called with how many steps of how many are done.
 
     Raises:
         Diverged: The loss became NaN or infinite, which it did not when the record was made.
@@ -150,7 +154,7 @@ def score_every_epoch(
     torch.manual_seed(cell.seed)
     test: list[float] = []
     loss: list[float] = []
-    for metrics in train(what.model, what.train, cell.train, cell.seed):
+    for metrics in train(what.model, what.train, cell.train, cell.seed, on_step=on_step):
         loss.append(metrics["loss"])
         test.append(accuracy(what.model, scored, cell.train))
         what.model.train()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import statistics
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -137,13 +137,17 @@ def find_known_score(one: TriedConfig, output: Path) -> TestScore | None:
     return found if found.kind == KIND and found.cell_id == one.cell_id else None
 
 
-def score_config(one: TriedConfig) -> TestScore:
+def score_config(one: TriedConfig, on_step: Callable[[int, int], None] | None = None) -> TestScore:
     """Trains a config on train and val together and scores test, once.
+
+    Args:
+        one: The config.
+        on_step: Called with how many steps of how many are done.
 
     Raises:
         RuntimeError: The cell failed for another reason than a loss that is not finite.
     """
-    record = run.run(one.cell)
+    record = run.run(one.cell, on_step=on_step)
     kind = (record.error or {}).get("type")
     if record.status != "done" and kind != "Diverged":
         raise RuntimeError(f"Cell {one.cell_id} failed: {cause(record)}")

@@ -158,7 +158,16 @@ def peak(device: str) -> Iterator[dict[str, float]]:
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
     yield found
+    if (resident := peak_so_far(device)) is not None:
+        found["peak_mb"] = resident
+
+
+def peak_so_far(device: str) -> float | None:
+    """The peak memory since ``peak`` was entered, in MB, as it says; ``None`` where that cannot be told."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated(device) / MB
     with contextlib.suppress(OSError, StopIteration):
         lines = Path("/proc/self/status").read_text().splitlines()
         kilobytes = next(line.split()[1] for line in lines if line.startswith("VmHWM"))
-        found["peak_mb"] = int(kilobytes) * 1024 / MB
+        return int(kilobytes) * 1024 / MB
+    return None

@@ -64,6 +64,7 @@ class Trained:
 
 OnEpoch = Callable[[dict[str, float]], None]
 OnLook = Callable[[Record], None]
+OnStep = Callable[[int, int], None]
 OnTrained = Callable[[Trained], None]
 
 
@@ -73,17 +74,20 @@ def run(
     keep: Keep | None = None,
     on_look: OnLook | None = None,
     on_trained: OnTrained | None = None,
+    on_step: OnStep | None = None,
 ) -> Record:
     """Runs a cell; a failure becomes a record too.
 
     Args:
         cell: The whole input; of a cell that was identified before, nothing is identified again.
-        on_epoch: Called after every epoch with the loop's metrics and ``eta_seconds``, until the last epoch would end.
+        on_epoch: Called after every epoch with the loop's metrics, ``eta_seconds``, until the last epoch would end, and
+            ``peak_mb``, the most memory so far (where it can be told: see ``measure.peak``).
         keep: Where to write checkpoints, from which a killed cell goes on, and the trained state; ``None``: nowhere.
         on_look: Given the record so far after every one of ``CellConfig.looks``.
         on_trained: Given the trained model once, when its record is done; what it raises is raised here. After Ctrl-C
             too, where ``evaluate="select"`` has a best epoch so far: the interrupt is raised afterwards, and the
             checkpoint stays, so that the same cell goes on from it.
+        on_step: Called after every step with how many are done, of how many in all epochs.
 
     Returns:
         A record of status ``done``, or ``failed`` with the error and its traceback.
@@ -101,7 +105,9 @@ def run(
     trained = None
     try:
         with measure.peak(config.device) as peak:
-            trained = _train_and_measure(opened, record, on_epoch, keep, on_look, wanted=on_trained is not None)
+            trained = _train_and_measure(
+                opened, record, on_epoch, keep, on_look, wanted=on_trained is not None, on_step=on_step
+            )
         record.peak_mb = peak.get("peak_mb")
         record.status = "failed" if trained.interrupted else "done"
         record.did_not_learn = learning.find_problems(record)
@@ -131,6 +137,7 @@ def _train_and_measure(
     on_look: OnLook | None,
     *,
     wanted: bool,
+    on_step: OnStep | None,
 ) -> Trained:
     """Fills the record: memory and data first, then the curve epoch by epoch, then speed and accuracy.
 
@@ -141,6 +148,7 @@ def _train_and_measure(
         keep: Likewise.
         on_look: Likewise.
         wanted: Whether somebody wants what was trained, after Ctrl-C too.
+        on_step: As for ``run``.
     """
     prepared = prepare(opened)
     config, loaded = opened.cell.config, prepared.loaded
@@ -163,7 +171,7 @@ def _train_and_measure(
 
     torch.manual_seed(config.seed)  # Dropout and stochastic depth do not depend on what was measured before.
     try:
-        _run_epochs(config, record, inputs, selection, on_epoch, keep, on_look)
+        _run_epochs(config, record, inputs, selection, on_epoch, keep, on_look, on_step)
         trained = _score(prepared, record, inputs, selection, wanted=wanted)
     except KeyboardInterrupt:
         if selection is None or not selection.epoch or not wanted:
@@ -189,6 +197,7 @@ def _run_epochs(
     on_epoch: OnEpoch | None,
     keep: Keep | None,
     on_look: OnLook | None,
+    on_step: OnStep | None,
 ) -> None:
     """Trains; the record gets its curve, seconds and speed."""
     checkpointer = None
@@ -197,10 +206,11 @@ def _run_epochs(
     look = functools.partial(_look, config, inputs) if config.looks else None
     look = look if selection is None else selection.look
     try:
-        for metrics in train(inputs.model, inputs.train, config.train, config.seed, checkpointer, look):
+        for metrics in train(inputs.model, inputs.train, config.train, config.seed, checkpointer, look, on_step):
             record.curve.append(metrics)
             if on_epoch is not None:
-                on_epoch({**metrics, "eta_seconds": _seconds_left(record)})
+                most = measure.peak_so_far(config.device)
+                on_epoch({**metrics, "eta_seconds": _seconds_left(record)} | ({"peak_mb": most} if most else {}))
             if on_look is not None and metrics["epoch"] in config.looks:
                 on_look(record)
             early = selection is not None and len(record.curve) < record.epochs

@@ -204,6 +204,7 @@ def train(
     seed: int,
     checkpointer: Checkpointer | None = None,
     look: Callable[[int], dict[str, float]] | None = None,
+    on_step: Callable[[int, int], None] | None = None,
 ) -> Iterator[dict[str, float]]:
     """Trains ``model`` in place.
 
@@ -215,6 +216,8 @@ def train(
         checkpointer: Restores an interrupted training and writes its state; ``None``: neither.
         look: Given an epoch that has ended, further metrics of it; it may leave the model in evaluation mode. Whoever
             iterates may stop at any epoch; the schedule is that of all epochs.
+        on_step: Called after every step with how many are done, those before an interruption too, and how many there
+            are in all epochs.
 
     Yields:
         After every epoch (those before an interruption at once): ``epoch`` (from 1), ``loss`` (mean), ``lr`` (peak
@@ -248,6 +251,8 @@ def train(
                 raise Diverged(f"The loss is {value} at step {step + 1} of {total} (epoch {epoch}); lower train.lr.")
             loss_sum += value * len(indices)
             step += 1
+            if on_step is not None:
+                on_step(step, total)
         seconds = time.perf_counter() - started
         metrics = {
             "epoch": epoch,

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from s2a_bench.audit.selection import select_records
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Names, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, Folder, Names, print_verbatim, read_records, say_next
+from s2a_bench.cli.fitted_table import Column, print_table
+from s2a_bench.cli.steps import show_training
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig
 from s2a_bench.errors import InputError, Mistakes
 
@@ -40,7 +40,7 @@ class Audit:
         skip_trials: Only the epochs, not the searches.
     """
 
-    peek: bool = False
+    peek: Flag = False
     output: Path = Path("results")
     datasets: Names = ()
     backbones: Names = ()
@@ -49,7 +49,7 @@ class Audit:
     data_dir: Folder = None
     weights: File = None
     device: str = "cpu"
-    skip_trials: bool = False
+    skip_trials: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -118,7 +118,7 @@ class Wanted:
     data_dir: str | None = None
     weights: str | None = None
     device: str = "cpu"
-    skip_trials: bool = False
+    skip_trials: Flag = False
 
 
 def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
@@ -148,7 +148,9 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
     searches = [] if wanted.skip_trials else _searches(chosen, wanted, output)
     print_verbatim(console, f"Audit: {len(chosen)} records, {len(todo)} to train again. {epochs.WARNING}")
     for number, (record, cell) in enumerate(todo, start=1):
-        found = peeks[record.cell_id] = epochs.score_every_epoch(cell, record)
+        what = f"{record.method} on {record.dataset} ({number} of {len(todo)})"
+        with show_training(console, what) as on_step:
+            found = peeks[record.cell_id] = epochs.score_every_epoch(cell, record, on_step=on_step)
         epochs.write_audit(found, output)
         print_verbatim(
             console,
@@ -156,10 +158,11 @@ def audit_records(output: Path, wanted: Wanted, console: Console) -> int:
             f"{found.test[-1]:.1f} %, best {max(found.test):.1f} % at epoch {found.best_epoch} of {len(found.test)}",
         )
     found = [peeks[record.cell_id] for record in chosen]
-    console.print(_table(epochs.summarise_audits(found), "What the best epoch on test would have added", "last %"))
+    _print_table(console, epochs.summarise_audits(found), "What the best epoch on test would have added", "last %")
     code = _compare(found, console)
     if searches:
         _trials(searches, output, console)
+    say_next(console, f"Scores of every epoch: {output / 'audit'} (no record was changed)")
     return code
 
 
@@ -189,9 +192,11 @@ def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None
     todo = [
         (record, one) for record, tried in searches for one in tried if trials.find_known_score(one, output) is None
     ]
-    print_verbatim(console, f"Searches: {len(searches)}, {len(todo)} configs to train. {trials.WARNING}")
+    configs = "1 config" if len(todo) == 1 else f"{len(todo)} configs"
+    print_verbatim(console, f"Searches: {len(searches)}, {configs} to train. {trials.WARNING}")
     for number, (record, one) in enumerate(todo, start=1):
-        found = trials.score_config(one)
+        with show_training(console, f"{grid.label(_brief(one.cell, record))} ({number} of {len(todo)})") as on_step:
+            found = trials.score_config(one, on_step)
         trials.write_score(found, output)
         shown = "the loss became infinite" if found.accuracy is None else f"{found.accuracy:.1f} % on test"
         print_verbatim(console, f"[{number}/{len(todo)}] {grid.label(_brief(one.cell, record))}: {shown}")
@@ -202,7 +207,7 @@ def _trials(searches: Sequence[_Search], output: Path, console: Console) -> None
         if accuracies:
             measured.append(trials.SearchAudit(record, tuple(accuracies)))
     title = "What choosing the trial by the test set would have added (one seed of each search)"
-    console.print(_table(trials.summarise_searches(measured), title, "chosen %"))
+    _print_table(console, trials.summarise_searches(measured), title, "chosen %")
 
 
 def _brief(cell: CellConfig, record: Record) -> CellConfig:
@@ -211,16 +216,14 @@ def _brief(cell: CellConfig, record: Record) -> CellConfig:
     return dataclasses.replace(cell, method=MethodConfig(cell.method.name, options))
 
 
-def _table(rows: Sequence[AuditRow], title: str, first: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for name in ("suite", "backbone", "method"):
-        table.add_column(name, no_wrap=True)
-    for name in (first, "best %", "gain", "largest", "tasks", "cells"):
-        table.add_column(name, justify="right")
+def _print_table(console: Console, rows: Sequence[AuditRow], title: str, first: str) -> None:
+    columns = [Column("suite", 4, "left"), Column("backbone", 3, "left"), Column("method", justify="left")]
+    columns += [Column(first), Column("best %"), Column("gain"), *map(Column, ("largest", "tasks", "cells"), (1, 2, 5))]
+    texts = []
     for row in rows:
         numbers = [f"{row.last:.1f}", f"{row.best:.1f}", f"+{row.inflation:.2f}", f"+{row.largest:.2f}"]
-        table.add_row(row.suite, row.backbone, row.method, *numbers, str(row.datasets), str(row.cells))
-    return table
+        texts.append([row.suite, row.backbone, row.method, *numbers, str(row.datasets), str(row.cells)])
+    print_table(console, title, columns, texts)
 
 
 def _compare(found: Sequence[EpochAudit], console: Console) -> int:

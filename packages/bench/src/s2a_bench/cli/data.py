@@ -6,30 +6,26 @@ import dataclasses
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import tyro
 from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Folder, print_verbatim
-from s2a_bench.cli.data_own import list_own_facts, prepare_own_images
+from s2a_bench.cli.common import DONE, SOME_FAILED, Flag, Folder, argument, print_verbatim, say_next
+from s2a_bench.cli.data_list import print_list, sweep_command
+from s2a_bench.cli.data_own import prepare_own_images
 from s2a_bench.cli.steps import show_steps
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.data.table.own import TAKEN_NAMES
 from s2a_bench.data.table.types import Dataset
 from s2a_bench.errors import InputError, Mistakes, unknown
 
-if TYPE_CHECKING:
-    from s2a_bench.data.listing import DatasetStatus
-
 _OWN_FLAGS = (
     *("val", "test", "group_column", "path_column", "label_column", "split_column"),
     *("no_near_duplicates", "skip_unreadable", "in_place"),
 )
-Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="NAME ...")]
-Column = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+Datasets = Annotated[tyro.conf.Positional[tuple[str, ...]], argument("NAME ...")]
+ColumnName = Annotated[str | None, argument("NAME")]
 _SHOWN = 20
 """Problems printed before the rest is only counted; notes have a share of their own."""
 
@@ -43,7 +39,7 @@ class DataList:
         data_dir: Where prepared datasets lie.
     """
 
-    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="[NAME ...]")] = ()
+    datasets: Annotated[tyro.conf.Positional[tuple[str, ...]], argument("[NAME ...]")] = ()
     data_dir: Folder = None
 
     def run(self, console: Console) -> int:
@@ -86,21 +82,21 @@ class DataPrepare:
 
     datasets: Datasets
     data_dir: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    source: Annotated[Path | None, tyro.conf.arg(name="from", metavar="PATH")] = None
-    download: bool = False
-    synthetic: bool = False
-    full: bool = False
+    source: Annotated[Path | None, argument("PATH", "from")] = None
+    download: Flag = False
+    synthetic: Flag = False
+    full: Flag = False
     seed: int = 0
-    split: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None
+    split: Annotated[Path | None, argument("PATH")] = None
     val: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
     test: Annotated[float, tyro.conf.arg(metavar="F")] = 0.1
-    group_column: Column = None
-    path_column: Column = None
-    label_column: Column = None
-    split_column: Column = None
-    no_near_duplicates: bool = False
-    skip_unreadable: bool = False
-    in_place: bool = False
+    group_column: ColumnName = None
+    path_column: ColumnName = None
+    label_column: ColumnName = None
+    split_column: ColumnName = None
+    no_near_duplicates: Flag = False
+    skip_unreadable: Flag = False
+    in_place: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -120,11 +116,12 @@ class DataPrepare:
         return prepare_datasets(found, self.source, self.data_dir, self.split, console)
 
     def _means_own(self) -> bool:
-        """Whether one name is given that is none of the table, with --from."""
+        """Whether one name is given that is none of the table (suite/name neither), with --from."""
         if len(self.datasets) != 1 or self.source is None or self.download or self.synthetic:
             return False
         name = self.datasets[0]
-        return "/" not in name and name not in TAKEN_NAMES
+        suite, slash, _ = name.partition("/")
+        return name not in TAKEN_NAMES and not (slash and suite in TAKEN_NAMES - {datasets.OWN})
 
     def _checked(self) -> list[Dataset]:
         mistakes = Mistakes()
@@ -177,74 +174,6 @@ class DataVerify:
         return verify_datasets(_named(self.datasets, self.data_dir), self.data_dir, console)
 
 
-def print_list(found: Sequence[Dataset], root: Path | None, console: Console) -> int:
-    """Prints every dataset and what of it is on disk; of those that are given, all that is known."""
-    from s2a_bench.data import listing
-
-    rows = {row.name: row for row in listing.list_datasets(root)}
-    if found:
-        for dataset in found:
-            console.print(_card(dataset, rows[dataset.name]))
-        return DONE
-    if not console.is_terminal:
-        console.width = max(console.width, 140)  # A file or a pipe gets whole lines.
-    wide = console.width >= 110
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
-    for title in ("dataset", "suite", "group")[: 3 if wide else 2]:
-        table.add_column(title, no_wrap=True)
-    for title in ("classes", "train/val/test"):
-        table.add_column(title, justify="right", no_wrap=True)
-    table.add_column("state", overflow="fold")
-    table.add_column("data id", no_wrap=True)
-    for row in rows.values():
-        sizes = "/".join("?" if n is None else f"{n}" for n in (row.counts.train, row.counts.val, row.counts.test))
-        group = [row.group] if wide else []
-        table.add_row(row.name, row.suite, *group, str(row.classes), sizes, _state(row), row.data_id or "")
-    console.print(table)
-    if root is None:
-        print_verbatim(console, "Pass --data-dir DIR to see what is on disk.")
-    print_verbatim(console, "`s2a-bench data list NAME` tells all about one: lists, licence, where to get it.")
-    return DONE
-
-
-def _state(row: DatasetStatus) -> str:
-    state = "here" if row.present else "missing"
-    if row.present and not row.prepared and row.split_id is None:
-        state = "here, no manifest"
-    return state + ", synthetic" * row.synthetic + ", lossy" * row.lossy
-
-
-def _card(dataset: Dataset, row: DatasetStatus) -> Table:
-    """All that is known of a dataset."""
-    card = Table(box=None, show_header=False, pad_edge=False, title=dataset.name, title_justify="left")
-    card.add_column(no_wrap=True, style="dim")
-    card.add_column(overflow="fold")
-    counted = ((name, dataset.count(name)) for name in dataset.lists)
-    facts = {
-        "suite": ", ".join(dict.fromkeys((dataset.suite, dataset.group))),
-        "also called": ", ".join(dataset.aliases),
-        "classes": str(dataset.classes),
-        "images": ", ".join(f"{name} {'any number' if n is None else n}" for name, n in counted),
-        "metric": dataset.metric,
-        "published as": "" if dataset.embedded else "JPEG files" if dataset.encoding == "jpeg" else "lossless images",
-        "source": dataset.source,
-        "licence": dataset.licence,
-        "get it": dataset.where,
-        "prepare": " or ".join(["--from"] * (dataset.preparation is not None) + ["--download"] * bool(dataset.remotes)),
-        "state": _state(row),
-        "folder": row.where if row.present and not dataset.embedded else "",
-        "on disk": row.size,
-        "data id": row.data_id or "",
-        "split id": row.split_id or "",
-        "note": row.note,
-        **list_own_facts(dataset, row),
-    }
-    for title, text in facts.items():
-        if text:
-            card.add_row(title, Text(text))
-    return card
-
-
 def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: Path | None, console: Console) -> int:
     """Brings downloads into the standard folder.
 
@@ -269,7 +198,7 @@ def prepare_datasets(found: Sequence[Dataset], source: Path, root: Path, split: 
             folder = door.prepare_dataset(dataset.name, own if own.is_dir() else source, root, say, split=split)
         return f"{dataset.name} is ready: {folder}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
 def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, console: Console) -> int:
@@ -296,7 +225,7 @@ def download_datasets(found: Sequence[Dataset], root: Path, split: Path | None, 
         with show_steps(console) as say:
             return f"{dataset.name} is ready: {door.prepare_dataset(dataset.name, folder, root, say, split=split)}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
 def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool, console: Console) -> int:
@@ -336,15 +265,17 @@ def make_up_datasets(found: Sequence[Dataset], root: Path, seed: int, full: bool
                 shutil.rmtree(place, ignore_errors=True)
         return f"{dataset.name} is ready, with made-up images: {folder}"
 
-    return _each(found, work, console)
+    return _each(found, work, root, console)
 
 
-def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Console) -> int:
+def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], root: Path, console: Console) -> int:
     """Does the work for every dataset; with several, one that fails does not keep the others from it."""
     failures = 0
+    ready: list[Dataset] = []
     for dataset in found:
         try:
             print_verbatim(console, work(dataset))
+            ready.append(dataset)
         except InputError as error:
             if len(found) == 1:
                 raise
@@ -352,6 +283,8 @@ def _each(found: Sequence[Dataset], work: Callable[[Dataset], str], console: Con
             print_verbatim(console, f"{dataset.name} is not: {error}", style="red")
     if failures:
         print_verbatim(console, f"{len(found) - failures} of {len(found)} datasets are ready.")
+    if ready:
+        say_next(console, f"Next: {sweep_command(ready, root)}")
     return SOME_FAILED if failures else DONE
 
 
@@ -376,6 +309,10 @@ def verify_datasets(found: Sequence[Dataset], root: Path, console: Console) -> i
                 print_verbatim(console, f"{title}and {len(each) - _SHOWN} more.")
         print_verbatim(console, f"{dataset.name}: {len(problems) or 'no'} problems, {len(notes) or 'no'} notes.")
         wrong = wrong or bool(problems)
+    if not wrong:
+        say_next(console, f"Next: {sweep_command(found, root)}")
+    else:
+        say_next(console, "Next: remove the folder of what has problems, and run s2a-bench data prepare for it again.")
     return SOME_FAILED if wrong else DONE
 
 

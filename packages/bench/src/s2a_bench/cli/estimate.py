@@ -5,17 +5,21 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
+import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.table import Table
 
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, Folder, Names, Number, read_records
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, make_console, print_text, read_records, say_next
+from s2a_bench.cli.fitted_table import Column, print_table
+from s2a_bench.cli.steps import show_activity
 from s2a_bench.config import CellConfig
 from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.sweeps.plan import count_cells
 from s2a_bench.sweeps.request import Request
 
 if TYPE_CHECKING:
@@ -55,7 +59,7 @@ class Estimate:
     device: str = "cpu"
     records: Folder = None
     seconds: float = 2.0
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -191,6 +195,11 @@ def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
         print(json.dumps({"rows": rows, **summary}, indent=1), file=console.file)
     else:
         _print(rows, summary, console)
+    say_next(
+        console,
+        f"Next: s2a-bench sweep --suite vtab --experiment {shlex.quote(asked.experiment)} --data-dir DIR --dry-run",
+        data=as_json,
+    )
     return DONE
 
 
@@ -217,7 +226,8 @@ def _measured(groups: Iterable[list[CellConfig]], asked: Asked, console: Console
 
     for cells in groups:
         cell = cells[0]
-        cost = estimate.measure_cost(cell, asked.seconds)
+        with show_activity(make_console(sys.stderr), f"measuring {_method(cell)} on {cell.backbone.name}"):
+            cost = estimate.measure_cost(cell, asked.seconds)
         if not quiet:
             console.print(f"{_method(cell)} on {cell.backbone.name}: {cost.step * 1e3:,.2f} ms", highlight=False)
         yield (cell.method.name, estimate.settings(cell), cell.backbone.name), cost
@@ -240,22 +250,22 @@ def _row(backbone: str, method: str, cells: list[CellConfig], costs: Costs) -> d
 
 
 def _print(rows: list[dict[str, Any]], summary: dict[str, Any], console: Console) -> None:
-    table = Table("backbone", "method", title="ms per image of a step and of scoring, and device-hours")
-    for column in ("cells", "step", "scoring", "hours"):
-        table.add_column(column, justify="right", no_wrap=True)
+    columns = [Column("backbone", justify="left"), Column("method", justify="left"), Column("cells", 1)]
+    columns += [Column("step", 3), Column("scoring", 2), Column("hours")]
+    texts = []
     for row in rows:
         mark = "~" if row["extrapolated"] else ""
         numbers = [f"{mark}{row[key]:,.2f}" if row[key] is not None else "?" for key in ("step_ms", "score_ms")]
         hours = f"{mark}{row['hours']:,.1f}" if row["hours"] is not None else "?"
-        table.add_row(row["backbone"], row["method"], str(row["cells"]), *numbers, hours)
-    console.print(table)
+        texts.append([row["backbone"], row["method"], str(row["cells"]), *numbers, hours])
+    print_table(console, "ms per image of a step and of scoring, and device-hours", columns, texts)
     hardware = summary["hardware"]
     unknown = f", {summary['unknown']} rows unknown and not counted" if summary["unknown"] else ""
     name = hardware.get("gpu") or hardware["cpu"]
     for line in (
-        f"{summary['cells']} cells ({summary['datasets']} datasets, {summary['seeds']} seeds, "
+        f"{count_cells(summary['cells'])} ({summary['datasets']} datasets, {summary['seeds']} seeds, "
         f"{summary['epochs']} epochs, batch {summary['batch_size']}): {summary['hours']:,.0f} device-hours{unknown}.",
         f"Hardware: {name}, {hardware['threads']} threads, load {summary['load']:.1f}.",
         summary["rule"],
     ):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_text(console, line)

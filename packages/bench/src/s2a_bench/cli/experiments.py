@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
+import sys
 from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Folder, Names, Number, Seeds, print_verbatim
+from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, Seeds, make_console, print_text, say_next
+from s2a_bench.cli.steps import show_activity
 from s2a_bench.errors import Mistakes, sentences
 from s2a_bench.experiments import spec as experiment
 from s2a_bench.sweeps.request import Request
@@ -38,7 +41,7 @@ class Experiments:
     seeds: Seeds = ()
     epochs: Number = None
     data_dir: Folder = None
-    random_weights: bool = False
+    random_weights: Flag = False
     limit_train: Number = None
     limit_test: Number = None
     output: Path = Path("results")
@@ -107,7 +110,10 @@ def print_experiments(request: Request, output: Path, console: Console) -> int:
     Raises:
         ValueError: Unknown names.
     """
-    rows = [standing(name, request, output) for name in experiment.list_experiments()]
+    names, rows = experiment.list_experiments(), []
+    for number, name in enumerate(names, 1):
+        with show_activity(make_console(sys.stderr), f"looking at the cells of {name} ({number} of {len(names)})"):
+            rows.append(standing(name, request, output))
     table = Table(
         title=f"The paper's experiments over {request.suite}, records of {output}",
         title_justify="left",
@@ -124,5 +130,8 @@ def print_experiments(request: Request, output: Path, console: Console) -> int:
         table.add_row(row.planned.name, text, str(row.cells), done)
     console.print(table, highlight=False)
     for reason in dict.fromkeys(reason for row in rows for reason in row.why):
-        print_verbatim(console, f"?: {reason}")
+        print_text(console, f"?: {reason}")
+    next_one = next((row.planned.name for row in rows if row.done != row.cells), names[0])
+    where = f"--suite {request.suite} --experiment {next_one} --output {shlex.quote(str(output))}"
+    say_next(console, f"Next: s2a-bench sweep {where}")
     return DONE

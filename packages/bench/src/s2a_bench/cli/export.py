@@ -11,7 +11,7 @@ import tyro
 from rich.console import Console
 
 from s2a_bench import api
-from s2a_bench.cli.common import DONE, File, print_verbatim
+from s2a_bench.cli.common import DONE, File, Flag, print_verbatim, say_next
 
 Images = Annotated[tuple[str, ...], tyro.conf.arg(metavar="PATH ...")]
 
@@ -34,7 +34,7 @@ class Export:
     format: Literal["timm", "onnx", "torch"] = "timm"
     images: Images = ()
     weights: File = None
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -62,4 +62,16 @@ class Export:
         )
         if not self.images:
             print_verbatim(console, "To compare on images of yours: --images DIR.")
+        say_next(console, f"Next: in Python {_loading_call(self.to, report.format)} loads it.")
         return DONE
+
+
+def _loading_call(path: Path, format: str) -> str:
+    """The call that loads a file of a format."""
+    if format == "onnx":
+        return f"onnxruntime.InferenceSession({str(path)!r})"
+    if format == "torch":
+        return f"torch.export.load({str(path)!r}).module()"
+    if path.is_dir():
+        return f"timm.create_model({f'local-dir:{path}'!r}, pretrained=True)"
+    return f"timm.create_model, with the arguments in its metadata and checkpoint_path={str(path)!r},"

@@ -2,21 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import shlex
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, Folder, Number, Settings, Uri, flat, print_verbatim
+from s2a_bench.cli.common import (
+    DONE,
+    SOME_FAILED,
+    File,
+    Flag,
+    Folder,
+    Number,
+    Settings,
+    Uri,
+    argument,
+    flat,
+    is_alive,
+    print_text,
+    print_verbatim,
+    say_next,
+    show_command,
+)
+from s2a_bench.cli.live import Clock, Heartbeat, LiveRows, Pace, Row, clock_text
+from s2a_bench.cli.steps import Steps
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.events import Level, Listener
 
@@ -24,7 +39,10 @@ if TYPE_CHECKING:
     from s2a_bench.finetuning.result import Result
     from s2a_bench.sweeps.plan import Plan
 
-Name = Annotated[str | None, tyro.conf.arg(metavar="NAME")]
+HEARTBEAT = 60.0
+"""Seconds between plain lines within an epoch."""
+
+Name = Annotated[str | None, argument("NAME")]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,13 +91,13 @@ class Finetune:
     backbone: Name = None
     method: str = "s2a"
     output: Path = Path("finetuned")
-    memory_budget: Annotated[str | None, tyro.conf.arg(metavar="SIZE")] = None
+    memory_budget: Annotated[str | None, argument("SIZE")] = None
     epochs: Number = None
     batch_size: Number = None
-    lr: Annotated[str | None, tyro.conf.arg(metavar="RATE|find")] = None
+    lr: Annotated[str | None, argument("RATE|find")] = None
     augment: str = "default"
-    no_mirror: bool = False
-    balance: bool = False
+    no_mirror: Flag = False
+    balance: Flag = False
     patience: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     val: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
     test: Annotated[float, tyro.conf.arg(metavar="SHARE")] = 0.1
@@ -87,8 +105,8 @@ class Finetune:
     path_column: Name = None
     label_column: Name = None
     split_column: Name = None
-    no_near_duplicates: bool = False
-    skip_unreadable: bool = False
+    no_near_duplicates: Flag = False
+    skip_unreadable: Flag = False
     seed: Annotated[int, tyro.conf.arg(metavar="N")] = 0
     device: str = "auto"
     weights: File = None
@@ -130,37 +148,36 @@ def _print_result(console: Console, result: Result) -> None:
     scored = "validation" if found["accuracy_on"] == "val" else found["accuracy_on"]
     where = f"{scored} accuracy {found['accuracy']:.1f} %"
     val = f"validation {found['val_accuracy']:.1f} % in epoch {found['best_epoch']} of {found['epochs_run']}"
-    print_verbatim(
+    print_text(
         console,
         f"Done: {where}, balanced {found['balanced_accuracy']:.1f} %, macro F1 {found['macro_f1']:.1f} % ({val}).",
     )
     for note in found["notes"]:
-        print_verbatim(console, f"Note: {note}", "yellow")
+        print_text(console, f"Note: {note}", "yellow")
     print_verbatim(console, f"Adapter: {result.adapter}")
     print_verbatim(console, f"Metrics: {result.adapter.with_name('metrics.json')}")
     print_verbatim(console, f"Report: {result.report}")
     if result.tracking_uri is not None:
-        uri = shlex.quote(result.tracking_uri)
-        print_verbatim(console, f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}")
-    print_verbatim(console, f"Next: {page.predict_command(result.adapter, found)}")
+        print_verbatim(console, f"MLflow: {show_command(result.adapter.parent, result.tracking_uri)}")
+    say_next(console, f"Next: {page.predict_command(result.adapter, found)}")
 
 
 class FinetuneConsole(Listener):
-    """Shows a fine-tuning: a line for each epoch, and on a terminal a bar below them."""
+    """Shows a fine-tuning: a line for each epoch, and on a terminal below them what runs and how far it is."""
 
-    def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
-        """Nothing is shown yet; leave the block to take the bar away.
+    def __init__(self, console: Console, clock: Clock = time.monotonic) -> None:
+        """Nothing is shown yet; leave the block to take away what changes.
 
         Args:
             console: Where to print.
             clock: For tests.
         """
         self._console, self._clock = console, clock
-        self._stack = contextlib.ExitStack()
-        self._progress: Progress | None = None
-        self._bars: dict[str, TaskID] = {}
-        self._spoken: dict[str, float] = {}
-        self._epochs = 0
+        self._steps = Steps(console, clock)
+        self._live = LiveRows(console, self._rows, clock) if is_alive(console) else None
+        self._heartbeat = Heartbeat(self._say_how_far, HEARTBEAT, clock)
+        self._epochs = self._done = self._total = 0
+        self._pace, self._began = Pace(clock), clock()
         self._curve: list[Mapping[str, float]] = []
 
     def __enter__(self) -> FinetuneConsole:
@@ -170,23 +187,16 @@ class FinetuneConsole(Listener):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Takes the bar away."""
-        self._stack.close()
+        """Takes away what changes."""
+        self._hide()
 
     def message(self, text: str, level: Level) -> None:
         """Prints it."""
-        self._console.print(
-            text, style={"warning": "yellow", "error": "red"}.get(level), markup=False, highlight=False, soft_wrap=True
-        )
+        print_text(self._console, text, {"warning": "yellow", "error": "red"}.get(level))
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Shows how far the preparation of the images is: a bar, or now and then a line."""
-        if self._console.is_terminal:
-            self._move(what, done, total, f"{done:,}/{total:,}" if total else "")
-        elif done >= total or self._clock() - self._spoken.get(what, self._clock()) >= 10:
-            self._spoken[what] = self._clock()
-            print_verbatim(self._console, f"{what}: {done:,} of {total:,}" if total > 1 else what)
-        self._spoken.setdefault(what, self._clock())
+        """Shows how far the preparation of images and model is."""
+        self._steps.step(what, done, total)
 
     def planned(self, plan: Plan) -> None:
         """Says what is trained."""
@@ -198,21 +208,28 @@ class FinetuneConsole(Listener):
             method = f"{cell.method.name} ({options})" if options else cell.method.name
             epochs = "1 epoch" if self._epochs == 1 else f"{self._epochs} epochs"
             text = f"Training {cell.data.dataset}: {method} on {cell.backbone.name}, {epochs}, "
-            print_verbatim(
+            print_text(
                 self._console,
                 f"{text}batch {cell.train.batch_size}, learning rate {cell.train.lr:.2g}, {cell.train.precision}, on "
                 f"{cell.device}.",
             )
 
     def started(self, cell_id: str) -> None:
-        """Shows the bar."""
-        if self._console.is_terminal:
-            self._move("training", 0, self._epochs, "loading")
+        """Shows that the training begins."""
+        self._began = self._clock()
+        if self._live is not None:
+            self._live.open()
+        else:
+            self._heartbeat.start()
+
+    def step(self, cell_id: str, done: int, total: int) -> None:
+        """Moves the bar."""
+        self._done, self._total = done, total
+        self._pace.at(done / total)
 
     def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """Prints the epoch: loss, validation accuracy, the best so far, and the time that is left."""
+        """Prints the epoch: loss, validation accuracy, the best so far, memory, and the time that is left."""
         from s2a_bench.cells.select import find_best
-        from s2a_bench.cli.progress import clock_text
 
         epoch, left = int(metrics["epoch"]), metrics.get("eta_seconds")
         self._curve.append(metrics)
@@ -222,23 +239,36 @@ class FinetuneConsole(Listener):
             best = next(each for each in self._curve if each["epoch"] == find_best(self._curve))
             words.append(f"val {metrics['val_accuracy']:.1f} %")
             words.append(f"best {best['val_accuracy']:.1f} % (epoch {best['epoch']:.0f})")
-        words.append(eta)
-        if self._console.is_terminal:
-            self._move("training", epoch, self._epochs, eta)
-        print_verbatim(self._console, "  ".join(word for word in words if word))
+        words.append(f"{metrics['peak_mb']:,.0f} MB" if "peak_mb" in metrics else "")
+        line = "  ".join(word for word in words if word)
+        if self._live is None or len(line) + 2 + len(eta) <= self._console.width:  # it stands below, too
+            line = f"{line}  {eta}" if eta else line
+        self._heartbeat.spoken()
+        print_verbatim(self._console, line)
 
     def finished(self, record: Any) -> None:
-        """Takes the bar away."""
+        """Takes away what changes."""
         self._hide()
 
-    def _move(self, what: str, done: int, total: int, note: str) -> None:
-        if self._progress is None:
-            columns = (TextColumn("{task.description}"), BarColumn(bar_width=24), TextColumn("{task.fields[note]}"))
-            self._progress = self._stack.enter_context(Progress(*columns, console=self._console, transient=True))
-        if what not in self._bars:
-            self._bars[what] = self._progress.add_task(what, total=total or None, note=note)
-        self._progress.update(self._bars[what], completed=done, total=total or None, note=note)
+    def _rows(self) -> list[Row]:
+        share = self._done / self._total if self._total else 0.0
+        return [Row("training", share, list(filter(None, (self._where(), self._pace.left()))), self._began)]
+
+    def _where(self) -> str:
+        """``epoch 3/10`` of the epoch that runs, or what comes before and after all of them."""
+        if not self._done:
+            return "loading images, measuring memory"
+        if self._done == self._total and len(self._curve) and int(self._curve[-1]["epoch"]) == self._epochs:
+            return "scoring, writing results"
+        return f"epoch {min(self._epochs, 1 + self._done * self._epochs // self._total)}/{self._epochs}"
+
+    def _say_how_far(self) -> None:
+        if self._total:
+            how_far = f"step {self._done:,}/{self._total:,}"
+            print_verbatim(self._console, "  ".join(filter(None, (self._where(), how_far, self._pace.left()))))
 
     def _hide(self) -> None:
-        self._stack.close()
-        self._progress, self._bars = None, {}
+        self._steps.close()
+        self._heartbeat.stop()
+        if self._live is not None:
+            self._live.close()

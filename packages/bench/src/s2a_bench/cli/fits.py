@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Names, Number, Settings, flat
+from s2a_bench.cli.common import DONE, Flag, Names, Number, Settings, flat, say_next
+from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.memory import ALL, check, methods_and_recipe, patiently
 from s2a_bench.errors import InputError, Mistakes
 
@@ -35,7 +35,7 @@ class Fits:
     method: Names = (ALL,)
     image_size: Number = None
     set: Settings = ()
-    json: bool = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -53,8 +53,21 @@ class Fits:
         if self.json:
             print(json.dumps(rows, indent=1), file=console.file)
         else:
-            console.print(_table(rows, budget))
+            _print_table(rows, budget, console)
+        fitting = next((row for row in rows if row.get("batch_size")), None)
+        if fitting is not None:
+            command = _train_command(fitting, self.budget, settings, self.image_size)
+            say_next(console, f"Next, on your own images: {command}", data=self.json)
         return DONE
+
+
+def _train_command(row: dict[str, Any], budget: str, settings: Sequence[str], image_size: int | None) -> str:
+    """Trains with what a row is for, and with the settings that it was computed for."""
+    words = ["s2a-bench", "finetune", "DIR", "--backbone", row["backbone"], "--method", row["method"]]
+    words += [] if budget == "free" else ["--memory-budget", budget]
+    words += [] if image_size is None else ["--image-size", str(image_size)]
+    words += ["--set", *settings] if settings else []
+    return shlex.join(words)
 
 
 def _check_no_budget(settings: Sequence[str], labels: Sequence[str]) -> None:
@@ -96,18 +109,18 @@ def rows_of(
     return rows
 
 
-def _table(rows: list[dict[str, Any]], budget: int) -> Table:
-    table = Table(title=f"The largest batch within {budget / 1e6:,.0f} MB", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("backbone", "method"):
-        table.add_column(column, overflow="fold")
+def _print_table(rows: list[dict[str, Any]], budget: int, console: Console) -> None:
     planned = any(row.get("smallest_plan") for row in rows)
-    for column in ("batch", "peak MB", "GFLOP", "operations", *(("smallest plan", "operations") if planned else ())):
-        table.add_column(column, justify="right")
+    columns = [Column("backbone", justify="left"), Column("method", justify="left"), Column("batch")]
+    columns += [Column("peak MB", 1), Column("GFLOP", 3), Column("operations", 2)]
+    columns += [Column("smallest plan", 4), Column("its operations", 4)] if planned else []
     notes = ["peak: simulated; leave a card some room for its context and workspaces (docs/fits.md)"]
     notes.append("operations (GFLOP per image): beside the same method with exact activations; no seconds")
+    texts = []
     for row in rows:
+        head = [row["backbone"], row["method"]]
         if "refused" in row:
-            table.add_row(row["backbone"], row["method"], "refused")
+            texts.append([*head, "refused", *[""] * (len(columns) - 3)])
             notes.append(f"{row['method']} on {row['backbone']}: {row['refused']}")
             continue
         cells = [
@@ -116,13 +129,12 @@ def _table(rows: list[dict[str, Any]], budget: int) -> Table:
             f"{row['step_gflops']:,.1f}",
             f"{row['relative_step_flops']:.2f} x",
         ]
-        if row["smallest_plan"]:
-            cells += [_batch(row["smallest_plan"]), f"{row['smallest_plan']['relative_step_flops']:.2f} x"]
-        table.add_row(row["backbone"], row["method"], *cells)
+        if smallest := row["smallest_plan"]:
+            cells += [_batch(smallest), f"{smallest['relative_step_flops']:.2f} x"]
+        texts.append([*head, *cells, *[""] * (len(columns) - 2 - len(cells))])
         if row["smallest_budget_mb"] is not None:
             notes.append(f"{row['method']} on {row['backbone']}: {row['answer']}")
-    table.caption = "\n".join(notes)
-    return table
+    print_table(console, f"The largest batch within {budget / 1e6:,.0f} MB", columns, texts, notes)
 
 
 def _batch(numbers: dict[str, Any]) -> str:

@@ -5,17 +5,18 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import shlex
 import sys
 import threading
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any
 
-import tyro
-from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from s2a_bench.cli.common import DONE, Names, Settings, flat
+from s2a_bench.cli.common import DONE, Flag, Names, Settings, argument, flat, is_alive, make_console, say_next
+from s2a_bench.cli.fitted_table import Column, print_table
+from s2a_bench.cli.steps import show_activity
 from s2a_bench.config import MethodConfig, TrainConfig
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.sweeps.request import Request
@@ -49,9 +50,9 @@ class Memory:
     method: Names = ("s2a",)
     batch_size: int = 32
     set: Settings = ()
-    device: Annotated[str | None, tyro.conf.arg(metavar="cuda")] = None
-    paper: bool = False
-    json: bool = False
+    device: Annotated[str | None, argument("cuda")] = None
+    paper: Flag = False
+    json: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -179,7 +180,11 @@ def memory(
     elif as_json:
         print(json.dumps(rows, indent=1), file=console.file)
     else:
-        console.print(_table(rows, device))
+        _print_table(rows, device, console)
+    backbone, _, name = next((pair for pair, row in zip(pairs, rows, strict=True) if "refused" not in row), pairs[0])
+    words = ["s2a-bench", "fits", "--budget", "8GiB", "--backbone", backbone, "--method", name]
+    words += ["--set", *settings] if settings else []
+    say_next(console, f"Next, the largest batch in a memory: {shlex.join(words)}", data=as_json)
     return DONE
 
 
@@ -218,7 +223,12 @@ def _row(backbone: str, method: MethodConfig, train: TrainConfig, device: str | 
 
 @contextlib.contextmanager
 def patiently(what: str) -> Iterator[None]:
-    """Says on standard error what takes so long, if it does."""
+    """Says on standard error what is at work: on a terminal at once, elsewhere if it takes long."""
+    console = make_console(sys.stderr)
+    if is_alive(console):
+        with show_activity(console, what):
+            yield
+        return
     timer = threading.Timer(PATIENCE, lambda: print(f"s2a-bench: at {what} ...", file=sys.stderr, flush=True))
     timer.daemon = True
     timer.start()
@@ -228,24 +238,23 @@ def patiently(what: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _table(rows: list[dict[str, Any]], device: str | None) -> Table:
-    title = f"MB of one training step, {rows[0]['batch_size']} images"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("backbone", "method"):
-        table.add_column(column, overflow="fold")
-    measured = {"trained %": "params_percent", "saved": "saved_mb", "measured": "measured_mb"}
-    measured |= {"simulated": "simulated_mb"} | ({"device": "device_mb"} if device else {})
-    for column in (*measured, "peak in"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _print_table(rows: list[dict[str, Any]], device: str | None, console: Console) -> None:
+    names = {"trained %": "params_percent", "saved": "saved_mb", "measured": "measured_mb"}
+    names |= {"simulated": "simulated_mb"} | ({"device": "device_mb"} if device else {})
+    drops = {"trained %": 2, "saved": 3}
+    columns = [Column("backbone", justify="left"), Column("method", justify="left")]
+    columns += [*(Column(name, drops.get(name, 0)) for name in names), Column("peak in", 1)]
+    texts = []
     for row in rows:
+        head = [row["backbone"], row["method"]]
         if "refused" in row:
-            table.add_row(row["backbone"], row["method"], "refused")
+            texts.append([*head, "refused", *[""] * len(names)])
             continue
-        numbers = [f"{row[key]:,.3f}" if key == "params_percent" else _mb(row[key]) for key in measured.values()]
-        table.add_row(row["backbone"], row["method"], *numbers, row["simulated_phase"])
-    refused = [f"{row['method']} on {row['backbone']}: {row['refused']}" for row in rows if "refused" in row]
-    table.caption = "\n".join(["measured: weights and saved; docs/memory.md defines all of them", *refused])
-    return table
+        numbers = [f"{row[key]:,.3f}" if key == "params_percent" else _mb(row[key]) for key in names.values()]
+        texts.append([*head, *numbers, row["simulated_phase"]])
+    notes = ["measured: weights and saved; docs/memory.md defines all of them"]
+    notes += [f"{row['method']} on {row['backbone']}: {row['refused']}" for row in rows if "refused" in row]
+    print_table(console, f"MB of one training step, {rows[0]['batch_size']} images", columns, texts, notes)
 
 
 def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
@@ -256,33 +265,35 @@ def memory_paper(batch_size: int, as_json: bool, console: Console) -> int:
     if as_json:
         print(json.dumps(rows, indent=1), file=console.file)
     else:
-        console.print(_paper_table(rows))
+        _print_paper(rows, console)
+        say_next(console, "Next: docs/memory.md says what each column counts, and where ours and the paper's differ.")
     return DONE
 
 
-def _paper_table(rows: list[dict[str, Any]]) -> Table:
-    """Ours next to the paper's, at most 80 columns wide: trainable percent, then MB."""
-    title = "trainable % and MB of one step, ours and the paper's"
-    table = Table(title=title, box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    for column in ("", "model", "row"):
-        table.add_column(column, no_wrap=True)
-    for column in ("%", "paper", "theory", "paper", "honest", "measured"):
-        table.add_column(column, justify="right", no_wrap=True)
+def _print_paper(rows: list[dict[str, Any]], console: Console) -> None:
+    """Ours next to the paper's: trainable percent, then MB."""
+    columns = [Column("", 4, "left"), Column("model", justify="left"), Column("row", justify="left")]
+    columns += [Column("%", 3), Column("paper", 3), Column("theory"), Column("paper"), Column("honest", 2)]
+    columns += [Column("measured", 1)]
+    texts = []
     for row in rows:
         printed = row["paper_params_percent"]
-        table.add_row(
-            f"T{row['table']}",
-            row["backbone"].split("_")[0],
-            row["row"],
-            f"{row['params_percent']:.3f}",
-            "" if printed is None else f"{printed:g}",
-            f"{row['theoretical_mb']:,.0f}",
-            f"{row['paper_mb']:,.0f}",
-            "" if row["honest_mb"] == row["theoretical_mb"] else f"{row['honest_mb']:,.0f}",
-            f"{row['measured_mb']:,.0f}",
+        texts.append(
+            [
+                f"T{row['table']}",
+                row["backbone"].split("_")[0],
+                row["row"],
+                f"{row['params_percent']:.3f}",
+                "" if printed is None else f"{printed:g}",
+                f"{row['theoretical_mb']:,.0f}",
+                f"{row['paper_mb']:,.0f}",
+                "" if row["honest_mb"] == row["theoretical_mb"] else f"{row['honest_mb']:,.0f}",
+                f"{row['measured_mb']:,.0f}",
+            ]
         )
-    table.caption = "honest: without rule R9, UniPT's count of backbone activations that nothing reads"
-    return table
+    title = "trainable % and MB of one step, ours and the paper's"
+    note = "honest: without rule R9, UniPT's count of backbone activations that nothing reads"
+    print_table(console, title, columns, texts, [note])
 
 
 def _print_row(row: dict[str, Any], as_json: bool, console: Console) -> None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
-from s2a_bench.cli.common import DONE
+from s2a_bench.cli.common import DONE, Flag, make_console, say_next
+from s2a_bench.cli.steps import show_activity
 
 if TYPE_CHECKING:
     from s2a.card import Recipe
@@ -37,7 +40,7 @@ class Methods:
     """
 
     name: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="NAME")] = None
-    markdown: bool = False
+    markdown: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command.
@@ -50,17 +53,24 @@ class Methods:
 
         if self.name is not None:
             method_table().check_name(self.name)
-        import s2a
-
+        with show_activity(make_console(sys.stderr), "loading the methods"):
+            import s2a
         texts = [card(found) for found in ([self.name] if self.name else s2a.list_methods())]
         if self.markdown:
             print(page(texts), end="", file=console.file)
             return DONE
         for text in texts:
-            table = Table(title=f"{text.name}: {text.title}", show_header=False, title_justify="left", expand=False)
+            table = Table(title=f"{text.name}: {text.title}", title_justify="left", title_style="bold", box=None)
+            table.show_header, table.padding = False, (0, 2, 0, 0)
+            table.add_column(style="dim", max_width=18)
+            table.add_column()
             for key, value in text.rows:
-                table.add_row(key, value)
-            console.print(table, highlight=False, markup=False)
+                table.add_row(Text(key), Text(value))
+            console.print(table)
+            console.print()
+        name = self.name or "NAME"
+        own = f"on your own images: s2a-bench finetune DIR --method {name}"
+        say_next(console, f"Next: s2a-bench memory --method {name}; {own}")
         return DONE
 
 

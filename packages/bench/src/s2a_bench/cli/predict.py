@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -15,14 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import tyro
-from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
-from rich.text import Text
 
 from s2a_bench import api
-from s2a_bench.cli.common import DONE, SOME_FAILED, File, print_verbatim
+from s2a_bench.cli.common import DONE, SOME_FAILED, File, Flag, is_alive, make_console, print_verbatim
+from s2a_bench.cli.fitted_table import Column, print_table
+from s2a_bench.cli.steps import Steps, show_activity
 from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.errors import InputError
 from s2a_bench.files import replacing
@@ -55,9 +54,9 @@ class Predict:
     adapter: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="ADAPTER")]
     images: Annotated[tyro.conf.Positional[tuple[str, ...]], tyro.conf.arg(metavar="PATH ...")]
     top: int = 5
-    json: bool = False
+    json: Flag = False
     csv: File = None
-    null: bool = False
+    null: Flag = False
     batch_size: int = 32
     device: str = "auto"
     weights: File = None
@@ -94,7 +93,7 @@ class Predict:
         elif self.csv is not None and not unwritten:
             print_verbatim(console, f"{len(good)} predictions are in {shown(str(self.csv))}.")
         elif good:
-            console.print(as_table(good))
+            print_predictions(console, good)
         if bad:
             print(f"s2a-bench: {len(bad)} of {len(found)} images could not be read.", file=sys.stderr)
         return SOME_FAILED if bad or unwritten else DONE
@@ -138,9 +137,10 @@ def _write_csv(path: Path, found: Sequence[Prediction]) -> bool:
 
 def _predictions(request: checks.PredictRequest) -> Iterator[Prediction]:
     """Predictions, with progress and bad images on standard error."""
-    from s2a_bench.inference.predict import load_adapter, predictions
+    with show_activity(make_console(sys.stderr), "loading torch and the adapter"):
+        from s2a_bench.inference.predict import load_adapter, predictions
 
-    adapted = load_adapter(request.adapter, request.weights, request.device)
+        adapted = load_adapter(request.adapter, request.weights, request.device)
     with _progress(len(request.paths)) as (progress, errors):
         for each in predictions(adapted, request.paths, request.top, request.batch_size, progress):
             if each.error is not None:
@@ -151,37 +151,37 @@ def _predictions(request: checks.PredictRequest) -> Iterator[Prediction]:
 @contextlib.contextmanager
 def _progress(count: int) -> Iterator[tuple[checks.Progress, Console]]:
     """A bar on a terminal, a line now and then elsewhere; with it the console for messages."""
-    console = Console(file=sys.stderr)
-    if not console.is_terminal:
-        last = time.monotonic()
-
-        def line(done: int, total: int) -> None:
-            nonlocal last
-            if time.monotonic() - last >= HEARTBEAT:
-                last = time.monotonic()
-                print(f"s2a-bench: {done} of {total} images", file=sys.stderr, flush=True)
-
-        yield line, console
+    console = make_console(sys.stderr)
+    if is_alive(console):
+        steps = Steps(console)
+        steps.step("images", 0, count)
+        try:
+            yield functools.partial(steps.step, "images"), console
+        finally:
+            steps.close()
         return
-    columns = (TextColumn("images"), BarColumn(bar_width=20), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bars:
-        bar = bars.add_task("images", total=count)
-        yield lambda done, total: bars.update(bar, completed=done), console
+    last = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal last
+        if time.monotonic() - last >= HEARTBEAT:
+            last = time.monotonic()
+            print(f"s2a-bench: {done} of {total} images", file=sys.stderr, flush=True)
+
+    yield line, console
 
 
-def as_table(found: Sequence[Prediction]) -> Table:
+def print_predictions(console: Console, found: Sequence[Prediction]) -> None:
     """Path, label and probability, then what else is probable."""
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("path", overflow="fold")
-    table.add_column("label", overflow="fold")
-    table.add_column("%", justify="right", no_wrap=True)
-    if any(len(each.top) > 1 for each in found):
-        table.add_column("then", overflow="fold")
+    columns = [Column("path", justify="left"), Column("label", justify="left"), Column("%")]
+    further = any(len(each.top) > 1 for each in found)
+    columns += [Column("then", 1, "left", wraps=True)] if further else []
+    rows = []
     for each in found:
-        others = ", ".join(f"{shown(label)} {100 * probability:.1f}" for label, probability in each.top[1:])
+        others = ", ".join(f"{shown(label)}\N{NO-BREAK SPACE}{100 * share:.1f}" for label, share in each.top[1:])
         cells = (shown(each.path), shown(each.label or ""), f"{100 * (each.probability or 0):.1f}", others)
-        table.add_row(*(Text(cell) for cell in cells[: len(table.columns)]))
-    return table
+        rows.append(cells[: len(columns)])
+    print_table(console, "", columns, rows)
 
 
 def as_csv(found: Sequence[Prediction]) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +12,9 @@ from rich.console import Console
 
 from s2a_bench.cells.mini_backbones import MINI_BACKBONES
 from s2a_bench.cells.pretrain_config import PretrainConfig
-from s2a_bench.cli.common import DONE, print_verbatim
-from s2a_bench.cli.progress import clock_text
+from s2a_bench.cli.common import DONE, is_alive, print_verbatim, say_next
+from s2a_bench.cli.live import Pace, clock_text
+from s2a_bench.cli.steps import Steps
 from s2a_bench.errors import InputError, Mistakes, unknown
 
 
@@ -38,18 +40,29 @@ class Pretrain:
         """
         config = self.config
         _check(config, self.data)
+        from s2a_bench.cells.measure import peak_so_far
         from s2a_bench.cells.pretrain import pretrain
 
+        pace, steps = Pace(), Steps(console)
+        pace.at(0.0)
+        if is_alive(console):
+            steps.step("epochs", 0, config.epochs)
         try:
             for row in pretrain(config, self.data, self.out):
-                console.print(
-                    f"epoch {row['epoch']}/{config.epochs}: loss {row['loss']:.4f}, test accuracy "
-                    f"{row['accuracy']:.2f} %, {clock_text(row['seconds'])}",
-                    highlight=False,
-                )
+                pace.at(row["epoch"] / config.epochs)
+                memory, left = peak_so_far("cpu"), pace.left()
+                words = [f"loss {row['loss']:.4f}", f"test accuracy {row['accuracy']:.2f} %"]
+                words += [clock_text(row["seconds"]), *([f"{memory:,.0f} MB"] if memory else []), *filter(None, [left])]
+                print_verbatim(console, f"epoch {row['epoch']}/{config.epochs}: {', '.join(words)}")
+                if is_alive(console):
+                    steps.step("epochs", int(row["epoch"]), config.epochs)
         except FileNotFoundError as error:
             raise InputError(f"{error}; pass the CIFAR-10 class folders, or their .tar.gz, to --data.") from error
-        print_verbatim(console, f"Weights: {self.out / config.backbone}.safetensors")
+        finally:
+            steps.close()
+        weights = f"{self.out / config.backbone}.safetensors"
+        print_verbatim(console, f"Weights: {weights}")
+        say_next(console, f"Next: s2a-bench sweep --backbones {config.backbone} --weights {shlex.quote(weights)}")
         return DONE
 
 

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 from pathlib import Path
 from typing import Annotated
 
-import tyro
 from rich.console import Console
 
 from s2a_bench.cells import records_file
-from s2a_bench.cli.common import DONE, File, check_records, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, File, argument, check_records, print_verbatim, read_records, say_next
 from s2a_bench.errors import InputError
 
 
@@ -24,7 +24,7 @@ class Records:
         output: Folder of a sweep.
     """
 
-    source: Annotated[Path | None, tyro.conf.arg(name="import", metavar="FILE")] = None
+    source: Annotated[Path | None, argument("FILE", "import")] = None
     export: File = None
     output: Path = Path("results")
 
@@ -52,13 +52,14 @@ def import_records(file: Path, output: Path, console: Console) -> int:
 
     found = records_file.load(file)
     output = output.absolute()
-    with only_writer(output):
+    with only_writer(output, "import of records"):
         taken = records_file.import_records(found, output)
     kept = f", {len(taken.kept)} of cells that have another record here, which stayed" if taken.kept else ""
     print_verbatim(
         console,
         f"{len(found)} records in {file}: {len(taken.new)} written to {output}, {len(taken.same)} were there{kept}.",
     )
+    say_next(console, f"Next: s2a-bench report --output {shlex.quote(str(output))}")
     return DONE
 
 
@@ -77,4 +78,5 @@ def export_records(output: Path, file: Path, console: Console) -> int:
     except OSError as error:
         raise InputError(f"Cannot write {file} ({error}).") from error
     print_verbatim(console, f"{count} records written to {file}.")
+    say_next(console, f"Elsewhere: s2a-bench records --import {shlex.quote(str(file))} --output DIR")
     return DONE

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2a_bench.cli.common import DONE, print_verbatim, read_records
+from s2a_bench.cli.common import DONE, read_records, say_next
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +31,7 @@ class Report:
 
         output = self.output.absolute()
         paths = build(output)
-        console.print(terminal_table(read_records(output), console.width))
-        print_verbatim(console, f"Report: {paths.html}")
+        width = console.width if console.is_terminal else None  # a file gets all columns
+        console.print(terminal_table(read_records(output), width))
+        say_next(console, f"Report: {paths.html}")
         return DONE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,15 +16,21 @@ from s2a_bench.cli.common import (
     SOME_FAILED,
     Axes,
     File,
+    Flag,
     Folder,
     Names,
     Number,
     Seeds,
     Settings,
     Uri,
+    argument,
     flat,
+    print_text,
     print_verbatim,
+    say_next,
+    show_command,
 )
+from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,29 +95,29 @@ class Sweep:
     data_dir: Folder = None
     output: Path = Path("results")
     tracking_uri: Uri = None
-    experiment: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
+    experiment: Annotated[str | None, argument("NAME")] = None
     set: Settings = ()
     sweep: Axes = ()
     weights: File = None
-    random_weights: bool = False
+    random_weights: Flag = False
     image_size: Number = None
     limit_train: Number = None
     limit_test: Number = None
     evaluate: Literal["test", "val", "select"] = "test"
     augment: Annotated[str, tyro.conf.arg(metavar="NAME")] = "default"
-    no_mirror: bool = False
+    no_mirror: Flag = False
     device: str = "cpu"
-    serial: bool = False
+    serial: Flag = False
     max_concurrent: Number = None
-    dry_run: bool = False
+    dry_run: Flag = False
     search: Annotated[str, tyro.conf.arg(metavar="none|grid|N")] = "none"
     search_scheduler: Literal["none", "asha"] = "none"
     checkpoint_every: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    keep_adapters: bool = False
-    no_keep_adapters: bool = False
-    ray_address: Annotated[str | None, tyro.conf.arg(metavar="HOST:PORT")] = None
-    gpu_memory_gb: Annotated[float | None, tyro.conf.arg(metavar="GB")] = None
-    no_feature_cache: bool = False
+    keep_adapters: Flag = False
+    no_keep_adapters: Flag = False
+    ray_address: Annotated[str | None, argument("HOST:PORT")] = None
+    gpu_memory_gb: Annotated[float | None, argument("GB")] = None
+    no_feature_cache: Flag = False
 
     def run(self, console: Console) -> int:
         """Runs the command."""
@@ -131,7 +136,7 @@ class Sweep:
 def _sweep(job: Job, console: Console) -> int:
     from s2a_bench.api import execute
     from s2a_bench.cli.progress import ConsoleListener
-    from s2a_bench.sweeps.stage import SweepStopped
+    from s2a_bench.sweeps.stage import SweepStopped, done_sentence
 
     with ConsoleListener(console) as listener:
         try:
@@ -146,29 +151,26 @@ def _sweep(job: Job, console: Console) -> int:
     if found.report is not None:
         print_verbatim(console, f"Report: {found.report.html}")
         if found.tracking_uri is not None:
-            uri = shlex.quote(found.tracking_uri)
-            store = f"MLflow: mlflow server --host 127.0.0.1 --backend-store-uri {uri}"
-            print_verbatim(console, store)
+            print_verbatim(console, f"MLflow: {show_command(job.options.keep.output, found.tracking_uri)}")
     last = found.result.stages[-1]
     done = sum(record.status == "done" for record in last.records)
     if last.choices is None and done < len(last.plan.cells):
         rest = "" if last.plan.newer else "; the same command runs the others again"
-        print_verbatim(console, f"{done} of {len(last.plan.cells)} cells are done{rest}.")
+        say_next(console, f"{done_sentence(done, len(last.plan.cells))} done{rest}.")
     return DONE if found.result.complete else SOME_FAILED
 
 
 def _preview(job: Job, console: Console) -> int:
-    from rich.table import Table
-
     from s2a_bench.sweeps.driver import preview
 
     found = preview(job.request, job.options, job.mode)
     for problem in found.problems:
         print(f"s2a-bench: {problem}", file=sys.stderr)
-    table = Table("cell", "record", "what", "epochs")
-    for row in found.rows:
-        table.add_row(row.cell_id or "after the search", row.state, row.text, str(row.epochs))
-    console.print(table)
-    print_verbatim(console, found.sentence)
-    print_verbatim(console, found.estimate)
+    columns = [Column("cell", 1, "left"), Column("record", justify="left")]
+    columns += [Column("what", justify="left", wraps=True), Column("epochs", 2)]
+    rows = [[row.cell_id or "after the search", row.state, row.text, str(row.epochs)] for row in found.rows]
+    print_table(console, "", columns, rows)
+    print_text(console, found.sentence)
+    print_text(console, found.estimate)
+    say_next(console, "Next: the same command without --dry-run.")
     return DONE

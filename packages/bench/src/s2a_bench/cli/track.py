@@ -8,7 +8,15 @@ from pathlib import Path
 
 from rich.console import Console
 
-from s2a_bench.cli.common import DONE, SOME_FAILED, Uri, check_records, print_verbatim
+from s2a_bench.cli.common import (
+    DONE,
+    SOME_FAILED,
+    Uri,
+    check_records,
+    print_verbatim,
+    say_next,
+    show_command,
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,6 +39,7 @@ class Track:
         """
         from s2a_bench.errors import Mistakes
         from s2a_bench.tracking import runs
+        from s2a_bench.tracking.sqlite_uris import sqlite_uri
         from s2a_bench.tracking.store import check_installed, check_uri
 
         output = self.output.absolute()
@@ -49,4 +58,5 @@ class Track:
             print(f"s2a-bench: {error}", file=sys.stderr)
             return SOME_FAILED
         print_verbatim(console, f"{count} records are in the store.")
+        say_next(console, f"MLflow: {show_command(self.output, self.tracking_uri or sqlite_uri(output / 'mlflow.db'))}")
         return DONE

@@ -8,10 +8,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.finetuning import drawings
 from s2a_bench.finetuning.pictures import Mistake
-from s2a_bench.reports.svg import curves, scatter
-from s2a_bench.reports.svg.elements import Markup, element, join
+from s2a_bench.reports.figures import canvas, confusion, epochs, style
+from s2a_bench.reports.markup import Markup, element, join, make_table
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'"
 """The page may load nothing and run nothing; its pictures are part of it."""
@@ -31,7 +30,10 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
         mistakes: The most confident ones, with their pictures.
         adapter: The adapter folder, for the commands.
     """
-    style = (importlib.resources.files("s2a_bench.reports") / "report.css").read_text(encoding="utf-8")
+    sheets = [
+        (importlib.resources.files(package) / name).read_text(encoding="utf-8")
+        for package, name in (("s2a_bench.reports", "report.css"), ("s2a_bench.finetuning", "page.css"))
+    ]
     title = f"{metrics['data']['name']}: {metrics['method']['name']} on {metrics['backbone']['name']}"
     head = element(
         "head",
@@ -39,14 +41,16 @@ def render(metrics: Mapping[str, Any], mistakes: Sequence[Mistake], adapter: Pat
         element("meta", http_equiv="Content-Security-Policy", content=POLICY),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("title", title),
-        element("style", Markup(style), scatter.css([]), curves.css(), drawings.css()),
+        element("style", *map(Markup, sheets), style.css([])),
     )
     blocks = [element("h1", title), element("p", _headline(metrics), class_="soft")]
     if metrics["status"] == "interrupted":
         blocks.append(element("p", interrupted_sentence(metrics), class_="bad"))
+    if not canvas.is_available():
+        blocks.append(element("p", canvas.MISSING))
     blocks += [_numbers(metrics), *_notes(metrics)]
-    blocks += [element("h2", "Learning curves"), _learning_curves(metrics)]
-    blocks += _rate_search(metrics)
+    if canvas.is_available():
+        blocks += [element("h2", "Learning curves"), _learning_curves(metrics), *_rate_search(metrics)]
     blocks += [element("h2", "What is named what"), *_confusion(metrics)]
     blocks += [element("h2", "Each class"), _class_table(metrics)]
     blocks += [element("h2", "The most confident mistakes"), *_mistakes(mistakes, metrics)]
@@ -92,22 +96,20 @@ def _notes(metrics: Mapping[str, Any]) -> list[Markup]:
 
 
 def _learning_curves(metrics: Mapping[str, Any]) -> Markup:
-    def line(name: str, key: str) -> list[drawings.Line]:
+    def line(name: str, key: str) -> list[epochs.Line]:
         points = tuple((m["epoch"], m[key]) for m in metrics["curve"] if m.get(key) is not None)
-        return [drawings.Line(name, points)] if points else []
+        return [epochs.Line(name, points)] if points else []
 
     best = metrics["best_epoch"]
     panels = [
-        (line("training", "loss") + line("validation", "val_loss"), "loss", "Loss over the epochs"),
-        (line("validation", "val_accuracy"), "accuracy, %", "Validation accuracy over the epochs"),
+        (line("training", "loss") + line("validation", "val_loss"), "loss", "", "Loss over the epochs"),
+        (line("validation", "val_accuracy"), "accuracy, %", " %", "Validation accuracy over the epochs"),
     ]
-    drawn = (
-        element(
-            "figure", drawings.draw_epochs(lines, title=title, y_label=label, best=best), element("figcaption", title)
-        )
-        for lines, label, title in panels
-        if lines
-    )
+    drawn = []
+    for lines, label, unit, title in panels:
+        if lines:
+            figure = epochs.draw_epochs(lines, title=title, y_label=label, unit=unit, best=best)
+            drawn.append(element("figure", figure, element("figcaption", title)))
     return element("div", *drawn, class_="figures")
 
 
@@ -118,7 +120,7 @@ def _rate_search(metrics: Mapping[str, Any]) -> list[Markup]:
         return []
     points = tuple((rate, loss) for rate, loss in search["points"])
     title = f"Loss over the learning rate; chosen: {search['rate']:.2g}"
-    drawn = drawings.draw_rates(points, title=title, chosen=search["rate"])
+    drawn = epochs.draw_rates(points, title=title, chosen=search["rate"])
     figure = element("figure", drawn, element("figcaption", search["reason"]))
     return [element("h3", "Learning rate"), element("div", figure, class_="figures")]
 
@@ -141,13 +143,12 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
                 kind = "right" if true == named else "wrong"
                 cells.append(element("td", str(count) if count else "·", class_=kind if count else "soft"))
             body.append(element("tr", _class_name("th", label, scope="row"), *cells))
-        return [*blocks, _table(head, body)]
-    if len(labels) <= MAP_CLASSES:
-        drawing = drawings.draw_confusion(counts, labels, title="Confusion matrix")
-        caption = element(
-            "figcaption", "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at a tile."
-        )
-        blocks.append(element("div", element("figure", drawing, caption), class_="figures"))
+        return [*blocks, make_table(head, body)]
+    if len(labels) <= MAP_CLASSES and canvas.is_available():
+        drawing = confusion.draw_confusion(counts, labels, title="Confusion matrix")
+        words = "Blue: right; red: wrong; the stronger, the larger the share of the row. Point at one for its classes."
+        figure = element("figure", element("div", drawing, class_="matrix", tabindex="0"), element("figcaption", words))
+        blocks.append(figure)
     wrong = sorted(((n, t, m) for (t, m), n in counts.items() if t != m), key=lambda each: (-each[0], *each[1:]))
     name = dict(enumerate(labels))
     supports = {each["label"]: each["support"] for each in metrics["per_class"]}
@@ -164,7 +165,7 @@ def _confusion(metrics: Mapping[str, Any]) -> list[Markup]:
     ]
     head = [element("th", text, scope="col") for text in ("true class", "named", "images")]
     more = f" The first {PAIRS} of {len(wrong)} pairs." if len(wrong) > PAIRS else ""
-    return [*blocks, element("h3", "Most confused"), element("p", more.strip(), class_="soft"), _table(head, body)]
+    return [*blocks, element("h3", "Most confused"), element("p", more.strip(), class_="soft"), make_table(head, body)]
 
 
 def _class_table(metrics: Mapping[str, Any]) -> Markup:
@@ -178,7 +179,7 @@ def _class_table(metrics: Mapping[str, Any]) -> Markup:
         cells = (element("td", value) for value in [*values, str(row["support"])])
         body.append(element("tr", _class_name("th", row["label"], scope="row"), *cells))
     head = [element("th", text, scope="col") for text in ("class", "precision", "recall", "F1", "images")]
-    table = _table(head, body)
+    table = make_table(head, body)
     words = element("p", "The weakest first.", class_="soft")
     if len(rows) <= 40:
         return join([words, table])
@@ -218,7 +219,7 @@ def _facts(metrics: Mapping[str, Any]) -> Markup:
     body = []
     for name, value in facts(metrics):
         body.append(element("tr", element("th", name, scope="row"), element("td", value, class_="text break")))
-    return _table([element("th", "what", scope="col"), element("th", "which", scope="col", class_="text")], body)
+    return make_table([element("th", "what", scope="col"), element("th", "which", scope="col", class_="text")], body)
 
 
 def facts(metrics: Mapping[str, Any]) -> list[tuple[str, str]]:
@@ -275,8 +276,3 @@ def _class_name(tag: str, label: str, most: int = ROW_CHARACTERS, **attributes: 
     if len(label) <= most:
         return element(tag, label, **attributes)
     return element(tag, label[: most - 1].rstrip() + "…", title=label, **attributes)
-
-
-def _table(head: Sequence[Markup], body: Sequence[Markup]) -> Markup:
-    table = element("table", element("thead", element("tr", *head)), element("tbody", *body))
-    return element("div", table, class_="wide", tabindex="0")  # focusable, so that the keyboard can scroll it too

@@ -13,7 +13,8 @@ from s2a_bench.errors import InputError
 from s2a_bench.files import write_atomic
 from s2a_bench.reports import html, markdown, paper_text
 from s2a_bench.reports.pictures import PREFIX, draw_paper_pictures, draw_pictures
-from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.planned import find_missing
+from s2a_bench.reports.sections import make_planned_tables, make_sections
 from s2a_bench.reports.summary import Summary
 
 
@@ -46,7 +47,10 @@ def build(output: Path) -> ReportPaths:
             f"There are no records under {output / 'records'}; give the --output of a sweep, or run "
             f"`s2a-bench sweep --output {shlex.quote(str(output))}` first."
         )
-    summary = Summary(tuple(make_sections(good)), tuple(broken), sum(record.trial for record in good))
+    planned = find_missing(output)
+    sections = tuple(make_sections(good, planned))
+    unplaced = tuple(make_planned_tables(good, planned))
+    summary = Summary(sections, tuple(broken), sum(record.trial for record in good), len(planned), unplaced)
     drawn = draw_pictures(summary.sections, summary.methods)
     printed = draw_paper_pictures(summary.sections, summary.methods)
     beside = paper_text.compare_sections(summary.sections)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from s2a_bench.cells.record import Record
 from s2a_bench.reports.build import ReportPaths, build
+from s2a_bench.reports.planned import remember_cells
 from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.plan import Plan
 
@@ -31,16 +32,24 @@ class ReportWriter(Listener):
         """
         self.paths: ReportPaths | None = None
         self._output, self._message = output, message
+        self._planned: Plan | None = None
         self._left: dict[str, set[str]] = {}
         self._thread: ThreadPoolExecutor | None = None
         self._early: Future[ReportPaths] | None = None
 
     def planned(self, plan: Plan) -> None:
         """Notes what is to run on every dataset."""
+        self._planned = plan
         self._left = {}
         for cell_id in plan.todo:
             if not plan.cells[cell_id].trial:
                 self._left.setdefault(plan.cells[cell_id].data.dataset, set()).add(cell_id)
+
+    def started(self, cell_id: str) -> None:
+        """Notes in the folder, at the first cell, what is to run: for reports of a sweep that is cut off."""
+        if self._planned is not None:
+            remember_cells(self._output, self._planned.cells, self._planned.done)
+            self._planned = None
 
     def finished(self, record: Record) -> None:
         """Starts a report if the cell was the last one of its dataset and there are others."""

@@ -6,9 +6,9 @@ import re
 import urllib.parse
 from collections.abc import Iterable, Sequence
 
-from s2a_bench.failures import cause
-from s2a_bench.reports import notes, paper_text, tables
+from s2a_bench.reports import insights, notes, paper_text, tables
 from s2a_bench.reports import text as report_text
+from s2a_bench.reports.figures import canvas
 from s2a_bench.reports.paper import Comparison
 from s2a_bench.reports.paper_text import PairTable, PaperComparisons
 from s2a_bench.reports.pictures import Picture
@@ -28,10 +28,14 @@ def render_page(
         printed: The paper's own figures.
     """
     blocks = ["# S2A Bench report", escape(summary.headline)]
+    if not canvas.is_available():
+        blocks.append(escape(canvas.MISSING))
     if summary.broken:
         blocks += ["## Files that are not records", _make_list(map(escape, summary.broken))]
     for section, drawn, pairs in zip(summary.sections, pictures, beside.pairs, strict=True):
         blocks += _render_section(section, drawn, pairs)
+    if unplaced := report_text.list_unplaced(summary.unplaced):
+        blocks += [f"## {report_text.UNPLACED}", _make_list(map(escape, unplaced))]
     blocks += _render_paper(beside, printed)
     blocks += ["## How to read this", _make_list(f"**{name}**: {escape(words)}" for name, words in report_text.READING)]
     rows = [[what, value, str(count)] for what, value, count in summary.provenance]
@@ -58,36 +62,57 @@ def _render_section(section: Section, pictures: Sequence[Picture], pairs: PairTa
         f"## {escape(report_text.section_title(section))}",
         escape(report_text.describe_setting(section.setting).capitalize()) + ".",
     ]
-    columns = tables.summary_columns(section)
+    failures = _render_failures(section)
+    if not report_text.has_results(section):
+        return blocks + failures + _render_missing(section)
+    columns, shared = tables.fold_columns(section)
     rows = [
         [escape(row.label), *(_value_cell(section, column.key, row.label, column.text(row)) for column in columns)]
         for row in section.rows
     ]
     blocks.append(_make_table(["method", *(escape(column.title) for column in columns)], rows))
+    if below := " ".join(text for text in (tables.describe_order(section, columns), shared) if text):
+        blocks.append(escape(below))
+    if sentences := insights.describe_hidden(section):
+        blocks.append(_make_list(map(escape, sentences)))
+    if named := report_text.list_names(section):
+        names = _make_list(f"**{escape(name)}**: {escape(text)}" for name, text in named)
+        blocks += [f"<details><summary>{report_text.NAMES}</summary>", names, "</details>"]
     blocks += [f"![{escape(picture.caption)}](figures/{picture.name}.svg)" for picture in pictures]
     if front := report_text.describe_front(section):
         blocks.append(escape(front))
-    blocks += ["### What to know before comparing", _make_list(map(escape, notes.list_notes(section)))]
+    if known := notes.list_notes(section):
+        blocks += ["### What to know before comparing", _make_list(map(escape, known))]
+    blocks += failures
     lines = [
-        [escape(heading), *(_value_cell(section, key, row.label, cell(row)) for row in section.rows)]
-        for heading, key, cell, _ in tables.task_lines(section)
+        [escape(line.title), *(_value_cell(section, line.key, row.label, line.text(row)) for row in section.rows)]
+        for line in tables.task_lines(section)
     ]
     if tables.has_task_table(section):
-        blocks += ["### Accuracy per task", _make_table(["task", *(escape(row.label) for row in section.rows)], lines)]
+        blocks += [
+            "### Accuracy per task, in %",
+            _make_table(["task", *(escape(row.label) for row in section.rows)], lines),
+        ]
     if pairs:
         blocks += ["### Differences, paired", *_render_pairs(pairs)]
     if found := report_text.list_cell_remarks(section):
         blocks.append(_make_list(f"**{escape(where)}**: {escape(why)}" for where, why in found))
-    if section.failed:
-        failures = (
-            f"**{escape(f'{label} on {record.dataset}, seed {record.seed}')}**: {escape(cause(record))} "
-            f"({_record_link(record.cell_id)})"
-            for label, record in section.failed
-        )
-        blocks += [f"### Failed cells ({len(section.failed)})", _make_list(failures)]
-    if missing := report_text.list_missing(section):
-        blocks += ["### Not run", _make_list(map(escape, missing))]
-    return blocks
+    return blocks + _render_missing(section)
+
+
+def _render_failures(section: Section) -> list[str]:
+    if not section.failed:
+        return []
+    failures = (
+        f"**{escape(where)}**: {escape(why)} ({', '.join(_record_link(record.cell_id) for record in records)})"
+        for where, why, records, _ in report_text.group_failures(section)
+    )
+    return [f"### Failed cells ({len(section.failed)})", _make_list(failures), report_text.FAILED_AGAIN]
+
+
+def _render_missing(section: Section) -> list[str]:
+    missing = report_text.list_missing(section)
+    return [f"### {report_text.MISSING}", _make_list(map(escape, missing))] if missing else []
 
 
 def _render_pairs(table: PairTable) -> list[str]:
@@ -101,17 +126,20 @@ def _render_pairs(table: PairTable) -> list[str]:
 
 
 def _render_paper(beside: PaperComparisons, printed: Sequence[Picture]) -> list[str]:
+    """The paper's tables and figures; a line where nothing is comparable."""
+    if not beside.tables and not printed:
+        return []
     blocks = ["## The paper's numbers and ours"]
-    if beside.tables:
-        blocks.append(escape(paper_text.TAGS_NOTE))
-    for comparison in beside.tables:
+    some = [comparison for comparison in beside.tables if paper_text.is_comparable(comparison)]
+    blocks += [escape(paper_text.TAGS_NOTE)] if some else []
+    for comparison in some:
         blocks += [f"### {escape(paper_text.comparison_heading(comparison))}", *_render_comparison(comparison)]
-    if printed:
+    if others := [each for each in beside.tables if each not in some]:
+        blocks.append(_make_list(escape(paper_text.describe_incomparable(comparison)) for comparison in others))
+    if printed and some:
         blocks += [f"### {escape(paper_text.FIGURE_1)}"]
         blocks += [f"![{escape(picture.caption)}](figures/{picture.name}.svg)" for picture in printed]
-    if beside.absent:
-        blocks += ["### Not run", _make_list(map(escape, beside.absent))]
-    return blocks
+    return blocks + ([escape(beside.absent)] if beside.absent else [])
 
 
 def _render_comparison(comparison: Comparison) -> list[str]:
@@ -132,7 +160,7 @@ def _render_comparison(comparison: Comparison) -> list[str]:
 
 
 def _value_cell(section: Section, key: str | None, label: str, value: str) -> str:
-    return f"**{escape(value)}**" if key is not None and section.best.get(key) == label else escape(value)
+    return f"**{escape(value)}** ★" if key is not None and section.best.get(key) == label else escape(value)
 
 
 def _make_list(items: Iterable[str]) -> str:

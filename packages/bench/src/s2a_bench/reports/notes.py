@@ -5,8 +5,9 @@ from __future__ import annotations
 from s2a_bench.cells import learning
 from s2a_bench.cells.evaluation import NO_TEST
 from s2a_bench.experiments.spec import FAMILIES
-from s2a_bench.reports.sections import Section, canonical_text, format_option
+from s2a_bench.reports.sections import Section
 from s2a_bench.reports.text import format_seeds, truncate_list
+from s2a_bench.reports.variants import canonical_text, format_option
 
 
 def list_notes(section: Section) -> list[str]:
@@ -57,7 +58,7 @@ def list_notes(section: Section) -> list[str]:
             held.setdefault(format_seeds(row.seeds), []).append(row.label)
         found.append(
             "Rows do not share the same seeds: "
-            + "; ".join(f"{k} for {truncate_list(v)}" for k, v in held.items())
+            + " | ".join(f"{k} for {truncate_list(v)}" for k, v in held.items())
             + "."
         )
     if short := [row.label for row in section.rows if row.averages is None]:
@@ -103,6 +104,10 @@ def _describe_recipes(section: Section) -> list[str]:
         if len({tuple(v) for v in values.values()}) == 1 and all(len(v) == 1 for v in values.values()):
             common.append(f"{key}={next(iter(values.values()))[0]}")
         else:
-            apart.append(f"{key}: " + truncate_list([f"{label} {' or '.join(v)}" for label, v in values.items()], 10))
+            by_value: dict[str, list[str]] = {}
+            for label, several in values.items():
+                by_value.setdefault(" or ".join(several), []).append(label)
+            shown = (f"{value} ({truncate_list(labels)})" for value, labels in by_value.items())
+            apart.append(f"{key}: {truncate_list(list(shown), 10)}")
     found = [f"Recipe of all rows: {', '.join(common)}."] if common else []
     return found + [f"Recipe by row, {text}." for text in apart]

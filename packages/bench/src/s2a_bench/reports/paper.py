@@ -15,8 +15,9 @@ from s2a_bench.data.table import lookup as datasets
 from s2a_bench.experiments import spec
 from s2a_bench.experiments.spec import FAMILIES, Experiment
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.sections import MethodRow, Section, canonical_text
+from s2a_bench.reports.sections import MethodRow, Section
 from s2a_bench.reports.statistics import Stat
+from s2a_bench.reports.variants import canonical_text
 
 POINTS, RELATIVE = 1.0, 0.03
 """An accuracy is reproduced within ``POINTS`` or within its own 95 % interval, a size within ``RELATIVE``."""

@@ -8,13 +8,14 @@ import string
 from collections.abc import Sequence
 
 from s2a_bench.cells import learning
+from s2a_bench.experiments.spec import Experiment
 from s2a_bench.reports import paired_differences as pairs
 from s2a_bench.reports import paper
 from s2a_bench.reports.paired_differences import Difference
 from s2a_bench.reports.paper import ComparedValue, Comparison
 from s2a_bench.reports.sections import Section
 from s2a_bench.reports.tables import MANY_ROWS
-from s2a_bench.reports.text import format_number
+from s2a_bench.reports.text import format_number, truncate_list
 
 FIGURE_1 = "Figure 1 with the paper's numbers (Table 1, ViT-B/16)"
 
@@ -40,10 +41,27 @@ def comparison_heading(comparison: Comparison) -> str:
     return f"{name}: {comparison.experiment.title} · {comparison.backbone} beside the paper's {comparison.beside}"
 
 
+def is_comparable(comparison: Comparison) -> bool:
+    """Whether any of a table's numbers can be held against the paper's."""
+    return bool(comparison.counts[paper.REPRODUCED] + comparison.counts[paper.DIFFERS])
+
+
 def describe_counts(comparison: Comparison) -> str:
-    """``3 reproduced, 1 differs, ...`` of all cells."""
-    words = ", ".join(f"{count} {state}" for state, count in comparison.counts.items() if count)
-    return f"{words}. Source: {comparison.experiment.source}."
+    """How many of the printed numbers were compared, and with what result; of the others, how many cannot be."""
+    counts = comparison.counts
+    compared, run = counts[paper.REPRODUCED] + counts[paper.DIFFERS], sum(counts.values()) - counts[paper.NOT_RUN]
+    states = (paper.REPRODUCED, paper.DIFFERS, paper.NOT_COMPARABLE)
+    words = ", ".join(f"{counts[state]} {state}" for state in states if counts[state])
+    return (
+        f"{compared} of {run} numbers that we have can be compared: {words or 'none'}. "
+        f"Source: {comparison.experiment.source}."
+    )
+
+
+def describe_incomparable(comparison: Comparison) -> str:
+    """One line for a table of which nothing is comparable: which, and why."""
+    reasons = truncate_list(comparison.reasons, 4)
+    return f"{comparison_heading(comparison)}: nothing is comparable ({reasons or 'none of its numbers was run'})."
 
 
 def assign_letters(comparison: Comparison) -> dict[str, str]:
@@ -76,24 +94,29 @@ class PaperComparisons:
 
     Attributes:
         tables: Those of which something was run.
-        absent: A sentence for each of the others.
+        absent: Which of the paper's tables are not there, and how to run them, as a sentence; empty if all are.
         pairs: Paired differences of each section.
     """
 
     tables: tuple[Comparison, ...]
-    absent: tuple[str, ...]
+    absent: str
     pairs: tuple[PairTable | None, ...]
 
 
 def compare_sections(sections: Sequence[Section]) -> PaperComparisons:
     """Compares all tables of the paper, and all rows of each section, with the records."""
     found, absent = paper.compare_with_paper(sections)
-    words = (
-        f"{each.name.replace('table', 'Table ')}, {each.title}: fewer than two of its rows were run on a backbone of "
-        f"the paper's families; s2a-bench sweep --experiment {each.name} runs them."
-        for each in absent
+    return PaperComparisons(
+        tuple(found), absent_tables(absent), tuple(make_pair_table(section) for section in sections)
     )
-    return PaperComparisons(tuple(found), tuple(words), tuple(make_pair_table(section) for section in sections))
+
+
+def absent_tables(absent: Sequence[Experiment]) -> str:
+    """One sentence for all tables of which fewer than two rows were run on a backbone of the paper's families."""
+    if not absent:
+        return ""
+    names = ", ".join(each.name for each in absent)
+    return f"Not beside ours, as fewer than two of their rows were run: {names} (s2a-bench sweep --experiment NAME)."
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,7 +144,7 @@ def make_pair_table(section: Section) -> PairTable | None:
         columns = [best.label]
         note = "Only against the row with the highest mean, which choosing it favours."
     if unlearned := [label for label in labels if any(learning.find_problems(r) for r in by_label[label])]:
-        note = f"{note} Differences of {', '.join(unlearned)} hold cells that did not learn.".strip()
+        note = f"{note} Differences of {truncate_list(unlearned)} hold cells that did not learn.".strip()
     known: dict[tuple[str, str], Difference | None] = {}
     for a, b in itertools.product(labels, columns):
         turned = known.get((b, a))
@@ -130,6 +153,14 @@ def make_pair_table(section: Section) -> PairTable | None:
     if not any(value for line in values for value in line):
         return None
     return PairTable(tuple(labels), tuple(columns), values, note)
+
+
+def describe_difference(row: str, column: str, value: Difference | None) -> str | None:
+    """A difference with its unit, for a hover text; ``None`` where there is nothing to compare."""
+    if value is None:
+        return None
+    pairs_of = f"{value.pairs} pair{'s' * (value.pairs > 1)} of cells, {value.tasks} task{'s' * (value.tasks > 1)}"
+    return f"{row} minus {column}: {value.mean:+.2f} points of accuracy ({pairs_of})"
 
 
 def format_difference(value: Difference | None) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from s2a_bench.cells import learning, method_cards
+from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
 from s2a_bench.reports import statistics as stats
 from s2a_bench.reports.statistics import Averages, Stat
+from s2a_bench.reports.variants import Variant, canonical_text, group_variants, name_planned
 
-NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "images_per_second")
+NUMBERS = ("params_trainable", "params_percent", "theoretical_mb", "measured_mb", "peak_mb", "images_per_second")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -25,12 +26,14 @@ class TableCell:
         counted: Whether it enters the row's averages.
         reasons: Why it is absent, incomplete or left out, or did not learn; empty when all is well.
         unlearned: How many of the seeds in ``stat`` did not learn (``cells.learning``).
+        records: Those in ``stat``.
     """
 
     stat: Stat | None
     counted: bool
     reasons: tuple[str, ...] = ()
     unlearned: int = 0
+    records: tuple[Record, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,11 +41,14 @@ class MethodRow:
     """One method, or one variant of it, in one section.
 
     Attributes:
-        label: Method, with the options that set it apart from its variants.
+        label: Short name, unique in its section: the method, and what of its options differs from the defaults and
+            within the section, in words.
         cells: By dataset; every dataset of the section is there.
         averages: ``None`` unless every dataset counts: means over different tasks do not compare.
         numbers: Means over tasks of the fields in ``NUMBERS``; ``None`` where unknown.
         seeds: That at least one task has.
+        variant: 0 for the first variant of a method in the section, counted up.
+        options: What differs from the method's defaults or within the section, as ``key=value``.
     """
 
     label: str
@@ -51,6 +57,8 @@ class MethodRow:
     averages: Averages | None
     numbers: Mapping[str, float | None]
     seeds: tuple[int, ...]
+    variant: int = 0
+    options: tuple[str, ...] = ()
 
     @property
     def unlearned(self) -> tuple[str, ...]:
@@ -64,8 +72,9 @@ class Section:
 
     Attributes:
         groups: Datasets by group, both in the order of the columns.
+        rows: By the mean of tasks, highest first; behind them those without one, in the order of the methods' cards.
         best: By column, the label of the row that exceeds all others by more than the noise.
-        missing: Label, dataset and seeds of the grid's cells without a record.
+        missing: Label, dataset and seeds of cells that a sweep planned and that have no record.
         failed: Label and record of failed cells.
         records: Label and record of all cells.
     """
@@ -86,9 +95,54 @@ class Section:
         return tuple(name for names in self.groups.values() for name in names)
 
 
-def make_sections(records: Iterable[Record]) -> list[Section]:
-    """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out."""
-    buckets: dict[tuple[str, str, str], list[Record]] = collections.defaultdict(list)
+@dataclasses.dataclass(frozen=True)
+class PlannedTable:
+    """Planned cells of one suite, backbone and setting of which nothing was run: there is no section for them.
+
+    Attributes:
+        missing: As ``Section.missing``; the labels are those of no row.
+    """
+
+    suite: str
+    backbone: str
+    setting: Mapping[str, Any]
+    missing: tuple[tuple[str, str, tuple[int, ...]], ...]
+
+
+_Key = tuple[str, str, str]
+"""Suite, backbone and setting of a section."""
+
+
+def make_sections(records: Iterable[Record], planned: Iterable[Record] = ()) -> list[Section]:
+    """Groups records by suite, backbone and setting, the newest setting of each pair first. Trials are left out.
+
+    Args:
+        records: What ran.
+        planned: Cells that a sweep planned and that have no record (``planned.find_missing``). Those that belong to
+            none of the sections are left out, see ``make_planned_tables``.
+    """
+    buckets = _fill_buckets(records)
+    absent = _place_planned(planned, buckets)
+    newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
+    keys = sorted(buckets)
+    keys.sort(key=lambda k: newest[k], reverse=True)
+    keys.sort(key=lambda k: k[:2])
+    return [_make_section(buckets[key], absent.get(key, ())) for key in keys]
+
+
+def make_planned_tables(records: Iterable[Record], planned: Iterable[Record]) -> list[PlannedTable]:
+    """The planned cells that belong to no section of ``make_sections``, by suite, backbone and setting."""
+    buckets = _fill_buckets(records)
+    absent = _place_planned(planned, buckets)
+    return [
+        PlannedTable(*key[:2], stats.table_setting(absent[key][0]), _list_missing(absent[key], ()))
+        for key in sorted(absent.keys() - buckets.keys())
+    ]
+
+
+def _fill_buckets(records: Iterable[Record]) -> dict[_Key, list[Record]]:
+    """The records of each section."""
+    buckets: dict[_Key, list[Record]] = collections.defaultdict(list)
     failed: list[Record] = []
     for record in sorted((r for r in records if not r.trial), key=lambda r: r.cell_id):
         if record.status == "failed":
@@ -97,19 +151,28 @@ def make_sections(records: Iterable[Record]) -> list[Section]:
             buckets[(record.suite, record.backbone, canonical_text(stats.table_setting(record)))].append(record)
     for record in failed:
         buckets[_choose_bucket(record, buckets)].append(record)
-    newest = {key: max(record.started_at for record in bucket) for key, bucket in buckets.items()}
-    keys = sorted(buckets)
-    keys.sort(key=lambda k: newest[k], reverse=True)
-    keys.sort(key=lambda k: k[:2])
-    return [_make_section(buckets[key]) for key in keys]
+    return dict(buckets)
 
 
-def canonical_text(values: Any) -> str:
-    """JSON text that is equal for equal values."""
-    return json.dumps(values, sort_keys=True, default=str)
+def _place_planned(planned: Iterable[Record], buckets: Mapping[_Key, Sequence[Record]]) -> dict[_Key, list[Record]]:
+    """Planned cells by the section that they belong to, or that they would make."""
+    absent: dict[_Key, list[Record]] = collections.defaultdict(list)
+    for record in planned:
+        absent[_choose_bucket(record, buckets)].append(record)
+    return dict(absent)
 
 
-def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequence[Record]]) -> tuple[str, str, str]:
+def _list_missing(
+    planned: Sequence[Record], variants: Sequence[Variant]
+) -> tuple[tuple[str, str, tuple[int, ...]], ...]:
+    """``Section.missing`` of the planned cells of a table with these rows."""
+    missing: dict[tuple[str, str], set[int]] = collections.defaultdict(set)
+    for record, label in zip(planned, name_planned(planned, variants), strict=True):
+        missing[label, record.dataset].add(record.seed)
+    return tuple((*key, tuple(sorted(seeds))) for key, seeds in sorted(missing.items()))
+
+
+def _choose_bucket(record: Record, buckets: Mapping[_Key, Sequence[Record]]) -> _Key:
     """The section of a failed record, which may have failed before its checkpoint or data were known.
 
     Of the sections that agree in all fields that the record has, the newest.
@@ -125,7 +188,7 @@ def _choose_bucket(record: Record, buckets: Mapping[tuple[str, str, str], Sequen
     return exact if exact in buckets or not near else max(near)[1]
 
 
-def _make_section(records: Sequence[Record]) -> Section:
+def _make_section(records: Sequence[Record], planned: Sequence[Record] = ()) -> Section:
     first = next((r for r in records if r.status == "done"), records[0])
     reference = {
         name: _find_reference_data([r for r in records if r.dataset == name]) for name in {r.dataset for r in records}
@@ -134,18 +197,15 @@ def _make_section(records: Sequence[Record]) -> Section:
     for group, dataset in sorted((group, name) for name, (group, _) in reference.items()):
         groups[group] = (*groups.get(group, ()), dataset)
     datasets = [name for names in groups.values() for name in names]
-    wanted = sorted({r.seed for r in records})
 
     rows: list[MethodRow] = []
     labelled: list[tuple[str, Record]] = []
-    missing: list[tuple[str, str, tuple[int, ...]]] = []
-    for label, members in _group_variants(records):
-        rows.append(_make_row(label, members, groups, reference))
-        labelled += [(label, record) for record in sorted(members, key=lambda r: (datasets.index(r.dataset), r.seed))]
-        for name in datasets:
-            absent = sorted(set(wanted) - {r.seed for r in members if r.dataset == name})
-            if absent:
-                missing.append((label, name, tuple(absent)))
+    variants = group_variants(records)
+    for variant in variants:
+        rows.append(_make_row(variant, groups, reference))
+        cells = sorted(variant.records, key=lambda r: (datasets.index(r.dataset), r.seed))
+        labelled += [(variant.label, record) for record in cells]
+    rows.sort(key=lambda row: -row.averages.mean_of_tasks.mean if row.averages else math.inf)
     return Section(
         suite=first.suite,
         backbone=first.backbone,
@@ -153,7 +213,7 @@ def _make_section(records: Sequence[Record]) -> Section:
         groups=groups,
         rows=tuple(rows),
         best=_find_best(rows, groups),
-        missing=tuple(missing),
+        missing=_list_missing(planned, variants),
         failed=tuple((label, record) for label, record in labelled if record.status == "failed"),
         records=tuple(labelled),
     )
@@ -168,86 +228,36 @@ def _find_reference_data(records: Sequence[Record]) -> tuple[str, str]:
     return max(found, key=lambda key: (len(found[key]), max(found[key]), key))
 
 
-def _group_variants(records: Sequence[Record]) -> list[tuple[str, list[Record]]]:
-    """Groups records into labelled rows: by options, and by recipe if a cell was run with several recipes."""
-    by_method: dict[str, list[Record]] = collections.defaultdict(list)
-    for record in records:
-        by_method[record.method].append(record)
-    found: list[tuple[tuple[Any, ...], str, list[Record]]] = []
-    for method, members in by_method.items():
-        recipes: dict[str, set[str]] = collections.defaultdict(set)
-        for r in members:
-            recipes[canonical_text([_options_of(r, False), r.dataset])].add(
-                canonical_text(stats.comparable_train_config(r))
-            )
-        swept = any(len(several) > 1 for several in recipes.values())
-        options = [_options_of(record, swept) for record in members]
-        keys = sorted({key for option in options for key in option})
-        differing = [k for k in keys if len({canonical_text(o.get(k, _ABSENT)) for o in options}) > 1]
-        buckets: dict[str, list[Record]] = collections.defaultdict(list)
-        parts: dict[str, dict[str, Any]] = {}
-        for record, option in zip(members, options, strict=True):
-            part = {k: option[k] for k in differing if k in option}
-            buckets[canonical_text(part)].append(record)
-            parts[canonical_text(part)] = part
-        position = method_cards.table_position(method)
-        for key, bucket in buckets.items():
-            values = ", ".join(f"{k}={format_option(v)}" for k, v in parts[key].items())
-            natural = tuple(_sort_key(parts[key].get(k)) for k in differing)
-            found.append(((position, natural), f"{method} ({values})" if values else method, bucket))
-    return [(label, bucket) for _, label, bucket in sorted(found, key=lambda row: row[:2])]
-
-
-_ABSENT = "\0absent"
-
-
-def _options_of(record: Record, recipe: bool) -> dict[str, Any]:
-    search = stats.describe_search(record)
-    options = stats.comparable_method_config(record) | ({"search": search} if search else {})
-    return options | {f"train.{k}": v for k, v in stats.comparable_train_config(record).items()} if recipe else options
-
-
-def format_option(value: Any) -> str:
-    """An option as it is written on a command line."""
-    return f"{value:g}" if isinstance(value, float) else value if isinstance(value, str) else canonical_text(value)
-
-
-def _sort_key(value: Any) -> tuple[int, float, str]:
-    """Sorts numbers as numbers, before text, after nothing."""
-    if value is None:
-        return (0, 0.0, "")
-    if isinstance(value, int | float):
-        return (1, float(value), "")
-    return (2, 0.0, str(value))
-
-
 def _make_row(
-    label: str, records: Sequence[Record], groups: Mapping[str, Sequence[str]], reference: Mapping[str, tuple[str, str]]
+    variant: Variant, groups: Mapping[str, Sequence[str]], reference: Mapping[str, tuple[str, str]]
 ) -> MethodRow:
+    records = variant.records
     cells: dict[str, TableCell] = {}
     counted: list[Record] = []
     for name in (name for names in groups.values() for name in names):
-        cells[name], used = _make_cell([r for r in records if r.dataset == name], reference[name][1])
-        counted += used
+        cells[name] = _make_cell([r for r in records if r.dataset == name], reference[name][1])
+        counted += cells[name].records if cells[name].counted else ()
     complete = all(cell.counted for cell in cells.values())
     return MethodRow(
-        label=label,
-        method=records[0].method,
+        label=variant.label,
+        method=variant.method,
         cells=cells,
         averages=stats.average_tasks(counted) if complete else None,
         numbers={name: _mean_over_tasks(counted, lambda r, n=name: getattr(r, n)) for name in NUMBERS},
         seeds=tuple(sorted({r.seed for r in counted})),
+        variant=variant.number,
+        options=variant.options,
     )
 
 
-def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, list[Record]]:
+def _make_cell(records: Sequence[Record], reference: str) -> TableCell:
     done = [r for r in records if r.status == "done"]
     good = [r for r in done if canonical_text(stats.data_identity(r)) == reference]
     reasons: list[str] = []
     if failures := len(records) - len(done):
         reasons.append(f"{failures} of {len(records)} seeds failed" if done else "failed")
     if not done:
-        return TableCell(None, False, tuple(reasons) or ("not run",)), []
+        return TableCell(None, False, tuple(reasons) or ("not run",))
     for record in sorted(done, key=lambda record: record.seed):
         if problems := learning.describe_problems(record):
             reasons.append(f"seed {record.seed} {problems}")
@@ -258,15 +268,15 @@ def _make_cell(records: Sequence[Record], reference: str) -> tuple[TableCell, li
         try:
             stat = stats.average_seeds(good)
         except stats.NotComparable as error:
-            return TableCell(None, False, (*reasons, str(error))), []
+            return TableCell(None, False, (*reasons, str(error)))
         reasons.append("not comparable: other data than this column")
-        return TableCell(stat, False, tuple(reasons), _count_unlearned(good)), []
+        return TableCell(stat, False, tuple(reasons), _count_unlearned(good), tuple(good))
     if len(good) < len(done):
         reasons.append(f"{len(done) - len(good)} left out: other data than this column")
     try:
-        return TableCell(stats.average_seeds(good), True, tuple(reasons), _count_unlearned(good)), good
+        return TableCell(stats.average_seeds(good), True, tuple(reasons), _count_unlearned(good), tuple(good))
     except stats.NotComparable as error:
-        return TableCell(None, False, (*reasons, str(error))), []
+        return TableCell(None, False, (*reasons, str(error)))
 
 
 def _count_unlearned(records: Iterable[Record]) -> int:
@@ -283,18 +293,30 @@ def _mean_over_tasks(records: Sequence[Record], value: Callable[[Record], float 
     return stats.average_means(stats.mean_over_seeds(values) for values in by_task.values()).mean
 
 
+def counted_stat(row: MethodRow, key: str) -> Stat | None:
+    """What a row has in a column of accuracies; ``None`` where it has nothing that counts.
+
+    Args:
+        row: The row.
+        key: ``mean of tasks``, ``mean of groups``, ``group NAME`` or ``dataset NAME``.
+    """
+    kind, _, name = key.partition(" ")
+    if kind == "dataset":
+        return row.cells[name].stat if row.cells[name].counted else None
+    if row.averages is None:
+        return None
+    if kind == "group":
+        return row.averages.groups[name]
+    return row.averages.mean_of_tasks if name == "of tasks" else row.averages.mean_of_groups
+
+
 def _find_best(rows: Sequence[MethodRow], groups: Mapping[str, Sequence[str]]) -> dict[str, str]:
-    columns: dict[str, Callable[[MethodRow], Stat | None]] = {
-        "mean of tasks": lambda row: row.averages.mean_of_tasks if row.averages else None,
-        "mean of groups": lambda row: row.averages.mean_of_groups if row.averages else None,
-    }
+    columns = ["mean of tasks", "mean of groups"]
     for group, names in groups.items():
-        columns[f"group {group}"] = lambda row, g=group: row.averages.groups[g] if row.averages else None
-        for name in names:
-            columns[f"dataset {name}"] = lambda row, n=name: row.cells[n].stat if row.cells[n].counted else None
+        columns += [f"group {group}", *(f"dataset {name}" for name in names)]
     best = {}
-    for column, pick in columns.items():
-        known = [(row.label, stat) for row in rows if (stat := pick(row)) is not None]
+    for column in columns:
+        known = [(row.label, stat) for row in rows if (stat := counted_stat(row, column)) is not None]
         for label, stat in known:
             others = [other for name, other in known if name != label]
             if others and all(stats.is_clearly_above(stat, other) for other in others):

@@ -9,7 +9,8 @@ from typing import Any
 
 from s2a_bench.cells import learning
 from s2a_bench.cells.record import Record
-from s2a_bench.reports.sections import Section, format_option
+from s2a_bench.reports.sections import PlannedTable, Section
+from s2a_bench.reports.variants import format_option
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,11 +21,15 @@ class Summary:
         sections: In the order of the page.
         broken: One sentence for each file that is not a record.
         trials: Records of searches' trials, which are in no section.
+        planned: Cells that sweeps planned and that have no record.
+        unplaced: Those of them that belong to no section.
     """
 
     sections: tuple[Section, ...]
     broken: tuple[str, ...] = ()
     trials: int = 0
+    planned: int = 0
+    unplaced: tuple[PlannedTable, ...] = ()
 
     @property
     def records(self) -> list[Record]:
@@ -38,19 +43,22 @@ class Summary:
 
     @property
     def headline(self) -> str:
-        """How many cells are done, failed and missing, and when they ran."""
+        """How many cells are done, failed, and planned but not run, and when they ran."""
         states = collections.Counter(record.status for record in self.records)
-        missing = sum(len(seeds) for section in self.sections for _, _, seeds in section.missing)
         times = sorted(record.started_at for record in self.records if record.started_at)
         unlearned = sum(bool(learning.find_problems(record)) for record in self.records)
-        done = f"{states['done']} cells done" + (f" ({unlearned} did not learn)" if unlearned else "")
-        words = [done, f"{states['failed']} failed", f"{missing} of the grid not run"]
+        done = f"{states['done']} cell{'' if states['done'] == 1 else 's'} done"
+        done += f" ({unlearned} did not learn)" if unlearned else ""
+        words = [done, f"{states['failed']} failed"] + (
+            [f"{self.planned} planned, not run yet"] if self.planned else []
+        )
         words += [f"{len(self.broken)} broken file{'s' * (len(self.broken) > 1)}"] if self.broken else []
         words += (
             [f"{self.trials} trial{'s' * (self.trials > 1)} of searches on val, in no table"] if self.trials else []
         )
         times = [time.replace("T", " ").replace("+00:00", " UTC") for time in times]
-        when = f" Cells started between {times[0]} and {times[-1]}." if times else ""
+        several = f"Cells started between {times[0]} and {times[-1]}." if times else ""
+        when = f" {several if times[0] != times[-1] else f'Started {times[0]}.'}" if times else ""
         return ", ".join(words) + "." + when
 
     @property

@@ -6,30 +6,40 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.cells import recipes
 from s2a_bench.cells.evaluation import PHRASES
+from s2a_bench.cells.record import Record
+from s2a_bench.failures import cause
 from s2a_bench.reports import statistics as stats
-from s2a_bench.reports.sections import MethodRow, Section
+from s2a_bench.reports.sections import MethodRow, PlannedTable, Section
 from s2a_bench.reports.statistics import Stat
+from s2a_bench.reports.variants import format_option
 
 READING = (
     (
         "Accuracy",
         "top-1 in percent after the last epoch, or after the best epoch on val where the setting says so, scored once; "
-        "mean ± standard deviation between seeds (n-1).",
+        "mean ± standard deviation between seeds (n-1); nothing behind the mean of a single seed.",
     ),
     (
         "Averages",
         "the mean of tasks weighs every task the same, the mean of groups every group; published tables use either, "
-        "and they can lie points apart. Spreads are propagated: square root of the summed variances over the count.",
+        "and they can lie points apart. Their ± is the standard deviation between seeds too, that of a mean of "
+        "independent tasks: square root of the tasks' summed variances, over their number.",
     ),
     (
-        "Bold",
+        "★",
         "above every other row of the column by more than the noise between seeds (Welch's t-test, 5 %). "
-        "No bold means no single winner, or one seed.",
+        "A column without ★ has no single winner, or one seed.",
     ),
     ("Trainable %", "trainable parameters, head included, over those of the backbone without its head."),
     ("Theoretical MB", "what one training step should keep, counted from the architecture; MB are 1e6 bytes."),
     ("Measured MB", "weights plus the bytes that autograd really kept for the backward pass of one batch."),
+    (
+        "Peak MB",
+        "the device's peak on CUDA; on CPU the largest resident size of the process, Python and everything that ran in "
+        "it before included, so that it compares hardly.",
+    ),
     ("Images/s", "training throughput; it compares only between cells of the same hardware."),
     (
         "Comparable",
@@ -47,11 +57,11 @@ READING = (
 
 
 def truncate_list(names: Sequence[str], most: int = 6) -> str:
-    """``a, b, c``; a long list ends in how many more there are."""
+    """``a, b, c``; a long list ends in how many more there are. Names that hold commas themselves: ``a, x; b``."""
     names = list(names)
-    if len(names) <= most + 1:
-        return ", ".join(names)
-    return f"{', '.join(names[:most])} and {len(names) - most} more"
+    shown = names if len(names) <= most + 1 else names[:most]
+    text = ("; " if any("," in name for name in names) else ", ").join(shown)
+    return text if len(shown) == len(names) else f"{text} and {len(names) - most} more"
 
 
 def format_stat(stat: Stat | None) -> str:
@@ -73,28 +83,81 @@ def format_seeds(seeds: Sequence[int]) -> str:
     return ", ".join(map(str, seeds)) or "—"
 
 
-def section_title(section: Section) -> str:
+def section_title(section: Section | PlannedTable) -> str:
     """Suite and backbone."""
     return f"{section.suite} · {section.backbone}"
 
 
+def has_results(section: Section) -> bool:
+    """Whether any cell of a section has finished."""
+    return any(record.status == "done" for _, record in section.records)
+
+
 def describe_setting(setting: Mapping[str, Any]) -> str:
     """A setting as half a sentence."""
+    checkpoint = f"checkpoint {setting['checkpoint_id'] or 'unknown'}"
+    return f"{_describe_run(setting)}, {checkpoint}, protocol {setting['protocol']}"
+
+
+def _describe_run(setting: Mapping[str, Any]) -> str:
+    """What of a setting is known before a cell has run."""
     epochs = setting["epochs"]
     words = [f"{epochs} epoch{'' if epochs == 1 else 's'}", PHRASES[setting["evaluated_on"]]]
     words += [f"{setting['image_size']} px"] if setting["image_size"] else []
     words += [f"{name}={setting[name]}" for name in ("limit_train", "limit_test") if setting[name] is not None]
     words += [setting["augmentation"]] if setting.get("augmentation") else []
-    words.append(f"checkpoint {setting['checkpoint_id'] or 'unknown'}")
-    return ", ".join([*words, f"protocol {setting['protocol']}"])
+    return ", ".join(words)
 
 
-def list_missing(section: Section) -> list[str]:
-    """A line for each row that lacks cells of the grid of all rows, datasets and seeds."""
+def list_names(section: Section) -> list[tuple[str, str]]:
+    """What the rows' short names stand for, then the defaults of the methods of which a row has options of its own."""
+    named = [(row.label, ", ".join(row.options)) for row in section.rows if row.options]
+    found = list(named)
+    for method in dict.fromkeys(row.method for row in section.rows if row.options):
+        if usual := recipes.completed(method, {}):
+            text = ", ".join(f"{key}={format_option(value)}" for key, value in sorted(usual.items()))
+            found.append((f"defaults of {method}", text))
+    return found
+
+
+NAMES = "What the names stand for"
+
+
+MISSING, UNPLACED = "Planned, not run yet", "Planned, not run yet, in no table"
+
+
+def list_missing(section: Section | PlannedTable) -> list[str]:
+    """A line for each row that lacks cells which a sweep planned."""
     lines: dict[str, list[str]] = {}
     for label, dataset, seeds in section.missing:
         lines.setdefault(label, []).append(f"{dataset} seed{'s' * (len(seeds) > 1)} {format_seeds(seeds)}")
     return [f"{label}: {'; '.join(parts)}" for label, parts in lines.items()]
+
+
+def list_unplaced(planned: Sequence[PlannedTable]) -> list[str]:
+    """The same of cells for which there is no table yet, behind the table that they would stand in."""
+    return [
+        f"{section_title(table)}, {_describe_run(table.setting)}: {line}"
+        for table in planned
+        for line in list_missing(table)
+    ]
+
+
+def group_failures(section: Section) -> list[tuple[str, str, list[Record], str]]:
+    """Failed cells by their cause: where, the cause, the records and the first one's traceback."""
+    found: dict[str, list[tuple[str, Record]]] = {}
+    for label, record in section.failed:
+        found.setdefault(cause(record), []).append((label, record))
+    groups = []
+    for why, cells in found.items():
+        names = [f"{label} on {record.dataset}, seed {record.seed}" for label, record in cells]
+        where = names[0] if len(names) == 1 else f"{len(names)} cells ({truncate_list(names, 4)})"
+        records = [record for _, record in cells]
+        groups.append((where, why, records, (records[0].error or {}).get("traceback", "")))
+    return groups
+
+
+FAILED_AGAIN = "The same command runs them again."
 
 
 def list_cell_remarks(section: Section) -> list[tuple[str, str]]:
@@ -130,6 +193,14 @@ def format_mean(row: MethodRow, stat: Stat | None, datasets: Sequence[str] | Non
     """
     unlearned = any(datasets is None or name in datasets for name in row.unlearned)
     return format_stat(stat) + (UNLEARNED if stat and unlearned else "")
+
+
+def describe_stat(row: MethodRow, where: str, stat: Stat | None) -> str:
+    """An accuracy with its unit and spread, for a hover text; empty for nothing."""
+    if stat is None:
+        return ""
+    spread = "one seed" if stat.std is None else f"± {stat.std:.2f} points, standard deviation between {stat.n} seeds"
+    return f"{row.label}, {where}: {stat.mean:.2f} %, {spread}"
 
 
 def describe_front(section: Section) -> str:

@@ -11,7 +11,7 @@ from s2a_bench.config import CellConfig
 from s2a_bench.sweeps import grid
 from s2a_bench.sweeps.events import Listener, StageEnd, notify
 from s2a_bench.sweeps.grid import expand
-from s2a_bench.sweeps.plan import Plan, identify, plan, results
+from s2a_bench.sweeps.plan import Plan, count_cells, identify, plan, results
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.resources import check_device, estimate_sentence
 from s2a_bench.sweeps.search import choice as search
@@ -87,6 +87,8 @@ def run_sweep(
         KeyboardInterrupt: As it came; records and checkpoints stay, and the same call goes on from there.
     """
     cells = check_cells(request, options, mode)
+    if sentence := grid.backbone_sentence(request):
+        notify(listeners, "message", sentence, "info")
     if mode is not None:
         ends = run_search(cells, mode, request, options, listeners)
     else:
@@ -152,10 +154,11 @@ def preview(request: Request, options: RunOptions, mode: Mode | None = None) -> 
         sentence, most, problems = plan_sentence(found), "", found.problems
     else:
         todo, rows, problems = _search_rows(cells, mode, request, options)
-        sentence = f"{len(todo)} cells to run, trials and final ones."
+        sentence = f"{count_cells(len(todo))} to run, trials and final ones."
         stops = mode.scheduler != "none" and any(cell.trial for cell in todo)
         most = " Trials that are stopped take less." if stops else ""
     estimate = estimate_sentence(todo, output, request.device, options.resources, small=small)
+    sentence = " ".join(filter(None, (grid.backbone_sentence(request), sentence)))
     return Preview(tuple(rows), sentence, estimate + most, tuple(problems))
 
 

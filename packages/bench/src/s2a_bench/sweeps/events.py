@@ -43,8 +43,8 @@ class Listener(Protocol):
     The methods here do nothing: derive from this class and write those that are wanted. An exception that one of them
     raises ends the sweep; what is done stays done.
 
-    Order of a stage: ``planned``, then for each cell that runs ``started``, ``epoch`` (often), ``finished``; events of
-    cells that run at once are mixed. Then ``ended``. ``message`` can come at any time.
+    Order of a stage: ``planned``, then for each cell that runs ``started``, ``step`` and ``epoch`` (often),
+    ``finished``; events of cells that run at once are mixed. Then ``ended``. ``message`` can come at any time.
     """
 
     def message(self, text: str, level: Level) -> None:
@@ -57,7 +57,14 @@ class Listener(Protocol):
         """A worker took a cell."""
 
     def epoch(self, cell_id: str, metrics: Mapping[str, float]) -> None:
-        """A cell ended an epoch; ``metrics`` has ``epoch`` (from 1), ``loss``, ``lr`` and ``seconds``."""
+        """A cell ended an epoch; ``metrics`` has ``epoch`` (from 1), ``loss``, ``lr``, ``seconds`` and ``eta_seconds``.
+
+        Those are until the cell's last epoch would end. Where they are known, ``peak_mb``, the cell's memory so far,
+        and ``val_accuracy``.
+        """
+
+    def step(self, cell_id: str, done: int, total: int) -> None:
+        """A cell made ``done`` of the ``total`` steps of all its epochs; of cells in other processes now and then."""
 
     def finished(self, record: Record) -> None:
         """A cell's record was written; ``record.status`` says how it went."""

@@ -91,6 +91,17 @@ def expand(request: Request) -> list[CellConfig]:
     )
 
 
+def backbone_sentence(request: Request) -> str:
+    """Which backbone a request of own images that names none takes, and what else there is; empty for all others."""
+    if request.suite != datasets.OWN or request.backbones or request.experiment is not None:
+        return ""
+    slow = "" if request.device.startswith("cuda") else "; on a CPU its steps are slow"
+    return (
+        f"No --backbones: {REAL_BACKBONES[0]}, the ViT-B/16 of the paper{slow}. finetune takes "
+        "vit_small_patch14_dinov2.lvd142m there; mini_vit is embedded and fast."
+    )
+
+
 def _methods_with_recipes(
     request: Request,
     methods: Sequence[MethodConfig],

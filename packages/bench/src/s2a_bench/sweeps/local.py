@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import traceback
 from collections.abc import Sequence
 
@@ -29,7 +30,8 @@ def run_locally(plan: Plan, listeners: Sequence[Listener], keep: Keep) -> None:
         notify(listeners, "started", cell_id)
         try:
             cell = identity.with_facts(plan.cells[cell_id], cell_id)
-            record = run.run(cell, lambda m, c=cell_id: notify(listeners, "epoch", c, m), keep)
+            on_epoch = functools.partial(notify, listeners, "epoch", cell_id)
+            record = run.run(cell, on_epoch, keep, on_step=functools.partial(notify, listeners, "step", cell_id))
         except ValueError as error:  # what was good at the start has gone bad since, a data folder say
             cell, cause = plan.cells[cell_id], (type(error).__name__, str(error), traceback.format_exc())
             hardware = provenance.hardware(cell.device)

@@ -16,11 +16,15 @@ from s2a_bench.files.locks import describe_holder, exclusive
 
 
 @contextlib.contextmanager
-def only_writer(output: Path) -> Iterator[None]:
+def only_writer(output: Path, what: str = "sweep") -> Iterator[None]:
     """Holds the output folder for this process and clears what a killed one left.
 
+    Args:
+        output: The folder.
+        what: What this process does there, in words, for others that want the folder meanwhile.
+
     Raises:
-        InputError: The folder cannot be written, or another sweep holds it.
+        InputError: The folder cannot be written, or another process holds it.
     """
     try:
         make_folder(output / "records")
@@ -38,17 +42,19 @@ def only_writer(output: Path) -> Iterator[None]:
             held = stack.enter_context(exclusive(lock.fileno(), lock_file, wait=False))
         except OSError as error:
             raise InputError(
-                f"Output folder {output} cannot be locked against a second sweep ({error}); pass one on another file "
+                f"Output folder {output} cannot be locked against a second writer ({error}); pass one on another file "
                 "system to --output."
             ) from error
         if not held:
             lock.seek(0)
-            holder = describe_holder(lock_file) or f"process {lock.read().strip() or 'unknown'}"
+            process, _, does = lock.read().strip().partition(" ")
+            holder = describe_holder(lock_file) or f"process {process or 'unknown'}"
             raise InputError(
-                f"Another sweep ({holder}) is writing to {output}; wait for it to end, or pass another --output."
+                f"Another {does or 'sweep'} ({holder}) is writing to {output}; wait for it to end, or pass another "
+                "--output."
             )
         lock.truncate(0)
-        lock.write(str(os.getpid()))
+        lock.write(f"{os.getpid()} {what}")
         with contextlib.suppress(OSError):  # the number is for people; a disk that has just filled is told of later
             lock.flush()
         outputs.clean_up(output)

@@ -80,3 +80,8 @@ def results(plan: Plan, output: Path) -> dict[str, Record | None]:
         except (OSError, ValueError):
             found[cell_id] = None
     return found
+
+
+def count_cells(number: int) -> str:
+    """``1 cell``, ``2 cells``."""
+    return f"{number} cell" if number == 1 else f"{number} cells"

@@ -17,7 +17,7 @@ from s2a_bench.sweeps import plan as planning
 from s2a_bench.sweeps.events import Listener, StageEnd, notify
 from s2a_bench.sweeps.local import run_locally
 from s2a_bench.sweeps.output_lock import only_writer
-from s2a_bench.sweeps.plan import Plan, results
+from s2a_bench.sweeps.plan import Plan, count_cells, results
 from s2a_bench.sweeps.ray import pool
 from s2a_bench.sweeps.ray.cluster import ClusterError
 from s2a_bench.sweeps.ray.runtime import Engine, PoolError
@@ -93,7 +93,7 @@ def run_stage(
         except KeyboardInterrupt:
             end = _killed(plan, output)
             notify(listeners, "ended", end)
-            text = f"Interrupted: {_done(end)} cells are done; the same command goes on from there."
+            text = f"Interrupted: {_done(end)} done; the same command goes on from there."
             notify(listeners, "message", text, "info")
             raise
         except SystemExit:  # Ray's handler of SIGTERM, while Ray starts
@@ -101,7 +101,7 @@ def run_stage(
             raise
         except Exception as error:
             end = _killed(plan, output)
-            sentence = failures.disk_sentence(error, output, f"{_done(end)} cells are done and safe: ")
+            sentence = failures.disk_sentence(error, output, f"{_done(end)} done and safe: ")
             if sentence is not None:
                 notify(listeners, "ended", _killed(plan, output, disk_error=True))
                 raise SweepStopped(sentence, end.records) from error
@@ -163,7 +163,12 @@ def _killed(plan: Plan, output: Path, disk_error: bool = False) -> StageEnd:
 
 
 def _done(end: StageEnd) -> str:
-    return f"{sum(record.status == 'done' for record in end.records)} of {len(end.plan.cells)}"
+    return done_sentence(sum(record.status == "done" for record in end.records), len(end.plan.cells))
+
+
+def done_sentence(done: int, cells: int) -> str:
+    """``0 of 1 cell is``, ``2 of 3 cells are``."""
+    return f"{done} of {count_cells(cells)} {'is' if cells == 1 else 'are'}"
 
 
 def plan_sentence(plan: Plan) -> str:
@@ -171,7 +176,7 @@ def plan_sentence(plan: Plan) -> str:
     again = f", {len(plan.again)} of them failed before" if plan.again else ""
     todo = f"{len(plan.todo)} to run{again}" if plan.todo else "nothing to run"
     newer = f", {len(plan.newer)} of a newer version left alone" if plan.newer else ""
-    return f"{len(plan.cells)} cells: {len(plan.done)} done, {todo}{newer}."
+    return f"{count_cells(len(plan.cells))}: {len(plan.done)} done, {todo}{newer}."
 
 
 def unlearned_sentence(records: Sequence[Record]) -> str:
@@ -182,12 +187,13 @@ def unlearned_sentence(records: Sequence[Record]) -> str:
     names = list(dict.fromkeys(f"{r.method} on {r.dataset} ({r.backbone})" for r in unlearned))
     few = ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
     done = sum(record.status == "done" for record in records)
+    what = "cell" if done == 1 else "cells"
     return (
-        f"{len(unlearned)} of {done} finished cells did not learn: {few}. The report marks them and every mean "
+        f"{len(unlearned)} of {done} finished {what} did not learn: {few}. The report marks them and every mean "
         "that holds one with †; try another train.lr (a lower one most often), more epochs, or --search."
     )
 
 
-def failure_line(record: Record, cell: CellConfig) -> str:
-    """Which cell failed and why, on one line."""
-    return f"FAILED {grid.label(cell)}: {failures.cause(record)}"
+def failure_line(record: Record, cell: CellConfig, name: str | None = None) -> str:
+    """Which cell failed and why, on one line; the cell by its name, its label if left out."""
+    return f"FAILED {name or grid.label(cell)}: {failures.cause(record)}"

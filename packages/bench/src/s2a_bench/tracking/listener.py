@@ -18,6 +18,7 @@ from s2a_bench.sweeps.events import Level, Listener, StageEnd
 from s2a_bench.sweeps.plan import Plan, results
 from s2a_bench.tracking import runs
 from s2a_bench.tracking import store as stores
+from s2a_bench.tracking.names import LAYOUT
 from s2a_bench.tracking.runs import TrackingError
 from s2a_bench.tracking.sqlite_uris import sqlite_path
 from s2a_bench.tracking.store import Store
@@ -179,4 +180,4 @@ class Tracker(Listener):
 
 def _hash_records(found: Sequence[Record]) -> str:
     texts = sorted(json.dumps(dataclasses.asdict(record), sort_keys=True) for record in found)
-    return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
+    return hashlib.sha256("\n".join([str(LAYOUT), *texts]).encode()).hexdigest()[:16]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.cells.record import Record
+from s2a_bench.data.table.lookup import DATASETS
 from s2a_bench.tracking.store import Store
 
 NAME = "model"
@@ -32,21 +33,32 @@ def log_inputs(store: Store, run_id: str, record: Record) -> None:
         run_id: Of the record's run.
         record: The record.
     """
-    if not record.data_id or record.suite != "own":
+    if not record.data_id:
         return
     from mlflow.entities import Dataset, DatasetInput, InputTag
 
     known = _summary_of(store.output, record).get("data", {})
     counts = known.get("counts") or {"train": record.train_images, "scored": record.scored_images}
-    source = known.get("source", "")
+    source = known.get("source") or _source_of(record)
+    profile = {"classes": record.classes, "images": counts, "split_id": record.split_id}
     data = Dataset(
         name=record.dataset,
-        digest=record.data_id,
-        source_type="local",
-        source=json.dumps({"uri": source}),
-        profile=json.dumps({"classes": record.classes, "images": counts, "split_id": record.split_id}),
+        digest=record.data_id[:36],
+        source_type="http" if source.startswith("https://") else "local",
+        source=json.dumps({"url" if source.startswith("https://") else "uri": source}),
+        profile=json.dumps({**profile, "evaluated_on": record.evaluated_on}),
     )
-    store.client.log_inputs(run_id, [DatasetInput(data, [InputTag("mlflow.data.context", "training")])])
+    tags = {"mlflow.data.context": "training", "evaluated_on": record.evaluated_on}
+    store.client.log_inputs(run_id, [DatasetInput(data, [InputTag(*each) for each in tags.items()])])
+
+
+def _source_of(record: Record) -> str:
+    """Where a dataset comes from, as the table of datasets has it."""
+    found = DATASETS.get(record.dataset)
+    if found is None or found.suite != record.suite:
+        return ""
+    address = next((word for word in found.where.split() if word.startswith("https://")), "")
+    return address or found.source
 
 
 def log_model(store: Store, experiment_id: str, run_id: str, record: Record) -> str | None:

@@ -36,16 +36,25 @@ _METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per
 _METRICS += ("scoring_seconds", "wall_seconds", "guessing_loss", "guessing_accuracy")
 _METRICS += ("balanced_accuracy", "macro_f1", "best_epoch")
 
+_NOTHING = (None, "", "unknown", "null")
+
+LAYOUT = 2
+"""Raised when runs show the same records in another way: those of an earlier layout are made again."""
+
 # MLflow's limits are 6,000 characters for a parameter and, in older versions, 5,000 for a tag.
 _LONGEST_PARAM, _LONGEST_TAG, _LONGEST_KEY = 6000, 4000, 250
 
 
 def run_params(record: Record) -> dict[str, str]:
-    """A record's parameters; nested configs as ``method.lrp_rank``, ``train.lr``, ``data.size``."""
+    """A record's parameters; nested configs as ``method.lrp_rank``, ``train.lr``, ``data.size``.
+
+    What is not known, or an option that is not used, is left out: MLflow's charts would give it a value of its own.
+    """
     values: dict[str, Any] = {name: getattr(record, name) for name in _PARAMS}
     for field, prefix in _NESTED.items():
         values |= dict(_flatten(getattr(record, field), f"{prefix}."))
-    return {_key(name): _format_value(value)[:_LONGEST_PARAM] for name, value in values.items()}
+    given = {name: value for name, value in values.items() if value not in _NOTHING}
+    return {safe_key(name): _format_value(value)[:_LONGEST_PARAM] for name, value in given.items()}
 
 
 def run_tags(record: Record) -> dict[str, str]:
@@ -62,7 +71,7 @@ def run_tags(record: Record) -> dict[str, str]:
         values |= {"learned": not problems, "did_not_learn": "; ".join(problems)}
     # Two names of MLflow's own, which its pages show as the run's source.
     values |= {"mlflow.source.name": "s2a-bench", "mlflow.source.git.commit": record.git_sha}
-    return {_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}
+    return {safe_key(name): _format_value(value)[:_LONGEST_TAG] for name, value in values.items()}
 
 
 def run_metrics(record: Record) -> list[tuple[str, float, int]]:
@@ -77,7 +86,7 @@ def run_metrics(record: Record) -> list[tuple[str, float, int]]:
         step = int(point.get("epoch", index))
         for name, value in point.items():
             if name != "epoch" and value is not None:
-                found.append((_key(f"epoch_{name}" if name in metrics else name), float(value), step))
+                found.append((safe_key(f"epoch_{name}" if name in metrics else name), float(value), step))
     return [entry for entry in found if math.isfinite(entry[1])]
 
 
@@ -103,8 +112,8 @@ def _changed_options(record: Record) -> dict[str, Any]:
 
 
 def hash_record(record: Record) -> str:
-    """16 hex digits of a record's whole content."""
-    text = json.dumps(vars(record), sort_keys=True)
+    """16 hex digits of a record's whole content, and of how a run shows it."""
+    text = json.dumps({**vars(record), "layout": LAYOUT}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -118,7 +127,7 @@ def describe_sweep(records: Sequence[Record]) -> str:
 
     evaluated = "; ".join(PHRASES[value] for value in sorted({record.evaluated_on for record in records}))
     lines = [
-        f"A sweep of {len(records)} cells of suite **{names('suite')}**, {evaluated}.",
+        f"{len(records)} cell{'s' * (len(records) != 1)} of suite **{names('suite')}**, {evaluated}.",
         "",
         f"- methods: {names('method')}",
         f"- datasets: {names('dataset')}",
@@ -144,8 +153,8 @@ def _flatten(values: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, Any]
             yield f"{prefix}{key}", value
 
 
-def _key(name: str) -> str:
-    """Only the characters that every version of MLflow takes in a name."""
+def safe_key(name: str) -> str:
+    """A name with only the characters that every version of MLflow takes in a name."""
     return re.sub(r"[^\w\-. /]", "_", name)[:_LONGEST_KEY]
 
 

@@ -16,16 +16,21 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from s2a_bench.cells import record as records_door
 from s2a_bench.cells.outputs import recorded_adapter
 from s2a_bench.cells.record import Record
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps.output_lock import only_writer
+from s2a_bench.tracking import database, mlflow_model, names, outputs, pages
 from s2a_bench.tracking import found as found_runs
-from s2a_bench.tracking import mlflow_model, names, outputs
 from s2a_bench.tracking.found import PARENT, CellRun
+from s2a_bench.tracking.sqlite_uris import sqlite_path
 from s2a_bench.tracking.store import Store, check_uri, first_line, open_store, silence_mlflow
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 __all__ = [
     "Store",
@@ -34,6 +39,8 @@ __all__ = [
     "check_uri",
     "finish_sweep",
     "heal",
+    "heal_alone",
+    "list_sweeps",
     "log_cell",
     "open_store",
     "rebuild",
@@ -150,7 +157,7 @@ def finish_sweep(
     Raises:
         TrackingError: MLflow failed.
     """
-    from mlflow.entities import Metric, RunTag
+    from mlflow.entities import Metric
 
     client, now = sweep.store.client, _milliseconds("")
     failed = sum(record.status == "failed" for record in records)
@@ -159,11 +166,14 @@ def finish_sweep(
     counts |= {"cells_stopped": stopped} if stopped else {}
     with _explain_failures(f"close the run of sweep {sweep.sweep_id}"):
         points = [Metric(name, float(value), now, 0) for name, value in counts.items()]
-        client.log_batch(sweep.run_id, points, tags=[RunTag("mlflow.note.content", names.describe_sweep(records))])
+        client.log_batch(sweep.run_id, points)
+        pages.show_sweep(sweep.store, sweep.run_id, sweep.sweep_id, records)
         for path in files:
             if path.is_file():
                 client.log_artifact(sweep.run_id, str(path))
         client.set_terminated(sweep.run_id, status or ("FAILED" if failed else "FINISHED"))
+        shown = {sweep.sweep_id: (sweep.run_id, records)}
+        pages.show_experiment(sweep.store, sweep.suite, sweep.experiment_id, shown, all_of_folder=False)
 
 
 def rebuild(output: Path, uri: str | None = None) -> int:
@@ -178,7 +188,18 @@ def rebuild(output: Path, uri: str | None = None) -> int:
     """
     if not any(isinstance(record, Record) for _, record in records_door.read_all(output)):
         raise InputError(f"There are no records under {output / 'records'}; give the --output of a sweep.")
-    store = open_store(uri, output)
+    return heal_alone(open_store(uri, output))
+
+
+def heal_alone(store: Store) -> int:
+    """As ``heal``; runs that are open are closed, unless a sweep runs in the output folder.
+
+    Returns:
+        How many cells were logged.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
     with contextlib.ExitStack() as stack:
         alone = True
         try:
@@ -207,10 +228,13 @@ def heal(store: Store, *, close: bool = True) -> int:
     found = [record for _, record in records_door.read_all(store.output) if isinstance(record, Record)]
     planned = outputs.remembered_sweeps(store.output).values()
     suites = {record.suite for record in found} | {suite for suite, _ in planned}
-    return sum(
-        _heal_suite(store, suite, {record.cell_id: record for record in found if record.suite == suite}, close)
-        for suite in sorted(suites)
-    )
+    with contextlib.ExitStack() as stack:
+        if store.own:
+            stack.enter_context(database.without_flushes(store.client, sqlite_path(store.uri)))
+        return sum(
+            _heal_suite(store, suite, {record.cell_id: record for record in found if record.suite == suite}, close)
+            for suite in sorted(suites)
+        )
 
 
 def _heal_suite(store: Store, suite: str, own: dict[str, Record], close: bool) -> int:
@@ -241,7 +265,64 @@ def _heal_suite(store: Store, suite: str, own: dict[str, Record], close: bool) -
             logged.update(missing)
     if close:
         _close_left_open(store, suite, experiment, own)
+    with _explain_failures(f"describe experiment {suite!r}"):
+        if logged:
+            known = found_runs.find_cell_runs(store, suite, experiment)
+        if logged or close:
+            parents = {run.info.run_id: run for run in found_runs.find_parents(store, suite, experiment)}
+        _show(store, suite, experiment, own, known, parents)
     return len(logged)
+
+
+def _show(
+    store: Store,
+    suite: str,
+    experiment: str,
+    own: dict[str, Record],
+    known: dict[str, list[CellRun]],
+    parents: dict[str, Run],
+) -> None:
+    """Brings in line what an experiment's pages say of its sweeps."""
+    children = _children(own, known)
+    sweeps = {}
+    for run_id, run in parents.items():
+        records, own_sweep = children.get(run_id, []), run.data.tags.get("sweep_id", "")
+        if records and own_sweep:
+            pages.show_sweep(store, run_id, own_sweep, records, run.data.tags)
+            sweeps[own_sweep] = (run_id, records)
+    pages.show_experiment(store, suite, experiment, sweeps)
+
+
+def _children(own: dict[str, Record], known: dict[str, list[CellRun]]) -> dict[str, list[Record]]:
+    """By parent run, the records that have a run there."""
+    children: dict[str, list[Record]] = {}
+    for cell, runs in known.items():
+        for parent in {run.parent for run in runs if run.complete}:
+            if cell in own:
+                children.setdefault(parent, []).append(own[cell])
+    return children
+
+
+def list_sweeps(store: Store) -> list[pages.Link]:
+    """The sweeps of a store's output folder, with links to their pages, the latest first.
+
+    Raises:
+        TrackingError: MLflow failed.
+    """
+    own: dict[str, dict[str, Record]] = {}
+    for _, record in records_door.read_all(store.output):
+        if isinstance(record, Record):
+            own.setdefault(record.suite, {})[record.cell_id] = record
+    found: list[tuple[int, pages.Link]] = []
+    with _explain_failures("list the sweeps"):
+        for suite, records in own.items():
+            experiment = found_runs.get_experiment(store, suite)
+            children = _children(records, found_runs.find_cell_runs(store, suite, experiment))
+            for run in found_runs.find_parents(store, suite, experiment):
+                if cells := children.get(run.info.run_id):
+                    link = pages.sweep_link(store, experiment, run.data.tags.get("sweep_id", ""), cells)
+                    found.append((run.info.end_time or run.info.start_time or 0, link))
+    return [link for _, link in sorted(found, key=lambda each: each[0], reverse=True)]
 
 
 def _close_left_open(store: Store, suite: str, experiment: str, own: dict[str, Record]) -> None:

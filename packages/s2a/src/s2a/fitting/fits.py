@@ -247,8 +247,8 @@ class _Peaks:
         return (self.last.total - sum(self.last.categories[name] for name in fixed)) / self._batch
 
     def flops_of(self, batch: int) -> float:
-        """Operations of a first step, per image."""
-        return self._step.peak(batch, 1).flops / batch
+        """Operations of a step, per image."""
+        return self._step.flops(batch) / batch
 
     @property
     def flops(self) -> float:

@@ -30,7 +30,7 @@ from torch.autograd.function import once_differentiable
 from s2a.lean.linear import image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
-from s2a.ops.loops import alike
+from s2a.ops.loops import alike, repeated
 from s2a.ops.reference import CPU_PIECE
 
 
@@ -45,89 +45,116 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, options: BranchOptions, x: Tensor, bias: Tensor | None, mask: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
-        norm_weight, norm_bias = tensors[:2]
-        first, second = two_layers(options, tensors, (False,) * 10)
-        items, tokens, _ = x.shape
-        out = torch.empty(items, tokens, len(second.weight), dtype=options.dtype, device=x.device)
-        kept: list[Tensor] = []
-        multiple = 1 if mask is None else len(mask)
-        parts = alike(list(image_chunks(items, tokens * len(first.weight), multiple)))
-        added = _added(options, bias, mask)
-        for part in parts:
-            # The norm: h, and the codes of n with which the backward pass makes h again.
-            h, *codes = ops.norm_pack(
-                to_rows(x, part, False), norm_weight, norm_bias, options.eps, options.saved_bits.norm
-            )
-            kept += codes
-            # The projection, attention, the output projection; each input is let go as soon as it is used.
-            qkv = first(h.to(options.dtype))
-            del h
-            if options.saved_bits.inner:
-                kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), options.saved_bits.inner)
-            mixed = attend(qkv, tokens, options.heads, added, options.scale)
-            del qkv
-            write_rows(out, part, second(mixed), False)
-            del mixed
-        ctx.options, ctx.parts, ctx.input_like = options, parts, (x.shape, x.dtype)
+        out, *kept = _forward(options, x, bias, mask, tensors)
+        ctx.options, ctx.input_like = options, (x.shape, x.dtype)
         ctx.save_for_backward(*tensors, bias, mask, *kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        options: BranchOptions = ctx.options
         saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
-        tensors, (bias, mask), kept = saved[:10], saved[10:12], list(saved[12:])
-        needs = ctx.needs_input_grad[4:]
-        norm_weight, norm_bias = tensors[:2]
-        first, second = two_layers(options, tensors, needs)
-        tokens, columns = ctx.input_like[0][1:]
-        out = torch.empty(ctx.input_like[0], dtype=ctx.input_like[1], device=grad.device)
-        weight_sum = bias_sum = added_sum = None
-        each = 5 if options.saved_bits.inner else 3  # Tensors that the forward pass kept of every chunk.
-        added = _added(options, bias, mask)
-        for i, part in enumerate(ctx.parts):
-            codes, numbers, rstd, *inner = kept[i * each : (i + 1) * each]
-            g = to_rows(grad, part, False)
-            # 1. h from its codes, where q, k, v are recomputed from it or W1's gradient is made of it.
+        bias, mask = saved[10:12]
+        moved, added, *gradients = _backward(
+            ctx.options, grad, saved[:10], bias, mask, saved[12:], ctx.input_like, ctx.needs_input_grad[1:]
+        )
+        return None, moved, added, None, *gradients
+
+
+def _parts(shape: Sequence[int], mask: Tensor | None, columns: int) -> Sequence[slice]:
+    """Chunks of a batch ``(items, N, C)``: whole images; ``columns`` are those of q k v."""
+    return alike(list(image_chunks(shape[0], shape[1] * columns, 1 if mask is None else len(mask))))
+
+
+@repeated
+def _forward(
+    options: BranchOptions, x: Tensor, bias: Tensor | None, mask: Tensor | None, tensors: tuple[Tensor | None, ...]
+) -> list[Tensor]:
+    """The output, and what is kept of every chunk."""
+    norm_weight, norm_bias = tensors[:2]
+    first, second = two_layers(options, tensors, (False,) * 10)
+    tokens = x.shape[1]
+    out = torch.empty(len(x), tokens, len(second.weight), dtype=options.dtype, device=x.device)
+    kept: list[Tensor] = []
+    added = _added(options, bias, mask)
+    for part in _parts(x.shape, mask, len(first.weight)):
+        # The norm: h, and the codes of n with which the backward pass makes h again.
+        h, *codes = ops.norm_pack(to_rows(x, part, False), norm_weight, norm_bias, options.eps, options.saved_bits.norm)
+        kept += codes
+        # The projection, attention, the output projection; each input is let go as soon as it is used.
+        qkv = first(h.to(options.dtype))
+        del h
+        if options.saved_bits.inner:
+            kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), options.saved_bits.inner)
+        mixed = attend(qkv, tokens, options.heads, added, options.scale)
+        del qkv
+        write_rows(out, part, second(mixed), False)
+        del mixed
+    return [out, *kept]
+
+
+@repeated
+def _backward(
+    options: BranchOptions,
+    grad: Tensor,
+    tensors: tuple[Tensor | None, ...],
+    bias: Tensor | None,
+    mask: Tensor | None,
+    kept: tuple[Tensor, ...],
+    input_like: tuple[Sequence[int], torch.dtype],
+    wanted: tuple[bool, ...],
+) -> tuple[Tensor | None, ...]:
+    """Gradients of x, the score bias and ``tensors``; ``wanted``: of which of x, bias, mask and these."""
+    needs = wanted[3:]
+    norm_weight, norm_bias = tensors[:2]
+    first, second = two_layers(options, tensors, needs)
+    tokens, columns = input_like[0][1:]
+    out = torch.empty(input_like[0], dtype=input_like[1], device=grad.device)
+    weight_sum = bias_sum = added_sum = None
+    each = 5 if options.saved_bits.inner else 3  # Tensors that the forward pass kept of every chunk.
+    added = _added(options, bias, mask)
+    for i, part in enumerate(_parts(input_like[0], mask, len(first.weight))):
+        codes, numbers, rstd, *inner = kept[i * each : (i + 1) * each]
+        g = to_rows(grad, part, False)
+        # 1. h from its codes, where q, k, v are recomputed from it or W1's gradient is made of it.
+        h = None
+        if not inner or first.reads_input:
+            h = ops.norm_rebuild(
+                codes, numbers, norm_weight, norm_bias, columns, options.saved_bits.norm, options.dtype
+            )
+        # 2. q, k, v: from codes of their own, or from h.
+        if inner:
+            width = len(first.weight)
+            qkv = ops.rows_unpack(*inner, width // 3, options.saved_bits.inner, options.dtype).view(-1, width)
+        else:
+            qkv = first.recompute(h, options.recompute_dtype)  # type: ignore[arg-type]
+        if not first.reads_input:
             h = None
-            if not inner or first.reads_input:
-                h = ops.norm_rebuild(
-                    codes, numbers, norm_weight, norm_bias, columns, options.saved_bits.norm, options.dtype
-                )
-            # 2. q, k, v: from codes of their own, or from h.
-            if inner:
-                width = len(first.weight)
-                qkv = ops.rows_unpack(*inner, width // 3, options.saved_bits.inner, options.dtype).view(-1, width)
-            else:
-                qkv = first.recompute(h, options.recompute_dtype)  # type: ignore[arg-type]
-            if not first.reads_input:
-                h = None
-            # 3. d(P v) = g W2, and through the softmax to q, k, v and the score bias.
-            dmixed = second.input_grad(g)
-            want = ctx.needs_input_grad[2]
-            mixed, dqkv, dadded = attend_backward(
-                qkv, dmixed, tokens, options.heads, added, options.scale, want, second.reads_input
-            )
-            del qkv, dmixed
-            if dadded is not None and bias is not None:
-                added_sum = add_to(added_sum, dadded.sum_to_size(bias.shape), True)
-            # 4. Gradients of W2, b2 (from P v) and of W1, b1 (from h), where they are asked for.
-            second.add_gradients(g, mixed)
-            del g, mixed
-            first.add_gradients(dqkv, h)
-            del h
-            # 5. dh = d[q k v] W1, and through the norm to x.
-            dh = first.input_grad(dqkv)
-            del dqkv
-            own = ops.norm_backward(
-                dh, codes, numbers, rstd, norm_weight, options.saved_bits.norm, needs[0], out[part].view(-1, columns)
-            )
-            weight_sum, bias_sum = add_to(weight_sum, own[0], needs[0]), add_to(bias_sum, own[1], needs[1])
-            del dh
-        norm = (cast_like(norm_weight, weight_sum), cast_like(norm_bias, bias_sum))
-        moved = out if ctx.needs_input_grad[1] else None
-        return None, moved, cast_like(bias, added_sum), None, *norm, *first.gradients(), *second.gradients()
+        # 3. d(P v) = g W2, and through the softmax to q, k, v and the score bias.
+        dmixed = second.input_grad(g)
+        want = wanted[1]
+        mixed, dqkv, dadded = attend_backward(
+            qkv, dmixed, tokens, options.heads, added, options.scale, want, second.reads_input
+        )
+        del qkv, dmixed
+        if dadded is not None and bias is not None:
+            added_sum = add_to(added_sum, dadded.sum_to_size(bias.shape), True)
+        # 4. Gradients of W2, b2 (from P v) and of W1, b1 (from h), where they are asked for.
+        second.add_gradients(g, mixed)
+        del g, mixed
+        first.add_gradients(dqkv, h)
+        del h
+        # 5. dh = d[q k v] W1, and through the norm to x.
+        dh = first.input_grad(dqkv)
+        del dqkv
+        own = ops.norm_backward(
+            dh, codes, numbers, rstd, norm_weight, options.saved_bits.norm, needs[0], out[part].view(-1, columns)
+        )
+        weight_sum, bias_sum = add_to(weight_sum, own[0], needs[0]), add_to(bias_sum, own[1], needs[1])
+        del dh
+    norm = (cast_like(norm_weight, weight_sum), cast_like(norm_bias, bias_sum))
+    moved = out if wanted[0] else None
+    return moved, cast_like(bias, added_sum), *norm, *first.gradients(), *second.gradients()
 
 
 def _added(options: BranchOptions, bias: Tensor | None, mask: Tensor | None) -> Tensor | None:

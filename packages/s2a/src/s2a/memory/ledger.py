@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from s2a.memory import replay
+from s2a.memory import repeats, replay
 
 T = TypeVar("T")
 
@@ -86,6 +86,8 @@ class Ledger(TorchDispatchMode):
         peaks: Phase -> most bytes held in it, and the event at which it was reached.
         flops: Floating-point operations of products, convolutions and attention so far, as
             ``torch.utils.flop_counter`` counts them: a multiply-add is two.
+        modules: Names of the modules that run, the innermost last.
+        open: Storages that are there, by their C++ objects: entry, and the weak reference that says when one goes.
     """
 
     def __init__(self, device: torch.device, mode: FakeTensorMode) -> None:
@@ -99,7 +101,9 @@ class Ledger(TorchDispatchMode):
         self.peaks: dict[str, tuple[int, int]] = {}
         self.flops = 0
         self.modules: list[str] = []
-        self._open: dict[int, tuple[Entry, Any]] = {}
+        self.open: dict[int, tuple[Entry, Any]] = {}
+        self._calls: dict[Any, repeats.Call | None] = {}
+        self._flops_of: dict[Any, int] = {}
 
     def begin(self, phase: str) -> None:
         """From here on, entries and peaks belong to ``phase``; its peak starts anew."""
@@ -115,8 +119,8 @@ class Ledger(TorchDispatchMode):
         # Storages are told apart by their C++ object; a view has that of its base.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
-        if key in self._open:
-            found = self._open[key][0]
+        if key in self.open:
+            found = self.open[key][0]
             self._resized(found, size)
             found.category = found.category or category
             return
@@ -130,19 +134,24 @@ class Ledger(TorchDispatchMode):
             place = node.name()
         entry = Entry(size, tuple(tensor.shape), tensor.dtype, operator, place, self.phase, self.now, category=category)
         self.entries.append(entry)
-        # Its death is reported by the weak reference's callback.
-        self._open[key] = (entry, weakref.ref(storage, lambda _: self._gone(key)))
+        self.follow(tensor, entry)
         self._held(size)
+
+    def follow(self, tensor: Tensor, entry: Entry) -> None:
+        """Notes when a tensor's storage, which an entry is of, goes: its weak reference's callback says so."""
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        self.open[key] = (entry, weakref.ref(storage, lambda _: self._gone(key)))
 
     def category(self, tensor: Tensor, name: str) -> None:
         """Says what a tensor's storage is; one that has a category keeps it."""
-        found = self._open.get(tensor.untyped_storage()._cdata)
+        found = self.open.get(tensor.untyped_storage()._cdata)
         if found is not None and not found[0].category:
             found[0].category = name
 
     def there_from_the_start(self, category: str) -> None:
         """Enters what is of a category as if it had been there before everything else."""
-        entries = [entry for entry, _ in self._open.values() if entry.category == category]
+        entries = [entry for entry, _ in self.open.values() if entry.category == category]
         more = sum(entry.bytes for entry in entries)
         for entry in entries:
             entry.born = 0
@@ -161,14 +170,14 @@ class Ledger(TorchDispatchMode):
             grown = dataclasses.replace(entry, bytes=size, born=self.now)
             self.entries.append(grown)
             entry.died = self.now
-            for key, (found, reference) in self._open.items():
+            for key, (found, reference) in self.open.items():
                 if found is entry:
-                    self._open[key] = (grown, reference)
+                    self.open[key] = (grown, reference)
                     break
             self._held(size - entry.bytes)
 
     def _gone(self, key: int) -> None:
-        entry, _ = self._open.pop(key)
+        entry, _ = self.open.pop(key)
         self.now += 1
         gone = [entry]
         for each in gone:
@@ -176,9 +185,22 @@ class Ledger(TorchDispatchMode):
             self.live -= each.bytes * each.copies
             gone += each.twins
 
-    def shorten(self, parts: Sequence[T]) -> Sequence[T]:
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
         """The parts of a loop whose turns do the same, without most of them (``s2a.ops.loops``)."""
         return parts if len(parts) <= 3 else _Shortened(parts, self)
+
+    def once(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """A call of a function that does the same with like arguments (``s2a.ops.loops``), run for the first alone."""
+        if torch.is_grad_enabled():  # Its results would have a graph, which those of a call that is not run cannot.
+            return function(*args)
+        key = repeats.key_of(self, function, args)
+        call = self._calls.get(key)
+        if call is not None:
+            return repeats.again(self, call, args)  # type: ignore[no-any-return]
+        if key is None or key in self._calls:
+            return function(*args)
+        out, self._calls[key] = repeats.run(self, function, args)
+        return out  # type: ignore[no-any-return]
 
     def repeat(self, entries: Sequence[Entry], times: int, born: int) -> int:
         """Enters what turns of a loop that were left out have made and kept.
@@ -209,16 +231,21 @@ class Ledger(TorchDispatchMode):
         """Runs the operator and enters what it returns."""
         if func is torch.ops.aten._local_scalar_dense.default and self.phase == "optimizer":
             return 1.0  # The optimiser reads its own step count; no storage depends on it.
-        if func is torch.ops.prim.device.default and isinstance(args[0], FakeTensor):
-            return args[0].fake_device  # Autograd asks twice per operator.
         out = replay.run(func, args, kwargs, self.mode)
         count = FLOPS.get(getattr(func, "_overloadpacket", None))
         if count is not None:
-            self.flops += count(*args, **(kwargs or {}), out_val=out)
+            self.flops += self._count(count, func, args, kwargs or {}, out)
         for leaf in (out,) if isinstance(out, Tensor) else tree_leaves(out):
             if isinstance(leaf, Tensor):
                 self.note(leaf, func)
         return out
+
+    def _count(self, count: Callable[..., int], func: Any, args: Any, kwargs: Any, out: Any) -> int:
+        """Operations of one operator, counted once per shapes of its arguments."""
+        key = replay.key_of(func, args, kwargs)
+        if key is None or key not in self._flops_of:
+            self._flops_of[key] = count(*args, **kwargs, out_val=out)
+        return self._flops_of[key]
 
     @contextlib.contextmanager
     def following(self, model: nn.Module) -> Iterator[None]:

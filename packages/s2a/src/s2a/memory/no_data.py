@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
-from typing import Any
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch._subclasses.fake_tensor import FakeCopyMode, FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from s2a.memory import replay
+from s2a.ops.loops import shortened_by
+
+T = TypeVar("T")
 
 
 class _ValuesAreUnknown(TorchDispatchMode):
@@ -31,6 +36,18 @@ class _ValuesAreUnknown(TorchDispatchMode):
         return replay.run(func, args, kwargs, self.mode)
 
 
+class _ShortLoops:
+    """Leaves out turns of loops that keep nothing: their results have no data anyway."""
+
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
+        """The first two turns and the last."""
+        return parts if keeps or len(parts) <= 3 else (parts[0], parts[1], parts[-1])
+
+    def once(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """Calls are all run."""
+        return function(*args)
+
+
 def _zero(dtype: torch.dtype) -> Any:
     return False if dtype is torch.bool else 0.0 if dtype.is_floating_point else 0
 
@@ -41,7 +58,12 @@ def tensors_without_data() -> Iterator[FakeTensorMode]:
 
     Nothing that depends on values can be known: drawn weights are none, and a comparison of values is false.
     """
-    with torch.random.fork_rng([]), FakeTensorMode(allow_non_fake_inputs=True) as mode, _ValuesAreUnknown(mode):
+    with (
+        torch.random.fork_rng([]),
+        FakeTensorMode(allow_non_fake_inputs=True) as mode,
+        _ValuesAreUnknown(mode),
+        shortened_by(_ShortLoops()),
+    ):
         yield mode
 
 
@@ -65,3 +87,26 @@ def strip_data(model: nn.Module, device: torch.device | str = "cpu") -> None:
                     is_parameter = isinstance(tensor, nn.Parameter)
                     made[tensor] = nn.Parameter(empty, tensor.requires_grad) if is_parameter else empty
                 table[name] = made[tensor]  # type: ignore[assignment]
+
+
+class _CloneToCopy(TorchFunctionMode):
+    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Swaps the one function, passes the rest on."""
+        if func is not Tensor.__deepcopy__:
+            return func(*args, **(kwargs or {}))
+        tensor, memo = args
+        if id(tensor) not in memo:
+            clone = tensor.detach().clone()
+            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
+        return memo[id(tensor)]
+
+
+def copy_without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
+    """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
+    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
+        model = copy.deepcopy(adapted)
+    for parameter in model.parameters():
+        parameter.grad = None
+    return model.train()

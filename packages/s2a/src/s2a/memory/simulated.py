@@ -7,7 +7,6 @@ Nothing is computed and nothing of the model's size is allocated: a ViT-B/16 at 
 from __future__ import annotations
 
 import contextlib
-import copy
 import dataclasses
 import functools
 import gc
@@ -20,15 +19,14 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import (
     DataDependentOutputException,
     DynamicOutputShapeException,
-    FakeCopyMode,
     FakeTensor,
     FakeTensorMode,
 )
-from torch.overrides import TorchFunctionMode
 
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
+from s2a.memory.no_data import copy_without_data
 from s2a.ops.loops import shortened_by
 
 CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
@@ -190,6 +188,14 @@ class StepSimulation:
         for name, number in (("batch_size", batch_size), ("steps", steps)):
             if type(number) is not int or number < 1:
                 raise S2AError(f"{name}={number!r} must be an integer of at least 1.")
+        return _summary(*self._simulated(batch_size, steps))
+
+    def flops(self, batch_size: int) -> int:
+        """``Peak.flops`` of a step, without simulating the optimiser's."""
+        return self._simulated(batch_size, 0)[0].flops
+
+    def _simulated(self, batch_size: int, steps: int) -> tuple[Ledger, int]:
+        """The ledger of the last of so many steps, and when its loss was there; 0: one without an optimiser's."""
         ledger = Ledger(self._device, self._mode)
         devices = [self._device] if self._device.type == "cuda" else []
         kept, self._copy = self._copy, None
@@ -197,15 +203,18 @@ class StepSimulation:
             with torch.random.fork_rng(devices), self._mode as mode:
                 # 1. A copy without data, or that of the call before, whose optimiser has its state.
                 model = (
-                    kept[0] if kept else _without_data(self._adapted, mode) if self._copied else self._adapted.train()
+                    kept[0]
+                    if kept
+                    else copy_without_data(self._adapted, mode)
+                    if self._copied
+                    else self._adapted.train()
                 )
                 with _no_collection(), ledger, ledger.following(model), shortened_by(ledger):
                     _enter_weights(model, ledger)
                     optimiser = torch.optim.AdamW(_groups(model), lr=1e-3, **self._options) if kept is None else kept[1]
                     _enter_state(optimiser, ledger)
-                    step = functools.partial(
-                        _step, model, (batch_size, *self._shape), optimiser, self._autocast, self._loss_fn, ledger
-                    )
+                    stepped, shape = optimiser if steps else None, (batch_size, *self._shape)
+                    step = functools.partial(_step, model, shape, stepped, self._autocast, self._loss_fn, ledger)
                     # 2. The steps. Where the first leaves nothing but state behind, it was as good as a later one.
                     after_forward = step(steps > 1 and kept is None)
                     alike = _only_state_stays(ledger)
@@ -218,7 +227,7 @@ class StepSimulation:
             ) from None
         if alike and steps > 1:
             self._copy = model, optimiser  # A step of the next call is no first one.
-        return _summary(ledger, after_forward)
+        return ledger, after_forward
 
 
 def _shape(adapted: Any, image_size: Any, input_shape: Sequence[int] | None) -> tuple[int, ...]:
@@ -244,29 +253,6 @@ def _mode_of(model: nn.Module) -> FakeTensorMode:
     """The mode of tensors without data that a model's tensors belong to, or a new one."""
     found = (p.fake_mode for p in model.parameters() if isinstance(p, FakeTensor))
     return next(found, None) or FakeTensorMode(allow_non_fake_inputs=True)
-
-
-class _CloneToCopy(TorchFunctionMode):
-    """Copies of tensors without data are clones: torch's own copy would ask for their address."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Swaps the one function, passes the rest on."""
-        if func is not Tensor.__deepcopy__:
-            return func(*args, **(kwargs or {}))
-        tensor, memo = args
-        if id(tensor) not in memo:
-            clone = tensor.detach().clone()
-            memo[id(tensor)] = nn.Parameter(clone, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else clone
-        return memo[id(tensor)]
-
-
-def _without_data(adapted: nn.Module, mode: FakeTensorMode) -> nn.Module:
-    """A copy with the same modules, hooks, flags and shapes, on tensors without data."""
-    with _CloneToCopy() if isinstance(next(adapted.parameters()), FakeTensor) else FakeCopyMode(mode):
-        model = copy.deepcopy(adapted)
-    for parameter in model.parameters():
-        parameter.grad = None
-    return model.train()
 
 
 @contextlib.contextmanager
@@ -310,7 +296,7 @@ def _cross_entropy(logits: Tensor) -> Tensor:
 def _step(
     model: nn.Module,
     shape: tuple[int, ...],
-    optimiser: torch.optim.Optimizer,
+    optimiser: torch.optim.Optimizer | None,
     autocast: torch.dtype | None,
     loss_fn: Callable[[Tensor], Tensor],
     ledger: Ledger,
@@ -336,6 +322,9 @@ def _step(
     for parameter in model.parameters():
         if parameter.grad is not None:
             ledger.category(parameter.grad, "gradients")
+    if optimiser is None:
+        model.zero_grad(set_to_none=True)
+        return after_forward
     ledger.begin("optimizer")
     optimiser.step()
     _enter_state(optimiser, ledger)

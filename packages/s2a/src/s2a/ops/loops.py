@@ -1,11 +1,12 @@
-"""Loops over the chunks of a tensor, whose turns all do the same: a simulation of memory need not run every one."""
+"""What repeats in a training step, turns of a loop and calls of a function: a simulation of memory need not run all."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import threading
-from collections.abc import Iterator, Sequence
-from typing import Protocol, TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol, TypeVar
 
 import torch
 
@@ -15,8 +16,12 @@ T = TypeVar("T")
 class Shortener(Protocol):
     """What a simulation does with such a loop."""
 
-    def shorten(self, parts: Sequence[T]) -> Sequence[T]:
+    def shorten(self, parts: Sequence[T], keeps: bool) -> Sequence[T]:
         """The parts to run; what the others would have kept is accounted for while they are iterated over."""
+        ...
+
+    def once(self, function: Callable[..., T], args: tuple[Any, ...]) -> T:
+        """The result of a call that may be like one before it."""
         ...
 
 
@@ -24,7 +29,7 @@ _active: dict[int, Shortener] = {}
 """Thread -> the simulation that runs in it."""
 
 
-def alike(parts: Sequence[T]) -> Sequence[T]:
+def alike(parts: Sequence[T], keeps: bool = True) -> Sequence[T]:
     """The parts of a loop: all of them, but under a simulation some of many.
 
     To be put around the parts of a loop whose turns do the same but for the last, which may be smaller. What a turn
@@ -33,11 +38,32 @@ def alike(parts: Sequence[T]) -> Sequence[T]:
 
     Args:
         parts: One per turn.
+        keeps: Whether anything that a turn makes is there when the loop has ended.
     """
     if not _active or torch.compiler.is_compiling():
         return parts
     simulation = _active.get(threading.get_ident())
-    return parts if simulation is None else simulation.shorten(parts)
+    return parts if simulation is None else simulation.shorten(parts, keeps)
+
+
+def repeated(function: Callable[..., T]) -> Callable[..., T]:
+    """A function that is called many times alike, by every block of a model: a simulation runs such calls once.
+
+    To be put on a function that has nothing but its arguments and returns nothing but tensors and ``None``, in tuples
+    and lists. Arguments come by position; the first is hashable and has no tensors, the others are tensors and plain
+    values. What a call does may depend on shapes, dtypes and these values alone, it runs no module, and what it makes
+    is gone when it ends unless it is returned. Where gradients are on, every call runs: inside of an autograd function
+    they are off.
+    """
+
+    @functools.wraps(function)
+    def call(*args: Any) -> T:
+        if not _active or torch.compiler.is_compiling():
+            return function(*args)
+        simulation = _active.get(threading.get_ident())
+        return function(*args) if simulation is None else simulation.once(function, args)
+
+    return call
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ the other, their low two bits and their high bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -42,14 +42,12 @@ def packed_bytes(n: int, bits: int) -> int:
     return -(-n * bits // 8)
 
 
-def chunks(n: int, chunk: int, bits: int) -> Sequence[tuple[slice, slice]]:
-    """(elements, bytes) of every chunk of a flat tensor of ``n`` elements."""
+def chunks(n: int, chunk: int, bits: int) -> Iterator[tuple[slice, slice]]:
+    """(elements, bytes) of every chunk of a flat tensor of ``n`` elements; for loops whose turns keep nothing."""
     size = packed_bytes(chunk, bits)
-    found = []
-    for i, start in enumerate(range(0, n, chunk)):
-        stop = min(start + chunk, n)
-        found.append((slice(start, stop), slice(i * size, i * size + packed_bytes(stop - start, bits))))
-    return alike(found)
+    for start in alike(range(0, n, chunk), keeps=False):
+        stop, place = min(start + chunk, n), start // chunk * size
+        yield slice(start, stop), slice(place, place + packed_bytes(stop - start, bits))
 
 
 def to_codes(x: Tensor, top: int) -> Tensor:

@@ -26,6 +26,7 @@ from torch.autograd.function import once_differentiable
 from s2a.errors import S2AError
 from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
+from s2a.ops.loops import repeated
 from s2a.ops.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 
 
@@ -214,14 +215,19 @@ class _Coded(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
         (data,) = ctx.saved_tensors
-        out = torch.empty_like(grad, memory_format=ctx.layout)
-        flat, given, code = _flat(out, ctx.layout), _flat(grad, ctx.layout), ctx.code
-        table = code.table(grad.dtype, grad.device)
-        # dx = dy * values[code], chunk by chunk into the result.
-        for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
-            codes = unpack(data[place], elements.stop - elements.start, code.bits)
-            torch.mul(given[elements], table.index_select(0, codes.to(torch.int32)), out=flat[elements])
-        return out, None, None
+        return _coded_backward(ctx.code, grad, data, ctx.layout, ctx.chunk), None, None
+
+
+@repeated
+def _coded_backward(code: Code, grad: Tensor, data: Tensor, layout: torch.memory_format, chunk: int) -> Tensor:
+    """Gradient of the input: dx = dy * values[code], chunk by chunk into the result."""
+    out = torch.empty_like(grad, memory_format=layout)
+    flat, given = _flat(out, layout), _flat(grad, layout)
+    table = code.table(grad.dtype, grad.device)
+    for elements, place in chunks(flat.numel(), chunk, code.bits):
+        codes = unpack(data[place], elements.stop - elements.start, code.bits)
+        torch.mul(given[elements], table.index_select(0, codes.to(torch.int32)), out=flat[elements])
+    return out
 
 
 def _layout(x: Tensor) -> torch.memory_format:

@@ -23,7 +23,7 @@ from s2a_bench.cells import record as records
 from s2a_bench.cells.outputs import remove_checkpoint
 from s2a_bench.cells.record import Record
 from s2a_bench.sweeps.events import Listener, notify
-from s2a_bench.sweeps.plan import Plan
+from s2a_bench.sweeps.plan import Plan, count_cells
 from s2a_bench.sweeps.ray import cluster, runtime
 from s2a_bench.sweeps.ray.cluster import ClusterError, Join
 from s2a_bench.sweeps.search import asha
@@ -80,6 +80,8 @@ class SweepCallback(Callback):
             self.texts[_id(trial)] = result["record"]
         elif "so_far" in result:  # val was looked at: what is known should the search stop the trial here
             self.looks[_id(trial)] = result["so_far"]
+        elif "steps" in result:
+            notify(self.listeners, "step", _id(trial), result["step"], result["steps"])
         elif "epoch" in result:
             notify(self.listeners, "epoch", _id(trial), result)
         elif "node" in result:  # the first report in a cluster
@@ -141,8 +143,8 @@ class SweepCallback(Callback):
             self.hopeful = self.looked
         elif self.looked - self.hopeful >= join.patience:
             self.refused = ClusterError(
-                f"The Ray cluster at {join.address} has lost every node that could run the {len(waiting)} cells "
-                f"left, for {join.patience:g} s ({cluster.describe(nodes)})."
+                f"The Ray cluster at {join.address} has lost every node that could run the "
+                f"{count_cells(len(waiting))} left, for {join.patience:g} s ({cluster.describe(nodes)})."
             )
             raise self.refused
 

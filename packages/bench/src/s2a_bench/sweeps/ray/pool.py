@@ -11,6 +11,7 @@ import functools
 import hashlib
 import json
 import shutil
+import time
 import traceback
 from collections.abc import Sequence
 from typing import Any
@@ -29,6 +30,9 @@ from s2a_bench.sweeps.resources import Placement
 from s2a_bench.sweeps.search import asha
 from s2a_bench.sweeps.search.asha import Halving
 from s2a_bench.sweeps.workers import Workers
+
+_STEP_SECONDS = 5.0
+"""How often a worker says which step it is at: every report goes through the driver."""
 
 
 def run_with_ray(
@@ -139,7 +143,7 @@ def _trial(config: dict[str, Any]) -> None:
     """One cell in a worker, which may be on another machine: it writes the record if it sees the driver's folder.
 
     What it reports, ``callbacks.SweepCallback`` reads: in a cluster ``node`` first; ``epoch`` with the loop's metrics;
-    ``so_far`` with the record after a look at val; at last ``record``.
+    ``step`` and ``steps`` now and then; ``so_far`` with the record after a look at val; at last ``record``.
     """
     from ray import tune
 
@@ -158,9 +162,17 @@ def _trial(config: dict[str, Any]) -> None:
         point = so_far.curve[-1]
         tune.report({asha.TIME: point["epoch"], asha.METRIC: point[asha.METRIC], "so_far": text})
 
+    spoken = time.monotonic()
+
+    def step(done: int, total: int) -> None:
+        nonlocal spoken
+        if time.monotonic() - spoken >= _STEP_SECONDS:
+            spoken = time.monotonic()
+            tune.report({"step": done, "steps": total})
+
     try:
         to_run = identity.with_facts(known, cell["id"], cell["facts"])
-        record = run.run(to_run, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look)
+        record = run.run(to_run, lambda metrics: tune.report(dict(metrics)), keep if sees else None, look, on_step=step)
         if record.cell_id != cell["id"]:
             raise InputError(
                 f"The worker's data, checkpoint or version of s2a-bench is another one: cell {record.cell_id} there, "

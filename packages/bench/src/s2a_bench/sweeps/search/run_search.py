@@ -15,7 +15,7 @@ from s2a_bench.config import CellConfig, TrainConfig
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import plan as planning
 from s2a_bench.sweeps.events import Listener, StageEnd, notify
-from s2a_bench.sweeps.plan import Plan, identify, results
+from s2a_bench.sweeps.plan import Plan, count_cells, identify, results
 from s2a_bench.sweeps.ray.runtime import Engine
 from s2a_bench.sweeps.request import Request, RunOptions
 from s2a_bench.sweeps.search import choice as search
@@ -197,9 +197,8 @@ def _choose(known: Searches, found: Mapping[str, Record | None], output: Path) -
 def _announcement(known: Searches) -> str:
     each, count = len(known.each[0][1]), len(known.each)
     total = f"{count} searches of {each}" if count > 1 else f"1 search of {each}"
-    text = (
-        f"Search: {total} trials ({len(known.trials)} cells, seed {search.SEED}), scored on val; no test set is opened."
-    )
+    cells = count_cells(len(known.trials))
+    text = f"Search: {total} trials ({cells}, seed {search.SEED}), scored on val; no test set is opened."
     if known.mode.scheduler == "none":
         return text
     return f"{text} ASHA stops trials that fall behind; methods may differ in epochs and in looks at val."

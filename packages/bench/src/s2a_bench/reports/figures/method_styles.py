@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from s2a_bench.cells import method_cards
-from s2a_bench.reports.svg.elements import Markup, element
+from s2a_bench.reports.markup import Markup, element
 
 if TYPE_CHECKING:
     from s2a.card import Style
@@ -80,39 +80,53 @@ def _spare_style(method: str) -> Style:
     return Style(*pairs[int.from_bytes(digest[:6], "big") % len(pairs)])
 
 
-def class_name(method: str) -> str:
-    """CSS class of a method's marks. It needs no escaping, whatever the method is called."""
+def variable(method: str) -> str:
+    """Name of the CSS variable of a method's colour. It needs no escaping, whatever the method is called."""
     if re.fullmatch(r"[a-z][a-z0-9_]*", method):
         return f"m-{method}"
     return f"m-x{hashlib.sha256(method.encode()).hexdigest()[:12]}"
 
 
 def css(methods: Iterable[str]) -> tuple[str, str]:
-    """Rules that set the colour ``--m`` of the methods' marks, for light and for dark pages."""
-    styles = {class_name(method): style(method) for method in sorted(set(methods))}
-    light = "".join(f".fig .{name}{{--m:{found.light}}}" for name, found in styles.items())
-    dark = "".join(f".fig .{name}{{--m:{found.dark}}}" for name, found in styles.items())
+    """Declarations of the methods' colours, for light and for dark pages."""
+    styles = {variable(method): style(method) for method in sorted(set(methods))}
+    light = "".join(f"--{name}:{found.light};" for name, found in styles.items())
+    dark = "".join(f"--{name}:{found.dark};" for name, found in styles.items())
     return light, dark
 
 
-def marker(method: str, x: float, y: float, size: float, class_: str) -> Markup:
-    """A method's shape around a point.
+def corners(method: str) -> tuple[tuple[float, float], ...] | None:
+    """Corners of a method's shape around 0, y downwards, in units of the marker's size; ``None`` for a circle."""
+    return _POLYGONS.get(style(method).shape)
+
+
+def swatch(method: str, variant: int = 0) -> Markup:
+    """A method's marker, for tables.
 
     Args:
         method: Name.
-        x: Of the centre.
-        y: Of the centre.
-        size: Radius of a circle of the same weight to the eye.
-        class_: CSS class of the drawn element.
+        variant: From the second variant (1) on, its number is in the marker, as in the figures.
     """
-    shape = style(method).shape
-    if shape == "circle":
-        return element("circle", cx=x, cy=y, r=size, class_=class_)
-    points = " ".join(f"{x + size * dx:.1f},{y + size * dy:.1f}" for dx, dy in _POLYGONS[shape])
-    return element("polygon", points=points, class_=class_)
+    middle, size = 8.0, 6.8 if has_room(method) else 6.0
+    fill = f"fill:var(--{variable(method)})"
+    if (found := corners(method)) is None:
+        mark = element("circle", cx=middle, cy=middle, r=size, style=fill)
+    else:
+        points = " ".join(f"{middle + size * dx:.1f},{middle + size * dy:.1f}" for dx, dy in found)
+        mark = element("polygon", points=points, style=fill)
+    digits = Markup()
+    if words := number(variant):
+        height = 9.0 if has_room(method) and len(words) == 1 else 7.5
+        look = f"fill:var(--page);font-size:{height:g}px;font-weight:700"
+        digits = element("text", words, x=middle, y=middle + 0.36 * height, text_anchor="middle", style=look)
+    return element("svg", mark, digits, viewBox="0 0 16 16", class_="fig swatch", aria_hidden="true")
 
 
-def swatch(method: str) -> Markup:
-    """A method's marker, for tables."""
-    mark = element("g", marker(method, 6.0, 6.0, 4.4, "mark"), class_=class_name(method))
-    return element("svg", mark, viewBox="0 0 12 12", class_="fig swatch", aria_hidden="true")
+def has_room(method: str) -> bool:
+    """Whether a number fits into the method's shape; a triangle, star or cross must be larger for one."""
+    return style(method).shape in ("circle", "square", "diamond", "pentagon", "hexagon")
+
+
+def number(variant: int) -> str:
+    """What stands in the marker of a variant: nothing for the first one, then 2, 3 and so on."""
+    return str(variant + 1) if variant else ""

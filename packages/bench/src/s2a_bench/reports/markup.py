@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import Any
 
 
@@ -38,7 +39,21 @@ def join(children: Any, between: str = "") -> Markup:
     return Markup(between.join(c if isinstance(c, Markup) else html.escape(c, quote=False) for c in children))
 
 
-_VOID = frozenset({"meta", "br", "hr", "img"})
+def make_table(head: Sequence[Markup], body: Sequence[Markup], sortable: bool = False) -> Markup:
+    """A table that scrolls sideways; its first column stays.
+
+    Args:
+        head: Headings.
+        body: Rows.
+        sortable: Whether the page's script gives its headings buttons.
+    """
+    rows = [element("thead", element("tr", *head)), element("tbody", *body)]
+    table = element("table", *rows, class_="sortable" if sortable and len(body) > 1 else None)
+    # Focusable, so that the keyboard can scroll it too.
+    return element("div", table, class_="wide", tabindex="0")
+
+
+_VOID = frozenset({"meta", "br", "hr", "img", "input"})
 
 
 def _text(value: Any) -> str:
