@@ -16,7 +16,9 @@ timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that r
 from __future__ import annotations
 
 import dataclasses
+import functools
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import timm.layers
@@ -28,6 +30,7 @@ from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.backbones import Block, BlockRun, running, state_of
+from s2a.lean.again import block_again, can_run_again
 from s2a.lean.attention import attention
 from s2a.lean.class_token import class_attention, reads_class_token_alone
 from s2a.lean.mlp import mlp
@@ -35,6 +38,7 @@ from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
 from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
 from s2a.ops.keeping import in_selective_checkpoint, keeps_for_backward
+from s2a.ops.rows import CODED
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -77,11 +81,13 @@ class LeanRun(BlockRun):
 
     Attributes:
         class_token_only: The attention returns the class token's row alone.
+        saved_bits: Role -> what its branch keeps in this run, in place of its own.
     """
 
-    def __init__(self, class_token_only: bool = False) -> None:
+    def __init__(self, class_token_only: bool = False, saved_bits: Mapping[str, SavedBits] | None = None) -> None:
         super().__init__()
         self.class_token_only = class_token_only
+        self.saved_bits = saved_bits or {}
 
 
 @dataclasses.dataclass(eq=False)
@@ -194,7 +200,7 @@ class FusedBranch:
     @property
     def _codes_alone(self) -> bool:
         """Whether the last layer's input cannot be recomputed: codes give the activation's derivative alone."""
-        return isinstance(self.body, Mlp) and self.saved_bits.inner > 0
+        return isinstance(self.body, Mlp) and 0 < self.saved_bits.inner <= CODED
 
     def can_fuse(self, x: Tensor) -> bool:
         """Whether the running block runs fused on ``x``; warns once if something was changed after ``attach``."""
@@ -239,15 +245,17 @@ class FusedBranch:
         recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
         common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype}
         body: Any = self.body
+        run: LeanRun | None = state_of(self.block_module)
+        saved_bits = self.saved_bits if run is None else run.saved_bits.get(self.role, self.saved_bits)
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
             key = activation_key(body.act)
             assert key is not None
-            out = mlp(BranchOptions(self.saved_bits, norm.eps, maps, key, self.levels, **common), x, tensors)
+            out = mlp(BranchOptions(saved_bits, norm.eps, maps, key, self.levels, **common), x, tensors)
             drop = body.drop2
         else:
             bias = body._get_rel_pos_bias() if isinstance(body, WindowAttention) else None
-            shape = BranchOptions(self.saved_bits, norm.eps, heads=body.num_heads, scale=body.scale, **common)
+            shape = BranchOptions(saved_bits, norm.eps, heads=body.num_heads, scale=body.scale, **common)
             out = class_attention(shape, x, tensors) if class_token_only else attention(shape, x, bias, mask, tensors)
             drop = body.proj_drop
         # The last layer's module is not called; hooks that need its output alone (a bottleneck adapter's) run here.
@@ -291,10 +299,37 @@ def body_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
 
 def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     """A block's own forward, during which the norms of its fused branches may be skipped."""
+    branches: tuple[FusedBranch, ...] = self.s2a_branches
+    alone = len(args) == 1 and not kwargs
+    in_place = alone and "s2a_in_place" in self.__dict__ and writable(args[0])
+    bits = branches[0].saved_bits.block
+    if bits and alone and _can_run_again(self, args[0]):
+        width = max(len(branch.layers[0].weight) for branch in branches)
+        return block_again(functools.partial(_run_exactly, self), args[0], bits, width, in_place)
     with running(self, LeanRun()):
-        if "s2a_in_place" in self.__dict__ and len(args) == 1 and not kwargs and writable(args[0]):
+        if in_place:
             return IN_PLACE[type(self)](self, args[0])
         return type(self).forward(self, *args, **kwargs)
+
+
+def _can_run_again(self: Any, x: Tensor) -> bool:
+    """Whether a block of two branches can be computed again from its input, and anything asks for its gradients."""
+    branches: tuple[FusedBranch, ...] = self.s2a_branches
+    if len(branches) < 2 or not (x.requires_grad or any(branch.can_fuse(x) for branch in branches)):
+        return False
+    # In the second run the input has a gradient.
+    return can_run_again(self) and all(branch.can_fuse(x.detach().requires_grad_()) for branch in branches)
+
+
+EXACT = {"attn": SavedBits(norm=32, inner=32), "mlp": SavedBits(norm=32, inner=32)}
+"""Role -> what a branch keeps in a block's second run, until the backward pass of the same chunk."""
+
+
+def _run_exactly(self: Any, x: Tensor) -> Tensor:
+    """A block's own forward, whose branches keep everything as it is."""
+    # The pass is hidden, as the second run comes after it: a block does the same in both.
+    with running(None), running(self, LeanRun(saved_bits=EXACT)):
+        return type(self).forward(self, x)  # type: ignore[no-any-return]
 
 
 def last_block_forward(self: Any, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:

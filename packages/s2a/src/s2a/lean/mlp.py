@@ -5,8 +5,8 @@ Forward, for the rows x of a batch:
     n = (x - mean) rstd,   h = n w + b,   u = h W1^T + b1,   a = act(u),   y = a W2^T + b2
 
 Kept of each chunk of images: n as codes with minimum and step of each row or group, rstd, and, with
-``SavedBits.inner`` bits, the codes of act'(u) (``s2a.ops.levels``). Without them (``inner=0``) the backward pass
-recomputes u from n'. Backward:
+``SavedBits.inner`` bits, the codes of act'(u) (``s2a.ops.levels``), with 32 bits u itself. With ``inner=0`` the
+backward pass recomputes u from n'. Backward:
 
     da = g W2,   du = da * act'(u),   dh = du W1,   dx = rstd (dn - mean(dn) - n mean(dn * n)) with dn = dh w
 """
@@ -25,7 +25,8 @@ from s2a.lean.linear import Layer, image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike, repeated
-from s2a.ops.reference import FORWARDS
+from s2a.ops.reference import BACKWARDS, FORWARDS
+from s2a.ops.rows import CODED
 
 
 class _Mlp(torch.autograd.Function):
@@ -71,7 +72,10 @@ def _forward(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ..
         u = first(h.to(options.dtype))
         del rows, h
         # The activation, in place; the codes of its derivative are made from u on the way.
-        if options.saved_bits.inner:
+        if options.saved_bits.inner > CODED:
+            kept.append(u)
+            u = FORWARDS[options.activation][1](u)
+        elif options.saved_bits.inner:
             kept.append(ops.act_pack(u, options.activation, options.saved_bits.inner, options.levels))
         else:
             u = FORWARDS[options.activation][1](u)
@@ -108,11 +112,12 @@ def _backward(
             )
         # 2. da = g W2, then du = da * act'(u), written over da: by code, or exactly from u.
         da = second.input_grad(g)
-        if inner:
+        if inner and options.saved_bits.inner <= CODED:
             sums = ops.act_backward(da, inner[0], options.activation, options.saved_bits.inner, options.levels)
         else:
-            u = first.recompute(h, options.recompute_dtype)  # type: ignore[arg-type]
-            da, x = _act_grad(u, da, options.activation, second.reads_input)
+            u = inner[0] if inner else first.recompute(h, options.recompute_dtype)  # type: ignore[arg-type]
+            da = BACKWARDS[options.activation](da, u)
+            x = FORWARDS[options.activation][1](u) if second.reads_input else None
             del u
             sums = None
         # 3. Gradients of W2, b2 (from a) and W1, b1 (from h), where they are asked for.
@@ -129,15 +134,6 @@ def _backward(
         del dh, moved
     norm = (cast_like(norm_weight, weight_sum), cast_like(norm_bias, bias_sum))
     return out if wanted[0] else None, *norm, *first.gradients(), *second.gradients()
-
-
-def _act_grad(u: Tensor, grad: Tensor, activation: str, want: bool) -> tuple[Tensor, Tensor | None]:
-    """Gradient of an activation's input, exactly; and its output, where the layer behind it wants it."""
-    with torch.enable_grad():
-        leaf = u.detach().requires_grad_()
-        out = FORWARDS[activation][1](leaf)
-        (moved,) = torch.autograd.grad(out, leaf, grad)
-    return moved, out.detach() if want else None
 
 
 def mlp(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ...]) -> Tensor:

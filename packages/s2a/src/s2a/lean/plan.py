@@ -43,6 +43,10 @@ class Plan:
             lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
         counts = Counter((role, bits) for (_, role), bits in self.saved_bits.items())
         for (role, bits), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
+            if bits.block:
+                if role == "attn":
+                    lines.append(f"  {count:>3} x block: input in {bits.block} bits, the whole block computed again")
+                continue
             inner = {"attn": "q, k, v", "mlp": "activation"}[role]
             rest = f"{inner} in {bits.inner} bits" if bits.inner else f"{inner} computed again"
             lines.append(f"  {count:>3} x {role}: norm in {bits.norm} bits, {rest}")

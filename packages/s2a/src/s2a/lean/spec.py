@@ -7,7 +7,7 @@ import dataclasses
 import torch
 from torch import Tensor
 
-from s2a.ops.rows import kept_bytes, row_bytes
+from s2a.ops.rows import CODED, kept_bytes, row_bytes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,12 +16,15 @@ class SavedBits:
 
     Attributes:
         norm: Of the norm's normalised input, one of ``rows.WIDTHS``.
-        inner: Of the activation's input (its derivative's code: 1, 2, 3, 4 or 8), or of q, k, v (one of
-            ``rows.WIDTHS``). 0: recomputed from the norm's codes.
+        inner: Of the activation's input (its derivative's code: 1, 2, 3, 4 or 8; 32: the input as it is), or of q, k,
+            v (one of ``rows.WIDTHS``). 0: recomputed from the norm's codes.
+        block: Of the block's input, one of ``rows.WIDTHS``, from which the whole block is computed again; all branches
+            of a block say the same. 0: every branch keeps its own.
     """
 
     norm: int = 8
     inner: int = 0
+    block: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,16 +64,22 @@ class BranchSpec:
     def nbytes(self, saved_bits: SavedBits, images: int) -> int:
         """Bytes that the branch keeps of a batch."""
         rows = self.tokens if self.role == "attn" else self.inner_tokens
+        if saved_bits.block:  # Kept once for the block; it is entered with the first branch.
+            return kept_bytes(images * rows, self.channels, saved_bits.block) if self.role == "attn" else 0
         # Codes of the normalised input with their numbers, and rstd of every row in float32.
         total = kept_bytes(images * rows, self.channels, saved_bits.norm) + 4 * images * rows
         if not saved_bits.inner:
             return total
         if self.role == "attn":
             return total + kept_bytes(3 * images * rows, self.inner // 3, saved_bits.inner)
+        if saved_bits.inner > CODED:
+            return total + kept_bytes(images * rows, self.inner, saved_bits.inner)
         return total + images * rows * row_bytes(self.inner, self.bits or saved_bits.inner)
 
     def recomputed_work(self, saved_bits: SavedBits) -> float:
         """Multiply-adds of the forward pass that the backward pass repeats, one image."""
+        if saved_bits.block:
+            return self.work
         rows = self.tokens if self.role == "attn" else self.inner_tokens
         return 0.0 if saved_bits.inner else rows * self.channels * self.inner
 

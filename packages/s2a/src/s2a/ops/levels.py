@@ -77,7 +77,9 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     """
     if torch.compiler.is_compiling():
         return _fitted(function, bits)
-    with _disable_current_modes():  # Asked for in a simulation, these are real numbers all the same.
+    # Asked for in a simulation, or by an operator that runs on the meta device, these are real numbers all the same.
+    with _disable_current_modes(), torch._C._PreserveDispatchKeyGuard():
+        torch._C._set_meta_in_tls_dispatch_include(False)
         return _fitted(function, bits)
 
 

@@ -55,6 +55,23 @@ IN_PLACE: dict[str, Callable[[Tensor], Tensor]] = {
 """The same bits in the argument's place: one pass less over what does not stay in a cache."""
 
 
+def _quick_gelu_backward(grad: Tensor, u: Tensor) -> Tensor:
+    gate = (1.702 * u).sigmoid()
+    return grad * (gate + 1.702 * u * gate * (1 - gate))
+
+
+BACKWARDS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "gelu": torch.ops.aten.gelu_backward,
+    "gelu_tanh": functools.partial(torch.ops.aten.gelu_backward, approximate="tanh"),
+    "quick_gelu": _quick_gelu_backward,
+    "silu": torch.ops.aten.silu_backward,
+    "hardswish": torch.ops.aten.hardswish_backward,
+    "relu": lambda grad, u: torch.ops.aten.threshold_backward(grad, u, 0),
+    "relu6": lambda grad, u: torch.ops.aten.hardtanh_backward(grad, u, 0.0, 6.0),
+}
+"""Activation -> the gradient of its input u, for that of its output: autograd's own operators."""
+
+
 def code_of(activation: str, bits: int, levels: str) -> Code:
     """The derivative's code of an activation (see ``activation_code``); ReLU's takes 1 bit whatever is asked for."""
     return activation_code(FORWARDS[activation][0], bits, levels)

@@ -17,6 +17,7 @@ under the budget is a multiple-choice knapsack problem (``_knapsack``).
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 
 from s2a.errors import S2AError
@@ -29,10 +30,12 @@ SOURCE_ERRORS = {8: 3.4e-4, 10: 2e-5, 12: 1.5e-6}
 """Bits of a normalised input from which q, k and v are recomputed -> error."""
 QKV_ERRORS = {8: 5.5e-4, 10: 3e-5, 12: 2e-6}
 """Bits of q, k, v -> error."""
-ACT_ERRORS = {2: 5.8e-2, 3: 2.2e-2, 4: 3.3e-3, 8: 1e-5}
-"""Bits of an activation's code -> error."""
+ACT_ERRORS = {2: 5.8e-2, 3: 2.2e-2, 4: 3.3e-3, 8: 1e-5, 32: 0.0}
+"""Bits of an activation's code, or 32 for its input as it is -> error."""
 HIDDEN_ERRORS = {8: 9e-5, 10: 5.5e-6, 12: 5e-7}
 """Bits of a normalised input from which an activation's input is recomputed -> error."""
+BLOCK_ERRORS = {8: 4.3e-4, 10: 2.6e-5, 12: 2e-6}
+"""Bits of a block's input from which the whole block is computed again -> error."""
 FLOOR = 1e-5
 """What is left when every branch keeps 12 bits: the last norm's 8 bits and other layers."""
 
@@ -42,6 +45,8 @@ ERROR_WEIGHT = 100.0
 
 def error_of(spec: BranchSpec, bits: SavedBits) -> float:
     """Estimated one minus cosine of the gradients, if all branches of the role chose so."""
+    if bits.block:  # Counted once, with the attention.
+        return BLOCK_ERRORS[bits.block] if spec.role == "attn" else 0.0
     if spec.role == "attn":
         return NORM_ERRORS[bits.norm] + (QKV_ERRORS[bits.inner] if bits.inner else SOURCE_ERRORS[bits.norm])
     if not bits.inner:
@@ -75,7 +80,7 @@ def choices_of(spec: BranchSpec) -> list[SavedBits]:
         norms = (8, 10) if spec.reads_first else (2, 3, 4)
         return recomputed + [SavedBits(norm, inner) for norm in norms for inner in QKV_ERRORS]
     if spec.reads_last:
-        return recomputed
+        return [*recomputed, *(SavedBits(norm, 32) for norm in (8, 10))]
     norms = (4, 8) if spec.reads_first else (2, 3, 4, 8)
     return recomputed + [
         SavedBits(norm, inner) for norm in norms for inner in ((spec.bits,) if spec.bits else ACT_ERRORS)
@@ -102,11 +107,15 @@ def make_plan(
     """
     # A step's products: forward, and as many for the gradients of inputs.
     whole = sum(2 * spec.work for spec in specs) or 1.0
-    pairs = zip(specs, depth_weights(specs), strict=True)
-    options = [_options(spec, weight, images, whole) for spec, weight in pairs]
+    blocks = _blocks_of(specs)
+    weights = depth_weights(specs)
+    options = [_options([specs[i] for i in block], weights[block[0]], images, whole) for block in blocks]
     smallest = others + sum(min(option.nbytes for option in group) for group in options)
     if budget is None:
-        chosen = [_Option(bits, spec.nbytes(bits, images), 0.0) for spec, bits in zip(specs, now, strict=True)]
+        chosen = [
+            _Option(tuple(now[i] for i in block), sum(specs[i].nbytes(now[i], images) for i in block), 0.0)
+            for block in blocks
+        ]
     elif budget < smallest:
         raise S2AError(
             f"A saved_budget_mb of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of "
@@ -115,7 +124,7 @@ def make_plan(
         )
     else:
         chosen = _knapsack(options, budget - others)
-    saved_bits = [option.saved_bits for option in chosen]
+    saved_bits = [bits for option in chosen for bits in option.saved_bits]
     return Plan(
         {(spec.name, spec.role): bits for spec, bits in zip(specs, saved_bits, strict=True)},
         images,
@@ -127,21 +136,35 @@ def make_plan(
     )
 
 
+def _blocks_of(specs: Sequence[BranchSpec]) -> list[list[int]]:
+    """Numbers of the branches of each block, in forward order."""
+    return [list(group) for _, group in itertools.groupby(range(len(specs)), key=lambda i: specs[i].name)]
+
+
 @dataclasses.dataclass(frozen=True)
 class _Option:
-    """One thing that a branch can keep, with its bytes and its cost."""
+    """One thing that the branches of a block can keep, with its bytes and its cost."""
 
-    saved_bits: SavedBits
+    saved_bits: tuple[SavedBits, ...]
     nbytes: int
     cost: float
 
 
-def _options(spec: BranchSpec, weight: float, images: int, whole: float) -> list[_Option]:
-    """A branch's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first."""
+def _options(block: Sequence[BranchSpec], weight: float, images: int, whole: float) -> list[_Option]:
+    """A block's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first.
+
+    What its branches keep each, in all combinations; or the block's input, where it has an attention and an MLP that
+    both run on all tokens.
+    """
+    every = list(itertools.product(*map(choices_of, block)))
+    if len(block) == 2 and not any(spec.fixed for spec in block):
+        every += [(SavedBits(10, 0, bits),) * 2 for bits in BLOCK_ERRORS]  # 10: where a run cannot be done again.
     found = []
-    for bits in choices_of(spec):
-        cost = spec.recomputed_work(bits) / whole + ERROR_WEIGHT * weight * error_of(spec, bits)
-        found.append(_Option(bits, spec.nbytes(bits, images), cost))
+    for choice in every:
+        pairs = list(zip(block, choice, strict=True))
+        again = sum(spec.recomputed_work(bits) for spec, bits in pairs) / whole
+        cost = again + ERROR_WEIGHT * weight * sum(error_of(spec, bits) for spec, bits in pairs)
+        found.append(_Option(choice, sum(spec.nbytes(bits, images) for spec, bits in pairs), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []
     for option in found:
@@ -151,19 +174,19 @@ def _options(spec: BranchSpec, weight: float, images: int, whole: float) -> list
 
 
 def _knapsack(options: Sequence[Sequence[_Option]], room: int) -> list[_Option]:
-    """One option per branch with the least total cost in ``room`` bytes, up to what a single change could still gain.
+    """One option per block with the least total cost in ``room`` bytes, up to what a single change could still gain.
 
     The multiple-choice knapsack (Kellerer, Pferschy and Pisinger, Knapsack Problems, 2004, chapter 11)
 
-        minimise  sum_i cost_i(x_i)  subject to  sum_i bytes_i(x_i) <= room,   x_i one of branch i's options
+        minimise  sum_i cost_i(x_i)  subject to  sum_i bytes_i(x_i) <= room,   x_i one of block i's options
 
     is solved by Lagrangian relaxation. With a price p >= 0 of a byte, the sum of cost + p bytes is least when every
-    branch takes its own cheapest option, so the solution for a given price needs no search. Its bytes fall as the price
+    block takes its own cheapest option, so the solution for a given price needs no search. Its bytes fall as the price
     rises; bisection finds the least price at which they fit. What is left of the room is filled greedily.
 
     Args:
-        options: Of each branch, those of ``_options``.
-        room: Bytes that all branches may keep together; enough for the smallest option of each.
+        options: Of each block, those of ``_options``.
+        room: Bytes that all blocks may keep together; enough for the smallest option of each.
     """
 
     def cheapest_at(price: float) -> list[_Option]:

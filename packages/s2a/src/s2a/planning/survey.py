@@ -35,8 +35,22 @@ def measure_specs(
     Returns:
         Sizes of the branches, in forward order, and the bytes of weights and of all that no branch keeps.
     """
-    # Not one image: there some saved views are whole storages.
-    two, four = saved(2), saved(4)
+    # Branch by branch, also where a plan keeps blocks' inputs.
+    before = [branch.saved_bits for branch in branches]
+    for branch in branches:
+        branch.saved_bits = dataclasses.replace(branch.saved_bits, block=0)
+    try:
+        two, four = saved(2), saved(4)  # Not one image: there some saved views are whole storages.
+        return _measured(model, branches, two, four, images)
+    finally:
+        for branch, bits in zip(branches, before, strict=True):
+            branch.saved_bits = bits
+
+
+def _measured(
+    model: nn.Module, branches: tuple[FusedBranch, ...], two: dict[str, int], four: dict[str, int], images: int
+) -> tuple[list[BranchSpec], int]:
+    """See ``measure_specs``; ``two`` and ``four``: what is saved of two and of four images, module by module."""
     names = {module: name for name, module in model.named_modules()}
     paths = [names[branch.body] for branch in branches]
     each = [(four.get(path, 0) - two.get(path, 0)) // 2 for path in paths]
