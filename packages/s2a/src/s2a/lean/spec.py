@@ -42,6 +42,8 @@ class BranchSpec:
         reads_first: The first linear layer's input is needed for gradients: it must not be too coarse.
         reads_last: The last layer's input is needed for gradients: it is recomputed, from a fine norm.
         fixed: q, k, v cannot be kept.
+        block_saves: Bytes that go beside those of the branches when the whole block is computed again, as a constant
+            and per image; ``None``: it cannot be.
     """
 
     name: str
@@ -54,6 +56,7 @@ class BranchSpec:
     reads_first: bool = False
     reads_last: bool = False
     fixed: bool = False
+    block_saves: tuple[int, int] | None = None
 
     @property
     def work(self) -> float:
@@ -64,8 +67,11 @@ class BranchSpec:
     def nbytes(self, saved_bits: SavedBits, images: int) -> int:
         """Bytes that the branch keeps of a batch."""
         rows = self.tokens if self.role == "attn" else self.inner_tokens
-        if saved_bits.block:  # Kept once for the block; it is entered with the first branch.
-            return kept_bytes(images * rows, self.channels, saved_bits.block) if self.role == "attn" else 0
+        if saved_bits.block:  # Kept once for the block; it is entered with the attention.
+            if self.role != "attn":
+                return 0
+            constant, each = self.block_saves or (0, 0)
+            return kept_bytes(images * rows, self.channels, saved_bits.block) - constant - each * images
         # Codes of the normalised input with their numbers, and rstd of every row in float32.
         total = kept_bytes(images * rows, self.channels, saved_bits.norm) + 4 * images * rows
         if not saved_bits.inner:

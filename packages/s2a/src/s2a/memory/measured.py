@@ -17,9 +17,11 @@ class SavedBytes(dict[str, int]):
 
     Attributes:
         shared: Module name -> bytes, where a storage counts for every module that saves it, once for each.
+        within: Module name -> bytes of all that was first saved while it ran, by itself or by what it called.
     """
 
     shared: dict[str, int]
+    within: dict[str, int]
 
     @property
     def total(self) -> int:
@@ -59,7 +61,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     own = {t.untyped_storage()._cdata for t in (*adapted.parameters(), *adapted.buffers())}
     names = {id(module): name or "model" for name, module in adapted.named_modules()}
     stack: list[str] = []
-    held: list[tuple[str, weakref.ref[_Held]]] = []
+    held: list[tuple[tuple[str, ...], weakref.ref[_Held]]] = []
 
     def enter(module: nn.Module, args: Any) -> None:
         stack.append(names.get(id(module), stack[-1] if stack else "model"))
@@ -69,7 +71,7 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
 
     def keep(tensor: Tensor) -> _Held:
         entry = _Held(tensor)
-        held.append((stack[-1] if stack else "loss", weakref.ref(entry)))
+        held.append((tuple(stack) or ("loss",), weakref.ref(entry)))
         return entry
 
     handles = [
@@ -86,9 +88,10 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     # What is still referred to by the graph, each storage once, under the module that saved it first.
     found: dict[str, int] = {}
     shared: dict[str, dict[int, int]] = {}
+    within: dict[str, int] = {}
     seen = set(own)
-    for name, reference in held:
-        entry = reference()
+    for running, reference in held:
+        name, entry = running[-1], reference()
         if entry is None:
             continue
         storage = entry.tensor.untyped_storage()
@@ -98,7 +101,10 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
         if place not in seen:
             seen.add(place)
             found[name] = found.get(name, 0) + storage.nbytes()
+            for each in set(running):
+                within[each] = within.get(each, 0) + storage.nbytes()
     del loss
     result = SavedBytes(sorted(found.items(), key=lambda item: -item[1]))
+    result.within = within
     result.shared = {name: sum(sizes.values()) for name, sizes in shared.items()}
     return result

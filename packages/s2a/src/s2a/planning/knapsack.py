@@ -154,10 +154,10 @@ def _options(block: Sequence[BranchSpec], weight: float, images: int, whole: flo
     """A block's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first.
 
     What its branches keep each, in all combinations; or the block's input, where it has an attention and an MLP that
-    both run on all tokens.
+    both run on all tokens (``BranchSpec.block_saves``).
     """
     every = list(itertools.product(*map(choices_of, block)))
-    if len(block) == 2 and not any(spec.fixed for spec in block):
+    if any(spec.block_saves is not None for spec in block):
         every += [(SavedBits(10, 0, bits),) * 2 for bits in BLOCK_ERRORS]  # 10: where a run cannot be done again.
     found = []
     for choice in every:

@@ -17,7 +17,7 @@ from s2a.backbones import input_channels
 from s2a.errors import S2AError
 from s2a.lean.options import USUAL_BATCH, LeanOptions, parse_size
 from s2a.lean.plan import Plan
-from s2a.memory import saved_bytes, simulated_peak
+from s2a.memory import SavedBytes, saved_bytes, simulated_peak
 from s2a.planning.knapsack import make_plan
 from s2a.planning.survey import measure_specs, set_plan
 
@@ -126,7 +126,7 @@ def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], P]) ->
     reference = next(adapted.head.parameters())
     shape = (input_channels(adapted.backbone), *adapted.image_size)
 
-    def saved(batch: int) -> dict[str, int]:
+    def saved(batch: int) -> SavedBytes:
         return saved_bytes(adapted, torch.zeros(batch, *shape, device=reference.device, dtype=reference.dtype))
 
     # Measured in training mode; modes, and buffers that a forward pass changes, are put back in any case.
