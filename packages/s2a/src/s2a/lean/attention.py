@@ -82,13 +82,13 @@ def _forward(
         h, *codes = ops.norm_pack(to_rows(x, part, False), norm_weight, norm_bias, options.eps, options.saved_bits.norm)
         kept += codes
         # The projection, attention, the output projection; each input is let go as soon as it is used.
-        qkv = first(h.to(options.dtype))
+        qkv = first.recompute(h.to(options.dtype), options.forward_dtype)
         del h
         if options.saved_bits.inner:
             kept += ops.rows_pack(qkv.view(-1, qkv.shape[1] // 3), options.saved_bits.inner)
         mixed = attend(qkv, tokens, options.heads, added, options.scale)
         del qkv
-        write_rows(out, part, second(mixed), False)
+        write_rows(out, part, second.recompute(mixed, options.forward_dtype), False)
         del mixed
     return [out, *kept]
 

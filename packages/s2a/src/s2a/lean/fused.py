@@ -243,10 +243,11 @@ class FusedBranch:
         dtype = compute_dtype(x, first.weight)
         # A forward pass in float16 or bfloat16 is recomputed in its own format.
         recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
-        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype}
-        body: Any = self.body
         run: LeanRun | None = state_of(self.block_module)
-        saved_bits = self.saved_bits if run is None else run.saved_bits.get(self.role, self.saved_bits)
+        again = run is not None and bool(run.saved_bits)
+        saved_bits = run.saved_bits[self.role] if run is not None and again else self.saved_bits
+        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype, "again": again}
+        body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
             key = activation_key(body.act)

@@ -69,7 +69,7 @@ def _forward(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ..
         rows = to_rows(x, part, options.channels_first)
         h, *codes = ops.norm_pack(rows, norm_weight, norm_bias, options.eps, options.saved_bits.norm)
         kept += codes
-        u = first(h.to(options.dtype))
+        u = first.recompute(h.to(options.dtype), options.forward_dtype)
         del rows, h
         # The activation, in place; the codes of its derivative are made from u on the way.
         if options.saved_bits.inner > CODED:
@@ -79,7 +79,7 @@ def _forward(options: BranchOptions, x: Tensor, tensors: tuple[Tensor | None, ..
             kept.append(ops.act_pack(u, options.activation, options.saved_bits.inner, options.levels))
         else:
             u = FORWARDS[options.activation][1](u)
-        write_rows(out, part, second(u), options.channels_first)
+        write_rows(out, part, second.recompute(u, options.forward_dtype), options.channels_first)
         del u
     return [out, *kept]
 

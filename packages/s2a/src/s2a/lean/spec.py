@@ -105,6 +105,7 @@ class BranchOptions:
         scales: Factors of the low-rank updates of the first and the second linear layer.
         dtype: In which the products run.
         recompute_dtype: In which the backward pass recomputes products of the forward pass; ``None``: ``dtype``.
+        again: The forward pass is itself a second one, for gradients: ``recompute_dtype`` is that of its products.
     """
 
     saved_bits: SavedBits
@@ -117,6 +118,12 @@ class BranchOptions:
     scales: tuple[float, float] = (1.0, 1.0)
     dtype: torch.dtype = torch.float32
     recompute_dtype: torch.dtype | None = None
+    again: bool = False
+
+    @property
+    def forward_dtype(self) -> torch.dtype | None:
+        """In which the forward pass's products run; ``None``: ``dtype``."""
+        return self.recompute_dtype if self.again else None
 
 
 def to_rows(x: Tensor, part: slice, channels_first: bool) -> Tensor:
