@@ -78,6 +78,7 @@ def images_for(family: str, batch: int = 3) -> Tensor:
 def keep_all(adapted: Any, inner: int = 0) -> None:
     """Everything that lean activations keep is kept as it is: what is left is the order of sums."""
     for branch in adapted._branches:
+        branch.recompute = "same"
         branch.saved_bits = SavedBits(32, inner if branch.role == "attn" and not branch.spec.fixed else 0)
     for module in adapted.modules():
         for name in ("s2a_lean_bits", "s2a_qkv_bits"):

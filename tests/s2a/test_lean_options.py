@@ -42,7 +42,7 @@ from s2a.lean.options import LeanOptions, parse_size
             ({"activations": "lean", "budget_batch": value}, "must be an integer of at least 1")
             for value in (0, -1, 2.0, True, "2")
         ),
-        ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'same' or 'bf16'"),
+        ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'auto', 'same' or 'bf16'"),
         ({"activations": "exact", "recompute": "bf16"}, "recompute='bf16' needs activations='lean'"),
     ],
 )

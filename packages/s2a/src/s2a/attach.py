@@ -93,11 +93,8 @@ def attach(
         make_plan = None
         if isinstance(config, LeanOptions) and config.activations == "lean":
             codes = {key: getattr(config, key) for key in ("bits", "levels") if hasattr(config, key)}
-            recompute_dtype = torch.bfloat16 if config.recompute == "bf16" else None
             with compute_format(model, head, head.weight):  # It tries the model's parts.
-                branches = make_lean(
-                    view, method, edits, in_place=config.in_place, recompute_dtype=recompute_dtype, **codes
-                )
+                branches = make_lean(view, method, edits, in_place=config.in_place, recompute=config.recompute, **codes)
             make_plan = plan_memory if branches else None
         if dtype not in HALVES:
             widen_trained(model, edits, dtype)

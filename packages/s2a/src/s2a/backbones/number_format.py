@@ -81,3 +81,25 @@ def compute_format(backbone: nn.Module, head: nn.Module, images: Tensor) -> cont
                 free = torch.amp.is_autocast_available(device) and not torch.is_autocast_enabled(device)
                 return torch.autocast(device, tensor.dtype) if free else contextlib.nullcontext()
     return contextlib.nullcontext()
+
+
+_MULTIPLIES_BF16: dict[str, bool] = {}
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether products in bfloat16 are faster than in float32 on a device: it has instructions for them.
+
+    CPUs with AVX-512 BF16 or AMX, NVIDIA's devices from compute capability 8.0 on. Found out once per kind of device.
+    """
+    known = _MULTIPLIES_BF16.get(device.type)
+    if known is None:
+        known = _MULTIPLIES_BF16[device.type] = _has_bf16(device)
+    return known
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_available() and torch.cuda.get_device_capability(device)[0] >= 8
+    if device.type != "cpu":
+        return False
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

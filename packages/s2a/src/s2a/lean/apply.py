@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block, Edits, family_of, run_block
+from s2a.backbones.number_format import multiplies_bf16
 from s2a.lean import fused, layerwise, pooling  # noqa: F401  (pools register their lean forwards)
 from s2a.lean.registry import lean_forward_of
 from s2a.lean.residual_stream import call_stepwise, write_in_place
@@ -51,7 +51,7 @@ def make_lean(
     bits: int = 4,
     levels: str = "derivative",
     in_place: bool = False,
-    recompute_dtype: torch.dtype | None = None,
+    recompute: str = "same",
 ) -> tuple[fused.FusedBranch, ...]:
     """Makes everything that a backbone and a method's own modules keep for the backward pass small.
 
@@ -66,8 +66,8 @@ def make_lean(
         bits: Of activations' codes.
         levels: Kind of the activations' levels.
         in_place: Residual sums and prompts are written over the stream (``stream``).
-        recompute_dtype: Number format of the forward pass's products that the backward pass recomputes; ``None``: as
-            in the forward pass.
+        recompute: Number format of the forward pass's products that the backward pass recomputes, as in
+            ``LeanOptions``.
 
     Returns:
         The fused branches, in forward order; what they keep (``DEFAULTS``) may still be changed.
@@ -75,6 +75,7 @@ def make_lean(
     Raises:
         S2AError: ``in_place`` under what reads the stream.
     """
+    multiplies_bf16(next(backbone.model.parameters()).device)  # Found out here, and not while a compiler looks.
     # 1. Every module on its own: activations keep codes of their derivative, registered classes their lean forward.
     for part in (backbone.model, method):
         quantize_activations(part, bits, levels, softmax=False, edits=edits)
@@ -91,7 +92,7 @@ def make_lean(
         # No bound method: unpickled, one would be looked up by its name, and found to be the fused forward.
         stock = body.__dict__.get("forward") or functools.partial(type(body).forward, body)
         branch = fused.FusedBranch(
-            block, role, norm, body, DEFAULTS[role], levels, stock, module, windows, recompute_dtype=recompute_dtype
+            block, role, norm, body, DEFAULTS[role], levels, stock, module, windows, recompute=recompute
         )
         if branch.why_not_fusable() is not None and role == "mlp":
             # A trained last layer needs the activation's output, which codes of the derivative cannot give back.

@@ -30,6 +30,7 @@ from torch import Tensor, nn
 
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.backbones import Block, BlockRun, running, state_of
+from s2a.backbones.number_format import multiplies_bf16
 from s2a.lean.again import block_again, can_run_again
 from s2a.lean.attention import attention
 from s2a.lean.class_token import class_attention, reads_class_token_alone
@@ -105,7 +106,7 @@ class FusedBranch:
         block_module: The block itself.
         windows: Height and width of attention's windows on a map; the map must be whole windows.
         warned: The warning about the fallback to separate layers has been given.
-        recompute_dtype: See ``BranchOptions``.
+        recompute: See ``LeanOptions``.
     """
 
     block: Block
@@ -118,7 +119,7 @@ class FusedBranch:
     block_module: nn.Module
     windows: tuple[int, int] | None = None
     warned: bool = False
-    recompute_dtype: torch.dtype | None = None
+    recompute: str = "same"
 
     @property
     def layers(self) -> tuple[Any, Any]:
@@ -241,8 +242,7 @@ class FusedBranch:
             scales.append(scale)
         tensors = (norm.weight, norm.bias, *layers)
         dtype = compute_dtype(x, first.weight)
-        # A forward pass in float16 or bfloat16 is recomputed in its own format.
-        recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
+        recompute_dtype = _recompute_dtype(self.recompute, dtype, x.device)
         run: LeanRun | None = state_of(self.block_module)
         again = run is not None and bool(run.saved_bits)
         saved_bits = run.saved_bits[self.role] if run is not None and again else self.saved_bits
@@ -265,6 +265,14 @@ class FusedBranch:
                 changed = hook(last, (), out)
                 out = out if changed is None else changed
         return drop(out)
+
+
+def _recompute_dtype(recompute: str, dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """The format of ``LeanOptions.recompute`` for a forward pass in ``dtype``; ``None``: the forward pass's own."""
+    if recompute == "auto":
+        return torch.bfloat16 if dtype == torch.float32 and multiplies_bf16(device) else None
+    # A forward pass in float16 or bfloat16 is recomputed in its own format.
+    return torch.bfloat16 if recompute == "bf16" and dtype.itemsize > 2 else None
 
 
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:

@@ -59,6 +59,7 @@ class Layer:
     scale: float
     needs: tuple[bool, ...] = (False,) * 4
     _dtypes: tuple[Any, ...] = ()
+    _narrow: tuple[Tensor, Tensor | None] | None = None
 
     def __post_init__(self) -> None:
         # Sums in float32 at least: many chunks are added up.
@@ -97,8 +98,9 @@ class Layer:
         if dtype is None or dtype == x.dtype:
             return self(x)
         # x W^T in the narrow format; the low-rank update, few products, as in the forward pass.
-        bias = None if self.bias is None else self.bias.to(dtype)
-        out = F.linear(x.to(dtype), self.weight.to(dtype), bias).to(x.dtype)
+        if self._narrow is None:  # Once for all chunks.
+            self._narrow = self.weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        out = F.linear(x.to(dtype), *self._narrow).to(x.dtype)
         if self.a is not None and self.u is not None:
             out.addmm_(x @ self.a.t(), self.u.t(), alpha=self.scale)
         return out

@@ -48,9 +48,9 @@ class LeanOptions:
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
             keep a block's input or output must then copy it. Refused where something that trains reads the stream.
         recompute: With ``"lean"``: number format of the products of the forward pass that the backward pass computes
-            again (q, k, v; activations' inputs; not the side branch): ``"same"`` as in the forward pass, or ``"bf16"``,
-            twice as fast on a CPU that multiplies it natively, slower on hardware that does not. Gradients lose little
-            (docs/lean.md).
+            again (q, k, v; activations' inputs; whole blocks; not the side branch): ``"same"`` as in the forward pass,
+            or ``"bf16"``, twice as fast on hardware that multiplies it natively, slower elsewhere. ``"auto"`` is
+            ``"bf16"`` for a forward pass in float32 on such hardware. Gradients lose little (docs/lean.md).
         memory_budget_mb: Older name of ``saved_budget_mb``; what is given under it is found under the newer one.
         memory_budget: Older name of ``peak_budget``, likewise.
     """
@@ -60,7 +60,7 @@ class LeanOptions:
     peak_budget: str | None = _new(None)
     budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
-    recompute: Literal["same", "bf16"] = _new("same")
+    recompute: Literal["auto", "same", "bf16"] = _new("auto")
     memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
     memory_budget: str | None = _new(None, older_name_of="peak_budget")
 
@@ -84,9 +84,9 @@ class LeanOptions:
             raise S2AError(f"activations={self.activations!r} is unknown; choose one of {choices}.")
         if not isinstance(self.in_place, bool) or (self.in_place and self.activations != "lean"):
             raise S2AError(f"in_place={self.in_place!r} is True or False, and True only with activations='lean'.")
-        if self.recompute not in ("same", "bf16"):
-            raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'same' or 'bf16'.")
-        if self.recompute != "same" and self.activations != "lean":
+        if self.recompute not in ("auto", "same", "bf16"):
+            raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'auto', 'same' or 'bf16'.")
+        if self.recompute != "auto" and self.activations != "lean":
             raise S2AError(f"recompute={self.recompute!r} needs activations='lean': nothing else computes again.")
         self._check_budgets()
 
