@@ -94,7 +94,7 @@ def test_checkpointed_blocks_give_the_same_gradients(family: str, method: str) -
     """Timm's own checkpointing, block by block, with dropped paths drawn again."""
     if (family, method) not in lean_models.PAIRS:
         pytest.skip("no such layers")
-    lean = pair(family, method)[1].train()
+    lean = pair(family, method, recompute="same")[1].train()
     images, found = images_for(family), []
     for enable in (False, True):
         lean.backbone.set_grad_checkpointing(enable)

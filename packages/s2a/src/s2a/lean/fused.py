@@ -196,6 +196,8 @@ class FusedBranch:
             reads_first=reads[0],
             reads_last=reads[1] and self.role == "mlp",
             fixed=narrow,
+            narrow=_recompute_dtype(self.recompute, compute_dtype(first.weight, first.weight), first.weight.device)
+            is not None,
         )
 
     @property

@@ -44,6 +44,7 @@ class BranchSpec:
         fixed: q, k, v cannot be kept.
         block_saves: Bytes that go beside those of the branches when the whole block is computed again, as a constant
             and per image; ``None``: it cannot be.
+        narrow: What is computed again is multiplied in bfloat16.
     """
 
     name: str
@@ -57,6 +58,7 @@ class BranchSpec:
     reads_last: bool = False
     fixed: bool = False
     block_saves: tuple[int, int] | None = None
+    narrow: bool = False
 
     @property
     def work(self) -> float:

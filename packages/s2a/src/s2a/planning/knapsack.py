@@ -9,7 +9,7 @@ up, and an error in block l reaches the gradients of blocks 1 to l, so that the 
 
 The least sum
 
-    cost = repeated products / a step's products + ERROR_WEIGHT * w_l * error of the choice
+    cost = time of repeated products / time of a step's products + ERROR_WEIGHT * w_l * error of the choice
 
 under the budget is a multiple-choice knapsack problem (``_knapsack``).
 """
@@ -34,8 +34,12 @@ ACT_ERRORS = {2: 5.8e-2, 3: 2.2e-2, 4: 3.3e-3, 8: 1e-5, 32: 0.0}
 """Bits of an activation's code, or 32 for its input as it is -> error."""
 HIDDEN_ERRORS = {8: 9e-5, 10: 5.5e-6, 12: 5e-7}
 """Bits of a normalised input from which an activation's input is recomputed -> error."""
-BLOCK_ERRORS = {8: 4.3e-4, 10: 2.6e-5, 12: 2e-6}
+BLOCK_ERRORS = {8: 4.1e-4, 10: 2e-5, 12: 1e-6}
 """Bits of a block's input from which the whole block is computed again -> error."""
+NARROW_ERRORS = {"attn": 1.5e-4, "mlp": 5e-6, "block": 3e-4}
+"""What is computed again, if it is multiplied in bfloat16 -> error beside that of the codes."""
+NARROW_WORK = 0.5
+"""Time of a product in bfloat16, of one in float32."""
 FLOOR = 1e-5
 """What is left when every branch keeps 12 bits: the last norm's 8 bits and other layers."""
 
@@ -46,12 +50,17 @@ ERROR_WEIGHT = 100.0
 def error_of(spec: BranchSpec, bits: SavedBits) -> float:
     """Estimated one minus cosine of the gradients, if all branches of the role chose so."""
     if bits.block:  # Counted once, with the attention.
-        return BLOCK_ERRORS[bits.block] if spec.role == "attn" else 0.0
+        return BLOCK_ERRORS[bits.block] + _narrow(spec, "block") if spec.role == "attn" else 0.0
     if spec.role == "attn":
-        return NORM_ERRORS[bits.norm] + (QKV_ERRORS[bits.inner] if bits.inner else SOURCE_ERRORS[bits.norm])
+        again = 0.0 if bits.inner else SOURCE_ERRORS[bits.norm] + _narrow(spec, "attn")
+        return NORM_ERRORS[bits.norm] + (QKV_ERRORS[bits.inner] if bits.inner else again)
     if not bits.inner:
-        return HIDDEN_ERRORS[bits.norm]
+        return HIDDEN_ERRORS[bits.norm] + _narrow(spec, "mlp")
     return NORM_ERRORS[bits.norm] + (0.0 if spec.bits else ACT_ERRORS[bits.inner])
+
+
+def _narrow(spec: BranchSpec, what: str) -> float:
+    return NARROW_ERRORS[what] if spec.narrow else 0.0
 
 
 def depth_weights(specs: Sequence[BranchSpec]) -> list[float]:
@@ -162,7 +171,7 @@ def _options(block: Sequence[BranchSpec], weight: float, images: int, whole: flo
     found = []
     for choice in every:
         pairs = list(zip(block, choice, strict=True))
-        again = sum(spec.recomputed_work(bits) for spec, bits in pairs) / whole
+        again = sum(spec.recomputed_work(bits) * (NARROW_WORK if spec.narrow else 1) for spec, bits in pairs) / whole
         cost = again + ERROR_WEIGHT * weight * sum(error_of(spec, bits) for spec, bits in pairs)
         found.append(_Option(choice, sum(spec.nbytes(bits, images) for spec, bits in pairs), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
