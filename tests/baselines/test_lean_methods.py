@@ -95,7 +95,7 @@ def test_dropout_in_updates_leaves_the_branch_to_its_layers() -> None:
 
 @pytest.mark.parametrize("family", ["vit", "swin", "convnext"])
 def test_updates_of_the_last_layer_make_their_input_again(family: str) -> None:
-    """fc2's update needs the activation's output: its branch takes a finer norm, and keeps no code of the activation."""
+    """fc2's update needs the activation's output: its branch takes a finer norm and keeps no code of it."""
     lean = pair(family, "lora_mlp")[1]
     mlps = [branch for branch in lean._branches if branch.role == "mlp"]
     assert mlps

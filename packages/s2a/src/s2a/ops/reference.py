@@ -167,6 +167,21 @@ def norm_rebuild(
     return out
 
 
+def _as_normalised(
+    codes: Tensor, numbers: Tensor, columns: int, bits: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A matrix x with mean and rstd ``(R, 1)``, of which n' = (x - mean) rstd, as PyTorch's own kernel takes them.
+
+    Where a row has one minimum m and one step s, the codes themselves: n' = code s + m, so mean = -m / s and rstd = s.
+    """
+    if 8 <= bits <= CODED:
+        low, step = numbers.to(dtype).unbind(2)
+        unit = torch.where(step > 0, step, 1)  # A constant row has only codes 0.
+        return unpack_rows(codes, columns, bits, dtype), -low / unit, unit
+    values = dequantize_rows(codes, numbers, columns, bits, dtype)
+    return values, values.new_zeros(len(values), 1), values.new_ones(len(values), 1)
+
+
 def norm_backward(
     grad: Tensor,
     codes: Tensor,
@@ -181,27 +196,19 @@ def norm_backward(
     columns = grad.shape[1]
     work = torch.promote_types(grad.dtype, torch.float32)
     sums = torch.zeros(2, columns, dtype=work, device=grad.device)
-    nought, one = rstd.new_zeros(len(grad), 1).to(work), rstd.new_ones(len(grad), 1).to(work)
     if weight is None:
         weight = grad.new_ones(columns)
     weight = weight.to(work)
     for piece in _pieces(grad, columns):
-        # PyTorch's own kernel on n' with mean 0 and rstd 1; the true rstd is a factor of dx.
-        normed = dequantize_rows(codes[piece], numbers[piece], columns, bits, work)
+        normed, mean, unit = _as_normalised(codes[piece], numbers[piece], columns, bits, work)
         moved, own_weight, own_bias = torch.ops.aten.native_layer_norm_backward(
-            grad[piece].to(work),
-            normed,
-            [columns],
-            nought[piece],
-            one[piece],
-            weight,
-            weight,
-            [True, want_weight, True],
+            grad[piece].to(work), normed, [columns], mean, unit, weight, weight, [True, want_weight, True]
         )
         if want_weight:
             sums[0] += own_weight
         sums[1] += own_bias
-        torch.mul(moved, rstd[piece], out=out[piece])
+        # The operator has multiplied by ``unit``; the true rstd is the factor of dx.
+        torch.mul(moved, rstd[piece] / unit, out=out[piece])
     return (sums[0] if want_weight else sums.new_empty(0)), sums[1].clone()
 
 
