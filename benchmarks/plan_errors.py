@@ -5,8 +5,9 @@
 
 The error of a set of gradients is one minus their cosine to the exact ones, as half the squared relative error, the
 mean of the trained groups of the backbone (biases, prompts). ``table`` lets all branches of one role keep the same, the
-others as good as everything (12 bits), and subtracts what remains without it. ``check`` draws plans at random, block by
-block, and prints what the planner predicts beside what is measured.
+others as good as everything (12 bits), and subtracts what remains without it; then all blocks keep their inputs; then
+what is computed again is multiplied in bfloat16. ``check`` draws plans at random, block by block, and prints what the
+planner predicts beside what is measured, with products as ``--recompute`` says.
 
 Without --weights: random ones, qkv times 4 and layer scales 0.5 (see ``fidelity.py``), and random images.
 """
@@ -110,12 +111,15 @@ class Gradients:
 def print_table(gradients: Gradients) -> None:
     """One row for each role and what it keeps."""
 
-    def keep(role: str | None, bits: SavedBits) -> Callable[[Any], None]:
+    def keep(role: str | None, bits: SavedBits, narrow: tuple[str, ...] = ()) -> Callable[[Any], None]:
         def change(adapted: Any) -> None:
+            last = {branch.block.name for branch in adapted._branches if branch.spec.fixed}
             for branch in adapted._branches:
-                wanted = bits if branch.role == role else FINE
+                wanted = bits if role in (branch.role, "block") else FINE
                 # The class token's attention computes q, k, v again whatever it is told.
-                branch.saved_bits = FINE if branch.spec.fixed and wanted.inner else wanted
+                fixed = (branch.spec.fixed and wanted.inner) or (branch.block.name in last and wanted.block)
+                branch.saved_bits = FINE if fixed else wanted
+                branch.recompute = "bf16" if branch.role in narrow else "same"
 
         return change
 
@@ -127,12 +131,24 @@ def print_table(gradients: Gradients) -> None:
         for bits in several:
             error = gradients.error(keep(role, bits)) - (floor if bits != FINE else 0)
             print(f"| {role} | {bits.norm} | {bits.inner or 'again'} | {error:.1e} |", flush=True)
+    print("\n| block's input | again | error |\n|---|---|---|")
+    for bits in knapsack.BLOCK_ERRORS:
+        for narrow in ((), ("attn", "mlp")):
+            error = gradients.error(keep("block", SavedBits(12, 0, bits), narrow)) - floor
+            print(f"| {bits} | {'bf16' if narrow else 'same'} | {error:.1e} |", flush=True)
+    print("\n| computed again in bf16 | error |\n|---|---|")
+    for role in KEEPS:
+        print(f"| {role} | {gradients.error(keep(None, FINE, (role,))) - floor:.1e} |", flush=True)
 
 
-def check_plans(gradients: Gradients, count: int, seed: int) -> None:
+def check_plans(gradients: Gradients, count: int, seed: int, recompute: str) -> None:
     """Plans drawn at random beside their predicted error."""
     draw = random.Random(seed)
-    specs = [branch.spec for branch in gradients.adapt("lean")._branches]
+    branches = gradients.adapt("lean")._branches
+    for branch in branches:
+        branch.recompute = recompute
+    specs = [branch.spec for branch in branches]
+    last = {spec.name for spec in specs if spec.fixed}
     print("| plan | predicted | measured | measured / predicted, as relative errors |\n|---|---|---|---|")
     ratios = []
     for number in range(count):
@@ -140,14 +156,21 @@ def check_plans(gradients: Gradients, count: int, seed: int) -> None:
         choices = {role: [] for role in KEEPS}
         for spec in specs:
             choices[spec.role] = choices[spec.role] or draw.sample(knapsack.choices_of(spec), draw.choice((1, 2, 3)))
+        # In a third of the plans about half of the blocks keep their inputs.
+        blocks = (
+            {spec.name: draw.choice((0, 8, 10, 12)) * draw.randint(0, 1) for spec in specs} if number % 3 == 0 else {}
+        )
         keeps = []
         for spec in specs:
+            if blocks.get(spec.name) and spec.name not in last:
+                keeps.append(SavedBits(10, 0, blocks[spec.name]))
+                continue
             own = knapsack.choices_of(spec)
             keeps.append(draw.choice([bits for bits in choices[spec.role] if bits in own] or own))
 
         def change(adapted: Any, keeps: list[SavedBits] = keeps) -> None:
             for branch, bits in zip(adapted._branches, keeps, strict=True):
-                branch.saved_bits = bits
+                branch.saved_bits, branch.recompute = bits, recompute
 
         predicted, measured = knapsack.plan_error(specs, keeps), gradients.error(change)
         ratios.append((measured / predicted) ** 0.5)
@@ -167,12 +190,13 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--plans", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--recompute", choices=("auto", "same", "bf16"), default="same")
     request = parser.parse_args()
     gradients = Gradients(request)
     if request.what == "table":
         print_table(gradients)
     else:
-        check_plans(gradients, request.plans, request.seed)
+        check_plans(gradients, request.plans, request.seed, request.recompute)
 
 
 if __name__ == "__main__":
