@@ -35,6 +35,7 @@ from s2a.lean.norm import LAYER_NORMS, lean_norm_forward
 from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
 from s2a.ops.keeping import in_selective_checkpoint, keeps_for_backward
+from s2a.paging import page_of, paged_forward, refuse_trained
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -237,7 +238,11 @@ class FusedBranch:
         dtype = compute_dtype(x, first.weight)
         # A forward pass in float16 or bfloat16 is recomputed in its own format.
         recompute_dtype = self.recompute_dtype if dtype.itemsize > 2 else None
-        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype}
+        pages = page_of(first), page_of(last)
+        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype, "pages": pages}
+        for layer in (first, last):
+            if page_of(layer) is not None:
+                refuse_trained(layer)
         body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
@@ -259,8 +264,10 @@ class FusedBranch:
 
 
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
+    """Whether a layer runs its class's forward, or one that keeps nothing of a frozen layer's input."""
     own = layer.__dict__.get("forward")
+    if page_of(layer) is not None:
+        return getattr(own, "func", None) is paged_forward
     return own is None or (
         kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a.")
     )

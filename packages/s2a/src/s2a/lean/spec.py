@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2a.ops.rows import kept_bytes, row_bytes
+from s2a.paging import Page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,6 +91,8 @@ class BranchOptions:
         scales: Factors of the low-rank updates of the first and the second linear layer.
         dtype: In which the products run.
         recompute_dtype: In which the backward pass recomputes products of the forward pass; ``None``: ``dtype``.
+        pages: Of the linear layers whose weights are paged (``s2a.paging``). They say where a weight comes from, and
+            nothing of what is computed.
     """
 
     saved_bits: SavedBits
@@ -102,6 +105,7 @@ class BranchOptions:
     scales: tuple[float, float] = (1.0, 1.0)
     dtype: torch.dtype = torch.float32
     recompute_dtype: torch.dtype | None = None
+    pages: tuple[Page | None, Page | None] = dataclasses.field(default=(None, None), compare=False)
 
 
 def to_rows(x: Tensor, part: slice, channels_first: bool) -> Tensor:

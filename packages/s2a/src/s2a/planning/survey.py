@@ -10,6 +10,7 @@ from torch import nn
 from s2a.lean.fused import FusedBranch
 from s2a.lean.plan import Plan
 from s2a.lean.spec import BranchSpec
+from s2a.paging import host_bytes
 
 
 def set_plan(branches: tuple[FusedBranch, ...], plan: Plan) -> None:
@@ -45,7 +46,7 @@ def measure_specs(
     kept = [sum(spec.nbytes(branch.saved_bits, batch) for spec, branch in pairs) for batch in (2, 4)]
     rest = sum(two.values()) - kept[0], sum(four.values()) - kept[1]
     others = rest[0] + (rest[1] - rest[0]) * (images - 2) // 2
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) - host_bytes(model)
     return specs, weights + others
 
 
