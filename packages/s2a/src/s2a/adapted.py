@@ -383,10 +383,9 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
-            page = page_of(module)
-            if page is None:
+            if page_of(module) is None:
                 weight.data = weight.data.to(dtype)
             else:
-                set_home(weight, weight.detach().to(dtype), page.pager.pins)
+                set_home(weight, weight.detach().to(dtype))
     adapted._dtype = frozen_dtype(adapted.backbone, adapted._edits)
     return saved

@@ -36,7 +36,7 @@ def page_frozen(
     the method added stay. Gradients are those of the model without paging. The parameters stay where they are in the
     model and hold their values, so that ``save``, ``load``, ``merge``, ``state_dict`` and ``export`` work as before;
     ``model.to(...)`` changes their dtype, and not their place. ``detach`` gives the backbone back on its device. Call it
-    with the model on the device it will train on, after ``s2a.cast_frozen`` and before wrappers (DDP, of which every
+    before wrappers (DDP, of which every
     process has a store of its own); ``torch.compile`` runs paged layers uncompiled.
 
     Args:
@@ -66,7 +66,6 @@ def page_frozen(
     weights: list[nn.Parameter] = [layer.weight for layer in layers]  # type: ignore[misc]
     device = weights[0].device
     # 1. Homes; tensors without data have no place, so that theirs is only noted.
-    pins = device.type == "cuda" and path is None
     plain = not any(isinstance(weight, FakeTensor) or weight.is_meta for weight in weights)
     mapped = are_mapped(weights) if plain else [True] * len(weights)
     homes: list[Tensor | None] = [None] * len(weights)
@@ -75,11 +74,11 @@ def page_frozen(
         homes = [stored[f"{name}.weight"] for name in names]
     # 2. Layers, in the order in which they run. All of it is in the log of edits, so that ``detach`` takes it back.
     edits, before = adapted._edits, len(adapted._edits)
-    pager = Pager(prefetch, pins)
+    pager = Pager(prefetch, pins=path is None)
     try:
         for name, layer, weight, home, is_mapped in zip(names, layers, weights, homes, mapped, strict=True):
-            if plain and home is None and (pins or not is_mapped):
-                home = pinned(weight) if pins else in_temporary_file(weight)
+            if plain and home is None and not is_mapped:
+                home = pinned(weight) if device.type == "cuda" else in_temporary_file(weight)
             edits.add(_Moved(layer, adapted.backbone, home is not None))
             if home is not None:
                 weight.data = home

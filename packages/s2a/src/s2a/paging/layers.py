@@ -8,6 +8,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 from torch.autograd.function import once_differentiable
 
 from s2a.errors import S2AError
@@ -129,12 +130,20 @@ def paged_apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True)
         type(self)._apply(self, fn, recurse)
     finally:
         self._parameters["weight"] = weight
-    if asked.dtype != weight.dtype:
-        set_home(weight, weight.detach().to(asked.dtype), self.s2a_page.pager.pins)
+    # Where a model goes to a card, its weights go to memory that the card reads by itself.
+    pins = asked.device.type == "cuda" and self.s2a_page.pager.pins and not _has_no_data(weight)
+    if asked.dtype != weight.dtype or (pins and not weight.is_pinned()):
+        set_home(weight, weight.detach().to(asked.dtype), pins)
     return self
 
 
-def set_home(weight: nn.Parameter, values: Tensor, pins: bool) -> None:
-    """Gives a paged weight other values: pinned, or in a temporary file."""
-    plain = type(values) is Tensor and not values.is_meta
-    weight.data = values if not plain else pinned(values) if pins else in_temporary_file(values)
+def set_home(weight: nn.Parameter, values: Tensor, pins: bool = False) -> None:
+    """Gives a paged weight other values: in pinned memory, as before or as ``pins`` says, or in a temporary file."""
+    if _has_no_data(weight):
+        weight.data = values
+    else:
+        weight.data = pinned(values) if pins or weight.is_pinned() else in_temporary_file(values)
+
+
+def _has_no_data(weight: Tensor) -> bool:
+    return isinstance(weight, FakeTensor) or weight.is_meta

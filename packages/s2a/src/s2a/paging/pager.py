@@ -66,13 +66,15 @@ class _Local(threading.local):
 
 cuda: Any = torch.cuda
 
+_not_compiled: Any = torch.compiler.disable  # the type PyTorch gives it takes no methods
+
 
 class Pager:
     """Fetches the paged weights of one model.
 
     Attributes:
         prefetch: Whether the next copy is made early; ``None``: on CUDA.
-        pins: Whether homes are pinned host memory, instead of mapped files.
+        pins: Whether homes are pinned where the model is on a card; else they are in a file.
         layers: The layers whose weights are paged, in the order of a forward pass.
     """
 
@@ -173,6 +175,7 @@ class Page:
     index: int
     name: str
 
+    @_not_compiled
     def fetch(self, weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """See ``Pager.fetch``."""
         return self.pager.fetch(self.index, weight, device, dtype)
