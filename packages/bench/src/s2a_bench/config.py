@@ -77,8 +77,8 @@ class TrainConfig:
         drop_path: Stochastic depth rate of the backbone while training.
         precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
         checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
-        frozen: How frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``), on the device; ``"paged"``
-            or ``"paged-bf16"``: the same formats in host memory, from where layers copy them while they compute.
+        frozen: How frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``), on the device;
+            ``"paged"``, ``"paged-bf16"``: likewise in host memory, from where layers copy them while they compute.
         patience: Stop after this many epochs without a better validation accuracy; 0: train all epochs. Needs
             ``DataConfig.evaluate="select"``.
         balance: Weight the loss of an image by the inverse frequency of its class in the training list.
@@ -95,7 +95,9 @@ class TrainConfig:
     drop_path: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
-    frozen: Literal["fp32", "bf16", "paged", "paged-bf16"] = dataclasses.field(default="fp32", metadata={"identity": "unless default"})
+    frozen: Literal["fp32", "bf16", "paged", "paged-bf16"] = dataclasses.field(
+        default="fp32", metadata={"identity": "unless default"}
+    )
     patience: int = dataclasses.field(default=0, metadata={"identity": "unless default"})
     balance: bool = dataclasses.field(default=False, metadata={"identity": "unless default"})
 

@@ -91,7 +91,9 @@ def page_frozen(
     except BaseException as error:
         edits.undo_only(edits.added_since(before))
         if isinstance(error, OSError):
-            raise S2AError(f"The frozen weights cannot be moved to a temporary file ({error}); give store=PATH.") from error
+            raise S2AError(
+                f"The frozen weights cannot be moved to a temporary file ({error}); give store=PATH."
+            ) from error
         raise
     adapted._paging = edits.added_since(before)
     return sum(weight.numel() * weight.element_size() for weight in weights)
