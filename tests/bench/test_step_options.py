@@ -133,11 +133,13 @@ def test_paged_weights_train_the_same_and_are_counted_apart() -> None:
     assert 0 < less <= paged["host_mb"] * 1.01
 
 
-def test_paging_halves_what_precision_allows() -> None:
-    def host(frozen: str) -> float:
-        return measure.memory_row("mini_vit", "bias", None, TrainConfig(precision="bf16", frozen=frozen))["host_mb"]
-
-    assert host("paged") == pytest.approx(2 * host("paged-bf16"))
+@pytest.mark.parametrize(("frozen", "size"), [("paged", 4), ("paged-bf16", 2)])
+def test_paged_are_large_weights_in_their_format(frozen: str, size: int) -> None:
+    recipe = TrainConfig(precision="bf16", frozen=frozen)  # type: ignore[arg-type]
+    width, mlp = 96, 4 * 96
+    weights = [3 * width * width, width * width, width * mlp, width * mlp]  # qkv, proj, fc1, fc2 of each of 6 blocks
+    expected = 6 * sum(size * count for count in weights if size * count >= 1 << 16)
+    assert measure.memory_row("mini_vit", "bias", None, recipe)["host_mb"] == expected / 1e6
 
 
 def test_paging_is_refused_where_everything_trains() -> None:

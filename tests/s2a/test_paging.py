@@ -249,7 +249,7 @@ def test_what_cannot_be_paged_is_refused(images: Tensor) -> None:
         page(adapted)
     with pytest.raises(s2a.S2AError, match="prefetch=3"):
         page(make(), prefetch=3)
-    with pytest.raises(s2a.S2AError, match="page_frozen takes what s2a.attach returned"):
+    with pytest.raises(s2a.S2AError, match=r"page_frozen takes what s2a.attach returned"):
         s2a.page_frozen(nn.Linear(2, 2))  # type: ignore[arg-type]
     tied = make()
     tied.backbone.blocks[1].mlp.fc1.weight = tied.backbone.blocks[0].mlp.fc1.weight  # type: ignore[index,union-attr]
@@ -259,7 +259,7 @@ def test_what_cannot_be_paged_is_refused(images: Tensor) -> None:
         if page_of(module):
             module.weight.requires_grad_()  # type: ignore[union-attr,operator]
     for each in (adapted, adapted.eval()):
-        with pytest.raises(s2a.S2AError, match="was switched to train.*call s2a.unpage_frozen first"):
+        with pytest.raises(s2a.S2AError, match=r"was switched to train.*call s2a.unpage_frozen first"):
             each(images)
     s2a.unpage_frozen(adapted)
     gradients(adapted.train(), images)

@@ -35,17 +35,16 @@ def page_frozen(
     What is paged: the frozen weights of the backbone's linear and convolution layers. Biases, norms, tables and what
     the method added stay. Gradients are those of the model without paging. The parameters stay where they are in the
     model and hold their values, so that ``save``, ``load``, ``merge``, ``state_dict`` and ``export`` work as before;
-    ``model.to(...)`` changes their dtype, and not their place. ``detach`` gives the backbone back on its device. Call it
-    before wrappers (DDP, of which every
-    process has a store of its own); ``torch.compile`` runs paged layers uncompiled.
+    ``model.to(...)`` changes their dtype, and not their place. ``detach`` gives the backbone back on its device. Call
+    it before DDP wraps the model: every process has a store of its own. ``torch.compile`` leaves paged layers out.
 
     Args:
         adapted: What ``s2a.attach`` returned; in place.
         store: ``"host"``: on CUDA pinned host memory; on a CPU a temporary file that is mapped, unless the weights
             are mapped from a file already. Or the path of a ``.safetensors`` file, which is written if it is not there,
             and mapped.
-        prefetch: Whether the next layer's copy is made while the present one computes, on a stream of its own; ``None``:
-            on CUDA. On a CPU the next copy is then made early, as on a card, which only serves simulations.
+        prefetch: Whether the next layer's copy is made while the present one computes, on a stream of its own;
+            ``None``: on CUDA. With True it is made early on a CPU too, which serves simulations of a card.
         least_bytes: Smaller weights are left alone.
 
     Returns:
@@ -156,8 +155,8 @@ def _pageable(adapted: Adapted, least_bytes: int) -> list[str]:
     shared = [name for name, module in found.items() if counts[id(module._parameters["weight"])] > 1]
     if shared:
         raise S2AError(
-            f"The weight of {shared[0]} is shared with another module, which would find it in host memory; weights that "
-            "are tied cannot be paged."
+            f"The weight of {shared[0]} is shared with another module, which would find it in host memory; weights "
+            "that are tied cannot be paged."
         )
     order = _called_alone(adapted, found)
     if not order:
