@@ -41,6 +41,7 @@ BAD = {
     "--methods linear --set train.lr=0.1 train.head_lr=0.2": "train.lr",
     "--methods linear --sweep train.lr=0.1,0.2 --set train.head_lr=0.2": "train.lr",
     "--methods full --set train.frozen=bf16 train.precision=bf16": "train.frozen",
+    "--methods full --set train.frozen=paged": "train.frozen",
 }
 
 GOOD = [

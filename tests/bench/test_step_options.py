@@ -96,6 +96,8 @@ def test_memory_takes_the_options() -> None:
     [
         ({"precision": "fp16"}, "train.precision='fp16' is unknown; choose fp32 or bf16"),
         ({"checkpointing": 1}, "train.checkpointing=1 is no switch; give true or false"),
+        ({"frozen": "disk"}, "train.frozen='disk' is unknown; choose fp32, bf16, paged or paged-bf16"),
+        ({"frozen": "paged-bf16"}, "train.frozen=paged-bf16 needs train.precision=bf16"),
     ],
 )
 def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
@@ -106,6 +108,43 @@ def test_bad_options_are_refused(options: dict[str, Any], message: str) -> None:
 def test_memory_refuses_what_only_training_reads() -> None:
     with pytest.raises(InputError, match=r"train\.lr has no place here; train\.precision, train\.checkpointing and"):
         commands_memory.memory(["mini_vit"], ["full"], BATCH, ("train.lr=1e-3",), None, False, Console(quiet=True))
+
+
+def test_paged_weights_train_the_same_and_are_counted_apart() -> None:
+    method = MethodConfig("s2a", {"activations": "lean"})
+    found = {}
+    for frozen in ("fp32", "paged"):
+        recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=BATCH, frozen=frozen)
+        torch.manual_seed(0)
+        model, _ = identity.adapt(CellConfig(method=method, train=recipe))
+        model.head = torch.nn.Linear(model.num_features, 4)
+        images = Noise(2 * BATCH)
+        numbers = measure.memory(model, images.images[:BATCH], recipe)
+        row = measure.memory_row("mini_vit", "s2a", dict(method.options), recipe, num_classes=4, simulate=True)
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers)  # With data and without.
+        losses = [row["loss"] for row in train(model, images, recipe, seed=0)]
+        found[frozen] = losses, numbers, row
+    (losses, usual, row), (paged_losses, paged, paged_row) = found.values()
+    assert paged_losses == losses
+    assert usual["host_mb"] == 0 < paged["host_mb"]
+    assert paged["weights_mb"] + paged["host_mb"] == pytest.approx(usual["weights_mb"])
+    assert paged["saved_mb"] == usual["saved_mb"] and paged["params_total"] == usual["params_total"]
+    less = row["simulated_mb"] - paged_row["simulated_mb"]
+    assert 0 < less <= paged["host_mb"] * 1.01
+
+
+@pytest.mark.parametrize(("frozen", "size"), [("paged", 4), ("paged-bf16", 2)])
+def test_paged_are_large_weights_in_their_format(frozen: str, size: int) -> None:
+    recipe = TrainConfig(precision="bf16", frozen=frozen)  # type: ignore[arg-type]
+    width, mlp = 96, 4 * 96
+    weights = [3 * width * width, width * width, width * mlp, width * mlp]  # qkv, proj, fc1, fc2 of each of 6 blocks
+    expected = 6 * sum(size * count for count in weights if size * count >= 1 << 16)
+    assert measure.memory_row("mini_vit", "bias", None, recipe)["host_mb"] == expected / 1e6
+
+
+def test_paging_is_refused_where_everything_trains() -> None:
+    with pytest.raises(s2a.S2AError, match="Nothing of this model can be paged: under 'full'"):
+        measure.memory_row("mini_vit", "full", None, TrainConfig(frozen="paged"))
 
 
 def test_a_budget_is_for_the_weights_as_they_will_lie() -> None:
@@ -148,6 +187,7 @@ def test_cells_of_before_keep_their_ids() -> None:
     """A field that came later is no part of a cell that has its default."""
     assert "frozen" not in identifying(TrainConfig())
     assert identifying(TrainConfig(precision="bf16", frozen="bf16"))["frozen"] == "bf16"
+    assert identifying(TrainConfig(frozen="paged"))["frozen"] == "paged"
     assert "budget_batch" not in identifying(s2a.method_config("bias", budget_batch=32))  # Its default of before.
     assert identifying(s2a.method_config("bias", budget_batch=64))["budget_batch"] == 64
     later = {

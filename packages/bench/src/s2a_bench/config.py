@@ -77,7 +77,8 @@ class TrainConfig:
         drop_path: Stochastic depth rate of the backbone while training.
         precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
         checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
-        frozen: Number format in which frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``).
+        frozen: How frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``), on the device;
+            ``"paged"``, ``"paged-bf16"``: likewise in host memory, from where layers copy them while they compute.
         patience: Stop after this many epochs without a better validation accuracy; 0: train all epochs. Needs
             ``DataConfig.evaluate="select"``.
         balance: Weight the loss of an image by the inverse frequency of its class in the training list.
@@ -94,7 +95,9 @@ class TrainConfig:
     drop_path: float = 0.0
     precision: Literal["fp32", "bf16"] = "fp32"
     checkpointing: bool = False
-    frozen: Literal["fp32", "bf16"] = dataclasses.field(default="fp32", metadata={"identity": "unless default"})
+    frozen: Literal["fp32", "bf16", "paged", "paged-bf16"] = dataclasses.field(
+        default="fp32", metadata={"identity": "unless default"}
+    )
     patience: int = dataclasses.field(default=0, metadata={"identity": "unless default"})
     balance: bool = dataclasses.field(default=False, metadata={"identity": "unless default"})
 
@@ -125,12 +128,22 @@ class TrainConfig:
                 f"train.patience={self.patience!r} is no number of epochs; give a whole number from 1, or 0 to train "
                 "all epochs."
             )
-        if self.frozen not in ("fp32", "bf16"):
-            raise InputError(f"train.frozen={self.frozen!r} is unknown; choose fp32 or bf16.")
-        if self.frozen == "bf16" and self.precision != "bf16":
+        if self.frozen not in ("fp32", "bf16", "paged", "paged-bf16"):
+            raise InputError(f"train.frozen={self.frozen!r} is unknown; choose fp32, bf16, paged or paged-bf16.")
+        if self.frozen_halves and self.precision != "bf16":
             raise InputError(
-                "train.frozen=bf16 needs train.precision=bf16: products of two number formats do not exist."
+                f"train.frozen={self.frozen} needs train.precision=bf16: products of two number formats do not exist."
             )
+
+    @property
+    def frozen_halves(self) -> bool:
+        """Whether frozen weights are bfloat16."""
+        return self.frozen.endswith("bf16")
+
+    @property
+    def frozen_paged(self) -> bool:
+        """Whether frozen weights lie in host memory."""
+        return self.frozen.startswith("paged")
 
     @property
     def number_format(self) -> TrainConfig:

@@ -15,6 +15,8 @@ from s2a.exporting import ExportReport, export
 from s2a.fitting import Fit, fits
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
+from s2a.paged_model import page_frozen, unpage_frozen
+from s2a.paging import host_bytes
 from s2a.planning import Plan, plan_memory
 from s2a.pretrained import from_pretrained, push_to_hub, save_pretrained
 from s2a.registry import Method, list_methods, method_config, register_method
@@ -46,10 +48,12 @@ __all__ = [
     "export",
     "fits",
     "from_pretrained",
+    "host_bytes",
     "list_methods",
     "load",
     "merge",
     "method_config",
+    "page_frozen",
     "plan_memory",
     "push_to_hub",
     "quantize_activations",
@@ -61,4 +65,5 @@ __all__ = [
     "simulated_peak",
     "theoretical_memory",
     "trainable_parameters",
+    "unpage_frozen",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits, input_channels
+from s2a.backbones.edits import Undoable
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype
 from s2a.backbones.refusals import path_inside
 from s2a.errors import S2AError
@@ -18,6 +19,7 @@ from s2a.identity import UNKNOWN, Identity, fingerprint, from_text, is_rounded, 
 from s2a.image_transform import ImageTransform, default_transform
 from s2a.lean import FusedBranch
 from s2a.lean.plan import Plan
+from s2a.paging import page_of, set_home
 from s2a.registry import Method
 
 
@@ -41,6 +43,7 @@ class Adapted(nn.Module):
     labels: list[str] | None = None
     card: dict[str, Any] | None = None
     _transform: ImageTransform | None = None
+    _paging: Sequence[Undoable] = ()  # The edits of ``s2a.page_frozen``.
 
     def __init__(
         self,
@@ -380,6 +383,9 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
-            weight.data = weight.data.to(dtype)
+            if page_of(module) is None:
+                weight.data = weight.data.to(dtype)
+            else:
+                set_home(weight, weight.detach().to(dtype))
     adapted._dtype = frozen_dtype(adapted.backbone, adapted._edits)
     return saved

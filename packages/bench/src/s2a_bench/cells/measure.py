@@ -32,7 +32,8 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     Returns:
         ``params_total`` (everything the model holds), ``params_backbone`` (without any head), ``params_trainable``,
         ``params_percent`` (trainable over backbone: the paper's definition), ``weights_mb``, ``theoretical_mb``,
-        ``saved_mb``, ``measured_mb`` = weights + saved.
+        ``saved_mb``, ``measured_mb`` = weights + saved; ``host_mb``: weights in host memory (``frozen="paged"``), which
+        are in none of the others.
     """
     train = train or TrainConfig()
     set_checkpointing(adapted.backbone, train)
@@ -47,7 +48,8 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     total = sum(p.numel() for p in adapted.parameters())
     backbone = sum(p.numel() for p in adapted.backbone.parameters())
     trainable = sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
-    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    host = s2a.host_bytes(adapted)
+    weights = sum(p.numel() * p.element_size() for p in adapted.parameters()) - host
     return {
         "params_total": total,
         "params_backbone": backbone,
@@ -57,6 +59,7 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
         "theoretical_mb": theory / MB,
         "saved_mb": saved / MB,
         "measured_mb": (weights + saved) / MB,
+        "host_mb": host / MB,
     }
 
 

@@ -43,12 +43,13 @@ class Record:
     (where there are no test images, on val, and a note says so). Only then are ``balanced_accuracy`` (mean recall of
     the classes) and ``macro_f1`` computed, both in percent and of the images of ``accuracy``; ``curve`` has
     ``val_accuracy``, ``val_loss`` and ``val_seconds`` of each epoch, and is shorter than ``epochs`` where training
-    stopped early. ``params_percent`` is
-    trainable parameters (head included) over the backbone's without its head, the paper's definition.
-    ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; ``peak_mb`` is the device's peak on CUDA and the
-    process's peak resident size on CPU. ``seconds`` are those of the epochs that count: what a killed process trained
-    after its last checkpoint is not in it. ``resumed`` is how often the training went on from a checkpoint, ``notes``
-    are sentences about it, ``adapter_id`` the hash of the trained state's file, if it was kept. ``trial``: a search ran
+    stopped early. ``params_percent`` is trainable parameters (head included) over the backbone's without its head, the
+    paper's definition.
+    ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; paged weights are ``host_mb`` instead. ``peak_mb`` is
+    the device's peak on CUDA and the process's peak resident size on CPU. ``seconds`` are those of the epochs that
+    count: what a killed process trained after its last checkpoint is not in it. ``resumed`` is how often the training
+    went on from a checkpoint, ``notes`` are sentences about it, ``adapter_id`` the hash of the trained state's file, if
+    it was kept. ``trial``: a search ran
     this cell to choose from; ``search``: how one chose this cell's config, ``None`` where none did. ``feature_cache``:
     the head trained on features that were computed once; ``seconds`` are then those of the head alone, and
     ``images_per_second`` is measured on real steps, on images, before. ``scoring_seconds`` are those of the scoring
@@ -96,6 +97,7 @@ class Record:
     theoretical_mb: float | None = None
     saved_mb: float | None = None
     measured_mb: float | None = None
+    host_mb: float | None = None
     peak_mb: float | None = None
     images_per_second: float | None = None
     seconds: float | None = None

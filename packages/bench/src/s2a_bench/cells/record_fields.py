@@ -202,6 +202,7 @@ _FIELDS: dict[str, Check] = {
     "theoretical_mb": _AMOUNT,
     "saved_mb": _AMOUNT,
     "measured_mb": _AMOUNT,
+    "host_mb": _AMOUNT,
     "peak_mb": _AMOUNT,
     "images_per_second": _AMOUNT,
     "seconds": _AMOUNT,

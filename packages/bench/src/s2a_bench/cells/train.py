@@ -13,6 +13,7 @@ import s2a
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError
@@ -93,8 +94,12 @@ def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, rec
     budget = isinstance(config, s2a.LeanOptions) and config.has_budget
     plain = dataclasses.replace(config, saved_budget_mb=None, peak_budget=None) if budget else config
     adapted = s2a.attach(model, plain, num_classes, image_size=image_size)
-    if recipe.frozen == "bf16":
+    if recipe.frozen_halves:
         s2a.cast_frozen(adapted, torch.bfloat16)
+    if recipe.frozen_paged:
+        # A model without data stands for one on a card, which holds the next copy too.
+        without_data = isinstance(next(model.parameters()), FakeTensor)
+        s2a.page_frozen(adapted, prefetch=True if without_data else None)
     if budget:
         with precision(recipe, next(model.parameters()).device):
             s2a.plan_memory(

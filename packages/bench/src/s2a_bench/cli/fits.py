@@ -26,7 +26,7 @@ class Fits:
         backbone: timm names, mini_vit, ...
         method: Methods, with options if need be: "s2a:activations=lean"; all: every one.
         image_size: Side of the images in pixels; each backbone's own if left out.
-        set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true, train.frozen=bf16.
+        set: method.KEY=VALUE, train.precision=bf16, train.checkpointing=true, train.frozen=paged.
         json: Print JSON.
     """
 

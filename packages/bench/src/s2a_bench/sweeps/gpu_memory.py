@@ -110,8 +110,9 @@ def _sizes(backbone: BackboneConfig, method: str, options: str, classes: int, tr
             # Not from one image: there, tensors that are expanded over the batch need no copy.
             saved = tuple(s2a.saved_bytes(adapted, images[:count]).total for count in (2, 3))
     held = {t.data_ptr(): t.numel() * t.element_size() for t in (*adapted.parameters(), *adapted.buffers())}
+    weights = sum(held.values()) - s2a.host_bytes(adapted)
     trainable = sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
-    return _Sizes(sum(held.values()), trainable, (saved[0], saved[1]), widest)
+    return _Sizes(weights, trainable, (saved[0], saved[1]), widest)
 
 
 def _widest(model: nn.Module, images: Tensor) -> int:

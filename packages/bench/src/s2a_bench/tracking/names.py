@@ -32,8 +32,8 @@ _PARAMS += (
 )
 _NESTED = {"method_config": "method", "train_config": "train", "data_config": "data"}
 _METRICS = ("accuracy", "params_total", "params_backbone", "params_trainable", "params_percent", "weights_mb")
-_METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "peak_mb", "images_per_second", "seconds", "resumed")
-_METRICS += ("scoring_seconds", "wall_seconds", "guessing_loss", "guessing_accuracy")
+_METRICS += ("theoretical_mb", "saved_mb", "measured_mb", "host_mb", "peak_mb", "images_per_second", "seconds")
+_METRICS += ("resumed", "scoring_seconds", "wall_seconds", "guessing_loss", "guessing_accuracy")
 _METRICS += ("balanced_accuracy", "macro_f1", "best_epoch")
 
 _NOTHING = (None, "", "unknown", "null")

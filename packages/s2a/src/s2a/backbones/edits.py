@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 import functools
 import types
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
+
+
+class Undoable(Protocol):
+    """One edit; plain data, so that a deep copy of it refers to the copied model."""
+
+    def undo(self) -> None:
+        """Takes it back."""
 
 
 @dataclasses.dataclass
@@ -138,7 +145,7 @@ class Edits:
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        self._log: list[_Hooked | _Replaced | _Overridden | _Trained | _Preserved | _Cast] = []
+        self._log: list[Undoable] = []
         self._placed = [
             _Placed(module, name, parameter, parameter.grad)
             for module in (model.modules() if model is not None else ())
@@ -196,6 +203,27 @@ class Edits:
         edit = _Cast(module, name, getattr(module, name).dtype, dtype)
         edit.set_dtype(dtype)
         self._log.append(edit)
+
+    def add(self, edit: Undoable) -> None:
+        """Adds an edit that was made elsewhere."""
+        self._log.append(edit)
+
+    def added_since(self, length: int) -> list[Undoable]:
+        """The edits behind the first ``length`` of them (``len(edits)``)."""
+        return self._log[length:]
+
+    def __len__(self) -> int:
+        return len(self._log)
+
+    def __bool__(self) -> bool:
+        return True
+
+    def undo_only(self, edits: Sequence[Undoable]) -> None:
+        """Takes some edits back, last one first; nothing may have been built on them since."""
+        chosen = {id(edit) for edit in edits}
+        self._log = [edit for edit in self._log if id(edit) not in chosen]
+        for edit in reversed(edits):
+            edit.undo()
 
     def was_cast(self, tensor: Tensor) -> bool:
         """Whether a parameter or buffer has another dtype than before the edits."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from s2a.adapted import Adapted
 from s2a.errors import S2AError
 from s2a.exporting.description import input_shape
+from s2a.paged_model import unpage_frozen
 
 TOLERANCE = 1e-4
 """Largest difference of a logit, in units of the largest logit, or of 1 where all are smaller."""
@@ -32,7 +33,9 @@ def float32_copy(adapted: Adapted) -> Adapted:
         raise S2AError(
             f"{empty[0]} has no values (meta device), nor have {len(empty) - 1} others; give the model values first."
         )
-    copied = copy.deepcopy(adapted).cpu().float().eval()
+    copied = copy.deepcopy(adapted)
+    unpage_frozen(copied)
+    copied = copied.cpu().float().eval()
     copied.zero_grad(set_to_none=True)
     if getattr(copied.backbone, "grad_checkpointing", False):
         copied.set_grad_checkpointing(False)  # It would be a part of the graph.

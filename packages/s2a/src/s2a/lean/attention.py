@@ -27,7 +27,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean.linear import image_chunks, two_layers
+from s2a.lean.linear import fetch_weights, image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike, repeated
@@ -45,7 +45,7 @@ class _Attention(torch.autograd.Function):
     def forward(
         ctx: Any, options: BranchOptions, x: Tensor, bias: Tensor | None, mask: Tensor | None, *tensors: Tensor | None
     ) -> Tensor:
-        out, *kept = _forward(options, x, bias, mask, tensors)
+        out, *kept = _forward(options, x, bias, mask, fetch_weights(options, tensors, x.device, False))
         ctx.options, ctx.input_like = options, (x.shape, x.dtype)
         ctx.save_for_backward(*tensors, bias, mask, *kept)
         return out
@@ -55,8 +55,9 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
         bias, mask = saved[10:12]
+        tensors = fetch_weights(ctx.options, saved[:10], grad.device, True)
         moved, added, *gradients = _backward(
-            ctx.options, grad, saved[:10], bias, mask, saved[12:], ctx.input_like, ctx.needs_input_grad[1:]
+            ctx.options, grad, tensors, bias, mask, saved[12:], ctx.input_like, ctx.needs_input_grad[1:]
         )
         return None, moved, added, None, *gradients
 

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from s2a.backbones import Pass, state_of
-from s2a.lean.linear import Layer, image_chunks
+from s2a.lean.linear import Layer, fetch_weights, image_chunks
 from s2a.lean.spec import BranchOptions, add_to, cast_like
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike
@@ -31,7 +31,7 @@ class _ClassAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: BranchOptions, x: Tensor, *tensors: Tensor | None) -> Tensor:
-        query, others, last = _layers(options, tensors, (False,) * 10)
+        query, others, last = _layers(options, fetch_weights(options, tensors, x.device, False), (False,) * 10)
         images, tokens, columns = x.shape
         out = torch.empty(images, 1, len(last.weight), dtype=options.dtype, device=x.device)
         kept: list[Tensor] = []
@@ -56,7 +56,7 @@ class _ClassAttention(torch.autograd.Function):
         tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]
-        query, others, last = _layers(options, tensors, needs)
+        query, others, last = _layers(options, fetch_weights(options, tensors, grad.device, True), needs)
         tokens, columns = ctx.input_like[0][1:]
         out = torch.empty(ctx.input_like[0], dtype=ctx.input_like[1], device=grad.device)
         weight_sum = bias_sum = None

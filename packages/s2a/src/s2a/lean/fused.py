@@ -40,6 +40,7 @@ from s2a.lean.residual_stream import IN_PLACE, writable
 from s2a.lean.spec import BranchOptions, BranchSpec, SavedBits, compute_dtype
 from s2a.ops.keeping import in_selective_checkpoint, keeps_for_backward
 from s2a.ops.rows import CODED
+from s2a.paging import page_of, paged_forward, refuse_trained
 
 _BODIES: dict[type[nn.Module], tuple[str, str, tuple[str, ...], tuple[str, ...]]] = {
     Attention: ("qkv", "proj", ("attn_drop",), ("q_norm", "k_norm", "norm", "gate")),
@@ -248,7 +249,16 @@ class FusedBranch:
         run: LeanRun | None = state_of(self.block_module)
         again = run is not None and bool(run.saved_bits)
         saved_bits = run.saved_bits[self.role] if run is not None and again else self.saved_bits
-        common = {"scales": tuple(scales), "dtype": dtype, "recompute_dtype": recompute_dtype, "again": again}
+        common = {
+            "scales": tuple(scales),
+            "dtype": dtype,
+            "recompute_dtype": recompute_dtype,
+            "again": again,
+            "pages": (page_of(first), page_of(last)),
+        }
+        for layer in (first, last):
+            if page_of(layer) is not None:
+                refuse_trained(layer)
         body: Any = self.body
         if isinstance(body, Mlp):
             maps = LAYER_NORMS[type(norm)]
@@ -278,8 +288,10 @@ def _recompute_dtype(recompute: str, dtype: torch.dtype, device: torch.device) -
 
 
 def _forwards_are(layer: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether a layer runs its class's forward, or the one that keeps nothing of a frozen layer's input."""
+    """Whether a layer runs its class's forward, or one that keeps nothing of a frozen layer's input."""
     own = layer.__dict__.get("forward")
+    if page_of(layer) is not None:
+        return getattr(own, "func", None) is paged_forward
     return own is None or (
         kind is nn.Conv2d and getattr(getattr(own, "func", None), "__module__", "").startswith("s2a.")
     )

@@ -146,6 +146,24 @@ class Layer:
         ]
 
 
+def fetch_weights(options: BranchOptions, tensors: tuple[Any, ...], device: torch.device, last_first: bool) -> Any:
+    """A branch's tensors with copies of the weights that are paged, for one call, which lets them go at its end.
+
+    Args:
+        options: With the layers' pages.
+        tensors: As for ``two_layers``.
+        device: That computes.
+        last_first: The order in which copies are made; a backward pass takes that of the forward pass backwards, so
+            that the next copy can be foreseen.
+    """
+    found = list(tensors)
+    layers = list(zip((2, 6), options.pages, strict=True))
+    for i, page in reversed(layers) if last_first else layers:
+        if page is not None:
+            found[i] = page.fetch(tensors[i], device, options.dtype)
+    return tuple(found)
+
+
 def two_layers(options: BranchOptions, tensors: tuple[Any, ...], needs: Any) -> tuple[Layer, Layer]:
     """A branch's first and last linear layer.
 

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from s2a.lean.linear import Layer, image_chunks, two_layers
+from s2a.lean.linear import Layer, fetch_weights, image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike, repeated
@@ -37,7 +37,7 @@ class _Mlp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, options: BranchOptions, x: Tensor, *tensors: Tensor | None) -> Tensor:
-        out, *kept = _forward(options, x, tensors)
+        out, *kept = _forward(options, x, fetch_weights(options, tensors, x.device, False))
         ctx.options, ctx.input_like = options, (x.shape, x.dtype)
         ctx.save_for_backward(*tensors, *kept)
         return out
@@ -46,7 +46,8 @@ class _Mlp(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
-        return None, *_backward(ctx.options, grad, saved[:10], saved[10:], ctx.input_like, ctx.needs_input_grad[1:])
+        tensors = fetch_weights(ctx.options, saved[:10], grad.device, True)
+        return None, *_backward(ctx.options, grad, tensors, saved[10:], ctx.input_like, ctx.needs_input_grad[1:])
 
 
 def _parts(shape: Sequence[int], first: Layer) -> Sequence[slice]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from s2a.ops.rows import CODED, kept_bytes, row_bytes
+from s2a.paging import Page
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,6 +109,8 @@ class BranchOptions:
         dtype: In which the products run.
         recompute_dtype: In which the backward pass recomputes products of the forward pass; ``None``: ``dtype``.
         again: The forward pass is itself a second one, for gradients: ``recompute_dtype`` is that of its products.
+        pages: Of the linear layers whose weights are paged (``s2a.paging``). They say where a weight comes from, and
+            nothing of what is computed.
     """
 
     saved_bits: SavedBits
@@ -121,6 +124,7 @@ class BranchOptions:
     dtype: torch.dtype = torch.float32
     recompute_dtype: torch.dtype | None = None
     again: bool = False
+    pages: tuple[Page | None, Page | None] = dataclasses.field(default=(None, None), compare=False)
 
     @property
     def forward_dtype(self) -> torch.dtype | None:

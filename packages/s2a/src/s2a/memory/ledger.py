@@ -88,6 +88,7 @@ class Ledger(TorchDispatchMode):
             ``torch.utils.flop_counter`` counts them: a multiply-add is two.
         modules: Names of the modules that run, the innermost last.
         open: Storages that are there, by their C++ objects: entry, and the weak reference that says when one goes.
+        elsewhere: Storages that do not count: they are there all along, in other memory.
     """
 
     def __init__(self, device: torch.device, mode: FakeTensorMode) -> None:
@@ -102,6 +103,7 @@ class Ledger(TorchDispatchMode):
         self.flops = 0
         self.modules: list[str] = []
         self.open: dict[int, tuple[Entry, Any]] = {}
+        self.elsewhere: set[int] = set()
         self._calls: dict[Any, repeats.Call | None] = {}
         self._flops_of: dict[Any, int] = {}
 
@@ -119,6 +121,8 @@ class Ledger(TorchDispatchMode):
         # Storages are told apart by their C++ object; a view has that of its base.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
+        if key in self.elsewhere:
+            return
         if key in self.open:
             found = self.open[key][0]
             self._resized(found, size)

@@ -28,6 +28,7 @@ from s2a.errors import S2AError
 from s2a.memory.ledger import Entry, Ledger
 from s2a.memory.no_data import copy_without_data
 from s2a.ops.loops import shortened_by
+from s2a.paging import paged_weights, pager_of
 
 CATEGORIES: tuple[str, ...] = ("weights", "input", "gradients", "optimiser state", "held activations", "transient")
 """What bytes at the peak can be. Held: made in the forward pass and still there with the loss. Transient: all else."""
@@ -218,7 +219,10 @@ class StepSimulation:
                     # 2. The steps. Where the first leaves nothing but state behind, it was as good as a later one.
                     after_forward = step(steps > 1 and kept is None)
                     alike = _only_state_stays(ledger)
-                    for _ in range(0 if alike else steps - 1):
+                    # Which copy of a weight comes next, a first step only learns.
+                    pager = pager_of(model)
+                    learns = kept is None and pager is not None and pager.prefetches(self._device)
+                    for _ in range(0 if alike and not learns else steps - 1):
                         after_forward = step(False)
         except (DataDependentOutputException, DynamicOutputShapeException) as error:
             raise S2AError(
@@ -268,7 +272,8 @@ def _no_collection() -> Iterator[None]:
 
 
 def _enter_weights(model: nn.Module, ledger: Ledger) -> None:
-    """Parameters and buffers are there before the first operator runs."""
+    """Parameters and buffers are there before the first operator runs; what is paged lies elsewhere."""
+    ledger.elsewhere = {weight.untyped_storage()._cdata for weight in paged_weights(model)}
     for tensor in (*model.parameters(), *model.buffers()):
         ledger.note(tensor, category="weights")
 

@@ -2,7 +2,8 @@
 
 The paper prints no formula; these rules follow its text and reproduce its tables. MB are 1e6 bytes, fp32.
 
-R0   weights of everything, added modules and head included; no buffers, gradients or optimiser state.
+R0   weights of everything, added modules and head included; no buffers, gradients or optimiser state, nor weights
+     that lie in host memory (``s2a.page_frozen``).
 R1   the input of every linear, convolution and normalisation layer whose weight trains.
 R2   the input of every activation function.
 R3   the output of every softmax.
@@ -31,6 +32,7 @@ from torch.nn.modules.conv import _ConvNd
 from s2a.activations.quantize import ACTIVATIONS
 from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import evaluating, family_of, input_channels, reads_class_token
+from s2a.paging import paged_weights
 
 _PARAMETRIC = (nn.Linear, _ConvNd, nn.LayerNorm, nn.GroupNorm, _BatchNorm)
 
@@ -111,7 +113,7 @@ def theoretical_memory(adapted: Adapted, batch_size: int = 32) -> Theory:
     finally:
         for handle in handles:
             handle.remove()
-    weights = 4 * sum(p.numel() for p in adapted.parameters())
+    weights = 4 * (sum(p.numel() for p in adapted.parameters()) - sum(p.numel() for p in paged_weights(adapted)))
     return Theory(weights, {rule: bits * batch_size // 8 for rule, bits in sorted(kept.items()) if bits})
 
 

@@ -12,6 +12,7 @@ from s2a.lean.plan import Plan
 from s2a.lean.spec import BranchSpec
 from s2a.memory.measured import SavedBytes
 from s2a.ops.rows import kept_bytes
+from s2a.paging import host_bytes
 
 
 def set_plan(branches: tuple[FusedBranch, ...], plan: Plan) -> None:
@@ -74,7 +75,7 @@ def measure_specs(
     finally:
         for branch, bits in zip(branches, before, strict=True):
             branch.saved_bits = bits
-    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    weights = sum(p.numel() * p.element_size() for p in model.parameters()) - host_bytes(model)
     return specs, weights + others
 
 

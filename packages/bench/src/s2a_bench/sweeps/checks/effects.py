@@ -179,7 +179,7 @@ def check_setting_effects(mistakes: Mistakes, request: Request, labels: Sequence
             mistakes.add(_no_effect("drop_path", f"the backbone of {shown} runs in evaluation mode"))
         if "lr" in train and None not in train.get("head_lr", [None]):
             mistakes.add(_no_effect("lr", f"{shown} trains the head alone, at train.head_lr"))
-    if "bf16" in train.get("frozen", ()) and names == {"full"}:
+    if any(value != "fp32" for value in train.get("frozen", ())) and names == {"full"}:
         mistakes.add(_no_effect("frozen", "full trains every weight, and none is frozen"))
 
 
