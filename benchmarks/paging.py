@@ -19,6 +19,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 MODES = [("exact", False), ("exact", True), ("lean", False), ("lean", True)]
 """Activations, and whether weights are paged."""
@@ -52,7 +53,7 @@ def measure(backbone: str, method: str, batch: int, activations: str, paged: boo
 
     torch.manual_seed(0)
 
-    def make(**sizes: int) -> s2a.Adapted:
+    def make(**sizes: Any) -> s2a.Adapted:
         config = s2a.method_config(method, activations=activations)
         adapted = s2a.attach(timm.create_model(backbone, **sizes), config, 100).train()
         if paged:

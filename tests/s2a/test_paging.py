@@ -14,7 +14,7 @@ import pytest
 import s2a
 import tiny
 import torch
-from s2a.paging import page_of, pager_of
+from s2a.paging import page_of, paged_weights, pager_of
 from s2a.paging.homes import are_mapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -23,10 +23,10 @@ from torch.utils.checkpoint import checkpoint
 CASES = [
     *((family, "s2a", act) for family in ("vit", "swin", "convnext", "convnext_conv") for act in ("paper", "lean")),
     *(("vit", method, act) for method in ("bias", "lora", "adapter") for act in ("exact", "lean")),
-    ("swin", "lora", "lean"),
-    ("convnext", "lora", "exact"),
-    ("vit", "vpt", "lean"),
-    ("resnet", "s2a", "lean"),
+    pytest.param(*("swin", "lora", "lean"), marks=pytest.mark.full),
+    pytest.param(*("convnext", "lora", "exact"), marks=pytest.mark.full),
+    pytest.param(*("vit", "vpt", "lean"), marks=pytest.mark.full),
+    pytest.param(*("resnet", "s2a", "lean"), marks=pytest.mark.full),
     ("eva", "s2a", "lean"),
 ]
 
@@ -94,8 +94,8 @@ def test_autocast(images: Tensor, method: str, activations: str) -> None:
     page(adapted)
     assert_equal(step(), expected)
     s2a.cast_frozen(adapted)  # Paged weights are rounded in their homes.
-    assert {p.dtype for p in s2a.paging.paged_weights(adapted)} == {torch.bfloat16}
-    assert all(are_mapped(list(s2a.paging.paged_weights(adapted))))
+    assert {p.dtype for p in paged_weights(adapted)} == {torch.bfloat16}
+    assert all(are_mapped(list(paged_weights(adapted))))
     assert_equal(step(), expected)
 
 
@@ -109,7 +109,7 @@ def test_checkpointing_and_accumulation(images: Tensor, activations: str, reentr
         adapted.zero_grad()
         for part in images.clone().requires_grad_().split(1):  # Else reentrant checkpoints have no gradient.
             lean_models.loss_of(adapted(part)).backward()
-        return {name: p.grad.clone() for name, p in s2a.trainable_parameters(adapted).items()}
+        return {n: p.grad.clone() for n, p in s2a.trainable_parameters(adapted).items() if p.grad is not None}
 
     for adapted in (plain, paged):
         for block in adapted.backbone.blocks:  # type: ignore[union-attr]
@@ -171,12 +171,12 @@ def test_dtypes_follow_and_places_stay(images: Tensor) -> None:
     expected = gradients(doubled, images.double())
     names = list(adapted.state_dict())
     page(adapted).double()
-    assert all(are_mapped(list(s2a.paging.paged_weights(adapted))))
+    assert all(are_mapped(list(paged_weights(adapted))))
     assert list(adapted.state_dict()) == names
     assert_equal(gradients(adapted, images.double()), expected)
-    homes = [weight.data_ptr() for weight in s2a.paging.paged_weights(adapted)]
+    homes = [weight.data_ptr() for weight in paged_weights(adapted)]
     adapted._apply(lambda tensor: tensor.clone())  # As a move to another device does.
-    assert [weight.data_ptr() for weight in s2a.paging.paged_weights(adapted)] == homes
+    assert [weight.data_ptr() for weight in paged_weights(adapted)] == homes
 
 
 def test_threads(images: Tensor) -> None:

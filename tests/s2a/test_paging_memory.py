@@ -182,24 +182,22 @@ def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     own = Pager(True, pins=False)
     own.layers += layers
 
-    def fetch(i: int) -> None:
-        found = own.fetch(i, layers[i].weight, torch.device("cpu"), torch.float32)
-        assert torch.equal(found, layers[i].weight)
-
-    def begin() -> None:
+    def run(*order: int) -> None:
         own.begin(nn.Identity(), ())
+        for i in order:
+            found = own.fetch(i, layers[i].weight, torch.device("cpu"), torch.float32)
+            assert torch.equal(found, layers[i].weight)
 
-    begin(), fetch(0), fetch(1)
+    run(0, 1)
     assert fake.log == []
     # What is queued (1) comes before the copy, whose end (2) is waited for where it is used.
-    begin(), fetch(0)
+    run(0, 1)
     started = [("compute", "records", 1), ("side", "waits for", 1), ("side", "records", 2)]
-    assert fake.log == started
-    fetch(1)
     assert fake.log == [*started, ("compute", "waits for", 2)]
     # A copy that nobody takes is waited for before its bytes are free.
     fake.log.clear()
-    begin(), fetch(0), begin()
+    run(0)
+    run()
     dropped = [("side", "records", 4), ("compute", "waits for", 4)]
     assert fake.log == [("compute", "records", 3), ("side", "waits for", 3), *dropped]
 
