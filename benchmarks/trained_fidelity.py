@@ -1,6 +1,6 @@
 """Gradients under codes against exact ones, on trained weights and real images.
 
-    python benchmarks/trained_fidelity.py --weights FILE --images FOLDER [--sizes 112 224] [--backbone NAME] [--method lora]
+    python benchmarks/trained_fidelity.py --weights FILE --images FOLDER [--sizes 112 224] [--method lora]
 
 For biases, prompts (LRP) and side branch (LSB): cosine, and in brackets |g' - g| / |g|; with the MB that a batch keeps.
 Prompts and branch start at zero and would hide each other's gradients: they are drawn from N(0, 0.02). ``fidelity.py``

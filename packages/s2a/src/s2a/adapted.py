@@ -44,6 +44,7 @@ class Adapted(nn.Module):
     card: dict[str, Any] | None = None
     _transform: ImageTransform | None = None
     _paging: Sequence[Undoable] = ()  # The edits of ``s2a.page_frozen``.
+    _paged_by_plan = False  # ``plan_memory`` made them, and may take them back.
 
     def __init__(
         self,

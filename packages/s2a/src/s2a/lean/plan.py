@@ -21,6 +21,8 @@ class Plan:
         extra_work: Products that the backward pass repeats, as a share of those of a step without.
         error: Estimated one minus cosine of the gradients.
         peak: Simulated bytes of a whole step, where the budget was for that.
+        cost: What the planner made least: time of what is done again, and gradient error (``planning.knapsack``).
+        paged: Bytes of frozen weights that the plan keeps out of the device (``s2a.page_frozen``).
     """
 
     saved_bits: dict[tuple[str, str], SavedBits]
@@ -31,6 +33,8 @@ class Plan:
     extra_work: float
     error: float
     peak: int | None = None
+    cost: float = 0.0
+    paged: int = 0
 
     def __str__(self) -> str:
         """The plan as lines of text; branches with the same choice share a line."""
@@ -41,6 +45,8 @@ class Plan:
         ]
         if self.peak is not None:
             lines[0] += f", {self.peak / 1e6:,.1f} MB at the peak of a step (simulated)"
+        if self.paged:
+            lines.append(f"  {self.paged / 1e6:,.1f} MB of frozen weights paged")
         counts = Counter((role, bits) for (_, role), bits in self.saved_bits.items())
         for (role, bits), count in sorted(counts.items(), key=lambda item: (item[0][0], -item[1])):
             if bits.block:

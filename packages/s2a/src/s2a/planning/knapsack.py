@@ -43,6 +43,11 @@ NARROW_WORK = 0.5
 FLOOR = 1e-5
 """What is left when every branch keeps 12 bits: the last norm's 8 bits and other layers."""
 
+
+class BudgetTooSmall(S2AError):
+    """No plan meets the budget."""
+
+
 ERROR_WEIGHT = 100.0
 """Cost of an error of 1, in steps' work: an error of 0.0001 is avoided at up to 1 % more work."""
 
@@ -114,8 +119,7 @@ def make_plan(
     Raises:
         S2AError: A budget that no choice meets; the message has the smallest that can be met.
     """
-    # A step's products: forward, and as many for the gradients of inputs.
-    whole = sum(2 * spec.work for spec in specs) or 1.0
+    whole = _whole_work(specs)
     blocks = _blocks_of(specs)
     weights = depth_weights(specs)
     options = [_options([specs[i] for i in block], weights[block[0]], images, whole) for block in blocks]
@@ -126,7 +130,7 @@ def make_plan(
             for block in blocks
         ]
     elif budget < smallest:
-        raise S2AError(
+        raise BudgetTooSmall(
             f"A saved_budget_mb of {budget / 1e6:,.1f} MB cannot be met with {images} images: weights take part of "
             f"it, and the smallest that can be planned is {-(-smallest // 10**5) / 10:,.1f} MB; give that or more, or "
             "fewer images (budget_batch)."
@@ -142,6 +146,7 @@ def make_plan(
         smallest,
         sum(spec.recomputed_work(bits) for spec, bits in zip(specs, saved_bits, strict=True)) / whole,
         plan_error(specs, saved_bits),
+        cost=cost_of(specs, saved_bits),
     )
 
 
@@ -159,6 +164,29 @@ class _Option:
     cost: float
 
 
+def _cost(spec: BranchSpec, bits: SavedBits, weight: float, whole: float) -> float:
+    """Cost of one branch's choice, as in the equation above."""
+    again = spec.recomputed_work(bits) * (NARROW_WORK if spec.narrow else 1) / whole
+    return again + ERROR_WEIGHT * weight * error_of(spec, bits)
+
+
+def cost_of(specs: Sequence[BranchSpec], keeps: Sequence[SavedBits]) -> float:
+    """Cost of a plan: repeated products, as a share of a step's, and gradient error.
+
+    Args:
+        specs: Of the branches, in forward order.
+        keeps: What each keeps.
+    """
+    weighted = zip(specs, keeps, depth_weights(specs), strict=True)
+    whole = _whole_work(specs)
+    return sum(_cost(spec, bits, weight, whole) for spec, bits, weight in weighted)
+
+
+def _whole_work(specs: Sequence[BranchSpec]) -> float:
+    """A step's products: forward, and as many for the gradients of inputs."""
+    return sum(2 * spec.work for spec in specs) or 1.0
+
+
 def _options(block: Sequence[BranchSpec], weight: float, images: int, whole: float) -> list[_Option]:
     """A block's Pareto-optimal choices: none of the others has fewer bytes and less cost. The smallest first.
 
@@ -171,8 +199,7 @@ def _options(block: Sequence[BranchSpec], weight: float, images: int, whole: flo
     found = []
     for choice in every:
         pairs = list(zip(block, choice, strict=True))
-        again = sum(spec.recomputed_work(bits) * (NARROW_WORK if spec.narrow else 1) for spec, bits in pairs) / whole
-        cost = again + ERROR_WEIGHT * weight * sum(error_of(spec, bits) for spec, bits in pairs)
+        cost = sum(_cost(spec, bits, weight, whole) for spec, bits in pairs)
         found.append(_Option(choice, sum(spec.nbytes(bits, images) for spec, bits in pairs), cost))
     found.sort(key=lambda option: (option.nbytes, option.cost))
     front: list[_Option] = []

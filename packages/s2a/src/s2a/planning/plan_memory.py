@@ -15,11 +15,15 @@ from torch._subclasses.fake_tensor import FakeTensor
 from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import input_channels
 from s2a.errors import S2AError
+from s2a.lean.apply import DEFAULTS
 from s2a.lean.options import USUAL_BATCH, LeanOptions, parse_size
 from s2a.lean.plan import Plan
+from s2a.lean.spec import BranchSpec
 from s2a.memory import SavedBytes, saved_bytes, simulated_peak
-from s2a.planning.knapsack import make_plan
-from s2a.planning.survey import measure_specs, set_plan
+from s2a.paged_model import page_frozen, unpage_frozen
+from s2a.paging import host_bytes
+from s2a.planning.knapsack import BudgetTooSmall, cost_of, make_plan
+from s2a.planning.survey import measure_specs, resident_weights, set_plan
 
 log = logging.getLogger("s2a")
 
@@ -27,7 +31,10 @@ _not_compiled: Any = torch.compiler.disable  # the type PyTorch gives it takes n
 
 P = TypeVar("P")
 _MakePlan = Callable[[int | None], Plan]
+_Measured = tuple[list[BranchSpec], int]
 
+PAGING_COST = 0.05
+"""Cost of fetching paged weights in both passes, as ``knapsack`` counts it: a share of a step's time."""
 MAX_TRIES = 5
 """Plans simulated for a peak budget, at most."""
 TOLERANCE = 0.01
@@ -45,7 +52,9 @@ def plan_memory(
 ) -> Plan:
     """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
 
-    The cost is repeated work and gradient error (``planning.knapsack``). Call it under the autocast and with the
+    The cost is repeated work and gradient error (``planning.knapsack``). Where a budget needs it, or a plan that
+    repeats much would be the alternative, the frozen weights are paged too (``s2a.page_frozen``); a plan that is made
+    anew may take that back. Call it under the autocast and with the
     weights (``s2a.cast_frozen``) that the model will train with. Takes two forward passes of few images, and for a peak
     some simulated steps. With a budget, training steps of more images than planned for are noticed (``BudgetWatch``).
 
@@ -85,11 +94,54 @@ def plan_memory(
         most = parse_size(peak_budget)
         return _plan_for_peak(plan, lambda: simulated_peak(adapted, images, autocast=autocast).total, most, images)
 
-    found = _planned(adapted, images, choose)
+    if saved_budget_mb is None and peak_budget is None:
+        found = _planned(adapted, images, choose)
+    else:
+        measured: list[_Measured] = []
+        found = _plan_with_paging(adapted, lambda: _planned(adapted, images, choose, measured), measured)
     adapted._plan = found
     if saved_budget_mb is not None or peak_budget is not None:
         (_watch_of(adapted) or BudgetWatch()).follow(adapted, images, given is not None, (saved_budget_mb, peak_budget))
     return found
+
+
+def _plan_with_paging(adapted: Adapted, search: Callable[[], Plan], measured: list[_Measured]) -> Plan:
+    """A plan with the frozen weights on the device, or, where that is not possible or dear, with paged ones; in place."""
+    if adapted._paged_by_plan:
+        unpage_frozen(adapted)
+        adapted._paged_by_plan = False
+    # 1. As it is. A plan that costs little more than what is kept without a budget is taken.
+    found, problem = None, None
+    try:
+        found = search()
+    except BudgetTooSmall as error:
+        problem = error
+    specs = measured[0][0] if measured else []
+    usual = cost_of(specs, [DEFAULTS[spec.role] for spec in specs])
+    if adapted._paging or (found is not None and found.cost <= usual + PAGING_COST):
+        return _found(found, problem)
+    # 2. Paged.
+    try:
+        page_frozen(adapted)
+    except S2AError:  # Nothing that could be.
+        return _found(found, problem)
+    try:
+        paged = search()
+        if found is None or paged.cost + PAGING_COST < found.cost:
+            adapted._paged_by_plan = True
+            return dataclasses.replace(paged, paged=host_bytes(adapted.backbone))
+    finally:
+        if not adapted._paged_by_plan:
+            unpage_frozen(adapted)
+    set_plan(adapted._branches, found)
+    return found
+
+
+def _found(plan: Plan | None, problem: S2AError | None) -> Plan:
+    if plan is None:
+        assert problem is not None
+        raise problem
+    return plan
 
 
 def plan_smallest(adapted: Adapted, batch_size: int) -> tuple[Plan, Plan]:
@@ -115,8 +167,13 @@ def plan_smallest(adapted: Adapted, batch_size: int) -> tuple[Plan, Plan]:
     return found
 
 
-def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], P]) -> P:
-    """Measures the branches, and applies the plan that ``choose`` makes with a function of the most bytes."""
+def _planned(
+    adapted: Adapted, images: int, choose: Callable[[_MakePlan], P], measured: list[_Measured] | None = None
+) -> P:
+    """Measures the branches, and applies the plan that ``choose`` makes with a function of the most bytes.
+
+    ``measured`` takes what was measured, and gives it back the next time.
+    """
     branches = adapted._branches
     if not branches:
         raise S2AError(
@@ -137,7 +194,10 @@ def _planned(adapted: Adapted, images: int, choose: Callable[[_MakePlan], P]) ->
     try:
         watch.planning = True
         adapted.train()
-        specs, others = measure_specs(adapted, branches, saved, images)
+        specs, others = measured[0] if measured else measure_specs(adapted, branches, saved, images)
+        if measured is not None:
+            measured[:] = [(specs, others)]
+        others += resident_weights(adapted)
 
         def plan(most: int | None) -> Plan:
             found = make_plan(specs, before, images, others, most)
@@ -229,7 +289,7 @@ def _plan_for_peak(plan: _MakePlan, peak: Callable[[], int], budget: int, batch_
             break
         aim = found.predicted + budget - top
     if best is None:
-        raise S2AError(
+        raise BudgetTooSmall(
             f"A peak_budget of {budget / 1e6:,.1f} MB cannot be met with {batch_size} images: a step of the smallest "
             f"plan takes {top / 1e6:,.1f} MB; give that or more, or fewer images (budget_batch)."
         )

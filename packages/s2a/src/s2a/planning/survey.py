@@ -28,7 +28,7 @@ TRIED = 12
 def measure_specs(
     model: nn.Module, branches: tuple[FusedBranch, ...], saved: Callable[[int], SavedBytes], images: int
 ) -> tuple[list[BranchSpec], int]:
-    """Measures the branches' sizes, and the bytes that no choice changes: weights, and what no branch keeps.
+    """Measures the branches' sizes, and the bytes that no choice changes: what no branch keeps.
 
     Saved bytes are a + b B for batch size B. Two batches give a and b, for each branch (whose b gives its rows) and for
     everything else, which is then extended to the step's batch.
@@ -40,7 +40,7 @@ def measure_specs(
         images: Batch size of the step.
 
     Returns:
-        Sizes of the branches, in forward order, and the bytes of weights and of all that no branch keeps.
+        Sizes of the branches, in forward order, and the bytes of all that no branch keeps.
     """
     before = [branch.saved_bits for branch in branches]
     try:
@@ -75,8 +75,12 @@ def measure_specs(
     finally:
         for branch, bits in zip(branches, before, strict=True):
             branch.saved_bits = bits
-    weights = sum(p.numel() * p.element_size() for p in model.parameters()) - host_bytes(model)
-    return specs, weights + others
+    return specs, others
+
+
+def resident_weights(model: nn.Module) -> int:
+    """Bytes of the parameters that lie on the device."""
+    return sum(p.numel() * p.element_size() for p in model.parameters()) - host_bytes(model)
 
 
 def _keep_blocks(branches: tuple[FusedBranch, ...], bits: int) -> None:
