@@ -15,6 +15,7 @@ from s2a.ops.levels import DERIVATIVES, fitted_levels
 from s2a.ops.pack import BITS
 from s2a.ops.pointwise import activation_code
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, in_kernel_invocation_manager
 
 FUNCTIONS = {
     "gelu": F.gelu,
@@ -101,3 +102,11 @@ def test_the_look_up_finds_the_cell_that_a_border_search_finds(function: str, bi
     special = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1e-9, -1e-9])
     x = torch.cat([torch.randn(20_000) * 3, *edges, special])
     assert torch.equal(code.encode(x).long(), torch.bucketize(x, borders))
+
+
+@pytest.mark.parametrize("bits", [2, 5])
+def test_levels_first_asked_for_within_a_simulation_are_real(bits: int) -> None:
+    """A plan for a budget may be the first thing that a process does: operators without data ask for them."""
+    with FakeTensorMode() as mode, in_kernel_invocation_manager(mode), torch.device("meta"):
+        found = fitted_levels.__wrapped__("gelu", bits)
+    assert found == fitted_levels("gelu", bits)

@@ -146,7 +146,7 @@ def test_the_length_of_the_header_changes_no_bit(begin: int, tmp_path: Path) -> 
     expected = copied(path, name, arguments)
     held = mapped(found, path)
     large = {n for n, p in found.named_parameters() if p.nbytes >= mapping.LARGE}
-    assert large and "head.weight" in large
+    assert "head.weight" in large and "blocks.0.mlp.fc1.weight" in large
     assert held == large - {"head.weight"} | aligned(path)
     for count in (1, 2, 5):
         images = torch.randn(count, 3, 32, 32)

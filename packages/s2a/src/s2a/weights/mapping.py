@@ -21,7 +21,7 @@ _Model = TypeVar("_Model", bound=nn.Module)
 
 ALIGNMENT = 64
 """Bytes: torch's own memory begins at multiples of it."""
-LARGE = 1 << 18
+LARGE = 1 << 19
 """Bytes from which on a tensor may begin elsewhere.
 
 A safetensors file aligns nothing to more than 8 bytes. Some kernels for single vectors and small convolutions add in
