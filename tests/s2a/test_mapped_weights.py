@@ -19,7 +19,7 @@ import timm
 import torch
 import torch.nn.functional as F
 from s2a import S2AError, weights
-from s2a.weights import files, mapping
+from s2a.weights.mapping import LARGE, AssignFrom
 from torch import Tensor, nn
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
@@ -44,7 +44,7 @@ def make(name: str, arguments: dict[str, Any], seed: int = 0, **more: Any) -> An
 
 def write(state: dict[str, Tensor], path: Path, begin: int = 0) -> Path:
     """A safetensors file whose first tensor begins at ``begin`` modulo 64, which the length of the header decides."""
-    note = ""
+    note, off = "", 0
     for _ in range(2):
         safetensors.torch.save_file(state, path, metadata={"note": note})
         with path.open("rb") as file:
@@ -95,7 +95,8 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 def copied(path: Path, name: str, arguments: dict[str, Any]) -> Any:
     """The model with the file's weights as timm alone loads them: copied."""
-    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay={"file": str(path)}, **arguments)
+    given = {"file": str(path), "custom_load": False}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, **arguments)
 
 
 def results(model: Any, images: Tensor) -> list[Tensor]:
@@ -117,12 +118,12 @@ def test_a_model_is_the_files_memory_and_computes_the_same(key: str, tmp_path: P
     path = write(original.state_dict(), tmp_path / "w.safetensors")
     torch.manual_seed(5)
     before = torch.get_rng_state()
-    found = weights.create_with_weights(name, path, **arguments)
+    found: Any = weights.create_with_weights(name, path, **arguments)
     assert torch.equal(torch.get_rng_state(), before), "random values were drawn for nothing"
     assert same(found, original) and same(found, copied(path, name, arguments))
     assert not any(value.is_meta for _, value in tensors(found))
     # What a safetensors file does not align is copied where it is small, and of the classifier.
-    large = {n for n, value in tensors(found) if value.nbytes >= mapping.LARGE}
+    large = {n for n, value in tensors(found) if value.nbytes >= LARGE}
     classifier = {n for n, _ in tensors(found) if n.startswith(tuple(found.pretrained_cfg["classifier"].split()))}
     held = original.state_dict().keys()
     assert mapped(found, path) == held & ((large - classifier) | aligned(path))
@@ -145,7 +146,7 @@ def test_the_length_of_the_header_changes_no_bit(begin: int, tmp_path: Path) -> 
     found: Any = weights.create_with_weights(name, path, **arguments)
     expected = copied(path, name, arguments)
     held = mapped(found, path)
-    large = {n for n, p in found.named_parameters() if p.nbytes >= mapping.LARGE}
+    large = {n for n, p in found.named_parameters() if p.nbytes >= LARGE}
     assert "head.weight" in large and "blocks.0.mlp.fc1.weight" in large
     assert held == large - {"head.weight"} | aligned(path)
     for count in (1, 2, 5):
@@ -216,7 +217,7 @@ def test_where_nothing_can_be_mapped_files_are_read(name: str, tmp_path: Path, m
         return load(*given, mmap=False, **options)
 
     monkeypatch.setattr(torch, "load", refuse)
-    monkeypatch.setattr(files.safetensors.torch, "load_file", refuse)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
     assert same(weights.create_with_weights(VIT[0], path, **VIT[1]), original)
 
 
@@ -263,7 +264,7 @@ def test_other_number_formats_are_converted(dtype: torch.dtype, tmp_path: Path) 
     name, arguments = VIT
     original = make(name, arguments)
     path = write({n: value.to(dtype) for n, value in original.state_dict().items()}, tmp_path / "w.safetensors")
-    found = weights.create_with_weights(name, path, **arguments)
+    found: Any = weights.create_with_weights(name, path, **arguments)
     assert all(p.dtype == torch.float32 for p in found.parameters()) and not mapped(found, path)
     assert same(found, copied(path, name, arguments))
 
@@ -283,7 +284,7 @@ def test_a_value_in_two_places_of_a_file_is_two_values_in_the_model(tmp_path: Pa
     shared = torch.randn(8, 8)
     path = tmp_path / "w.pth"
     torch.save({"0.weight": shared, "1.weight": shared, "2.weight": shared}, path)
-    model = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+    model: Any = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
     model[2].weight = model[1].weight
     parameters = list(model.parameters())
     weights.load_file(model, path, "three layers")
@@ -295,9 +296,9 @@ def test_a_value_in_two_places_of_a_file_is_two_values_in_the_model(tmp_path: Pa
 
 
 def test_one_value_for_two_tensors_of_a_model_is_copied_once() -> None:
-    value = torch.randn(mapping.LARGE // 4)
+    value = torch.randn(LARGE // 4)
     first, second = nn.Parameter(torch.zeros_like(value)), nn.Parameter(torch.zeros_like(value))
-    with torch.no_grad(), mapping.AssignFrom({"nested": {"w": value}}):
+    with torch.no_grad(), AssignFrom({"nested": {"w": value}}):
         first.copy_(value)
         second.copy_(value)
     assert first.data_ptr() == value.data_ptr() != second.data_ptr() and torch.equal(second, value)
@@ -308,7 +309,7 @@ def test_parts_of_a_tensor_are_copied(part: str) -> None:
     value = torch.randn(8, 8)
     given = {"rows": value[:4], "transposed": value.t(), "strange": torch.randn(8, 8)}[part]
     target = nn.Parameter(torch.zeros(given.shape))
-    with torch.no_grad(), mapping.AssignFrom({"w": value}):
+    with torch.no_grad(), AssignFrom({"w": value}):
         target.copy_(given)
     assert torch.equal(target, given)
     assert target.untyped_storage().data_ptr() != given.untyped_storage().data_ptr() and target.is_contiguous()
@@ -335,7 +336,7 @@ def test_the_file_may_go_or_be_replaced(fate: str, tmp_path: Path) -> None:
     name, arguments = VIT
     original = make(name, arguments)
     path = write(original.state_dict(), tmp_path / "w.safetensors")
-    found = weights.create_with_weights(name, path, **arguments)
+    found: Any = weights.create_with_weights(name, path, **arguments)
     if fate == "deleted":
         path.unlink()
     else:
@@ -347,7 +348,7 @@ def test_copies_pickles_and_other_processes_have_the_values(tmp_path: Path) -> N
     name, arguments = VIT
     original = make(name, arguments)
     path = write(original.state_dict(), tmp_path / "w.safetensors")
-    found = weights.create_with_weights(name, path, **arguments)
+    found: Any = weights.create_with_weights(name, path, **arguments)
     assert same(copy.deepcopy(found), original)
     stream = io.BytesIO()
     torch.save(found, stream)
@@ -400,6 +401,6 @@ total = sum(float(p.detach().sum()) for p in model.parameters())
 print(private() - before)
 """
     done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
-    small = sum(value.nbytes for n, value in state.items() if value.nbytes < mapping.LARGE or n.startswith("head"))
+    small = sum(value.nbytes for n, value in state.items() if value.nbytes < LARGE or n.startswith("head"))
     assert small < 0.03 * path.stat().st_size
     assert int(done.stdout) < 0.1 * path.stat().st_size
