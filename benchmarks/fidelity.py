@@ -15,7 +15,7 @@ import s2a
 import timm
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 BACKBONES = ("vit_base_patch16_224", "swin_base_patch4_window7_224", "convnext_base")
 GROUPS = {"prompts": "LRP", "branch": "LSB", "head": "head"}
@@ -26,6 +26,16 @@ def group_of(name: str) -> str:
     return next((group for part, group in GROUPS.items() if part in name.split(".")), "bias")
 
 
+def sharpen(model: nn.Module) -> None:
+    """Makes random weights a little like trained ones: peaked attention, layer scales that let their branch count."""
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith("qkv.weight"):
+                parameter.mul_(4)
+            if name.endswith("gamma"):
+                parameter.fill_(0.5)
+
+
 def gradients(backbone: str, change: Callable[..., object] | None = None, **options: object) -> dict[str, Tensor]:
     """Gradient of the loss by group, flat, in float64; batch 4 at 224, the same weights and images for all options.
 
@@ -33,12 +43,7 @@ def gradients(backbone: str, change: Callable[..., object] | None = None, **opti
     """
     torch.manual_seed(0)
     model = timm.create_model(backbone)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if name.endswith("qkv.weight"):
-                parameter.mul_(4)
-            if name.endswith("gamma"):
-                parameter.fill_(0.5)
+    sharpen(model)
     adapted = s2a.attach(model, s2a.S2AConfig(**options), 100).train()  # type: ignore[arg-type]
     if change is not None:
         change(adapted)

@@ -15,6 +15,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +72,13 @@ def size(*tensors: Tensor) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def norms(rows: int, columns: int, dtype: torch.dtype, device: torch.device, bits: int) -> dict[str, Case]:
-    """Name -> case of what a norm of ``(rows, columns)`` does, stock layers last."""
+def norms(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device, bits: int, ops: Any = ops
+) -> dict[str, Case]:
+    """Name -> case of what a norm of ``(rows, columns)`` does, stock layers last.
+
+    ``ops`` has the operators: as they are dispatched, or ``s2a.ops.reference``.
+    """
     x, grad = torch.randn(rows, columns, device=device).to(dtype), torch.randn(rows, columns, device=device).to(dtype)
     weight, bias = torch.ones(columns, device=device, dtype=dtype), torch.zeros(columns, device=device, dtype=dtype)
     out, codes, numbers, rstd = ops.norm_pack(x, weight, bias, 1e-6, bits)
@@ -107,7 +113,9 @@ def norms(rows: int, columns: int, dtype: torch.dtype, device: torch.device, bit
     }
 
 
-def activations(rows: int, columns: int, dtype: torch.dtype, device: torch.device, bits: int) -> dict[str, Case]:
+def activations(
+    rows: int, columns: int, dtype: torch.dtype, device: torch.device, bits: int, ops: Any = ops
+) -> dict[str, Case]:
     """The same of GELU on ``(rows, columns)``; stock backward with the sums for the bias in front."""
     u, grad = torch.randn(rows, columns, device=device).to(dtype), torch.randn(rows, columns, device=device).to(dtype)
     found: dict[str, Case] = {}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -154,8 +155,12 @@ def _write(
     weights = {k: v.contiguous() for k, v in model.state_dict().items()}
     recipe = json.dumps(dataclasses.asdict(config), sort_keys=True)
     path = out / f"{config.backbone}.safetensors"
-    save_file(weights, path, metadata={"backbone": config.backbone, "recipe": recipe, "accuracy": f"{accuracy:.2f}"})
-    path.chmod(0o644)  # safetensors writes for its owner alone
+    metadata = {"backbone": config.backbone, "recipe": recipe, "accuracy": f"{accuracy:.2f}"}
+    with tempfile.TemporaryDirectory(dir=out, prefix=".pretrain.") as folder:
+        written = Path(folder, path.name)
+        save_file(weights, written, metadata=metadata)
+        written.chmod(0o644)  # safetensors writes for its owner alone
+        written.replace(path)  # Models that have mapped the old file keep it.
     parameters = sum(p.numel() for p in model.parameters())
     flags = " ".join(
         f"--{f.name.replace('_', '-')}" + ("" if f.default is False else f" {getattr(config, f.name)}")

@@ -17,10 +17,10 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 _WIDTHS = (0.5, 1.0, 1.7, 3.0)
 _EDGE = 6.0
@@ -77,10 +77,10 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     """
     if torch.compiler.is_compiling():
         return _fitted(function, bits)
-    # Asked for in a simulation, or by an operator that runs on the meta device, these are real numbers all the same.
-    with _disable_current_modes(), torch._C._PreserveDispatchKeyGuard():
-        torch._C._set_meta_in_tls_dispatch_include(False)
-        return _fitted(function, bits)
+    # Asked for in a simulation, even by an operator at work in it, these are real numbers all the same: what a
+    # simulation makes of tensors holds for its own thread.
+    with ThreadPoolExecutor(1) as other:
+        return other.submit(_fitted, function, bits).result()
 
 
 def _fitted(function: str, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -106,7 +106,7 @@ def plan_memory(
 
 
 def _plan_with_paging(adapted: Adapted, search: Callable[[], Plan], measured: list[_Measured]) -> Plan:
-    """A plan with the frozen weights on the device, or, where that is not possible or dear, with paged ones; in place."""
+    """A plan with the frozen weights on the device, or paged ones where that is not possible, or dear; in place."""
     if adapted._paged_by_plan:
         unpage_frozen(adapted)
         adapted._paged_by_plan = False

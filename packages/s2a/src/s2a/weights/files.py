@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import mmap
 import pickle
 import warnings
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -61,7 +64,8 @@ def weight_files(path: Path) -> list[Path]:
 def read_weights(path: Path) -> dict[str, Any]:
     """The tensors of a ``.safetensors`` or torch file by name, whatever version of timm is here.
 
-    What timm's filter of an architecture unpacks (``teacher``, say) may lie deeper.
+    What timm's filter of an architecture unpacks (``teacher``, say) may lie deeper. Each tensor has its own storage,
+    which is a private mapping of the file where the system maps files: changing one never changes the file.
 
     Args:
         path: A file, a folder with one, or the index of a file in parts.
@@ -113,12 +117,7 @@ def first_line(error: Exception) -> str:
 
 def _read_file(path: Path) -> dict[str, Any]:
     try:
-        if _is_safetensors(path):
-            found: Any = safetensors.torch.load_file(path)
-        else:
-            # Options of a training may lie beside the weights.
-            with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
-                found = torch.load(path, map_location="cpu", weights_only=True)
+        found = _read_safetensors(path) if _is_safetensors(path) else _read_torch(path)
     except pickle.UnpicklingError as error:
         raise S2AError(
             f"{path} holds Python objects that could run any code, or is no weights file; it was not read. Save the "
@@ -132,6 +131,35 @@ def _read_file(path: Path) -> dict[str, Any]:
         if any(isinstance(value, torch.Tensor | Mapping) for value in found.values()):
             return found
     raise S2AError(f"{path} holds no weights; give the state_dict() of a model, tensors by name.")
+
+
+def _read_safetensors(path: Path) -> Any:
+    """Maps the file; reads it where no file can be mapped."""
+    try:
+        return safetensors.torch.load_file(path)
+    except (OSError, RuntimeError):
+        return safetensors.torch.load(path.read_bytes())
+
+
+def _read_torch(path: Path) -> Any:
+    """Maps the file if its format allows that (since torch 1.6) and the system does; reads it otherwise."""
+    # Options of a training may lie beside the weights.
+    with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
+        if _is_mappable(path):
+            with contextlib.suppress(OSError, RuntimeError):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
+
+
+def _is_mappable(path: Path) -> bool:
+    """Whether ``torch.load`` may map a file: a zip that compresses nothing, and no training would write to it."""
+    if torch.serialization.get_default_mmap_options() == getattr(mmap, "MAP_SHARED", None):
+        return False
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
+    except zipfile.BadZipFile:
+        return False
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -13,6 +13,7 @@ from torch import nn
 from s2a.errors import S2AError
 from s2a.weights import huggingface
 from s2a.weights.files import first_line, read_weights, tensor_names, weight_files
+from s2a.weights.mapping import AssignFrom, align_classifier, make_with
 
 OTHERS = "give a file of this architecture, or name the backbone that the file belongs to"
 """What to do about weights of another architecture."""
@@ -20,6 +21,10 @@ OTHERS = "give a file of this architecture, or name the backbone that the file b
 
 def create_with_weights(name: str, path: Path, **arguments: Any) -> nn.Module:
     """One of timm's models with the weights of a file, which timm's own filters bring into its present form.
+
+    The model's tensors are the mapped file's memory wherever the file holds them as they are (``s2a.weights.mapping``):
+    nothing is copied, and a page of the file is read when it is first used. Until the model is gone or on another
+    device, the file may be deleted or replaced, but not written to.
 
     Weights in the layout of Hugging Face ``transformers`` are converted (``s2a.weights.huggingface``); what the
     ``config.json`` and ``preprocessor_config.json`` beside them say (epsilon of norms, mean and standard deviation of
@@ -35,16 +40,27 @@ def create_with_weights(name: str, path: Path, **arguments: Any) -> nn.Module:
     """
     # Weights in Google's own layout, which only the model's class knows; NumPy reads them without running code.
     overlay: dict[str, Any] = {"file": str(path), "custom_load": True}
+    state: dict[str, Any] = {}
     if path.suffix != ".npz":
         state = read_weights(path)
         if (layout := huggingface.find_layout(state)) is not None:
-            model: Any = timm.create_model(name, **arguments)
-            huggingface.load(model, layout, state, path, name)
+
+            def make() -> nn.Module:
+                made = timm.create_model(name, **arguments)
+                huggingface.load(made, layout, state, path, name)
+                return made
+
+            model: Any = make_with(state, make)
             model.pretrained_cfg["file"] = str(path)
             return model
-        overlay = {"state_dict": state, "custom_load": False}
+        overlay = {"custom_load": False}
+
+    def create() -> Any:
+        given = {**overlay, "state_dict": dict(state) or None}  # timm's filters may change it
+        return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, **arguments)
+
     try:
-        model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **arguments)
+        model = make_with(state, create)
     except Exception as error:
         raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}); {OTHERS}.") from error
     assert isinstance(model.pretrained_cfg, dict)
@@ -60,12 +76,15 @@ def load_file(model: nn.Module, path: Path, name: str) -> None:
     """
     state = read_weights(path)
     if (layout := huggingface.find_layout(state)) is not None:
-        huggingface.load(model, layout, state, path, name)
-        return
-    try:
-        model.load_state_dict(state)
-    except Exception as error:
-        raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}); {OTHERS}.") from error
+        with AssignFrom(state):
+            huggingface.load(model, layout, state, path, name)
+    else:
+        try:
+            with AssignFrom(state):
+                model.load_state_dict(state)
+        except Exception as error:
+            raise S2AError(f"{path} does not hold weights of {name} ({_reason(path, error)}); {OTHERS}.") from error
+    align_classifier(model)
 
 
 def source_files(path: Path) -> list[Path]:

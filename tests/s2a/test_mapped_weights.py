@@ -1,0 +1,406 @@
+"""Weights files are mapped: whose memory a model's tensors are, that nothing else differs, what the file may meet."""
+
+from __future__ import annotations
+
+import copy
+import io
+import json
+import multiprocessing
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import timm
+import torch
+import torch.nn.functional as F
+from s2a import S2AError, weights
+from s2a.weights.mapping import LARGE, AssignFrom
+from torch import Tensor, nn
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
+VIT: tuple[str, dict[str, Any]] = "vit_tiny_patch16_224", {"depth": 1, "img_size": 32}
+FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
+    "vit": VIT,
+    "swin": (
+        "swin_tiny_patch4_window7_224",
+        {"depths": (2, 1, 1, 1), "embed_dim": 24, "img_size": 64, "window_size": 4},
+    ),
+    "convnext": ("convnext_atto", {"depths": (1, 1, 1, 1)}),
+    "resnet": ("resnet10t", {}),
+    "eva": ("eva02_tiny_patch14_224", {"depth": 1, "img_size": 56}),
+    "cait": ("cait_xxs24_224", {"depth": 1, "img_size": 32}),
+}
+
+
+def make(name: str, arguments: dict[str, Any], seed: int = 0, **more: Any) -> Any:
+    torch.manual_seed(seed)
+    return timm.create_model(name, **arguments, **more)
+
+
+def write(state: dict[str, Tensor], path: Path, begin: int = 0) -> Path:
+    """A safetensors file whose first tensor begins at ``begin`` modulo 64, which the length of the header decides."""
+    note, off = "", 0
+    for _ in range(2):
+        safetensors.torch.save_file(state, path, metadata={"note": note})
+        with path.open("rb") as file:
+            off = (begin - 8 - int.from_bytes(file.read(8), "little")) % 64
+        note = "x" * off
+    assert off == 0
+    return path
+
+
+def mappings(path: Path) -> list[range]:
+    """Addresses of this process that are the file's."""
+    lines = [line.split() for line in Path("/proc/self/maps").read_text().splitlines()]
+    spans = [line[0].split("-") for line in lines if len(line) > 5 and line[5] == str(path)]
+    assert all("s" not in line[1] for line in lines if len(line) > 5 and line[5] == str(path)), "shared with the file"
+    return [range(int(first, 16), int(last, 16)) for first, last in spans]
+
+
+def aligned(path: Path) -> set[str]:
+    """Names of a safetensors file's tensors that begin at a multiple of 64 bytes."""
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+    return {n for n, e in header.items() if n != "__metadata__" and (8 + length + e["data_offsets"][0]) % 64 == 0}
+
+
+def mapped(model: nn.Module, path: Path) -> set[str]:
+    """Names of the model's tensors whose memory is the file's."""
+    places = mappings(path)
+    return {name for name, value in tensors(model) if any(value.data_ptr() in place for place in places)}
+
+
+def tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters()
+    yield from model.named_buffers()
+
+
+def same(model: nn.Module, other: nn.Module) -> bool:
+    """Whether all tensors, those that no file has included, and their order in memory are the same."""
+    ours, theirs = dict(tensors(model)), dict(tensors(other))
+    assert ours.keys() == theirs.keys()
+    return all(
+        torch.equal(ours[n], theirs[n])
+        and (type(ours[n]), ours[n].dtype, ours[n].stride(), ours[n].requires_grad)
+        == (type(theirs[n]), theirs[n].dtype, theirs[n].stride(), theirs[n].requires_grad)
+        for n in ours
+    )
+
+
+def copied(path: Path, name: str, arguments: dict[str, Any]) -> Any:
+    """The model with the file's weights as timm alone loads them: copied."""
+    given = {"file": str(path), "custom_load": False}
+    return timm.create_model(name, pretrained=True, pretrained_cfg_overlay=given, **arguments)
+
+
+def results(model: Any, images: Tensor) -> list[Tensor]:
+    """Logits, and gradients of all parameters."""
+    model.eval().zero_grad()
+    logits = model(images)
+    F.cross_entropy(logits, torch.arange(len(images))).backward()
+    return [logits.detach(), *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@linux
+@pytest.mark.parametrize("key", FAMILIES)
+def test_a_model_is_the_files_memory_and_computes_the_same(key: str, tmp_path: Path) -> None:
+    name, arguments = FAMILIES[key]
+    original = make(name, arguments, seed=1)
+    with torch.no_grad():
+        for value in original.parameters():
+            value.add_(0.01 * torch.rand_like(value))
+    path = write(original.state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    assert torch.equal(torch.get_rng_state(), before), "random values were drawn for nothing"
+    assert same(found, original) and same(found, copied(path, name, arguments))
+    assert not any(value.is_meta for _, value in tensors(found))
+    # What a safetensors file does not align is copied where it is small, and of the classifier.
+    large = {n for n, value in tensors(found) if value.nbytes >= LARGE}
+    classifier = {n for n, _ in tensors(found) if n.startswith(tuple(found.pretrained_cfg["classifier"].split()))}
+    held = original.state_dict().keys()
+    assert mapped(found, path) == held & ((large - classifier) | aligned(path))
+    for n, value in tensors(found):
+        assert value.untyped_storage().nbytes() == value.nbytes, n
+    side = arguments.get("img_size", 64)
+    images = torch.randn(2, 3, side, side)
+    for some in (images, images[:1]):
+        ours, theirs = results(found, some), results(copied(path, name, arguments), some)
+        assert len(ours) == len(theirs)
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+@linux
+@pytest.mark.parametrize("begin", [0, 8, 16, 56])
+def test_the_length_of_the_header_changes_no_bit(begin: int, tmp_path: Path) -> None:
+    """Kernels add in another order where memory is not aligned: what is small, and the classifier, is copied then."""
+    name, arguments = VIT
+    path = write(make(name, arguments).state_dict(), tmp_path / "w.safetensors", begin)
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    expected = copied(path, name, arguments)
+    held = mapped(found, path)
+    large = {n for n, p in found.named_parameters() if p.nbytes >= LARGE}
+    assert "head.weight" in large and "blocks.0.mlp.fc1.weight" in large
+    assert held == large - {"head.weight"} | aligned(path)
+    for count in (1, 2, 5):
+        images = torch.randn(count, 3, 32, 32)
+        pairs = zip(results(found, images), results(expected, images), strict=True)
+        assert all(torch.equal(ours, theirs) for ours, theirs in pairs)
+
+
+@linux
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_every_tensor_read_has_a_storage_of_its_own_in_the_mapping(name: str, tmp_path: Path) -> None:
+    state = {"a": torch.randn(3, 5), "b": torch.randn(1000), "c": torch.ones(3, dtype=torch.uint8), "d": torch.ones(())}
+    path = tmp_path / name
+    if name.endswith("safetensors"):
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    found = weights.read_weights(path)
+    places = mappings(path)
+    for key, value in state.items():
+        storage = found[key].untyped_storage()
+        assert torch.equal(found[key], value) and (storage.nbytes(), found[key].storage_offset()) == (value.nbytes, 0)
+        assert any(storage.data_ptr() in place for place in places)
+    # One tensor saved is one tensor's bytes, and a copy of it is nobody's but its own.
+    stream = io.BytesIO()
+    torch.save(found["a"], stream)
+    assert len(stream.getvalue()) < 2000
+    before = path.read_bytes()
+    for value in found.values():
+        value.zero_()
+    assert path.read_bytes() == before
+
+
+@linux
+@pytest.mark.parametrize("what", ["deflated", "shared", "legacy"])
+def test_torch_files_that_are_not_to_be_mapped_are_read(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, path = {"w": torch.arange(5000.0)}, tmp_path / "w.pth"
+    torch.save(state, path, _use_new_zipfile_serialization=what != "legacy")
+    if what == "deflated":
+        with zipfile.ZipFile(path) as archive:
+            parts = {entry: archive.read(entry) for entry in archive.namelist()}
+        with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+            for entry, content in parts.items():
+                archive.writestr(entry, content)
+    if what == "shared":  # A process may have asked torch for mappings that write to the file.
+        import mmap
+
+        monkeypatch.setattr(torch.serialization, "get_default_mmap_options", lambda: mmap.MAP_SHARED)
+    assert torch.equal(weights.read_weights(path)["w"], state["w"])
+    assert not mappings(path)
+
+
+@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
+def test_where_nothing_can_be_mapped_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make(*VIT)
+    path = tmp_path / name
+    if name.endswith("pth"):
+        torch.save(original.state_dict(), path)
+    else:
+        safetensors.torch.save_file(original.state_dict(), path)
+    load = torch.load
+
+    def refuse(*given: Any, mmap: bool = True, **options: Any) -> Any:
+        if mmap:
+            raise RuntimeError("unable to mmap")
+        return load(*given, mmap=False, **options)
+
+    monkeypatch.setattr(torch, "load", refuse)
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse)
+    assert same(weights.create_with_weights(VIT[0], path, **VIT[1]), original)
+
+
+@pytest.mark.parametrize("damage", ["overlap", "short", "header", "dtype", "hole"])
+def test_damaged_files_are_one_sentence(damage: str, tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    safetensors.torch.save_file({"a": torch.ones(4), "b": torch.ones(4)}, path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header, body = json.loads(content[8 : 8 + length]), content[8 + length :]
+    if damage == "overlap":
+        header["b"]["data_offsets"] = [8, 24]
+    elif damage == "short":
+        body = body[:-1]
+    elif damage == "dtype":
+        header["a"]["dtype"] = "F17"
+    elif damage == "hole":
+        header["b"]["data_offsets"] = [20, 36]
+    text = json.dumps(header).encode()
+    if damage == "header":
+        text = b"{" + text
+    path.write_bytes(len(text).to_bytes(8, "little") + text + body)
+    with pytest.raises(S2AError, match=r"w\.safetensors cannot be read as weights"):
+        weights.read_weights(path)
+
+
+@linux
+def test_what_the_file_does_not_hold_is_as_random_as_ever(tmp_path: Path) -> None:
+    name, arguments = VIT
+    path = write(make(name, arguments).state_dict(), tmp_path / "w.safetensors")
+    torch.manual_seed(3)
+    found: Any = weights.create_with_weights(name, path, num_classes=7, **arguments)
+    drawn = torch.get_rng_state()
+    torch.manual_seed(3)
+    expected = copied(path, name, {**arguments, "num_classes": 7})
+    assert same(found, expected) and torch.equal(drawn, torch.get_rng_state())
+    assert found.head.weight.any()
+    assert "head.weight" not in mapped(found, path) and "blocks.0.attn.qkv.weight" in mapped(found, path)
+
+
+@linux
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_other_number_formats_are_converted(dtype: torch.dtype, tmp_path: Path) -> None:
+    name, arguments = VIT
+    original = make(name, arguments)
+    path = write({n: value.to(dtype) for n, value in original.state_dict().items()}, tmp_path / "w.safetensors")
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    assert all(p.dtype == torch.float32 for p in found.parameters()) and not mapped(found, path)
+    assert same(found, copied(path, name, arguments))
+
+
+@linux
+def test_position_embeddings_of_another_size_are_resampled_as_ever(tmp_path: Path) -> None:
+    name, arguments = VIT
+    path = write(make(name, arguments).state_dict(), tmp_path / "w.safetensors")
+    other = {**arguments, "img_size": 64}
+    found = weights.create_with_weights(name, path, **other)
+    assert same(found, copied(path, name, other))
+    assert "pos_embed" not in mapped(found, path) and "blocks.0.attn.qkv.weight" in mapped(found, path)
+
+
+def test_a_value_in_two_places_of_a_file_is_two_values_in_the_model(tmp_path: Path) -> None:
+    """Only what the model ties itself stays tied."""
+    shared = torch.randn(8, 8)
+    path = tmp_path / "w.pth"
+    torch.save({"0.weight": shared, "1.weight": shared, "2.weight": shared}, path)
+    model: Any = nn.Sequential(*(nn.Linear(8, 8, bias=False) for _ in range(3)))
+    model[2].weight = model[1].weight
+    parameters = list(model.parameters())
+    weights.load_file(model, path, "three layers")
+    assert [id(p) for p in model.parameters()] == [id(p) for p in parameters]
+    assert model[2].weight is model[1].weight and torch.equal(model[0].weight, shared)
+    with torch.no_grad():
+        model[0].weight.zero_()
+    assert torch.equal(model[1].weight, shared)
+
+
+def test_one_value_for_two_tensors_of_a_model_is_copied_once() -> None:
+    value = torch.randn(LARGE // 4)
+    first, second = nn.Parameter(torch.zeros_like(value)), nn.Parameter(torch.zeros_like(value))
+    with torch.no_grad(), AssignFrom({"nested": {"w": value}}):
+        first.copy_(value)
+        second.copy_(value)
+    assert first.data_ptr() == value.data_ptr() != second.data_ptr() and torch.equal(second, value)
+
+
+@pytest.mark.parametrize("part", ["rows", "transposed", "strange"])
+def test_parts_of_a_tensor_are_copied(part: str) -> None:
+    value = torch.randn(8, 8)
+    given = {"rows": value[:4], "transposed": value.t(), "strange": torch.randn(8, 8)}[part]
+    target = nn.Parameter(torch.zeros(given.shape))
+    with torch.no_grad(), AssignFrom({"w": value}):
+        target.copy_(given)
+    assert torch.equal(target, given)
+    assert target.untyped_storage().data_ptr() != given.untyped_storage().data_ptr() and target.is_contiguous()
+
+
+def test_training_in_place_leaves_the_file_alone(tmp_path: Path) -> None:
+    name, arguments = VIT
+    path = write(make(name, arguments).state_dict(), tmp_path / "w.safetensors")
+    before = path.read_bytes()
+    found, expected = weights.create_with_weights(name, path, **arguments), copied(path, name, arguments)
+    for model in (found, expected):
+        optimiser = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+        torch.manual_seed(2)
+        for _ in range(2):
+            F.cross_entropy(model(torch.randn(2, 3, 32, 32)), torch.arange(2)).backward()
+            optimiser.step()
+            optimiser.zero_grad()
+    assert same(found, expected) and path.read_bytes() == before
+    assert not same(found, make(name, arguments))
+
+
+@pytest.mark.parametrize("fate", ["deleted", "replaced"])
+def test_the_file_may_go_or_be_replaced(fate: str, tmp_path: Path) -> None:
+    name, arguments = VIT
+    original = make(name, arguments)
+    path = write(original.state_dict(), tmp_path / "w.safetensors")
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    if fate == "deleted":
+        path.unlink()
+    else:
+        write(make(name, arguments, seed=9).state_dict(), tmp_path / "other").replace(path)
+    assert same(found, original)
+
+
+def test_copies_pickles_and_other_processes_have_the_values(tmp_path: Path) -> None:
+    name, arguments = VIT
+    original = make(name, arguments)
+    path = write(original.state_dict(), tmp_path / "w.safetensors")
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    assert same(copy.deepcopy(found), original)
+    stream = io.BytesIO()
+    torch.save(found, stream)
+    stream.seek(0)
+    assert same(torch.load(stream, weights_only=False), original)
+    if "fork" in multiprocessing.get_all_start_methods():
+        loader = torch.utils.data.DataLoader(
+            _Rows(found), batch_size=None, num_workers=1, multiprocessing_context="fork"
+        )
+        assert torch.equal(torch.stack(list(loader)), original.state_dict()["blocks.0.attn.qkv.weight"][:3])
+    found.share_memory()
+    assert all(p.is_shared() for p in found.parameters()) and same(found, original)
+    path.unlink()
+    assert same(found.double().float(), original)
+
+
+class _Rows(torch.utils.data.Dataset[Tensor]):
+    """Three rows of a mapped weight."""
+
+    def __init__(self, model: Any) -> None:
+        self.weight = model.blocks[0].attn.qkv.weight.detach()
+
+    def __len__(self) -> int:
+        return 3
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index >= 3:
+            raise IndexError(index)
+        return self.weight[index].clone()
+
+
+@linux
+@pytest.mark.full
+def test_loading_takes_no_private_memory(tmp_path: Path) -> None:
+    """What the system says of a process that has loaded 22 million values, and read them all."""
+    state = make("vit_small_patch16_224", {}).state_dict()
+    path = write(state, tmp_path / "w.safetensors", 8)
+    code = """
+import sys
+from pathlib import Path
+import timm, torch
+from s2a.weights import create_with_weights
+def private():
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("RssAnon"))
+timm.create_model("vit_tiny_patch16_224")
+before = private()
+model = create_with_weights("vit_small_patch16_224", Path(sys.argv[1]))
+total = sum(float(p.detach().sum()) for p in model.parameters())
+print(private() - before)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    small = sum(value.nbytes for n, value in state.items() if value.nbytes < LARGE or n.startswith("head"))
+    assert small < 0.03 * path.stat().st_size
+    assert int(done.stdout) < 0.1 * path.stat().st_size
