@@ -15,6 +15,7 @@ from s2a.ops.levels import DERIVATIVES, fitted_levels
 from s2a.ops.pack import BITS
 from s2a.ops.pointwise import activation_code
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode, in_kernel_invocation_manager
 
 FUNCTIONS = {
     "gelu": F.gelu,
@@ -101,3 +102,20 @@ def test_the_look_up_finds_the_cell_that_a_border_search_finds(function: str, bi
     special = torch.tensor([float("inf"), -float("inf"), 0.0, -0.0, 1e-9, -1e-9])
     x = torch.cat([torch.randn(20_000) * 3, *edges, special])
     assert torch.equal(code.encode(x).long(), torch.bucketize(x, borders))
+
+
+@pytest.mark.parametrize("where", ["mode", "kernel", "device", "vmap"])
+def test_cells_asked_for_first_where_tensors_have_no_data_are_the_same(where: str) -> None:
+    def asked() -> tuple[tuple[float, ...], tuple[float, ...]]:
+        return fitted_levels.__wrapped__("gelu", 2)
+
+    found = []
+    if where == "device":
+        with torch.device("meta"):
+            found.append(asked())
+    elif where == "vmap":
+        torch.vmap(lambda x: (found.append(asked()), x)[1])(torch.zeros(2))
+    else:
+        with FakeTensorMode() as mode, in_kernel_invocation_manager(mode) if where == "kernel" else mode:
+            found.append(asked())
+    assert found == [fitted_levels("gelu", 2)]

@@ -17,10 +17,10 @@ import functools
 import itertools
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _disable_current_modes
 
 _WIDTHS = (0.5, 1.0, 1.7, 3.0)
 _EDGE = 6.0
@@ -77,8 +77,10 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     """
     if torch.compiler.is_compiling():
         return _fitted(function, bits)
-    with _disable_current_modes():  # Asked for in a simulation, these are real numbers all the same.
-        return _fitted(function, bits)
+    # Asked for in a simulation, or inside an operator that it runs, these are real numbers all the same: a thread of its
+    # own has none of the caller's modes, default devices and dispatch keys.
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_fitted, function, bits).result()
 
 
 def _fitted(function: str, bits: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
