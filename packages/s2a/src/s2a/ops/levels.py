@@ -77,8 +77,8 @@ def fitted_levels(function: str, bits: int) -> tuple[tuple[float, ...], tuple[fl
     """
     if torch.compiler.is_compiling():
         return _fitted(function, bits)
-    # Asked for in a simulation, or inside an operator that it runs, these are real numbers all the same: a thread of its
-    # own has none of the caller's modes, default devices and dispatch keys.
+    # Asked for in a simulation, or inside an operator that it runs, these are real numbers all the same: another thread
+    # has none of the caller's modes, default devices and dispatch keys.
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(_fitted, function, bits).result()
 
