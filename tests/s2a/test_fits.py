@@ -113,6 +113,13 @@ def test_of_given_batches() -> None:
     assert (all_fit.batch_size, all_fit.at_least) == (2, True)
 
 
+@pytest.mark.parametrize(("relative", "said"), [(1.0, "+0%"), (0.998, "+0%"), (0.97, "-3%"), (1.126, "+13%")])
+def test_operations_of_the_smallest_plan_in_words(relative: float, said: str) -> None:
+    smallest = s2a.fitting.Fit(20, False, 90, 100, 1.0, relative)
+    answer = str(s2a.fitting.Fit(10, False, 95, 100, 1.0, 1.0, smallest=smallest))
+    assert answer == f"batch 10 as it comes; 20 with the smallest plan, {said} operations"
+
+
 def test_operations_are_those_of_torchs_counter() -> None:
     """Forward and backward of a real step, by the counter on real tensors; with checkpointing the forward again."""
     make, size = tiny.MODELS["convnext"]  # No attention: older counters leave out a CPU's.

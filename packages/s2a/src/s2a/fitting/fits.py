@@ -77,7 +77,7 @@ class Fit:
         if self.smallest and self.smallest.batch_size <= self.batch_size:
             parts.append("a plan makes no more room")
         elif self.smallest:
-            more = self.smallest.relative_step_flops / self.relative_step_flops - 1
+            more = round(self.smallest.relative_step_flops / self.relative_step_flops - 1, 2) + 0.0  # No "-0%".
             parts.append(f"{self.smallest._batch()} with the smallest plan, {more:+.0%} operations")
         return "batch " + "; ".join(parts)
 
