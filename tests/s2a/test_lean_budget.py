@@ -21,7 +21,7 @@ from s2a.state import load, save
 
 def measured(adapted: Any, batch: int, family: str) -> int:
     """Weights and saved tensors of a step, as the plan counts them: with the loss's own few bytes."""
-    weights = sum(p.numel() * p.element_size() for p in adapted.parameters())
+    weights = sum(p.numel() * p.element_size() for p in adapted.parameters()) - s2a.host_bytes(adapted)
     return weights + s2a.saved_bytes(adapted.train(), images_for(family, batch)).total
 
 

@@ -10,6 +10,8 @@ import hypothesis
 import hypothesis.strategies as st
 import pytest
 import s2a
+import tiny
+import torch
 from s2a.lean import SavedBits
 from s2a.lean.spec import BranchSpec
 from s2a.planning import Plan
@@ -165,3 +167,43 @@ def test_without_a_limit_the_exactest_and_least_work_is_chosen() -> None:
 
 
 # Without a budget
+
+
+def attach(**options: Any) -> Any:
+    config = s2a.S2AConfig(lrp_rank=4, activations="lean", **options)
+    return s2a.attach(tiny.vit(), config, 3, image_size=32)
+
+
+def test_a_budget_that_needs_it_pages_the_frozen_weights() -> None:
+    adapted = attach()
+    smallest = s2a.plan_memory(adapted, batch_size=4).smallest
+    plan = s2a.plan_memory(adapted, saved_budget_mb=(smallest - 1000) / 1e6, batch_size=4)
+    assert plan.paged == s2a.host_bytes(adapted) > 0 and "frozen weights paged" in str(plan)
+    assert plan.predicted <= smallest - 1000
+
+
+def test_a_budget_with_room_takes_paging_back() -> None:
+    adapted = attach()
+    state = {name: value.clone() for name, value in adapted.state_dict().items()}
+    smallest = s2a.plan_memory(adapted, batch_size=4).smallest
+    s2a.plan_memory(adapted, saved_budget_mb=(smallest - 1000) / 1e6, batch_size=4)
+    assert s2a.host_bytes(adapted) > 0
+    plan = s2a.plan_memory(adapted, saved_budget_mb=100, batch_size=4)
+    assert plan.paged == 0 == s2a.host_bytes(adapted)
+    assert all(torch.equal(value, state[name]) for name, value in adapted.state_dict().items())
+
+
+def test_weights_that_somebody_paged_stay_paged() -> None:
+    adapted = attach()
+    s2a.page_frozen(adapted)
+    s2a.plan_memory(adapted, saved_budget_mb=100, batch_size=4)
+    assert s2a.host_bytes(adapted) > 0
+
+
+def test_a_budget_below_paged_weights_leaves_the_model_as_it_was() -> None:
+    adapted = attach()
+    before = [branch.saved_bits for branch in adapted._branches]
+    with pytest.raises(s2a.S2AError, match="smallest that can be planned is"):
+        s2a.plan_memory(adapted, saved_budget_mb=0.001, batch_size=4)
+    assert s2a.host_bytes(adapted) == 0
+    assert [branch.saved_bits for branch in adapted._branches] == before
