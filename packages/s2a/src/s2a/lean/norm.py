@@ -37,14 +37,22 @@ class _LayerNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, bits: int, first: bool
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        bits: int,
+        first: bool,
+        dtype: torch.dtype,
     ) -> Tensor:
         # Maps come out channels last, as from the stock layer: dropout draws in the order of memory.
-        out = torch.empty_like(x, memory_format=torch.channels_last if first else torch.contiguous_format)
+        layout = torch.channels_last if first else torch.contiguous_format
+        out = torch.empty_like(x, dtype=dtype, memory_format=layout)
         parts = alike(list(image_chunks(len(x), x[:1].numel())))
         kept: list[Tensor] = []
         for part in parts:
-            h, *codes = ops.norm_pack(to_rows(x, part, first), weight, bias, eps, bits)
+            h, *codes = ops.norm_pack(to_rows(x, part, first).to(dtype), weight, bias, eps, bits)
             kept += codes
             write_rows(out, part, h, first)
         ctx.parts, ctx.bits, ctx.first, ctx.input_like = parts, bits, first, (x.shape, x.dtype)
@@ -66,11 +74,17 @@ class _LayerNorm(torch.autograd.Function):
             bias_sum = add_to(bias_sum, own[1], ctx.needs_input_grad[2])
             write_rows(out, part, moved, ctx.first)
         moved = out if ctx.needs_input_grad[0] else None
-        return moved, cast_like(weight, weight_sum), cast_like(bias, bias_sum), None, None, None
+        return moved, cast_like(weight, weight_sum), cast_like(bias, bias_sum), None, None, None, None
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, bits: int, channels_first: bool = False
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    bits: int,
+    channels_first: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Layer normalisation over the channels that keeps its normalised input in ``bits`` bits.
 
@@ -81,9 +95,12 @@ def layer_norm(
         eps: Added to the variance.
         bits: One of ``rows.WIDTHS``.
         channels_first: Maps.
+        dtype: In which it is computed, chunk by chunk, and returned; ``None``: that of ``x``.
     """
     with torch.autocast(x.device.type, enabled=False):
-        return _LayerNorm.apply(x, weight, bias, eps, bits, channels_first)  # type: ignore[no-any-return]
+        return _LayerNorm.apply(  # type: ignore[no-any-return]
+            x, weight, bias, eps, bits, channels_first, x.dtype if dtype is None else dtype
+        )
 
 
 @register_lean_forward(*LAYER_NORMS)
@@ -93,9 +110,9 @@ def lean_norm_forward(self: Any, x: Tensor) -> Tensor:
     if not keeps_for_backward() or not wanted or type(self) not in LAYER_NORMS:
         # A norm that was parametrised after ``attach`` has a class of its own.
         return type(self).forward(self, x)
-    if torch.is_autocast_enabled(x.device.type):
-        x = x.float()  # As autocast does for norms.
-    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_lean_bits, LAYER_NORMS[type(self)])
+    # In float32 under autocast, as autocast has it for norms.
+    dtype = torch.float32 if torch.is_autocast_enabled(x.device.type) else x.dtype
+    return layer_norm(x, self.weight, self.bias, self.eps, self.s2a_lean_bits, LAYER_NORMS[type(self)], dtype)
 
 
 class _BatchNorm(torch.autograd.Function):
