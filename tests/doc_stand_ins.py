@@ -184,7 +184,7 @@ def write_caltech(path: Path) -> None:
     from s2a_bench.data.table.lookup import DATASETS
 
     row = DATASETS["caltech101"]
-    assert row.preparation is not None
+    assert row.preparation is not None and row.counts.test is not None
     classes = len(row.preparation.class_names)
     whole, rest = divmod(30 * classes + row.counts.test, classes)
     files = source_files(row.preparation.class_names, [whole + (i < rest) for i in range(classes)])
