@@ -29,9 +29,11 @@ STAND_INS = [
     (r"(--backbones )vit_\S+ --weights", r"\1test_vit --weights"),
     (r"--weights FILE", "--weights test_vit.safetensors"),
     (r"--image-size 56", "--image-size 48"),  # Its patches have 16 pixels.
+    (r"(finetune .*--backbone )vit_\S+", r"\1mini_swin"),  # Another than without the option.
     (r"vit_\w+_patch1[46]_\w+(\.\w+)?", "mini_vit"),
     (r"swin_base_\w+", "mini_swin"),
     (r"convnext_base", "mini_convnext"),
+    (r"(finetune .*--memory-budget )8GiB", r"\g<1>6MB"),  # Less than the default batch takes.
     (r"\b(8|12|24)GiB", "64MB"),
     (r"^(s2a-bench fits --budget \S+)$", r"\1 --backbone mini_vit --method s2a lora"),
     (r"^s2a-bench estimate$", "s2a-bench estimate --backbones mini_vit --methods linear s2a --seeds 0 --seconds 0.1"),
@@ -55,6 +57,7 @@ PYTHON_STAND_INS = [
     (r"timm\.create_model\([^()]*\)", "backbone()"),
     (r"vit_\w+_patch1[46]_\w+(\.\w+)?", "test_vit"),
     (r"range\(600\)", "range(120)"),  # Images of the tutorial.
+    (r"(s2a_bench\.sweep\(.*)epochs=3", r"\1epochs=1, limit_train=16, limit_test=16"),
 ]
 
 FIRST = {
@@ -181,7 +184,7 @@ def write_caltech(path: Path) -> None:
     from s2a_bench.data.table.lookup import DATASETS
 
     row = DATASETS["caltech101"]
-    assert row.preparation is not None
+    assert row.preparation is not None and row.counts.test is not None
     classes = len(row.preparation.class_names)
     whole, rest = divmod(30 * classes + row.counts.test, classes)
     files = source_files(row.preparation.class_names, [whole + (i < rest) for i in range(classes)])
