@@ -66,6 +66,10 @@ def _row(backbone: str, name: str, exact: dict[str, Tensor], found: dict[str, Te
     print(f"| {backbone} | {name} | " + " | ".join(f"{c:.4f}" for c in cosines) + " |", flush=True)
 
 
+PAGED = ("s2a lean, paged", "lora lean, paged", "s2a exact, paged")
+"""Configurations whose frozen weights are paged."""
+
+
 def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, int]]:
     """Name -> method, options, checkpointing, micro-batches of one step."""
     budget, planned = BUDGETS[backbone], {**LEAN, "budget_batch": 32}  # Plans of 32 images, timed on fewer.
@@ -83,6 +87,9 @@ def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, 
         "s2a exact": ("s2a", {"activations": "exact"}, False, 1),
         "s2a paper": ("s2a", {"activations": "paper"}, False, 1),
         "s2a lean": ("s2a", LEAN, False, 1),
+        "s2a lean, paged": ("s2a", LEAN, False, 1),
+        "lora lean, paged": ("lora", LEAN, False, 1),
+        "s2a exact, paged": ("s2a", {"activations": "exact"}, False, 1),
         "s2a lean, again in float32": ("s2a", {**LEAN, "recompute": "same"}, False, 1),
         "s2a lean, the paper's figure": ("s2a", {**planned, "peak_budget": f"{budget}MB"}, False, 1),
         "s2a lean, half of it": ("s2a", {**planned, "peak_budget": f"{budget // 2}MB"}, False, 1),
@@ -92,11 +99,13 @@ def configurations(backbone: str) -> dict[str, tuple[str, dict[str, Any], bool, 
 
 
 def stepper(
-    backbone: str, batch: int, method: str, options: dict[str, Any], again: bool, parts: int
+    backbone: str, batch: int, method: str, options: dict[str, Any], again: bool, parts: int, paged: bool
 ) -> tuple[Any, Any]:
     """An adapted model and one forward and backward pass of it."""
     torch.manual_seed(0)
     adapted: Any = s2a.attach(timm.create_model(backbone), s2a.method_config(method, **options), 100).train()
+    if paged:
+        s2a.page_frozen(adapted)
     if again:
         adapted.backbone.set_grad_checkpointing(True)
     images, labels = torch.randn(batch, 3, 224, 224), torch.arange(batch)
@@ -118,7 +127,7 @@ def pareto(backbone: str, batch: int, rounds: int, only: list[str] | None) -> li
         if only and name not in only:
             continue
         try:
-            adapted, steps[name] = stepper(backbone, batch, method, options, again, parts)
+            adapted, steps[name] = stepper(backbone, batch, method, options, again, parts, name in PAGED)
         except s2a.S2AError as error:
             print(f"{name}: {error}")
             continue

@@ -39,9 +39,14 @@ STYLES = {
     "s2a exact": ("o", "#8a8a8a"),
     "s2a paper": ("o", "#e8b48f"),
     "s2a lean": ("o", "#d1480a"),
-    "s2a lean, again in bf16": ("*", "#d1480a"),
+    "s2a lean, again in float32": ("*", "#d1480a"),
+    "s2a exact, paged": ("$o$", "#8a8a8a"),
+    "s2a lean, paged": ("$p$", "#d1480a"),
+    "lora lean, paged": ("$p$", "#0069b4"),
+    "s2a lean, the paper's figure": ("x", "#d1480a"),
+    "s2a lean, half of it": ("X", "#d1480a"),
+    "lora lean, half of it": ("X", "#0069b4"),
 }
-BUDGET = ("x", "#d1480a")
 
 
 def front(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
@@ -64,19 +69,18 @@ def main() -> None:
         base = next(min(row["seconds"]) for row in rows if row["name"] == "s2a exact")
         points = {row["name"]: (row["peak_mb_32"], min(row["seconds"]) / base) for row in rows}
         for name, (x, y) in points.items():
-            marker, colour = STYLES.get(name, BUDGET)
-            label = name if name in STYLES else "s2a lean, three budgets"
-            handles.setdefault(label, axis.scatter(x, y, marker=marker, color=colour, s=42, zorder=3))
+            marker, colour = STYLES[name]
+            handles.setdefault(name, axis.scatter(x, y, marker=marker, color=colour, s=42, zorder=3))
             axis.scatter(x, y, marker=marker, color=colour, s=42, zorder=3)
         line = front(list(points.values()))
         axis.step([x for x, _ in line], [y for _, y in line], where="post", color="#bbbbbb", lw=1, zorder=1)
         axis.axvline(CLAIMS[backbone], color="#888888", lw=0.8, ls=":", zorder=0)
         axis.set_xscale("log")
-        axis.set_xticks([500, 1000, 2000, 4000, 8000], ["500", "1,000", "2,000", "4,000", "8,000"])
+        axis.set_xticks([250, 500, 1000, 2000, 4000, 8000], ["250", "500", "1,000", "2,000", "4,000", "8,000"])
         axis.set_xticks([], minor=True)
         axis.set_title(title, fontsize=10)
         axis.set_xlabel("simulated peak at batch 32, MB", fontsize=9)
-        axis.set_xlim(450, 10_500)
+        axis.set_xlim(230, 10_500)
         axis.spines[["top", "right"]].set_visible(False)
     axes[0].set_ylabel(f"step time at batch {measured['rows'][0]['batch']}, of s2a exact")
     handles["the paper's figure for S2A"] = axes[0].plot([], [], color="#888888", lw=0.8, ls=":")[0]
