@@ -79,11 +79,11 @@ def save(ctx: Any, tensors: Sequence[Tensor | None], kept: Sequence[Tensor]) -> 
         tensors: Parameters and what else stays where it is.
         kept: New tensors that nobody else holds.
     """
-    ctx.call = None
+    ctx.sent = None
     if not torch.compiler.is_compiling() and kept and any(ctx.needs_input_grad):
         run = _local.run
         if run is not None and run.hooks == _hooks():
-            kept, ctx.call = run.send(kept)
+            kept, ctx.sent = run.send(kept)
     ctx.save_for_backward(*tensors, *kept)
 
 
@@ -93,7 +93,7 @@ def load(ctx: Any) -> tuple[Any, ...]:
     To be called once in a backward pass: under gradient checkpointing every look unpacks anew.
     """
     saved: tuple[Any, ...] = ctx.saved_tensors
-    call: _Call | None = ctx.call
+    call: _Call | None = ctx.sent
     if call is None:
         return saved
     first = len(saved) - len(call.hosts)
@@ -237,7 +237,7 @@ def _copy_out(tensors: Sequence[Tensor]) -> tuple[list[Tensor], Any]:
 
 
 def _pinned(tensor: Tensor) -> Tensor:
-    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
 
 
 def _copy_back(hosts: Sequence[Tensor], device: torch.device) -> list[Tensor]:
