@@ -126,7 +126,7 @@ def test_hooks_from_outside(images: Tensor) -> None:
     expected, alone = gradients(kept, images), saved_bytes(sent, images)
     with save_on_cpu():
         assert_equal(gradients(sent, images), expected)
-    block = sent.backbone.blocks[0]  # type: ignore[index,union-attr]
+    block: Any = sent.backbone.blocks[0]  # type: ignore[index,union-attr]
     own = block.forward
 
     def forward(*args: Any) -> Any:

@@ -181,17 +181,20 @@ class _Call:
         early, self.early = self.early, None
         found = _copy_back(hosts, self.device) if early is None else early.wait()
         before = self.before
-        while before is not None and (needed := before._held()) is None:  # Its graph is gone.
+        while before is not None and not before._start():
             before = before.before
-        if before is not None and before.early is None:
-            before.leaving = None
-            before.early = _start_back(needed, self.device)
         return found
 
-    def _held(self) -> list[Tensor] | None:
-        """The copies in host memory, if the graph still holds all of them."""
-        hosts = [reference() for reference in self.hosts]
-        return None if any(host is None for host in hosts) else hosts
+    def _start(self) -> bool:
+        """Starts the copies to the device, if they are not started yet; ``False``: their graph is gone."""
+        held = [reference() for reference in self.hosts]
+        hosts = [host for host in held if host is not None]
+        if len(hosts) < len(held):
+            return False
+        if self.early is None:
+            self.leaving = None
+            self.early = _start_back(hosts, self.device)
+        return True
 
 
 def _hooks() -> Any:
