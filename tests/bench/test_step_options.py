@@ -133,6 +133,25 @@ def test_paged_weights_train_the_same_and_are_counted_apart() -> None:
     assert 0 < less <= paged["host_mb"] * 1.01
 
 
+def test_offloaded_codes_train_the_same_and_are_counted_apart() -> None:
+    found = []
+    for offload in (False, True):
+        method = MethodConfig("s2a", {"activations": "lean", "offload": offload})
+        recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=BATCH)
+        torch.manual_seed(0)
+        model, _ = identity.adapt(CellConfig(method=method, train=recipe))
+        model.head = torch.nn.Linear(model.num_features, 4)
+        images = Noise(2 * BATCH)
+        numbers = measure.memory(model, images.images[:BATCH], recipe)
+        row = measure.memory_row("mini_vit", "s2a", dict(method.options), recipe, num_classes=4, simulate=True)
+        assert {key: row[key] for key in numbers} == pytest.approx(numbers)  # With data and without.
+        found.append(([each["loss"] for each in train(model, images, recipe, seed=0)], numbers, row))
+    (losses, kept, row), (offloaded_losses, sent, offloaded_row) = found
+    assert offloaded_losses == losses
+    assert kept["host_mb"] == 0 < sent["host_mb"] == pytest.approx(kept["saved_mb"] - sent["saved_mb"])
+    assert sent["weights_mb"] == kept["weights_mb"] and offloaded_row["simulated_mb"] < row["simulated_mb"]
+
+
 @pytest.mark.parametrize(("frozen", "size"), [("paged", 4), ("paged-bf16", 2)])
 def test_paged_are_large_weights_in_their_format(frozen: str, size: int) -> None:
     recipe = TrainConfig(precision="bf16", frozen=frozen)  # type: ignore[arg-type]
@@ -198,7 +217,9 @@ def test_cells_of_before_keep_their_ids() -> None:
         "memory_budget",
         "budget_batch",
         "in_place",
+        "offload",
         "recompute",
     }
     assert not later & identifying(s2a.method_config("bias")).keys()
     assert identifying(s2a.method_config("bias", activations="lean"))["activations"] == "lean"
+    assert identifying(s2a.method_config("bias", activations="lean", offload=True))["offload"] is True

@@ -19,6 +19,7 @@ from s2a.identity import UNKNOWN, Identity, fingerprint, from_text, is_rounded, 
 from s2a.image_transform import ImageTransform, default_transform
 from s2a.lean import FusedBranch
 from s2a.lean.plan import Plan
+from s2a.ops.offload import offloading
 from s2a.paging import page_of, set_home
 from s2a.registry import Method
 
@@ -134,7 +135,10 @@ class Adapted(nn.Module):
     def forward_features(self, images: Tensor) -> Tensor:
         """The method's features, already pooled, ``(B, num_features)``."""
         with compute_format(self.backbone, self.head, images):
-            return self.method(self.backbone, images)
+            if not getattr(self.config, "offload", False) or torch.compiler.is_compiling():
+                return self.method(self.backbone, images)
+            with offloading():
+                return self.method(self.backbone, images)
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of ``forward_features``'s output, or with ``pre_logits`` that output itself."""

@@ -32,8 +32,8 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     Returns:
         ``params_total`` (everything the model holds), ``params_backbone`` (without any head), ``params_trainable``,
         ``params_percent`` (trainable over backbone: the paper's definition), ``weights_mb``, ``theoretical_mb``,
-        ``saved_mb``, ``measured_mb`` = weights + saved; ``host_mb``: weights in host memory (``frozen="paged"``), which
-        are in none of the others.
+        ``saved_mb``, ``measured_mb`` = weights + saved; ``host_mb``: weights in host memory (``frozen="paged"``) and
+        saved tensors that go there (``method.offload=true``), which are in none of the others.
     """
     train = train or TrainConfig()
     set_checkpointing(adapted.backbone, train)
@@ -41,7 +41,7 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
     adapted.train()
     try:
         with precision(train, images.device):
-            saved = s2a.saved_bytes(adapted, images).total
+            saved = s2a.saved_bytes(adapted, images)
             theory = s2a.theoretical_memory(adapted, len(images)).total
     finally:
         adapted.train(training)
@@ -57,9 +57,9 @@ def memory(adapted: s2a.Adapted, images: Tensor, train: TrainConfig | None = Non
         "params_percent": 100 * trainable / backbone,
         "weights_mb": weights / MB,
         "theoretical_mb": theory / MB,
-        "saved_mb": saved / MB,
-        "measured_mb": (weights + saved) / MB,
-        "host_mb": host / MB,
+        "saved_mb": saved.total / MB,
+        "measured_mb": (weights + saved.total) / MB,
+        "host_mb": (host + saved.host) / MB,
     }
 
 

@@ -45,7 +45,8 @@ class Record:
     ``val_accuracy``, ``val_loss`` and ``val_seconds`` of each epoch, and is shorter than ``epochs`` where training
     stopped early. ``params_percent`` is trainable parameters (head included) over the backbone's without its head, the
     paper's definition.
-    ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; paged weights are ``host_mb`` instead. ``peak_mb`` is
+    ``measured_mb`` = ``weights_mb`` + ``saved_mb`` for one batch; paged weights and saved tensors that are offloaded
+    are ``host_mb`` instead. ``peak_mb`` is
     the device's peak on CUDA and the process's peak resident size on CPU. ``seconds`` are those of the epochs that
     count: what a killed process trained after its last checkpoint is not in it. ``resumed`` is how often the training
     went on from a checkpoint, ``notes`` are sentences about it, ``adapter_id`` the hash of the trained state's file, if

@@ -44,6 +44,7 @@ VALUES: dict[tuple[str, Any], str] = {
     ("train_bias", True): "bias",
     ("train_a", False): "frozen A",
     ("in_place", True): "in place",
+    ("offload", True): "offloaded",
     ("activations", "exact"): "exact",
     ("activations", "lean"): "lean",
     ("activations", "paper"): "4-bit activations",

@@ -186,6 +186,7 @@ STOCK: dict[str, Any] = {
     "saved_budget_mb": None,
     "peak_budget": None,
     "in_place": False,
+    "offload": False,
     "recompute": "auto",
 }
 """Options of a lean config's exact counterpart."""

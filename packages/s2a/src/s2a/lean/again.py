@@ -27,6 +27,7 @@ from s2a.backbones.calls import in_checkpoint
 from s2a.lean.linear import image_chunks
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike
+from s2a.ops.offload import load, paused, save
 
 
 class _Draws:
@@ -87,7 +88,7 @@ class _BlockAgain(torch.autograd.Function):
         ctx.options, ctx.input_like, ctx.trained = options, (x.shape, x.dtype), trained
         device = x.device.type
         ctx.autocast = torch.is_autocast_enabled(device), torch.get_autocast_dtype(device)
-        ctx.save_for_backward(*codes)
+        save(ctx, (), codes)
         if options.in_place:
             ctx.mark_dirty(x)
         return out
@@ -96,7 +97,7 @@ class _BlockAgain(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         options: BlockOptions = ctx.options
-        codes, numbers = ctx.saved_tensors
+        codes, numbers = load(ctx)
         shape, dtype = ctx.input_like
         trained = ctx.trained  # As they are: a graph's leaves are told apart by identity.
         rows = math.prod(shape[1:-1])
@@ -143,7 +144,8 @@ def block_again(run: Callable[[Tensor], Tensor], x: Tensor, bits: int, width: in
     # The first chunk runs with gradient: its graph says which trained tensors the block reads, hooks included.
     part, draws = _parts(x.shape, width)[0], _Draws(x)
     leaf = x[part].detach().requires_grad_()
-    first = run(leaf)
+    with paused():  # Its graph is let go at once.
+        first = run(leaf)
     trained = [tensor for tensor in _leaves(first) if tensor is not leaf]
     options = BlockOptions(run, bits, width, in_place and first.dtype == x.dtype, draws)
     return _BlockAgain.apply(options, x, first.detach(), *trained)  # type: ignore[no-any-return]

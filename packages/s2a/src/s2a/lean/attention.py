@@ -31,6 +31,7 @@ from s2a.lean.linear import fetch_weights, image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike, repeated
+from s2a.ops.offload import load, save
 from s2a.ops.reference import CPU_PIECE
 
 
@@ -47,13 +48,13 @@ class _Attention(torch.autograd.Function):
     ) -> Tensor:
         out, *kept = _forward(options, x, bias, mask, fetch_weights(options, tensors, x.device, False))
         ctx.options, ctx.input_like = options, (x.shape, x.dtype)
-        ctx.save_for_backward(*tensors, bias, mask, *kept)
+        save(ctx, (*tensors, bias, mask), kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        saved = load(ctx)
         bias, mask = saved[10:12]
         tensors = fetch_weights(ctx.options, saved[:10], grad.device, True)
         moved, added, *gradients = _backward(

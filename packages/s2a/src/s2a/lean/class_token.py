@@ -24,6 +24,7 @@ from s2a.lean.linear import Layer, fetch_weights, image_chunks
 from s2a.lean.spec import BranchOptions, add_to, cast_like
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike
+from s2a.ops.offload import load, save
 
 
 class _ClassAttention(torch.autograd.Function):
@@ -45,14 +46,14 @@ class _ClassAttention(torch.autograd.Function):
             mixed = F.scaled_dot_product_attention(q, k, v, scale=options.scale)
             out[part] = last(mixed.transpose(1, 2).reshape(mixed.shape[0], -1)).unsqueeze(1)
         ctx.options, ctx.parts, ctx.input_like = options, parts, (x.shape, x.dtype)
-        ctx.save_for_backward(*tensors, *kept)
+        save(ctx, tensors, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         options: BranchOptions = ctx.options
-        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        saved = load(ctx)
         tensors, kept = saved[:10], list(saved[10:])
         needs = ctx.needs_input_grad[2:]
         norm_weight, norm_bias = tensors[:2]

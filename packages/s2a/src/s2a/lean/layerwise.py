@@ -15,6 +15,7 @@ from s2a.lean.norm import batch_norm
 from s2a.lean.registry import register_lean_forward
 from s2a.ops import custom_ops as ops
 from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.offload import load, save
 
 
 class _CodedAttention(torch.autograd.Function):
@@ -27,13 +28,13 @@ class _CodedAttention(torch.autograd.Function):
             kept += ops.rows_pack(tensor.reshape(-1, tensor.shape[-1]), bits)
         ctx.bits, ctx.options = bits, options
         ctx.input_like = [(tensor.shape, tensor.dtype) for tensor in qkv]
-        ctx.save_for_backward(mask, *kept)
+        save(ctx, (mask,), kept)
         return F.scaled_dot_product_attention(*qkv, attn_mask=mask, **options)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        mask, *kept = ctx.saved_tensors
+        mask, *kept = load(ctx)
         with torch.enable_grad():
             # q', k', v' from their codes, then attention once more, differentiated by autograd.
             qkv = []

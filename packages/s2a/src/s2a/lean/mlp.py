@@ -25,6 +25,7 @@ from s2a.lean.linear import Layer, fetch_weights, image_chunks, two_layers
 from s2a.lean.spec import BranchOptions, add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.loops import alike, repeated
+from s2a.ops.offload import load, save
 from s2a.ops.reference import BACKWARDS, FORWARDS
 from s2a.ops.rows import CODED
 
@@ -39,13 +40,13 @@ class _Mlp(torch.autograd.Function):
     def forward(ctx: Any, options: BranchOptions, x: Tensor, *tensors: Tensor | None) -> Tensor:
         out, *kept = _forward(options, x, fetch_weights(options, tensors, x.device, False))
         ctx.options, ctx.input_like = options, (x.shape, x.dtype)
-        ctx.save_for_backward(*tensors, *kept)
+        save(ctx, tensors, kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        saved = ctx.saved_tensors  # Once: under gradient checkpointing every look unpacks anew.
+        saved = load(ctx)
         tensors = fetch_weights(ctx.options, saved[:10], grad.device, True)
         return None, *_backward(ctx.options, grad, tensors, saved[10:], ctx.input_like, ctx.needs_input_grad[1:])
 

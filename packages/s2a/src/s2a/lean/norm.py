@@ -23,6 +23,7 @@ from s2a.lean.spec import add_to, cast_like, to_rows, write_rows
 from s2a.ops import custom_ops as ops
 from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.loops import alike
+from s2a.ops.offload import load, save
 
 LAYER_NORMS: dict[type[nn.Module], bool] = {
     nn.LayerNorm: False,
@@ -56,13 +57,13 @@ class _LayerNorm(torch.autograd.Function):
             kept += codes
             write_rows(out, part, h, first)
         ctx.parts, ctx.bits, ctx.first, ctx.input_like = parts, bits, first, (x.shape, x.dtype)
-        ctx.save_for_backward(weight, bias, *kept)
+        save(ctx, (weight, bias), kept)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, bias, *kept = ctx.saved_tensors
+        weight, bias, *kept = load(ctx)
         out = torch.empty(ctx.input_like[0], dtype=ctx.input_like[1], device=grad.device)
         weight_sum = bias_sum = None
         for i, part in enumerate(ctx.parts):
@@ -132,13 +133,13 @@ class _BatchNorm(torch.autograd.Function):
             normed = (x[part].to(work) - mean.view(1, -1, 1, 1)) * rstd.view(1, -1, 1, 1)
             kept += ops.rows_pack(normed.flatten(2).flatten(0, 1), bits)
         ctx.parts, ctx.bits, ctx.input_like = parts, bits, (x.shape, x.dtype)
-        ctx.save_for_backward(weight, bias, rstd, *kept)
+        save(ctx, (weight, bias), (rstd, *kept))
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        weight, bias, rstd, *kept = ctx.saved_tensors
+        weight, bias, rstd, *kept = load(ctx)
         shape, dtype = ctx.input_like
 
         def normed(i: int, part: slice) -> Tensor:

@@ -47,6 +47,8 @@ class LeanOptions:
             for ``USUAL_BATCH`` images, and anew at the first training step of another size and at every larger one.
         in_place: With ``"lean"``: write residual sums over their inputs, for the last megabytes of the peak. Hooks that
             keep a block's input or output must then copy it. Refused where something that trains reads the stream.
+        offload: With ``"lean"``: what is kept goes to host memory between the passes, for a card that is still too
+            small; on a CPU nothing is saved. Budgets are planned as if it stayed.
         recompute: With ``"lean"``: number format of the products of the forward pass that the backward pass computes
             again (q, k, v; activations' inputs; whole blocks; not the side branch): ``"same"`` as in the forward pass,
             or ``"bf16"``, twice as fast on hardware that multiplies it natively, slower elsewhere. ``"auto"`` is
@@ -60,6 +62,7 @@ class LeanOptions:
     peak_budget: str | None = _new(None)
     budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
+    offload: bool = _new(False)
     recompute: Literal["auto", "same", "bf16"] = _new("auto")
     memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
     memory_budget: str | None = _new(None, older_name_of="peak_budget")
@@ -84,6 +87,8 @@ class LeanOptions:
             raise S2AError(f"activations={self.activations!r} is unknown; choose one of {choices}.")
         if not isinstance(self.in_place, bool) or (self.in_place and self.activations != "lean"):
             raise S2AError(f"in_place={self.in_place!r} is True or False, and True only with activations='lean'.")
+        if not isinstance(self.offload, bool) or (self.offload and self.activations != "lean"):
+            raise S2AError(f"offload={self.offload!r} is True or False, and True only with activations='lean'.")
         if self.recompute not in ("auto", "same", "bf16"):
             raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'auto', 'same' or 'bf16'.")
         if self.recompute != "auto" and self.activations != "lean":

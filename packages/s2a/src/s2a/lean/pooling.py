@@ -20,6 +20,7 @@ from torch.autograd.function import once_differentiable
 from s2a.lean.linear import image_chunks
 from s2a.lean.registry import register_lean_forward
 from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.offload import load, save
 from s2a.ops.rows import pack_rows, unpack_rows
 
 LARGEST_WINDOW = 256
@@ -46,13 +47,13 @@ class _MaxPool(torch.autograd.Function):
             kept.append(pack_rows(place.to(torch.uint8).reshape(-1, out.shape[2] * out.shape[3]), ctx.bits))
             outs.append(out)
         ctx.options, ctx.parts, ctx.input_like = options, parts, (x.shape, x.dtype)
-        ctx.save_for_backward(*kept)
+        save(ctx, (), kept)
         return outs[0] if len(outs) == 1 else torch.cat(outs)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
-        kept, options = ctx.saved_tensors, ctx.options
+        kept, options = load(ctx), ctx.options
         across = options["kernel_size"][1]
         (top, left), (high, wide) = _corners(grad.shape, options, grad.device), options["dilation"]
         shape, dtype = ctx.input_like

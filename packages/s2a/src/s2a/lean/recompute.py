@@ -19,6 +19,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from s2a.ops import custom_ops as ops
 from s2a.ops.keeping import keeps_for_backward
+from s2a.ops.offload import load, save
 
 
 class _RecomputeFromCodes(torch.autograd.Function):
@@ -39,14 +40,14 @@ class _RecomputeFromCodes(torch.autograd.Function):
         ctx.forward, ctx.module, ctx.bits, ctx.channel_axis = forward, module, bits, channel_axis
         ctx.shape, ctx.dtype = rows.shape, x.dtype
         ctx.autocast = torch.is_autocast_enabled(x.device.type), torch.get_autocast_dtype(x.device.type)
-        ctx.save_for_backward(*ops.rows_pack(rows.reshape(-1, rows.shape[-1]), bits))
+        save(ctx, (), ops.rows_pack(rows.reshape(-1, rows.shape[-1]), bits))
         return forward(module, x)  # Without gradient: a Function's forward pass records nothing.
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
         # x' from its codes.
-        rows = ops.rows_unpack(*ctx.saved_tensors, ctx.shape[-1], ctx.bits, ctx.dtype)
+        rows = ops.rows_unpack(*load(ctx), ctx.shape[-1], ctx.bits, ctx.dtype)
         enabled, dtype = ctx.autocast
         # f(x'; p) once more, in the number format of the forward pass.
         with torch.enable_grad(), torch.autocast(grad.device.type, dtype, enabled=enabled):

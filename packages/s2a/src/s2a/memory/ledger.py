@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from s2a.memory import repeats, replay
+from s2a.ops.offload import is_in_host
 
 T = TypeVar("T")
 
@@ -104,6 +105,8 @@ class Ledger(TorchDispatchMode):
         self.modules: list[str] = []
         self.open: dict[int, tuple[Entry, Any]] = {}
         self.elsewhere: set[int] = set()
+        self._notes = True
+        self._as_many: dict[int, int] = {}
         self._calls: dict[Any, repeats.Call | None] = {}
         self._flops_of: dict[Any, int] = {}
 
@@ -121,7 +124,7 @@ class Ledger(TorchDispatchMode):
         # Storages are told apart by their C++ object; a view has that of its base.
         storage = tensor.untyped_storage()
         key, size = storage._cdata, -(-storage.nbytes() // BLOCK) * BLOCK
-        if key in self.elsewhere:
+        if not self._notes or key in self.elsewhere or is_in_host(storage):
             return
         if key in self.open:
             found = self.open[key][0]
@@ -206,6 +209,28 @@ class Ledger(TorchDispatchMode):
         out, self._calls[key] = repeats.run(self, function, args)
         return out  # type: ignore[no-any-return]
 
+    def copy_out(self, tensor: Tensor) -> Tensor:
+        """A copy in memory that does not count (``s2a.ops.offload``)."""
+        self._notes = False
+        try:
+            copy = tensor.clone(memory_format=torch.contiguous_format)
+        finally:
+            self._notes = True
+        # Where turns of a loop were left out, the tensor stands for theirs too.
+        found = self.open.get(tensor.untyped_storage()._cdata)
+        self._as_many[copy.untyped_storage()._cdata] = _left_out(found[0]) if found else 0
+        return copy
+
+    def copy_back(self, tensor: Tensor) -> Tensor:
+        """A copy of such a copy, which counts for as much as the tensor did that it was made of."""
+        copy = tensor.clone()
+        times = self._as_many.get(tensor.untyped_storage()._cdata, 0)
+        found = self.open.get(copy.untyped_storage()._cdata)
+        if times and found:
+            self.repeat([found[0]], times, found[0].born)
+            self._held(0)
+        return copy
+
     def repeat(self, entries: Sequence[Entry], times: int, born: int) -> int:
         """Enters what turns of a loop that were left out have made and kept.
 
@@ -271,6 +296,11 @@ class Ledger(TorchDispatchMode):
         finally:
             for handle in handles:
                 handle.remove()
+
+
+def _left_out(entry: Entry) -> int:
+    """Storages that stand for those of turns that were left out, and go with an entry's."""
+    return sum(twin.copies + _left_out(twin) for twin in entry.twins)
 
 
 class _Shortened(list[T]):

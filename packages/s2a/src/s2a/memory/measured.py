@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
+from s2a.ops.offload import is_in_host
+
 
 class SavedBytes(dict[str, int]):
     """Module name -> bytes; the module is the innermost one that was running when the storage was first saved.
@@ -18,10 +20,12 @@ class SavedBytes(dict[str, int]):
     Attributes:
         shared: Module name -> bytes, where a storage counts for every module that saves it, once for each.
         within: Module name -> bytes of all that was first saved while it ran, by itself or by what it called.
+        host: Bytes that lie in host memory instead (``LeanOptions.offload``); they are in none of the others.
     """
 
     shared: dict[str, int]
     within: dict[str, int]
+    host: int = 0
 
     @property
     def total(self) -> int:
@@ -46,8 +50,8 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     """Bytes that autograd holds between forward and backward pass, by module.
 
     Every storage counts once and whole, wherever views of it are saved; parameters and buffers do not count. What is
-    saved and let go before the loss is there does not count either. Works on any device; changes no state of the model
-    (but batch-norm statistics, in training mode) nor of the random numbers.
+    saved and let go before the loss is there does not count either, nor what was sent to host memory. Works on any
+    device; changes no state of the model (but batch-norm statistics, in training mode) nor of the random numbers.
 
     Args:
         adapted: Any module from images to logits, in the mode it is in.
@@ -90,11 +94,15 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
     shared: dict[str, dict[int, int]] = {}
     within: dict[str, int] = {}
     seen = set(own)
+    host = 0
     for running, reference in held:
         name, entry = running[-1], reference()
         if entry is None:
             continue
         storage = entry.tensor.untyped_storage()
+        if is_in_host(storage):
+            host += storage.nbytes()
+            continue
         place = storage._cdata  # Not its address: tensors without data, on the meta device, have none.
         if place not in own:
             shared.setdefault(name, {})[place] = storage.nbytes()
@@ -105,6 +113,6 @@ def saved_bytes(adapted: nn.Module, images: Tensor, loss_fn: Callable[[Tensor], 
                 within[each] = within.get(each, 0) + storage.nbytes()
     del loss
     result = SavedBytes(sorted(found.items(), key=lambda item: -item[1]))
-    result.within = within
+    result.within, result.host = within, host
     result.shared = {name: sum(sizes.values()) for name, sizes in shared.items()}
     return result

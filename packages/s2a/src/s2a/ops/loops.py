@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -24,9 +25,22 @@ class Shortener(Protocol):
         """The result of a call that may be like one before it."""
         ...
 
+    def copy_out(self, tensor: Tensor) -> Tensor:
+        """A copy in memory that does not count (``s2a.ops.offload``)."""
+        ...
+
+    def copy_back(self, tensor: Tensor) -> Tensor:
+        """A copy of such a copy, which counts for as much as the tensor did that it was made of."""
+        ...
+
 
 _active: dict[int, Shortener] = {}
 """Thread -> the simulation that runs in it."""
+
+
+def running_simulation() -> Shortener | None:
+    """The simulation that runs on this thread."""
+    return _active.get(threading.get_ident()) if _active else None
 
 
 def alike(parts: Sequence[T], keeps: bool = True) -> Sequence[T]:
@@ -42,7 +56,7 @@ def alike(parts: Sequence[T], keeps: bool = True) -> Sequence[T]:
     """
     if not _active or torch.compiler.is_compiling():
         return parts
-    simulation = _active.get(threading.get_ident())
+    simulation = running_simulation()
     return parts if simulation is None else simulation.shorten(parts, keeps)
 
 
@@ -60,7 +74,7 @@ def repeated(function: Callable[..., T]) -> Callable[..., T]:
     def call(*args: Any) -> T:
         if not _active or torch.compiler.is_compiling():
             return function(*args)
-        simulation = _active.get(threading.get_ident())
+        simulation = running_simulation()
         return function(*args) if simulation is None else simulation.once(function, args)
 
     return call

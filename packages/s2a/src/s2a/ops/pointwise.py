@@ -27,6 +27,7 @@ from s2a.errors import S2AError
 from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.levels import CELLS_PER_UNIT, DERIVATIVES, fitted_levels
 from s2a.ops.loops import repeated
+from s2a.ops.offload import load, save
 from s2a.ops.pack import BITS, chunk_of, chunks, pack, packed_bytes, to_codes, unpack
 
 
@@ -208,13 +209,13 @@ class _Coded(torch.autograd.Function):
         # Chunk by chunk: no temporary of the tensor's size.
         for elements, place in chunks(flat.numel(), ctx.chunk, code.bits):
             data[place] = pack(encode(flat[elements]), code.bits)
-        ctx.save_for_backward(data)
+        save(ctx, (), (data,))
         return function(x)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
-        (data,) = ctx.saved_tensors
+        (data,) = load(ctx)
         return _coded_backward(ctx.code, grad, data, ctx.layout, ctx.chunk), None, None
 
 

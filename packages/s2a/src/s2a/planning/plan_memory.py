@@ -20,6 +20,7 @@ from s2a.lean.options import USUAL_BATCH, LeanOptions, parse_size
 from s2a.lean.plan import Plan
 from s2a.lean.spec import BranchSpec
 from s2a.memory import SavedBytes, saved_bytes, simulated_peak
+from s2a.ops.offload import paused
 from s2a.paged_model import page_frozen, unpage_frozen
 from s2a.paging import host_bytes
 from s2a.planning.knapsack import BudgetTooSmall, cost_of, make_plan
@@ -194,7 +195,8 @@ def _planned(
     try:
         watch.planning = True
         adapted.train()
-        specs, others = measured[0] if measured else measure_specs(adapted, branches, saved, images)
+        with paused():
+            specs, others = measured[0] if measured else measure_specs(adapted, branches, saved, images)
         if measured is not None:
             measured[:] = [(specs, others)]
         others += resident_weights(adapted)
@@ -204,7 +206,8 @@ def _planned(
             set_plan(branches, found)
             return found
 
-        return choose(plan)
+        with paused():  # Planned as if nothing went to host memory.
+            return choose(plan)
     except S2AError:
         for branch, keep in zip(branches, before, strict=True):
             branch.saved_bits = keep
