@@ -167,23 +167,25 @@ def test_paging_is_refused_where_everything_trains() -> None:
 
 
 def test_a_budget_is_for_the_weights_as_they_will_lie() -> None:
-    """What float32 weights cannot meet is accepted, planned and measured with frozen weights in half the bytes."""
+    """A budget that float32 weights meet only in host memory is met by frozen weights in half the bytes as they are."""
 
-    def cell(budget: float, **train: Any) -> CellConfig:
-        method = MethodConfig("s2a", {"activations": "lean", "memory_budget_mb": budget, "budget_batch": BATCH})
+    def cell(budget: float | None, **train: Any) -> CellConfig:
+        method = MethodConfig("s2a", {"activations": "lean", "saved_budget_mb": budget, "budget_batch": BATCH})
         return CellConfig(method=method, train=TrainConfig(batch_size=BATCH, **train))
 
     halved: dict[str, Any] = {"precision": "bf16", "frozen": "bf16"}
-    with pytest.raises(s2a.S2AError, match="cannot be met") as refused:
-        run.identify(cell(0.1))
-    smallest = float(str(refused.value).split("planned is ")[1].split()[0])
     with pytest.raises(s2a.S2AError, match="cannot be met"):
-        run.identify(cell(smallest - 0.3))
-    small = cell(smallest - 0.3, **halved)
-    assert run.identify(small) != run.identify(cell(smallest - 0.2, **halved))
-    assert shares.predict(small).weights < shares.predict(cell(smallest + 1)).weights
+        run.identify(cell(0.1))
+    whole = identity.adapt(cell(None))[0].plan
+    assert whole is not None
+    budget = whole.smallest / 1e6 - 0.3
+    found = [identity.adapt(cell(budget, **train))[0].plan for train in ({}, halved)]
+    assert [plan is not None and plan.paged > 0 for plan in found] == [True, False]
+    small = cell(budget, **halved)
+    assert run.identify(small) != run.identify(cell(budget + 0.1, **halved))
+    assert shares.predict(small).weights < shares.predict(cell(budget + 1)).weights
     row = measure.memory_row("mini_vit", "s2a", dict(small.method.options), small.train)
-    assert row["measured_mb"] <= smallest - 0.3
+    assert row["measured_mb"] <= budget and row["host_mb"] == 0
 
 
 def test_a_budget_is_for_the_recipes_batch() -> None:
