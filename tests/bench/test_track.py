@@ -52,7 +52,7 @@ def log_all(store, records, suite="mini"):
 
 
 def test_every_field_of_a_record_is_found_under_its_own_name():
-    record = make_record(scoring_seconds=1.5, wall_seconds=9.0, guessing_loss=2.3, guessing_accuracy=10.0)
+    record = make_record(scoring_seconds=1.5, wall_seconds=9.0, guessing_loss=2.3, guessing_accuracy=10.0, host_mb=0.0)
     record = dataclasses.replace(record, balanced_accuracy=79.0, macro_f1=78.0, val_accuracy=81.0, best_epoch=2)
     record = dataclasses.replace(record, limit_train=100, limit_test=50)
     found = set(track_names.run_params(record)) | set(track_names.run_tags(record))

@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 KINDS: dict[str, dict[str, Any]] = {
     "paper": {"levels": "paper"},
     "derivative": {"levels": "derivative"},
-    "lean": {"activations": "lean"},
+    "lean": {"activations": "lean", "recompute": "same"},
 }
 """What the backward pass keeps, by name."""
 

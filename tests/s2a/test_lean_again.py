@@ -15,6 +15,7 @@ from s2a.lean import SavedBits, linear
 from s2a.lean.again import block_again
 from s2a.memory import saved_bytes
 from s2a.ops.rows import kept_bytes
+from s2a.paging import Pager
 from timm.layers.drop import DropPath
 from torch import Tensor, nn
 
@@ -138,3 +139,55 @@ def test_a_plan_with_blocks_again_is_smaller_than_any_without() -> None:
     tight = s2a.plan_memory(lean, saved_budget_mb=math.ceil(plan.smallest / 1e5) / 10, batch_size=8)
     blocks = {bits.block for bits in tight.saved_bits.values()}
     assert blocks & {8, 10, 12} and "block computed again" in str(tight)
+
+
+def in_chunks(monkeypatch: pytest.MonkeyPatch, family: str = "vit", method: str = "bias") -> Any:
+    """A model whose blocks run again in chunks of one image, and everything is kept as it is."""
+    monkeypatch.setattr(linear, "CHUNK", 1)
+    _, lean = lean_models.pair(family, method)
+    keep_inputs(lean.double().eval(), 32)
+    return lean
+
+
+def test_hooks_on_trained_tensors_run_once_on_the_whole_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = in_chunks(monkeypatch)
+    images = lean_models.images_for("vit").double()
+    expected = lean_models.gradients(lean, images)
+    calls: list[str] = []
+    for name, parameter in s2a.trainable_parameters(lean).items():
+        parameter.register_hook(lambda grad, name=name: calls.append(name) or 2 * grad)
+    lean_models.loss_of(lean(images)).backward()
+    for name, parameter in s2a.trainable_parameters(lean).items():
+        torch.testing.assert_close(parameter.grad, 2 * expected[name])
+    assert sorted(calls) == sorted(expected)
+
+
+def test_what_is_frozen_between_the_passes_gets_no_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = in_chunks(monkeypatch)
+    loss = lean_models.loss_of(lean(lean_models.images_for("vit").double()))
+    bias = lean.backbone.blocks[0].attn.qkv.bias
+    bias.requires_grad_(False)
+    loss.backward()
+    assert bias.grad is None and lean.backbone.blocks[0].attn.proj.bias.grad is not None
+
+
+def test_an_empty_batch_and_the_eyes_of_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = in_chunks(monkeypatch)
+    assert lean(torch.empty(0, 3, 32, 32, dtype=torch.float64)).shape == (0, tiny.CLASSES)
+    seen: list[int] = []
+    lean.backbone.blocks[0].ls1.register_forward_hook(lambda module, args, out: seen.append(len(out)))
+    lean_models.loss_of(lean(lean_models.images_for("vit", 3).double())).backward()
+    assert seen == [3]  # Once, and the whole batch.
+
+
+def test_paged_weights_are_fetched_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    lean = in_chunks(monkeypatch)
+    expected = lean_models.gradients(lean, lean_models.images_for("vit").double())
+    s2a.page_frozen(lean, least_bytes=1)
+    copies: list[int] = []
+    copy = Pager.copy
+    monkeypatch.setattr(Pager, "copy", lambda self, index, *rest: copies.append(index) or copy(self, index, *rest))
+    found = lean_models.gradients(lean, lean_models.images_for("vit").double())
+    for name, value in expected.items():
+        torch.testing.assert_close(found[name], value)
+    assert max(copies.count(index) for index in set(copies)) == 2  # Forward and backward.

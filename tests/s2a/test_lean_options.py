@@ -79,3 +79,8 @@ def test_bits_are_those_of_activations_on_their_own() -> None:
     kept = {branch.role: branch.saved_bits.inner for branch in adapted._branches}
     assert kept == {"attn": 0, "mlp": 0}  # In a fused branch the activation is computed again.
     assert adapted.backbone.blocks[0].mlp.act.s2a_bits == 2  # type: ignore[index, union-attr]
+
+
+def test_configs_saved_with_the_former_default_are_read() -> None:
+    assert s2a.method_config("bias", recompute="same") == s2a.method_config("bias")
+    assert s2a.method_config("bias", activations="lean", recompute="same").recompute == "same"

@@ -207,3 +207,15 @@ def test_a_budget_below_paged_weights_leaves_the_model_as_it_was() -> None:
         s2a.plan_memory(adapted, saved_budget_mb=0.001, batch_size=4)
     assert s2a.host_bytes(adapted) == 0
     assert [branch.saved_bits for branch in adapted._branches] == before
+
+
+def test_a_refused_budget_leaves_a_paged_plan_as_it_was() -> None:
+    adapted = attach()
+    smallest = s2a.plan_memory(adapted, batch_size=4).smallest
+    plan = s2a.plan_memory(adapted, saved_budget_mb=(smallest - 1000) / 1e6, batch_size=4)
+    bits = [branch.saved_bits for branch in adapted._branches]
+    with pytest.raises(s2a.S2AError, match="cannot be met"):
+        s2a.plan_memory(adapted, saved_budget_mb=0.001, batch_size=4)
+    assert s2a.host_bytes(adapted) == plan.paged > 0 and adapted.plan == plan
+    assert [branch.saved_bits for branch in adapted._branches] == bits
+    assert s2a.plan_memory(adapted, batch_size=4).paged == plan.paged  # Asked for without a budget.

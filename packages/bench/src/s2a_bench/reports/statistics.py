@@ -155,7 +155,10 @@ def data_identity(record: Record) -> dict[str, Any]:
 
 def comparable_method_config(record: Record) -> dict[str, Any]:
     """A method's options as rows compare them: without those that a search chose, which may differ between datasets."""
-    return _without_searched("method", record.method_config, record)
+    config = dict(record.method_config)
+    if config.get("activations") != "lean":
+        config.pop("recompute", None)  # Has no effect there, and another default in older records.
+    return _without_searched("method", config, record)
 
 
 def comparable_train_config(record: Record) -> dict[str, Any]:

@@ -7,6 +7,9 @@ token) instead of those of every branch. The backward pass, chunk by chunk, with
 
 so that what the second run keeps is never more than that of one chunk. It is gradient checkpointing
 (https://arxiv.org/abs/1604.06174) with a coded checkpoint, as ``s2a.lean.recompute`` does it for small modules.
+
+Both runs draw the same random numbers, chunk by chunk: with more than one chunk, dropped paths are others than those of
+a block that runs on the whole batch with the same seed.
 """
 
 from __future__ import annotations
@@ -65,6 +68,7 @@ class BlockOptions:
         width: Columns of the widest matrix that the block makes.
         in_place: The output is written over the input.
         draws: Random numbers of the first run.
+        hold: See ``block_again``.
     """
 
     run: Callable[[Tensor], Tensor]
@@ -72,6 +76,7 @@ class BlockOptions:
     width: int
     in_place: bool
     draws: _Draws
+    hold: Callable[[], Any]
 
 
 class _BlockAgain(torch.autograd.Function):
@@ -99,12 +104,13 @@ class _BlockAgain(torch.autograd.Function):
         options: BlockOptions = ctx.options
         codes, numbers = load(ctx)
         shape, dtype = ctx.input_like
-        trained = ctx.trained  # As they are: a graph's leaves are told apart by identity.
+        # As they are: a graph's leaves are told apart by identity. Some may have been frozen since.
+        trained = [tensor for tensor in ctx.trained if tensor.requires_grad]
         rows = math.prod(shape[1:-1])
         moved = torch.empty(shape, dtype=dtype, device=grad.device) if ctx.needs_input_grad[1] else None
         sums: list[Tensor | None] = [None] * len(trained)
         enabled, autocast = ctx.autocast
-        with options.draws.again():
+        with options.draws.again(), options.hold():
             for part in alike(_parts(shape, options.width)):
                 # 1. x' of the chunk, from its codes.
                 own = slice(part.start * rows, part.stop * rows)
@@ -114,8 +120,9 @@ class _BlockAgain(torch.autograd.Function):
                 with torch.enable_grad(), torch.autocast(grad.device.type, autocast, enabled=enabled):
                     leaf = values.view(-1, *shape[1:]).requires_grad_()
                     out = options.run(leaf)
-                # 3. dx of the chunk, and its share of every dp.
-                found = torch.autograd.grad(out, [leaf, *trained], grad[part], allow_unused=True)
+                # 3. dx of the chunk, and its share of every dp; hooks on p run once, when all chunks are summed.
+                with without_hooks(trained):
+                    found = torch.autograd.grad(out, [leaf, *trained], grad[part], allow_unused=True)
                 if moved is not None:
                     moved[part] = found[0]
                 for i, more in enumerate(found[1:]):
@@ -123,7 +130,22 @@ class _BlockAgain(torch.autograd.Function):
                         before = sums[i]
                         sums[i] = more if before is None else before + more
                 del values, leaf, out, found
-        return None, moved, None, *sums
+        each = dict(zip(map(id, trained), sums, strict=True))
+        return None, moved, None, *(each.get(id(tensor)) for tensor in ctx.trained)
+
+
+@contextlib.contextmanager
+def without_hooks(leaves: Sequence[Tensor]) -> Iterator[None]:
+    """Within it no tensor hook of these leaves runs: the graph outside runs them, on the whole gradient."""
+    hooked = [tensor._backward_hooks for tensor in leaves if tensor._backward_hooks]
+    before = [dict(hooks) for hooks in hooked]
+    try:
+        for hooks in hooked:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, each in zip(hooked, before, strict=True):
+            hooks.update(each)
 
 
 def _parts(shape: Sequence[int], width: int) -> list[slice]:
@@ -131,7 +153,14 @@ def _parts(shape: Sequence[int], width: int) -> list[slice]:
     return list(image_chunks(shape[0], math.prod(shape[1:-1]) * width))
 
 
-def block_again(run: Callable[[Tensor], Tensor], x: Tensor, bits: int, width: int, in_place: bool = False) -> Tensor:
+def block_again(
+    run: Callable[[Tensor], Tensor],
+    x: Tensor,
+    bits: int,
+    width: int,
+    in_place: bool = False,
+    hold: Callable[[], Any] = contextlib.nullcontext,
+) -> Tensor:
     """``run(x)``, keeping ``x`` in ``bits`` bits and nothing else.
 
     Args:
@@ -140,15 +169,19 @@ def block_again(run: Callable[[Tensor], Tensor], x: Tensor, bits: int, width: in
         bits: One of ``s2a.ops.rows.WIDTHS``.
         width: Columns of the widest matrix that the block makes: chunks are made by it (``linear.CHUNK``).
         in_place: Write the output over ``x``.
+        hold: Makes a context in which paged weights are fetched once for all chunks.
     """
     # The first chunk runs with gradient: its graph says which trained tensors the block reads, hooks included.
     part, draws = _parts(x.shape, width)[0], _Draws(x)
-    leaf = x[part].detach().requires_grad_()
-    with paused():  # Its graph is let go at once.
-        first = run(leaf)
-    trained = [tensor for tensor in _leaves(first) if tensor is not leaf]
-    options = BlockOptions(run, bits, width, in_place and first.dtype == x.dtype, draws)
-    return _BlockAgain.apply(options, x, first.detach(), *trained)  # type: ignore[no-any-return]
+    with hold():
+        leaf = x[part].detach().requires_grad_()
+        with paused():  # Its graph is let go at once.
+            out = run(leaf)
+        trained = [tensor for tensor in _leaves(out) if tensor is not leaf]
+        first = out.detach()
+        del leaf, out
+        options = BlockOptions(run, bits, width, in_place and first.dtype == x.dtype, draws, hold)
+        return _BlockAgain.apply(options, x, first, *trained)  # type: ignore[no-any-return]
 
 
 def _leaves(out: Tensor) -> list[Tensor]:

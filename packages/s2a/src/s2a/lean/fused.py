@@ -15,6 +15,7 @@ timm's. Whatever else was changed in a branch (``why_not_fusable``) sends that r
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import warnings
@@ -179,6 +180,7 @@ class FusedBranch:
     def spec(self) -> BranchSpec:
         """Its sizes, for the planner."""
         first, last = self.layers
+        near = next(self.norm.parameters(), first.weight)  # Never paged: it is on the device that computes.
         reads = [layer.weight.requires_grad or bool(low_rank_of(layer)) for layer in (first, last)]
         narrow = "s2a_backbone" in self.block_module.__dict__
         bits = 0
@@ -197,8 +199,7 @@ class FusedBranch:
             reads_first=reads[0],
             reads_last=reads[1] and self.role == "mlp",
             fixed=narrow,
-            narrow=_recompute_dtype(self.recompute, compute_dtype(first.weight, first.weight), first.weight.device)
-            is not None,
+            narrow=_recompute_dtype(self.recompute, compute_dtype(near, first.weight), near.device) is not None,
         )
 
     @property
@@ -328,7 +329,10 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
     bits = branches[0].saved_bits.block
     if bits and alone and _can_run_again(self, args[0]):
         width = max(len(branch.layers[0].weight) for branch in branches)
-        return block_again(functools.partial(_run_exactly, self), args[0], bits, width, in_place)
+        pages = (page_of(layer) for branch in branches for layer in branch.layers)
+        pager = next((page.pager for page in pages if page is not None), None)
+        hold = contextlib.nullcontext if pager is None else pager.holding
+        return block_again(functools.partial(_run_exactly, self), args[0], bits, width, in_place, hold)
     with running(self, LeanRun()):
         if in_place:
             return IN_PLACE[type(self)](self, args[0])
@@ -338,10 +342,20 @@ def block_forward(self: Any, *args: Any, **kwargs: Any) -> Any:
 def _can_run_again(self: Any, x: Tensor) -> bool:
     """Whether a block of two branches can be computed again from its input, and anything asks for its gradients."""
     branches: tuple[FusedBranch, ...] = self.s2a_branches
-    if len(branches) < 2 or not (x.requires_grad or any(branch.can_fuse(x) for branch in branches)):
+    if len(branches) < 2 or not len(x) or not (x.requires_grad or any(branch.can_fuse(x) for branch in branches)):
         return False
+    for part in self.modules():  # Whoever looks at a part of the block would see chunks, and see them twice.
+        hooks = (*part._forward_pre_hooks.values(), *part._forward_hooks.values()) if part is not self else ()
+        if not all(map(_is_of_a_method, hooks)):
+            return False
     # In the second run the input has a gradient.
     return can_run_again(self) and all(branch.can_fuse(x.detach().requires_grad_()) for branch in branches)
+
+
+def _is_of_a_method(hook: Any) -> bool:
+    """Whether a hook belongs to a method's module or to this library."""
+    function = getattr(hook, "func", hook)
+    return isinstance(getattr(hook, "__self__", None), nn.Module) or function.__module__.startswith("s2a.")
 
 
 EXACT = {"attn": SavedBits(norm=32, inner=32), "mlp": SavedBits(norm=32, inner=32)}

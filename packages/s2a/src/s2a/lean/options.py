@@ -22,7 +22,8 @@ def _new(default: Any, **metadata: Any) -> Any:
     Args:
         default: Of the option.
         metadata: ``former``, a default of before, which is no part of the identity either; ``older_name_of``, the
-            option that this one is another name of.
+            option that this one is another name of; ``changed_with``, an option and its value with which results are
+            not those of before: then the default is part of the identity too.
     """
     return dataclasses.field(default=default, metadata={"identity": "unless default", **metadata})
 
@@ -63,7 +64,7 @@ class LeanOptions:
     budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
     offload: bool = _new(False)
-    recompute: Literal["auto", "same", "bf16"] = _new("auto")
+    recompute: Literal["auto", "same", "bf16"] = _new("auto", changed_with=("activations", "lean"))
     memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
     memory_budget: str | None = _new(None, older_name_of="peak_budget")
 
@@ -91,8 +92,10 @@ class LeanOptions:
             raise S2AError(f"offload={self.offload!r} is True or False, and True only with activations='lean'.")
         if self.recompute not in ("auto", "same", "bf16"):
             raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'auto', 'same' or 'bf16'.")
-        if self.recompute != "auto" and self.activations != "lean":
+        if self.recompute == "bf16" and self.activations != "lean":
             raise S2AError(f"recompute={self.recompute!r} needs activations='lean': nothing else computes again.")
+        if self.activations != "lean":  # "same" was the default once: saved configs have it.
+            object.__setattr__(self, "recompute", "auto")
         self._check_budgets()
 
     def _check_budgets(self) -> None:

@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
+from s2a.lean.again import without_hooks
 from s2a.ops import custom_ops as ops
 from s2a.ops.keeping import keeps_for_backward
 from s2a.ops.offload import load, save
@@ -54,7 +55,8 @@ class _RecomputeFromCodes(torch.autograd.Function):
             leaf = rows.view(ctx.shape).movedim(-1, ctx.channel_axis).requires_grad_()
             parameters = list(ctx.module.parameters())
             wanted = [leaf, *(p for p in parameters if p.requires_grad)]
-            found = torch.autograd.grad(ctx.forward(ctx.module, leaf), wanted, grad, allow_unused=True)
+            with without_hooks(wanted[1:]):  # They run on what this function returns.
+                found = torch.autograd.grad(ctx.forward(ctx.module, leaf), wanted, grad, allow_unused=True)
         # One gradient per argument of ``apply``, None for frozen parameters.
         rest = iter(found[1:])
         return None, None, None, None, found[0], *(next(rest) if p.requires_grad else None for p in parameters)

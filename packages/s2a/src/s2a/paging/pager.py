@@ -12,6 +12,7 @@ started, on a stream of its own: at most one copy more is held. A guess that was
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import threading
 from collections.abc import Iterator
@@ -62,6 +63,7 @@ class _Local(threading.local):
     def __init__(self) -> None:
         self.chains: dict[bool, _Chain] = {}
         self.streams: dict[torch.device, Any] = {}
+        self.held: dict[Any, Tensor] | None = None
 
 
 cuda: Any = torch.cuda
@@ -102,7 +104,29 @@ class Pager:
         self._passes += 1
         self._local.chains.pop(False, None)
 
+    @contextlib.contextmanager
+    def holding(self) -> Iterator[None]:
+        """Within it, on this thread, a copy that was made is there for whoever asks for it again: for chunks."""
+        if self._local.held is not None:
+            yield
+            return
+        self._local.held = {}
+        try:
+            yield
+        finally:
+            self._local.held = None
+
     def fetch(self, index: int, weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
+        """As ``copy``, or what was copied before within ``holding``."""
+        held = self._local.held
+        if held is None:
+            return self.copy(index, weight, device, dtype)
+        key = index, tuple(weight.shape), device, dtype
+        if key not in held:
+            held[key] = self.copy(index, weight, device, dtype)
+        return held[key]
+
+    def copy(self, index: int, weight: Tensor, device: torch.device, dtype: torch.dtype) -> Tensor:
         """A copy of a layer's weight for whoever asks, who lets it go after use.
 
         Args:

@@ -50,6 +50,7 @@ def plan_memory(
     batch_size: int | None = None,
     budget_mb: float | None = None,
     budget: str | None = None,
+    may_page: bool = True,
 ) -> Plan:
     """Chooses what lean activations keep, block by block, so that a budget is met at the least cost; in place.
 
@@ -68,6 +69,8 @@ def plan_memory(
             ``USUAL_BATCH`` until the first training step says how many there are.
         budget_mb: Older name of ``saved_budget_mb``.
         budget: Older name of ``peak_budget``.
+        may_page: Whether the plan may page the frozen weights, or take back that an earlier one did; a plan that a
+            training step asks for does neither.
 
     Returns:
         The plan; ``print`` shows it.
@@ -99,50 +102,64 @@ def plan_memory(
         found = _planned(adapted, images, choose)
     else:
         measured: list[_Measured] = []
-        found = _plan_with_paging(adapted, lambda: _planned(adapted, images, choose, measured), measured)
-    adapted._plan = found
+
+        def search() -> Plan:
+            return _planned(adapted, images, choose, measured)
+
+        found = _plan_with_paging(adapted, search, measured) if may_page else search()
+    found = adapted._plan = dataclasses.replace(found, paged=host_bytes(adapted.backbone))
     if saved_budget_mb is not None or peak_budget is not None:
         (_watch_of(adapted) or BudgetWatch()).follow(adapted, images, given is not None, (saved_budget_mb, peak_budget))
     return found
 
 
 def _plan_with_paging(adapted: Adapted, search: Callable[[], Plan], measured: list[_Measured]) -> Plan:
-    """A plan with the frozen weights on the device, or paged ones where that is not possible, or dear; in place."""
-    if adapted._paged_by_plan:
-        unpage_frozen(adapted)
-        adapted._paged_by_plan = False
-    # 1. As it is. A plan that costs little more than what is kept without a budget is taken.
-    found, problem = None, None
+    """A plan with the frozen weights on the device, or paged ones where that is not possible, or dear; in place.
+
+    Paging that somebody else asked for stays. If nothing meets the budget, all is as it was before.
+    """
+    if adapted._paging and not adapted._paged_by_plan:
+        return search()
+    was_paged = adapted._paged_by_plan
+    _set_paging(adapted, False)
     try:
-        found = search()
-    except BudgetTooSmall as error:
-        problem = error
-    specs = measured[0][0] if measured else []
-    usual = cost_of(specs, [DEFAULTS[spec.role] for spec in specs])
-    if adapted._paging or (found is not None and found.cost <= usual + PAGING_COST):
-        return _found(found, problem)
-    # 2. Paged.
-    try:
+        # 1. As it is. A plan that costs little more than what is kept without a budget is taken.
+        found, problem = None, None
+        try:
+            found = search()
+        except BudgetTooSmall as error:
+            problem = error
+        specs = measured[0][0] if measured else []
+        usual = cost_of(specs, [DEFAULTS[spec.role] for spec in specs])
+        if found is not None and found.cost <= usual + PAGING_COST:
+            return found
+        # 2. Paged, if anything can be.
+        paged = None
+        try:
+            _set_paging(adapted, True)
+            paged = search()
+        except S2AError as error:
+            problem = error if isinstance(error, BudgetTooSmall) else problem
+        if paged is not None and (found is None or paged.cost + PAGING_COST < found.cost):
+            return paged
+        if found is None:
+            assert problem is not None
+            raise problem
+        _set_paging(adapted, False)
+        set_plan(adapted._branches, found)
+        return found
+    except BaseException:
+        _set_paging(adapted, was_paged)
+        raise
+
+
+def _set_paging(adapted: Adapted, paged: bool) -> None:
+    """Pages the frozen weights for a plan, or takes that back."""
+    if paged and not adapted._paging:
         page_frozen(adapted)
-    except S2AError:  # Nothing that could be.
-        return _found(found, problem)
-    try:
-        paged = search()
-        if found is None or paged.cost + PAGING_COST < found.cost:
-            adapted._paged_by_plan = True
-            return dataclasses.replace(paged, paged=host_bytes(adapted.backbone))
-    finally:
-        if not adapted._paged_by_plan:
-            unpage_frozen(adapted)
-    set_plan(adapted._branches, found)
-    return found
-
-
-def _found(plan: Plan | None, problem: S2AError | None) -> Plan:
-    if plan is None:
-        assert problem is not None
-        raise problem
-    return plan
+    elif not paged and adapted._paging:
+        unpage_frozen(adapted)
+    adapted._paged_by_plan = paged
 
 
 def plan_smallest(adapted: Adapted, batch_size: int) -> tuple[Plan, Plan]:
@@ -208,7 +225,7 @@ def _planned(
 
         with paused():  # Planned as if nothing went to host memory.
             return choose(plan)
-    except S2AError:
+    except BaseException:
         for branch, keep in zip(branches, before, strict=True):
             branch.saved_bits = keep
         raise
@@ -264,7 +281,8 @@ class BudgetWatch:
                 )
         elif images > self._images or (first and images < self._images):
             saved_budget_mb, peak_budget = self._budgets
-            log.info("%s", plan_memory(adapted, saved_budget_mb, peak_budget=peak_budget, batch_size=images))
+            made = plan_memory(adapted, saved_budget_mb, peak_budget=peak_budget, batch_size=images, may_page=False)
+            log.info("%s", made)
             self._given = False  # The step said so, not the user: a larger one is planned for too.
 
 
@@ -286,7 +304,7 @@ def _plan_for_peak(plan: _MakePlan, peak: Callable[[], int], budget: int, batch_
     for _ in range(MAX_TRIES):
         found = plan(max(aim, least))
         top = peak()
-        if top <= budget and (best is None or found.predicted > best.predicted):
+        if top <= budget and (best is None or found.cost < best.cost):
             best = dataclasses.replace(found, peak=top)
         if 0 <= budget - top < TOLERANCE * budget or (top > budget and found.predicted <= least * 1.001):
             break
