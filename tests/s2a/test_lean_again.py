@@ -182,12 +182,12 @@ def test_an_empty_batch_and_the_eyes_of_others(monkeypatch: pytest.MonkeyPatch) 
 
 def test_paged_weights_are_fetched_once_for_all_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     lean = in_chunks(monkeypatch)
-    expected = lean_models.gradients(lean, lean_models.images_for("vit").double())
+    images = lean_models.images_for("vit").double()
+    expected = lean_models.gradients(lean, images)
     s2a.page_frozen(lean, least_bytes=1)
     copies: list[int] = []
     copy = Pager.copy
     monkeypatch.setattr(Pager, "copy", lambda self, index, *rest: copies.append(index) or copy(self, index, *rest))
-    found = lean_models.gradients(lean, lean_models.images_for("vit").double())
-    for name, value in expected.items():
-        torch.testing.assert_close(found[name], value)
+    found = lean_models.gradients(lean, images)
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
     assert max(copies.count(index) for index in set(copies)) == 2  # Forward and backward.
