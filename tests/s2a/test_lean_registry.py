@@ -18,6 +18,9 @@ from s2a.backbones import Backbone, Edits, pooled_features
 from s2a.lean import LeanOptions, recompute_from_codes, recompute_map_forward, recompute_tokens_forward
 from s2a.lean import registry as lean_registry
 from s2a.ops.rows import kept_bytes
+from timm.layers import SwiGLUPacked
+from timm.layers.mlp import SwiGLU
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 WIDTH, SIDE = 8, 8
@@ -296,3 +299,25 @@ def test_the_method_keeps_every_promise() -> None:
     register()
     for check in (testing.check_output, testing.check_training, testing.check_inference, testing.check_autocast):
         check(testing.Case(SideConfig(activations="lean"), tiny.vit(), tiny.CLASSES, images()))
+
+
+@pytest.mark.parametrize("method", ["bias", "full", "lora"])
+@pytest.mark.parametrize("layer", [SwiGLUPacked, SwiGLU])
+def test_gated_mlps_keep_codes_of_their_input(layer: Any, method: str) -> None:
+    model = VisionTransformer(
+        img_size=32, patch_size=8, embed_dim=64, depth=2, num_heads=2, num_classes=5, mlp_layer=layer
+    )
+    config = {"rank": 4, "targets": ("qkv",)} if method == "lora" else {}
+    exact, lean = (
+        s2a.attach(copy.deepcopy(model), s2a.method_config(method, **config, activations=activations), 5)
+        for activations in ("exact", "lean")
+    )
+    torch.nn.init.normal_(exact.head.weight)
+    lean.load_state_dict(exact.state_dict())
+    images = torch.randn(3, 3, 32, 32)
+    kept = s2a.saved_bytes(lean, images)
+    tokens = 17
+    assert kept.within["backbone.blocks.1.mlp"] == kept_bytes(3 * tokens, 64, 8)
+    lean_models.keep_all(lean)
+    expected, found = lean_models.gradients(exact, images), lean_models.gradients(lean, images)
+    assert lean_models.error(found, expected) < 1e-5

@@ -10,7 +10,7 @@ from torch import nn
 from s2a.activations.quantize import quantize_activations
 from s2a.backbones import Backbone, Block, Edits, family_of, run_block
 from s2a.backbones.number_format import multiplies_bf16
-from s2a.lean import fused, layerwise, pooling  # noqa: F401  (pools register their lean forwards)
+from s2a.lean import fused, gated_mlp, layerwise, pooling  # noqa: F401  (some register lean forwards)
 from s2a.lean.registry import lean_forward_of
 from s2a.lean.residual_stream import call_stepwise, write_in_place
 from s2a.lean.spec import SavedBits
