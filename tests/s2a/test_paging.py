@@ -14,6 +14,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from s2a.errors import NothingToPage
 from s2a.paging import page_of, paged_weights, pager_of
 from s2a.paging.homes import are_mapped
 from safetensors.torch import load_file, save_file
@@ -242,7 +243,7 @@ def test_bad_stores_are_refused(store: Any) -> None:
 
 
 def test_what_cannot_be_paged_is_refused(images: Tensor) -> None:
-    with pytest.raises(s2a.S2AError, match=r"Nothing of this model can be paged: under 'full'"):
+    with pytest.raises(NothingToPage, match=r"Nothing of this model can be paged: under 'full'"):
         page(make(method="full"))
     adapted = page(make())
     with pytest.raises(s2a.S2AError, match="paged already"):

@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import evaluating, input_channels
-from s2a.errors import S2AError
+from s2a.errors import NothingToPage, S2AError
 from s2a.paging import Page, Pager, is_plain, paged_apply, paged_forward
 from s2a.paging.homes import are_mapped, checked_path, in_file, in_temporary_file, pinned
 
@@ -51,8 +51,9 @@ def page_frozen(
         Bytes that left the device (``s2a.host_bytes``).
 
     Raises:
-        S2AError: No adapted model, one that is paged already, nothing frozen to page, weights that two layers share,
-            or a file that cannot hold them.
+        NothingToPage: No frozen weight of such a layer that is large enough.
+        S2AError: No adapted model, one that is paged already, weights that two layers share, or a file that cannot
+            hold them.
     """
     adapted = require_adapted("page_frozen", adapted)
     if prefetch not in (None, True, False):
@@ -139,7 +140,8 @@ def _pageable(adapted: Adapted, least_bytes: int) -> list[str]:
     """Names of the layers whose weights can be paged, in the order in which a forward pass calls them.
 
     Raises:
-        S2AError: None, or layers that share a weight.
+        NothingToPage: None.
+        S2AError: Layers that share a weight.
     """
     backbone = adapted.backbone
     # Whoever asks for the device of a model looks at its first parameter, which therefore stays.
@@ -160,7 +162,7 @@ def _pageable(adapted: Adapted, least_bytes: int) -> list[str]:
         )
     order = _called_alone(adapted, found)
     if not order:
-        raise S2AError(
+        raise NothingToPage(
             f"Nothing of this model can be paged: under {adapted.name!r} no linear or convolution layer of "
             f"{least_bytes:,} bytes or more has a frozen weight that it alone reads; only frozen weights leave the "
             "device."
