@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ import s2a
 import tiny
 import torch
 from s2a.errors import NothingToPage
-from s2a.paging import page_of, paged_weights, pager_of
+from s2a.paging import homes, page_of, paged_weights, pager_of
 from s2a.paging.homes import are_mapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -175,9 +177,9 @@ def test_dtypes_follow_and_places_stay(images: Tensor) -> None:
     assert all(are_mapped(list(paged_weights(adapted))))
     assert list(adapted.state_dict()) == names
     assert_equal(gradients(adapted, images.double()), expected)
-    homes = [weight.data_ptr() for weight in paged_weights(adapted)]
+    places = [weight.data_ptr() for weight in paged_weights(adapted)]
     adapted._apply(lambda tensor: tensor.clone())  # As a move to another device does.
-    assert [weight.data_ptr() for weight in paged_weights(adapted)] == homes
+    assert [weight.data_ptr() for weight in paged_weights(adapted)] == places
 
 
 def test_threads(images: Tensor) -> None:
@@ -234,6 +236,60 @@ def test_stores(images: Tensor, tmp_path: Path) -> None:
     places = {name: p.data_ptr() for name, p in adapted.backbone.named_parameters()}
     page(adapted)
     assert places == {name: p.data_ptr() for name, p in adapted.backbone.named_parameters()}
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_store_has_the_permissions_of_an_ordinary_file(mask: int, tmp_path: Path) -> None:
+    path = tmp_path / "frozen.safetensors"
+    before = os.umask(mask)
+    try:
+        homes.in_file(path, {"w": torch.ones(3)})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_store_holds_the_same_weights_if_their_bits_are(tmp_path: Path) -> None:
+    adapted = make("vit", "bias", "exact")
+    with torch.no_grad():
+        adapted.backbone.blocks[0].mlp.fc1.weight[0, 0] = torch.nan  # type: ignore[index,union-attr]
+    page(adapted, store=tmp_path / "frozen.safetensors")
+    assert s2a.host_bytes(adapted) > 0
+    path = tmp_path / "w.safetensors"
+    held = {"w": torch.tensor([[0.0, torch.nan, 1.0]])}
+    for _ in range(2):  # It is written, and found.
+        found = homes.in_file(path, held)
+        assert torch.equal(found["w"].view(torch.int32), held["w"].view(torch.int32))
+    others = [held["w"].view(-1), held["w"].to(torch.bfloat16), held["w"].nan_to_num(), held["w"] * -1]
+    for tensors in ({}, {"v": held["w"]}, held | {"v": held["w"]}, *({"w": other} for other in others)):
+        with pytest.raises(s2a.S2AError, match="holds other weights"):
+            homes.in_file(path, tensors)
+
+
+def test_what_no_home_can_hold_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = torch.ones(4, dtype=torch.complex64)
+    with pytest.raises(s2a.S2AError, match=r"^A frozen weight of torch\.complex64 cannot be paged to a file; cast"):
+        homes.in_temporary_file(odd)
+    with pytest.raises(s2a.S2AError, match=r"^A frozen weight of torch\.complex64 cannot be paged to a file; cast"):
+        homes.in_file(tmp_path / "w.safetensors", {"w": odd})
+    assert not list(tmp_path.iterdir())
+    save_file({"w": torch.ones(4, dtype=torch.int64)}, tmp_path / "ints.safetensors")
+    with pytest.raises(s2a.S2AError, match=r"ints\.safetensors cannot hold paged weights \(w is of dtype I64\)"):
+        homes.in_file(tmp_path / "ints.safetensors", {"w": torch.ones(4)})
+    # Pinned memory comes from the driver, which has reasons of its own.
+    empty = torch.empty
+
+    def refuse(*given: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return empty(*given, **options)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    expected = r"^2\.0 MB of pinned host memory .* cannot be had \(CUDA error: out of memory\); free .* store=PATH\)\.$"
+    with pytest.raises(s2a.S2AError, match=expected):
+        homes.pinned(torch.zeros(500_000))
 
 
 @pytest.mark.parametrize("store", [None, 3, "frozen.bin", "/nowhere/at/all.safetensors"])

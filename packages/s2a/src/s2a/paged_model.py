@@ -52,8 +52,8 @@ def page_frozen(
 
     Raises:
         NothingToPage: No frozen weight of such a layer that is large enough.
-        S2AError: No adapted model, one that is paged already, weights that two layers share, or a file that cannot
-            hold them.
+        S2AError: No adapted model, one that is paged already, weights that two layers share, no pinned memory
+            left, or a file that cannot hold them.
     """
     adapted = require_adapted("page_frozen", adapted)
     if prefetch not in (None, True, False):
