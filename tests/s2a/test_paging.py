@@ -17,10 +17,11 @@ import s2a
 import tiny
 import torch
 from s2a.errors import NothingToPage
-from s2a.paging import homes, page_of, paged_weights, pager_of
+from s2a.paging import homes, layers, page_of, paged_weights, pager_of
 from s2a.paging.homes import are_mapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 CASES = [
@@ -180,6 +181,36 @@ def test_dtypes_follow_and_places_stay(images: Tensor) -> None:
     places = [weight.data_ptr() for weight in paged_weights(adapted)]
     adapted._apply(lambda tensor: tensor.clone())  # As a move to another device does.
     assert [weight.data_ptr() for weight in paged_weights(adapted)] == places
+
+
+@pytest.mark.parametrize("store", ["host", "frozen.safetensors"])
+def test_homes_are_pinned_wherever_the_model_is_on_a_card(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a card stands a tensor without data that says it is on one."""
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(layers, "pinned", lambda values: (calls.append(values.dtype), values.clone())[1])
+    adapted = page(make(), store=store if store == "host" else tmp_path / store)
+    paged = list(paged_weights(adapted))
+    expected = len(paged) if store == "host" else 0
+    s2a.cast_frozen(copy.deepcopy(adapted))
+    assert not calls  # It is on a CPU.
+    with FakeTensorMode():
+        on_card = nn.Parameter(torch.empty(1, device="cuda"))
+    # A deep copy, which torch gives ordinary memory, pins its homes when it is sent to the card.
+    copied = copy.deepcopy(adapted)
+    for module in copied.modules():
+        if page_of(module):
+            module.bias = None  # type: ignore[assignment]
+            module._apply(lambda tensor: on_card.detach().to(tensor.dtype))
+    assert calls == [torch.float32] * expected
+    # Rounding gives new homes.
+    calls.clear()
+    name, first = next(adapted.backbone.named_parameters())
+    assert not any(first is weight for weight in paged)
+    setattr(adapted.backbone, name, on_card)
+    s2a.cast_frozen(adapted)
+    assert calls == [torch.bfloat16] * expected
 
 
 def test_threads(images: Tensor) -> None:

@@ -38,6 +38,9 @@ def page_frozen(
     ``model.to(...)`` changes their dtype, and not their place. ``detach`` gives the backbone back on its device. Call
     it before DDP wraps the model: every process has a store of its own. ``torch.compile`` leaves paged layers out.
 
+    A deep copy of a model on CUDA, or one that was pickled, has its homes in ordinary host memory, from which copies
+    are slower: ``copied.to("cuda")`` pins them.
+
     Args:
         adapted: What ``s2a.attach`` returned; in place.
         store: ``"host"``: on CUDA pinned host memory; on a CPU a temporary file that is mapped, unless the weights
