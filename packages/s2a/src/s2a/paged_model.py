@@ -47,7 +47,8 @@ def page_frozen(
             are mapped from a file already. Or the path of a ``.safetensors`` file, which is written if it is not there,
             and mapped.
         prefetch: Whether the next layer's copy is made while the present one computes, on a stream of its own;
-            ``None``: on CUDA. With True it is made early on a CPU too, which serves simulations of a card.
+            ``None``: on CUDA, and of a model without data, which stands for one on a card. With True it is made early
+            on a CPU too, which serves simulations of a card.
         least_bytes: Smaller weights are left alone.
 
     Returns:
@@ -77,7 +78,8 @@ def page_frozen(
         homes = [stored[f"{name}.weight"] for name in names]
     # 2. Layers, in the order in which they run. All of it is in the log of edits, so that ``detach`` takes it back.
     edits, before = adapted._edits, len(adapted._edits)
-    pager = Pager(prefetch, pins=path is None)
+    # A model without data stands for one on a card, which holds the next copy too.
+    pager = Pager(prefetch if plain or prefetch is not None else True, pins=path is None)
     try:
         for name, layer, weight, home, is_mapped in zip(names, layers, weights, homes, mapped, strict=True):
             if plain and home is None and not is_mapped:
