@@ -181,7 +181,7 @@ def test_where_everything_trains_nothing_is_paged(frozen: str) -> None:
 def test_where_all_weights_are_small_nothing_is_paged(without_data: bool) -> None:
     recipe = TrainConfig(batch_size=BATCH, frozen="paged")
     with tensors_without_data() if without_data else contextlib.nullcontext():
-        sizes = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": SIDE}
+        sizes: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": SIDE}
         model = timm.create_model("vit_tiny_patch16_224", **sizes)
         if without_data:
             strip_data(model)
@@ -189,7 +189,7 @@ def test_where_all_weights_are_small_nothing_is_paged(without_data: bool) -> Non
         model = attach(model, s2a.method_config("bias", activations="lean"), 4, SIDE, recipe)
     assert s2a.host_bytes(model) == 0
     # Another reason is said as ever.
-    tied = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=SIDE)
+    tied: Any = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=SIDE)
     tied.blocks[1].mlp.fc1.weight = tied.blocks[0].mlp.fc1.weight
     with pytest.raises(s2a.S2AError, match="is shared with another module"):
         attach(tied, s2a.method_config("bias"), 4, SIDE, recipe)

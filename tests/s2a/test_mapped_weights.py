@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from s2a import S2AError, weights
 from s2a.weights.mapping import LARGE, AssignFrom
 from torch import Tensor, nn
+from torch.utils import serialization
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 VIT: tuple[str, dict[str, Any]] = "vit_tiny_patch16_224", {"depth": 1, "img_size": 32}
@@ -198,7 +199,8 @@ def test_torch_files_are_read(what: str, tmp_path: Path) -> None:
             for entry, content in parts.items():
                 archive.writestr(entry, content)
     # A process may have asked torch to map files, and to write to them.
-    with torch.utils.serialization.config.patch({"load.mmap": what == "shared"}):
+    options: Any = serialization.config
+    with options.patch({"load.mmap": what == "shared"}):
         assert torch.equal(weights.read_weights(path)["w"], state["w"])
     assert not mappings(path)
 
