@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 from typing import Any
 
 import pytest
 import s2a
+import timm
 import torch
 from rich.console import Console
+from s2a.memory import strip_data, tensors_without_data
 from s2a_bench.cells import identity, measure, run
 from s2a_bench.cells.backbones import create
 from s2a_bench.cells.scores import accuracy
-from s2a_bench.cells.train import train
+from s2a_bench.cells.train import attach, train
 from s2a_bench.cli import memory as commands_memory
 from s2a_bench.config import BackboneConfig, CellConfig, MethodConfig, TrainConfig, identifying
 from s2a_bench.errors import InputError
@@ -161,9 +164,35 @@ def test_paged_are_large_weights_in_their_format(frozen: str, size: int) -> None
     assert measure.memory_row("mini_vit", "bias", None, recipe)["host_mb"] == expected / 1e6
 
 
-def test_paging_is_refused_where_everything_trains() -> None:
-    with pytest.raises(s2a.S2AError, match="Nothing of this model can be paged: under 'full'"):
-        measure.memory_row("mini_vit", "full", None, TrainConfig(frozen="paged"))
+@pytest.mark.parametrize("frozen", ["paged", "paged-bf16"])
+def test_where_everything_trains_nothing_is_paged(frozen: str) -> None:
+    found = []
+    for each in (frozen, "fp32"):
+        recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=BATCH, precision="bf16", frozen=each)  # type: ignore[arg-type]
+        torch.manual_seed(0)
+        model, _ = identity.adapt(CellConfig(method=MethodConfig("full"), train=recipe))
+        model.head = torch.nn.Linear(model.num_features, 4)
+        numbers = measure.memory_row("mini_vit", "full", None, recipe, num_classes=4)
+        found.append((numbers, [row["loss"] for row in train(model, Noise(BATCH), recipe, seed=0)]))
+    assert found[0] == found[1] and found[0][0]["host_mb"] == 0
+
+
+@pytest.mark.parametrize("without_data", [False, True])
+def test_where_all_weights_are_small_nothing_is_paged(without_data: bool) -> None:
+    recipe = TrainConfig(batch_size=BATCH, frozen="paged")
+    with tensors_without_data() if without_data else contextlib.nullcontext():
+        sizes: dict[str, Any] = {"embed_dim": 32, "depth": 1, "num_heads": 2, "patch_size": 8, "img_size": SIDE}
+        model = timm.create_model("vit_tiny_patch16_224", **sizes)
+        if without_data:
+            strip_data(model)
+        assert all(p.nbytes < 1 << 16 for n, p in model.named_parameters() if "head" not in n)
+        model = attach(model, s2a.method_config("bias", activations="lean"), 4, SIDE, recipe)
+    assert s2a.host_bytes(model) == 0
+    # Another reason is said as ever.
+    tied: Any = timm.create_model("vit_tiny_patch16_224", depth=2, img_size=SIDE)
+    tied.blocks[1].mlp.fc1.weight = tied.blocks[0].mlp.fc1.weight
+    with pytest.raises(s2a.S2AError, match="is shared with another module"):
+        attach(tied, s2a.method_config("bias"), 4, SIDE, recipe)
 
 
 def test_a_budget_is_for_the_weights_as_they_will_lie() -> None:

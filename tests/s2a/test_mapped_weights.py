@@ -1,4 +1,4 @@
-"""Weights files are mapped: whose memory a model's tensors are, that nothing else differs, what the file may meet."""
+"""Weights files, mapped or read: whose memory a model's tensors are, that nothing else differs, what files may meet."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from s2a import S2AError, weights
 from s2a.weights.mapping import LARGE, AssignFrom
 from torch import Tensor, nn
+from torch.utils import serialization
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="asks /proc")
 VIT: tuple[str, dict[str, Any]] = "vit_tiny_patch16_224", {"depth": 1, "img_size": 32}
@@ -51,6 +52,16 @@ def write(state: dict[str, Tensor], path: Path, begin: int = 0) -> Path:
             off = (begin - 8 - int.from_bytes(file.read(8), "little")) % 64
         note = "x" * off
     assert off == 0
+    return path
+
+
+def write_as(name: str, state: dict[str, Tensor], folder: Path) -> Path:
+    """A file in the format that its name says."""
+    path = folder / name
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
     return path
 
 
@@ -157,19 +168,15 @@ def test_the_length_of_the_header_changes_no_bit(begin: int, tmp_path: Path) -> 
 
 @linux
 @pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_every_tensor_read_has_a_storage_of_its_own_in_the_mapping(name: str, tmp_path: Path) -> None:
+def test_every_tensor_read_has_a_storage_of_its_own(name: str, tmp_path: Path) -> None:
     state = {"a": torch.randn(3, 5), "b": torch.randn(1000), "c": torch.ones(3, dtype=torch.uint8), "d": torch.ones(())}
-    path = tmp_path / name
-    if name.endswith("safetensors"):
-        safetensors.torch.save_file(state, path)
-    else:
-        torch.save(state, path)
+    path = write_as(name, state, tmp_path)
     found = weights.read_weights(path)
     places = mappings(path)
     for key, value in state.items():
         storage = found[key].untyped_storage()
         assert torch.equal(found[key], value) and (storage.nbytes(), found[key].storage_offset()) == (value.nbytes, 0)
-        assert any(storage.data_ptr() in place for place in places)
+        assert any(storage.data_ptr() in place for place in places) == (path.suffix == ".safetensors")
     # One tensor saved is one tensor's bytes, and a copy of it is nobody's but its own.
     stream = io.BytesIO()
     torch.save(found["a"], stream)
@@ -181,10 +188,8 @@ def test_every_tensor_read_has_a_storage_of_its_own_in_the_mapping(name: str, tm
 
 
 @linux
-@pytest.mark.parametrize("what", ["deflated", "shared", "legacy"])
-def test_torch_files_that_are_not_to_be_mapped_are_read(
-    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("what", ["stored", "deflated", "shared", "legacy"])
+def test_torch_files_are_read(what: str, tmp_path: Path) -> None:
     state, path = {"w": torch.arange(5000.0)}, tmp_path / "w.pth"
     torch.save(state, path, _use_new_zipfile_serialization=what != "legacy")
     if what == "deflated":
@@ -193,30 +198,72 @@ def test_torch_files_that_are_not_to_be_mapped_are_read(
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             for entry, content in parts.items():
                 archive.writestr(entry, content)
-    if what == "shared":  # A process may have asked torch for mappings that write to the file.
-        import mmap
-
-        monkeypatch.setattr(torch.serialization, "get_default_mmap_options", lambda: mmap.MAP_SHARED)
-    assert torch.equal(weights.read_weights(path)["w"], state["w"])
+    # A process may have asked torch to map files, and to write to them.
+    options: Any = serialization.config
+    with options.patch({"load.mmap": what == "shared"}):
+        assert torch.equal(weights.read_weights(path)["w"], state["w"])
     assert not mappings(path)
 
 
-@pytest.mark.parametrize("name", ["w.safetensors", "w.pth"])
-def test_where_nothing_can_be_mapped_files_are_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = make(*VIT)
-    path = tmp_path / name
-    if name.endswith("pth"):
-        torch.save(original.state_dict(), path)
-    else:
-        safetensors.torch.save_file(original.state_dict(), path)
+def test_what_is_read_of_a_torch_file_is_not_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    name, arguments = VIT
+    path = write_as("w.pth", make(name, arguments).state_dict(), tmp_path)
+    read: dict[str, Tensor] = {}
     load = torch.load
+    monkeypatch.setattr(torch, "load", lambda *given, **options: read.update(load(*given, **options)) or read)
+    found: Any = weights.create_with_weights(name, path, **arguments)
+    held = {n: value.data_ptr() for n, value in tensors(found)}
+    assert read.keys() == held.keys() and held == {n: value.data_ptr() for n, value in read.items()}
+    assert same(found, copied(path, name, arguments))
 
-    def refuse(*given: Any, mmap: bool = True, **options: Any) -> Any:
-        if mmap:
-            raise RuntimeError("unable to mmap")
-        return load(*given, mmap=False, **options)
 
-    monkeypatch.setattr(torch, "load", refuse)
+SAVE_OVER = """
+import sys
+from pathlib import Path
+import safetensors.torch, timm, torch
+from s2a import weights
+arguments = {"depth": 1, "img_size": 32}
+for path in map(Path, sys.argv[1:]):
+    if path.stem == "load":
+        model = timm.create_model("vit_tiny_patch16_224", **arguments)
+        weights.load_file(model, path, "a ViT")
+    else:
+        model = weights.create_with_weights("vit_tiny_patch16_224", path, **arguments)
+    with torch.no_grad():
+        model.cls_token.add_(1)
+    state = model.state_dict()
+    if path.suffix == ".safetensors":
+        safetensors.torch.save_file(state, path)
+    else:
+        torch.save(state, path)
+    print(path.name, float(sum(value.double().abs().sum() for value in state.values())), flush=True)
+"""
+
+
+@pytest.mark.full
+def test_a_model_can_be_saved_over_the_file_that_it_was_loaded_from(tmp_path: Path) -> None:
+    """In a process of its own, which writing to a mapped file would end."""
+    expected = {key: value.clone() for key, value in make(*VIT).state_dict().items()}
+    names = ("load.safetensors", "create.safetensors", "load.pt", "create.pth", "load.bin")
+    paths = [write_as(name, expected, tmp_path) for name in names]
+    expected["cls_token"] += 1
+    done = subprocess.run([sys.executable, "-c", SAVE_OVER, *map(str, paths)], capture_output=True, text=True)
+    sums = dict(line.split() for line in done.stdout.splitlines())
+    assert (done.returncode, tuple(sums)) == (0, names), done.stderr
+    total = float(sum(value.double().abs().sum() for value in expected.values()))
+    for path in paths:
+        found = weights.read_weights(path)
+        assert found.keys() == expected.keys() and all(torch.equal(found[key], expected[key]) for key in expected)
+        assert float(sums[path.name]) == pytest.approx(total)  # The model itself has its values still.
+
+
+def test_where_nothing_can_be_mapped_files_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    original = make(*VIT)
+    path = write_as("w.safetensors", original.state_dict(), tmp_path)
+
+    def refuse(*given: Any, **options: Any) -> Any:
+        raise RuntimeError("unable to mmap")
+
     monkeypatch.setattr(safetensors.torch, "load_file", refuse)
     assert same(weights.create_with_weights(VIT[0], path, **VIT[1]), original)
 

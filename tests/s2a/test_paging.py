@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import functools
 import io
+import os
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import pytest
 import s2a
 import tiny
 import torch
-from s2a.paging import page_of, paged_weights, pager_of
+from s2a.errors import NothingToPage
+from s2a.paging import homes, layers, page_of, paged_weights, pager_of
 from s2a.paging.homes import are_mapped
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
 CASES = [
@@ -174,9 +178,39 @@ def test_dtypes_follow_and_places_stay(images: Tensor) -> None:
     assert all(are_mapped(list(paged_weights(adapted))))
     assert list(adapted.state_dict()) == names
     assert_equal(gradients(adapted, images.double()), expected)
-    homes = [weight.data_ptr() for weight in paged_weights(adapted)]
+    places = [weight.data_ptr() for weight in paged_weights(adapted)]
     adapted._apply(lambda tensor: tensor.clone())  # As a move to another device does.
-    assert [weight.data_ptr() for weight in paged_weights(adapted)] == homes
+    assert [weight.data_ptr() for weight in paged_weights(adapted)] == places
+
+
+@pytest.mark.parametrize("store", ["host", "frozen.safetensors"])
+def test_homes_are_pinned_wherever_the_model_is_on_a_card(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For a card stands a tensor without data that says it is on one."""
+    calls: list[torch.dtype] = []
+    monkeypatch.setattr(layers, "pinned", lambda values: (calls.append(values.dtype), values.clone())[1])
+    adapted = page(make(), store=store if store == "host" else tmp_path / store)
+    paged = list(paged_weights(adapted))
+    expected = len(paged) if store == "host" else 0
+    s2a.cast_frozen(copy.deepcopy(adapted))
+    assert not calls  # It is on a CPU.
+    with FakeTensorMode():
+        on_card = nn.Parameter(torch.empty(1, device="cuda"))
+    # A deep copy, which torch gives ordinary memory, pins its homes when it is sent to the card.
+    copied = copy.deepcopy(adapted)
+    for module in copied.modules():
+        if page_of(module):
+            module.bias = None  # type: ignore[assignment]
+            module._apply(lambda tensor: on_card.detach().to(tensor.dtype))
+    assert calls == [torch.float32] * expected
+    # Rounding gives new homes.
+    calls.clear()
+    name, first = next(adapted.backbone.named_parameters())
+    assert not any(first is weight for weight in paged)
+    setattr(adapted.backbone, name, on_card)
+    s2a.cast_frozen(adapted)
+    assert calls == [torch.bfloat16] * expected
 
 
 def test_threads(images: Tensor) -> None:
@@ -235,6 +269,60 @@ def test_stores(images: Tensor, tmp_path: Path) -> None:
     assert places == {name: p.data_ptr() for name, p in adapted.backbone.named_parameters()}
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="permissions of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
+def test_a_store_has_the_permissions_of_an_ordinary_file(mask: int, tmp_path: Path) -> None:
+    path = tmp_path / "frozen.safetensors"
+    before = os.umask(mask)
+    try:
+        homes.in_file(path, {"w": torch.ones(3)})
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o666 & ~mask
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_store_holds_the_same_weights_if_their_bits_are(tmp_path: Path) -> None:
+    adapted = make("vit", "bias", "exact")
+    with torch.no_grad():
+        adapted.backbone.blocks[0].mlp.fc1.weight[0, 0] = torch.nan  # type: ignore[index,union-attr]
+    page(adapted, store=tmp_path / "frozen.safetensors")
+    assert s2a.host_bytes(adapted) > 0
+    path = tmp_path / "w.safetensors"
+    held = {"w": torch.tensor([[0.0, torch.nan, 1.0]])}
+    for _ in range(2):  # It is written, and found.
+        found = homes.in_file(path, held)
+        assert torch.equal(found["w"].view(torch.int32), held["w"].view(torch.int32))
+    others = [held["w"].view(-1), held["w"].to(torch.bfloat16), held["w"].nan_to_num(), held["w"] * -1]
+    for tensors in ({}, {"v": held["w"]}, held | {"v": held["w"]}, *({"w": other} for other in others)):
+        with pytest.raises(s2a.S2AError, match="holds other weights"):
+            homes.in_file(path, tensors)
+
+
+def test_what_no_home_can_hold_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    odd = torch.ones(4, dtype=torch.complex64)
+    with pytest.raises(s2a.S2AError, match=r"^A frozen weight of torch\.complex64 cannot be paged to a file; cast"):
+        homes.in_temporary_file(odd)
+    with pytest.raises(s2a.S2AError, match=r"^A frozen weight of torch\.complex64 cannot be paged to a file; cast"):
+        homes.in_file(tmp_path / "w.safetensors", {"w": odd})
+    assert not list(tmp_path.iterdir())
+    save_file({"w": torch.ones(4, dtype=torch.int64)}, tmp_path / "ints.safetensors")
+    with pytest.raises(s2a.S2AError, match=r"ints\.safetensors cannot hold paged weights \(w is of dtype I64\)"):
+        homes.in_file(tmp_path / "ints.safetensors", {"w": torch.ones(4)})
+    # Pinned memory comes from the driver, which has reasons of its own.
+    empty = torch.empty
+
+    def refuse(*given: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+        return empty(*given, **options)
+
+    monkeypatch.setattr(torch, "empty", refuse)
+    expected = r"^2\.0 MB of pinned host memory .* cannot be had \(CUDA error: out of memory\); free .* store=PATH\)\.$"
+    with pytest.raises(s2a.S2AError, match=expected):
+        homes.pinned(torch.zeros(500_000))
+
+
 @pytest.mark.parametrize("store", [None, 3, "frozen.bin", "/nowhere/at/all.safetensors"])
 def test_bad_stores_are_refused(store: Any) -> None:
     with pytest.raises(s2a.S2AError, match=r"store=.* must be 'host'|is not a folder"):
@@ -242,7 +330,7 @@ def test_bad_stores_are_refused(store: Any) -> None:
 
 
 def test_what_cannot_be_paged_is_refused(images: Tensor) -> None:
-    with pytest.raises(s2a.S2AError, match=r"Nothing of this model can be paged: under 'full'"):
+    with pytest.raises(NothingToPage, match=r"Nothing of this model can be paged: under 'full'"):
         page(make(method="full"))
     adapted = page(make())
     with pytest.raises(s2a.S2AError, match="paged already"):

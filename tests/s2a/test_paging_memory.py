@@ -53,22 +53,29 @@ def test_a_simulation_counts_what_is_resident(activations: str, family: str) -> 
     assert found.total <= foreseen.total <= found.total + largest
 
 
-def test_a_simulation_without_data_is_that_of_the_model() -> None:
+@pytest.mark.parametrize("prefetch", [None, True, False])
+def test_a_simulation_without_data_is_that_of_the_model(prefetch: bool | None) -> None:
+    """Without data it stands for one on a card, where the next copy is made early unless somebody says otherwise."""
     with_data = make("lean")
-    s2a.page_frozen(with_data, prefetch=True)
+    s2a.page_frozen(with_data, prefetch=prefetch is not False, least_bytes=0)
     expected = s2a.simulated_peak(with_data, BATCH)
     with tensors_without_data():
         model = tiny.vit()
         strip_data(model)
         config = s2a.method_config("s2a", activations="lean")
         adapted = s2a.attach(model, config, tiny.CLASSES, image_size=32)
-        s2a.page_frozen(adapted, prefetch=True)
+        s2a.page_frozen(adapted, prefetch=prefetch, least_bytes=0)
         assert s2a.host_bytes(adapted) == s2a.host_bytes(with_data) > 0
         found = s2a.simulated_peak(adapted, BATCH)
         assert found.categories == expected.categories
         assert found.total == s2a.simulated_peak(adapted, BATCH).total
         s2a.unpage_frozen(adapted)
         assert s2a.simulated_peak(adapted, BATCH).total > found.total
+    # With data it is on the device that it is on.
+    s2a.unpage_frozen(with_data)
+    s2a.page_frozen(with_data, least_bytes=0)
+    on_cpu = s2a.simulated_peak(with_data, BATCH).total
+    assert on_cpu == found.total if prefetch is False else on_cpu < found.total
 
 
 @pytest.mark.parametrize("activations", ["exact", "lean"])

@@ -78,7 +78,8 @@ class TrainConfig:
         precision: ``"fp32"``, or ``"bf16"``: forward pass and loss under autocast; weights stay as they are.
         checkpointing: Keep only every block's input and run the block again in the backward pass (timm's own).
         frozen: How frozen weights lie: ``"fp32"``, or ``"bf16"`` (with ``precision="bf16"``), on the device;
-            ``"paged"``, ``"paged-bf16"``: likewise in host memory, from where layers copy them while they compute.
+            ``"paged"``, ``"paged-bf16"``: likewise in host memory, from where layers copy them while they compute;
+            where a method freezes nothing, or only small weights, nothing is done.
         patience: Stop after this many epochs without a better validation accuracy; 0: train all epochs. Needs
             ``DataConfig.evaluate="select"``.
         balance: Weight the loss of an image by the inverse frequency of its class in the training list.

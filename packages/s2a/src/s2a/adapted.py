@@ -383,14 +383,14 @@ def cast_frozen(adapted: Adapted, dtype: torch.dtype = torch.bfloat16) -> int:
     adapted = require_adapted("cast_frozen", adapted)
     if dtype not in (torch.bfloat16, torch.float16):
         raise S2AError(f"dtype={dtype} must be torch.bfloat16 or torch.float16, which halve the frozen weights.")
-    saved = 0
+    saved, device = 0, next(adapted.backbone.parameters()).device  # The first one is never paged.
     for module in adapted.backbone.modules():
         weight = getattr(module, "weight", None)
         if isinstance(module, nn.Linear | nn.Conv2d) and weight is not None and not weight.requires_grad:
             saved += weight.numel() * (weight.element_size() - dtype.itemsize)
-            if page_of(module) is None:
+            if (page := page_of(module)) is None:
                 weight.data = weight.data.to(dtype)
             else:
-                set_home(weight, weight.detach().to(dtype))
+                set_home(weight, weight.detach().to(dtype), page.pager.pins_for(device))
     adapted._dtype = frozen_dtype(adapted.backbone, adapted._edits)
     return saved

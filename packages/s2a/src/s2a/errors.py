@@ -15,5 +15,9 @@ class StateMismatch(S2AError):
     """A saved state does not belong to the given backbone."""
 
 
+class NothingToPage(S2AError):
+    """No frozen weight of the model can be paged."""
+
+
 class BrokenPackageWarning(UserWarning):
     """An installed package of methods cannot be imported; its methods are missing, all others are there."""

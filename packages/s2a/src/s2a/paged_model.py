@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 
 from s2a.adapted import Adapted, require_adapted
 from s2a.backbones import evaluating, input_channels
-from s2a.errors import S2AError
+from s2a.errors import NothingToPage, S2AError
 from s2a.paging import Page, Pager, is_plain, paged_apply, paged_forward
 from s2a.paging.homes import are_mapped, checked_path, in_file, in_temporary_file, pinned
 
@@ -38,21 +38,26 @@ def page_frozen(
     ``model.to(...)`` changes their dtype, and not their place. ``detach`` gives the backbone back on its device. Call
     it before DDP wraps the model: every process has a store of its own. ``torch.compile`` leaves paged layers out.
 
+    A deep copy of a model on CUDA, or one that was pickled, has its homes in ordinary host memory, from which copies
+    are slower: ``copied.to("cuda")`` pins them.
+
     Args:
         adapted: What ``s2a.attach`` returned; in place.
         store: ``"host"``: on CUDA pinned host memory; on a CPU a temporary file that is mapped, unless the weights
             are mapped from a file already. Or the path of a ``.safetensors`` file, which is written if it is not there,
             and mapped.
         prefetch: Whether the next layer's copy is made while the present one computes, on a stream of its own;
-            ``None``: on CUDA. With True it is made early on a CPU too, which serves simulations of a card.
+            ``None``: on CUDA, and of a model without data, which stands for one on a card. With True it is made early
+            on a CPU too, which serves simulations of a card.
         least_bytes: Smaller weights are left alone.
 
     Returns:
         Bytes that left the device (``s2a.host_bytes``).
 
     Raises:
-        S2AError: No adapted model, one that is paged already, nothing frozen to page, weights that two layers share,
-            or a file that cannot hold them.
+        NothingToPage: No frozen weight of such a layer that is large enough.
+        S2AError: No adapted model, one that is paged already, weights that two layers share, no pinned memory
+            left, or a file that cannot hold them.
     """
     adapted = require_adapted("page_frozen", adapted)
     if prefetch not in (None, True, False):
@@ -73,7 +78,8 @@ def page_frozen(
         homes = [stored[f"{name}.weight"] for name in names]
     # 2. Layers, in the order in which they run. All of it is in the log of edits, so that ``detach`` takes it back.
     edits, before = adapted._edits, len(adapted._edits)
-    pager = Pager(prefetch, pins=path is None)
+    # A model without data stands for one on a card, which holds the next copy too.
+    pager = Pager(prefetch if plain or prefetch is not None else True, pins=path is None)
     try:
         for name, layer, weight, home, is_mapped in zip(names, layers, weights, homes, mapped, strict=True):
             if plain and home is None and not is_mapped:
@@ -139,7 +145,8 @@ def _pageable(adapted: Adapted, least_bytes: int) -> list[str]:
     """Names of the layers whose weights can be paged, in the order in which a forward pass calls them.
 
     Raises:
-        S2AError: None, or layers that share a weight.
+        NothingToPage: None.
+        S2AError: Layers that share a weight.
     """
     backbone = adapted.backbone
     # Whoever asks for the device of a model looks at its first parameter, which therefore stays.
@@ -160,7 +167,7 @@ def _pageable(adapted: Adapted, least_bytes: int) -> list[str]:
         )
     order = _called_alone(adapted, found)
     if not order:
-        raise S2AError(
+        raise NothingToPage(
             f"Nothing of this model can be paged: under {adapted.name!r} no linear or convolution layer of "
             f"{least_bytes:,} bytes or more has a frozen weight that it alone reads; only frozen weights leave the "
             "device."

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import s2a
 import torch
 import torch.nn.functional as F
+from s2a.errors import NothingToPage
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
 
 from s2a_bench.config import TrainConfig
 from s2a_bench.errors import InputError
@@ -97,9 +97,9 @@ def attach(model: nn.Module, config: Any, num_classes: int, image_size: int, rec
     if recipe.frozen_halves:
         s2a.cast_frozen(adapted, torch.bfloat16)
     if recipe.frozen_paged:
-        # A model without data stands for one on a card, which holds the next copy too.
-        without_data = isinstance(next(model.parameters()), FakeTensor)
-        s2a.page_frozen(adapted, prefetch=True if without_data else None)
+        # A method that freezes nothing, or a small model, trains as it is, as with ``frozen="bf16"``.
+        with contextlib.suppress(NothingToPage):
+            s2a.page_frozen(adapted)
     if budget:
         with precision(recipe, next(model.parameters()).device):
             s2a.plan_memory(

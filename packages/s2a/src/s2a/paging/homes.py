@@ -7,6 +7,7 @@ import contextlib
 import json
 import mmap
 import os
+import secrets
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -22,13 +23,28 @@ _NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torc
 
 
 def pinned(tensor: Tensor) -> Tensor:
-    """A copy in page-locked host memory, from which a card copies by itself."""
-    home = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    """A copy in page-locked host memory, from which a card copies by itself.
+
+    Raises:
+        S2AError: The system gives none.
+    """
+    try:
+        home = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=True)
+    except RuntimeError as error:
+        size, reason = tensor.nbytes / 1e6, str(error).partition("\n")[0]
+        raise S2AError(
+            f"{size:.1f} MB of pinned host memory for a paged weight cannot be had ({reason}); free host memory, or "
+            "keep the paged weights in a file (s2a.page_frozen with store=PATH)."
+        ) from error
     return home.copy_(tensor.detach())
 
 
 def in_temporary_file(tensor: Tensor) -> Tensor:
-    """A copy in a memory-mapped temporary file, which no folder names: it goes with the tensor."""
+    """A copy in a memory-mapped temporary file, which no folder names: it goes with the tensor.
+
+    Raises:
+        S2AError: A dtype that no file holds.
+    """
     with tempfile.TemporaryFile(prefix="s2a-") as file:
         _write(file, {"weight": tensor})
         return _mapped(file)["weight"]
@@ -49,36 +65,58 @@ def in_file(path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     try:
         if not path.exists():
             # Another process may write the same file: each writes its own, and the last to rename it wins.
-            with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
-                try:
+            temporary = path.with_name(f".{path.name}.{secrets.token_hex(8)}")  # tempfile's are the owner's alone.
+            try:
+                with temporary.open("xb") as file:
                     _write(file, tensors)
-                    Path(file.name).replace(path)
-                except BaseException:
-                    Path(file.name).unlink(missing_ok=True)
-                    raise
+                temporary.replace(path)
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
         with path.open("rb") as file:
             found = _mapped(file)
-    except (OSError, ValueError, KeyError, TypeError, struct.error) as error:
+    except S2AError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, struct.error) as error:
         reason = getattr(error, "strerror", None) or error
         raise S2AError(f"{path} cannot hold paged weights ({reason}); give the path of a new file.") from error
-    wrong = [n for n, t in tensors.items() if n not in found or not torch.equal(found[n], t.detach().cpu())]
-    if wrong or len(found) != len(tensors):
+    if found.keys() != tensors.keys() or not all(_are_same(found[name], tensors[name]) for name in tensors):
         raise S2AError(f"{path} is there and holds other weights; give the path of a new file.")
     return found
 
 
+def _are_same(found: Tensor, expected: Tensor) -> bool:
+    """Whether two tensors are the same to the bit: a NaN is itself."""
+    if (found.dtype, found.shape) != (expected.dtype, expected.shape):
+        return False
+    return torch.equal(_bytes(found), _bytes(expected))
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    return tensor.detach().cpu().contiguous().view(-1).view(torch.uint8)
+
+
 def _write(file: Any, tensors: Mapping[str, Tensor]) -> None:
-    """The format of https://github.com/huggingface/safetensors, one tensor after the other."""
+    """The format of https://github.com/huggingface/safetensors, one tensor after the other.
+
+    Raises:
+        S2AError: A dtype that has no name there.
+    """
     header: dict[str, Any] = {}
     end = 0
     for name, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise S2AError(
+                f"A frozen weight of {tensor.dtype} cannot be paged to a file; cast the backbone to one of "
+                f"{', '.join(map(str, _NAMES))} first."
+            )
         start, end = end, end + tensor.numel() * tensor.element_size()
         header[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 64 + 56)  # Length and header are a multiple of 64 bytes.
     file.write(struct.pack("<Q", len(text)) + text)
     for tensor in tensors.values():
-        file.write(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        file.write(_bytes(tensor).numpy().data)
     file.flush()
 
 
@@ -92,6 +130,8 @@ def _mapped(file: Any) -> dict[str, Tensor]:
     for name, entry in header.items():
         if name == "__metadata__":
             continue
+        if entry["dtype"] not in kinds:
+            raise ValueError(f"{name} is of dtype {entry['dtype']}")
         start, end = entry["data_offsets"]
         dtype = kinds[entry["dtype"]]
         values = torch.frombuffer(view, dtype=dtype, count=(end - start) // dtype.itemsize, offset=8 + length + start)

@@ -131,7 +131,7 @@ def paged_apply(self: Any, fn: Callable[[Tensor], Tensor], recurse: bool = True)
     finally:
         self._parameters["weight"] = weight
     # Where a model goes to a card, its weights go to memory that the card reads by itself.
-    pins = asked.device.type == "cuda" and self.s2a_page.pager.pins and not _has_no_data(weight)
+    pins = self.s2a_page.pager.pins_for(asked.device) and not _has_no_data(weight)
     if asked.dtype != weight.dtype or (pins and not weight.is_pinned()):
         set_home(weight, weight.detach().to(asked.dtype), pins)
     return self

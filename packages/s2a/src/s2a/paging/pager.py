@@ -99,6 +99,10 @@ class Pager:
         """Whether copies for that device are made early."""
         return device.type == "cuda" if self.prefetch is None else self.prefetch
 
+    def pins_for(self, device: torch.device) -> bool:
+        """Whether homes are pinned where the model is on that device."""
+        return self.pins and device.type == "cuda"
+
     def begin(self, module: nn.Module, args: Any) -> None:
         """Forward pre-hook of the whole model: what was learned does not go from the end of one pass to the next."""
         self._passes += 1

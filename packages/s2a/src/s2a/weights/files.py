@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import mmap
 import pickle
 import warnings
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -64,8 +61,9 @@ def weight_files(path: Path) -> list[Path]:
 def read_weights(path: Path) -> dict[str, Any]:
     """The tensors of a ``.safetensors`` or torch file by name, whatever version of timm is here.
 
-    What timm's filter of an architecture unpacks (``teacher``, say) may lie deeper. Each tensor has its own storage,
-    which is a private mapping of the file where the system maps files: changing one never changes the file.
+    What timm's filter of an architecture unpacks (``teacher``, say) may lie deeper. Each tensor has its own storage. A
+    safetensors file is mapped privately where the system maps files: changing a tensor never changes the file. Other
+    files are read.
 
     Args:
         path: A file, a folder with one, or the index of a file in parts.
@@ -142,24 +140,14 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _read_torch(path: Path) -> Any:
-    """Maps the file if its format allows that (since torch 1.6) and the system does; reads it otherwise."""
+    """Reads the file into memory; it is not mapped.
+
+    ``torch.save`` shortens a file that is there before it reads the tensors: over a mapped one, it would end the
+    process.
+    """
     # Options of a training may lie beside the weights.
     with warnings.catch_warnings(action="ignore"), torch.serialization.safe_globals([argparse.Namespace]):
-        if _is_mappable(path):
-            with contextlib.suppress(OSError, RuntimeError):
-                return torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         return torch.load(path, map_location="cpu", weights_only=True, mmap=False)
-
-
-def _is_mappable(path: Path) -> bool:
-    """Whether ``torch.load`` may map a file: a zip that compresses nothing, and no training would write to it."""
-    if torch.serialization.get_default_mmap_options() == getattr(mmap, "MAP_SHARED", None):
-        return False
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    except zipfile.BadZipFile:
-        return False
 
 
 def _is_safetensors(path: Path) -> bool:

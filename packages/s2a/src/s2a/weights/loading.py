@@ -22,9 +22,10 @@ OTHERS = "give a file of this architecture, or name the backbone that the file b
 def create_with_weights(name: str, path: Path, **arguments: Any) -> nn.Module:
     """One of timm's models with the weights of a file, which timm's own filters bring into its present form.
 
-    The model's tensors are the mapped file's memory wherever the file holds them as they are (``s2a.weights.mapping``):
-    nothing is copied, and a page of the file is read when it is first used. Until the model is gone or on another
-    device, the file may be deleted or replaced, but not written to.
+    The model's tensors are the memory of what was read wherever the file holds them as they are
+    (``s2a.weights.mapping``): nothing is copied. A safetensors file is mapped, and a page of it is read when it is
+    first used: until the model is gone or on another device, it may be deleted or replaced
+    (``safetensors.torch.save_file`` replaces it), but not written to. Torch files are read whole.
 
     Weights in the layout of Hugging Face ``transformers`` are converted (``s2a.weights.huggingface``); what the
     ``config.json`` and ``preprocessor_config.json`` beside them say (epsilon of norms, mean and standard deviation of

@@ -1,8 +1,9 @@
-"""A model's tensors become the memory of a mapped weights file instead of copies of it.
+"""A model's tensors become the memory of a weights file that was mapped or read, instead of copies of it.
 
-Files are mapped copy-on-write. Values that nobody writes are the file's own pages, which processes share and which the
-system may drop and read again; a training step that changes a weight in place gets private pages of it and leaves the
-file as it is. Meanwhile the file may be deleted or replaced (another one renamed to its name), but not written to.
+Safetensors files are mapped copy-on-write. Values that nobody writes are the file's own pages, which processes share
+and which the system may drop and read again; a training step that changes a weight in place gets private pages of it
+and leaves the file as it is. Meanwhile the file may be deleted or replaced (another one renamed to its name), but not
+written to. Torch files are read: their tensors are ordinary memory.
 """
 
 from __future__ import annotations
