@@ -75,7 +75,7 @@ class Gradients:
         each = [(found[g] - self.exact[g]).norm() / self.exact[g].norm() for g in GROUPS if g in found]
         return sum(float(relative) ** 2 / 2 for relative in each) / len(each)
 
-    def adapt(self, activations: str) -> Any:
+    def adapt(self, activations: Any) -> Any:
         """A new adapted model; the same weights and prompts every time."""
         torch.manual_seed(0)
         request = self._request

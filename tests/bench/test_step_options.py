@@ -254,5 +254,6 @@ def test_cells_of_before_keep_their_ids() -> None:
     assert not later & identifying(s2a.method_config("bias")).keys()
     lean = identifying(s2a.method_config("bias", activations="lean"))
     assert lean["activations"] == "lean"
-    assert lean["recompute"] == "auto"  # Results are not those of before.
+    assert lean["recompute"] == "auto"  # Results are not those of before, under the default of before.
+    assert "recompute" not in identifying(s2a.method_config("bias", activations="lean", recompute="same"))
     assert identifying(s2a.method_config("bias", activations="lean", offload=True))["offload"] is True

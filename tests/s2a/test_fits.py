@@ -12,7 +12,7 @@ import timm
 import tiny
 import torch
 from s2a import testing
-from s2a.fitting import budget_bytes, largest_batch
+from s2a.fitting import Fit, budget_bytes, largest_batch
 from s2a.memory import StepSimulation, repeats, replay
 from s2a.memory.ledger import Ledger
 from test_selection import split_rings
@@ -115,8 +115,8 @@ def test_of_given_batches() -> None:
 
 @pytest.mark.parametrize(("relative", "said"), [(1.0, "+0%"), (0.998, "+0%"), (0.97, "-3%"), (1.126, "+13%")])
 def test_operations_of_the_smallest_plan_in_words(relative: float, said: str) -> None:
-    smallest = s2a.fitting.Fit(20, False, 90, 100, 1.0, relative)
-    answer = str(s2a.fitting.Fit(10, False, 95, 100, 1.0, 1.0, smallest=smallest))
+    smallest = Fit(20, False, 90, 100, 1.0, relative)
+    answer = str(Fit(10, False, 95, 100, 1.0, 1.0, smallest=smallest))
     assert answer == f"batch 10 as it comes; 20 with the smallest plan, {said} operations"
 
 

@@ -198,15 +198,17 @@ def identifying(config: Any) -> dict[str, Any]:
     """A config's values, but those fields at their default that came after the first records were made.
 
     Such a field is marked with the metadata ``identity: unless default``: without it ids of older cells stay valid.
-    ``former`` is a default that it had then, which was left out too. ``changed_with`` names another field and a value
-    of it with which results are others than then: there it stays, so that older cells are not taken for such ones.
+    ``former`` is a default that it had then, which was left out too. ``changed_with``, ``NAME=VALUE``, is another field
+    and a value of it with which results under the default are others than then: there the default stays, so that older
+    cells are not taken for such ones.
     """
     values = dataclasses.asdict(config)
     for field in dataclasses.fields(config):
-        defaults = (field.default, field.metadata.get("former", field.default))
-        other, value = field.metadata.get("changed_with", (None, None))
-        changed = other is not None and getattr(config, other) == value
-        if field.metadata.get("identity") == "unless default" and values[field.name] in defaults and not changed:
+        other, _, value = field.metadata.get("changed_with", "").partition("=")
+        changed = bool(other) and getattr(config, other) == value
+        former = field.metadata.get("former", field.default)
+        defaults = (former,) if changed else (field.default, former)
+        if field.metadata.get("identity") == "unless default" and values[field.name] in defaults:
             del values[field.name]
     return values
 

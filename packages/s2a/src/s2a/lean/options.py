@@ -22,8 +22,8 @@ def _new(default: Any, **metadata: Any) -> Any:
     Args:
         default: Of the option.
         metadata: ``former``, a default of before, which is no part of the identity either; ``older_name_of``, the
-            option that this one is another name of; ``changed_with``, an option and its value with which results are
-            not those of before: then the default is part of the identity too.
+            option that this one is another name of; ``changed_with``, an option and its value, ``NAME=VALUE``, with which
+            results under the default are not those under the former one: then the default is part of the identity.
     """
     return dataclasses.field(default=default, metadata={"identity": "unless default", **metadata})
 
@@ -64,7 +64,7 @@ class LeanOptions:
     budget_batch: int | None = _new(None, former=32)
     in_place: bool = _new(False)
     offload: bool = _new(False)
-    recompute: Literal["auto", "same", "bf16"] = _new("auto", changed_with=("activations", "lean"))
+    recompute: Literal["auto", "same", "bf16"] = _new("auto", former="same", changed_with="activations=lean")
     memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
     memory_budget: str | None = _new(None, older_name_of="peak_budget")
 
