@@ -44,7 +44,8 @@ def test_gradients_from_exact_inputs_are_those_of_autograd(
     exact, lean = (model.double() for model in lean_models.pair(family, method))
     keep_inputs(lean, 32)
     images = lean_models.images_for(family).double()
-    exact.eval(), lean.eval()
+    exact.eval()
+    lean.eval()
     torch.testing.assert_close(lean(images), exact(images))
     expected, found = lean_models.gradients(exact, images), lean_models.gradients(lean, images)
     assert found.keys() == expected.keys()
@@ -120,7 +121,7 @@ def test_twelve_bits_are_closer_than_eight() -> None:
 def test_leaves_are_found_in_hooks_and_modules(in_place: bool) -> None:
     torch.manual_seed(0)
     layer, outside = nn.Linear(6, 6).double(), nn.Parameter(torch.randn(6, dtype=torch.float64))
-    layer.register_forward_hook(lambda module, args, out: out * outside)
+    layer.register_forward_hook(lambda module, args, out: torch.mul(out, outside))
     x = torch.randn(5, 3, 6, dtype=torch.float64, requires_grad=True)
 
     def run(images: Tensor) -> Tensor:

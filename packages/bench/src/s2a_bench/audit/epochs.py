@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from s2a_bench.cells import run
+from s2a_bench.cells import recipes, run
 from s2a_bench.cells.identity import open_cell
 from s2a_bench.cells.record import Record
 from s2a_bench.cells.scores import accuracy
@@ -115,7 +115,7 @@ def recreate_cell(record: Record, data_dir: str | None, weights: str | None, dev
                 **augment.from_record(record.data_config),
             ),
             backbone=BackboneConfig(record.backbone, weights, record.random_weights),
-            method=MethodConfig(record.method, record.method_config),
+            method=MethodConfig(record.method, recipes.as_recorded(record.method, record.method_config)),
             train=from_dict(TrainConfig, record.train_config, "train."),
             seed=record.seed,
             device=device,

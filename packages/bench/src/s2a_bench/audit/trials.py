@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from s2a_bench.audit import epochs
+from s2a_bench.cells import recipes, run
 from s2a_bench.cells import record as records
-from s2a_bench.cells import run
 from s2a_bench.cells.record import Record
 from s2a_bench.config import CellConfig, MethodConfig, TrainConfig, from_dict
 from s2a_bench.errors import InputError
@@ -113,7 +113,7 @@ def list_tried_configs(record: Record, base: CellConfig, output: Path) -> list[T
             continue
         cell = dataclasses.replace(
             base,
-            method=MethodConfig(trial.method, trial.method_config),
+            method=MethodConfig(trial.method, recipes.as_recorded(trial.method, trial.method_config)),
             train=from_dict(TrainConfig, trial.train_config, "train."),
         )
         cell_id = run.identify(cell)

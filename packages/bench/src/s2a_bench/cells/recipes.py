@@ -91,8 +91,21 @@ def completed(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     try:
         usual = dataclasses.asdict(s2a.method_config(method))
     except s2a.S2AError:
-        usual = {}
-    return usual | dict(options)
+        return dict(options)
+    return usual | as_recorded(method, options)
+
+
+def as_recorded(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's method config, which leaves out what was the default when it was made, with those that are others now.
+
+    Args:
+        method: Registered name.
+        options: ``Record.method_config``.
+    """
+    import s2a
+
+    fields = dataclasses.fields(s2a.method_config(method))
+    return {f.name: f.metadata["former"] for f in fields if "changed_with" in f.metadata} | dict(options)
 
 
 def changes(suite: str, method: str, backbone: str, train: Mapping[str, Any]) -> dict[str, Any]:

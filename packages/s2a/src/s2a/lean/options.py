@@ -22,8 +22,9 @@ def _new(default: Any, **metadata: Any) -> Any:
     Args:
         default: Of the option.
         metadata: ``former``, a default of before, which is no part of the identity either; ``older_name_of``, the
-            option that this one is another name of; ``changed_with``, an option and its value, ``NAME=VALUE``, with which
-            results under the default are not those under the former one: then the default is part of the identity.
+            option that this one is another name of; ``changed_with``, an option and its value, ``NAME=VALUE``, with
+            which results under the default are not those under the former one: then the default is part of the
+            identity.
     """
     return dataclasses.field(default=default, metadata={"identity": "unless default", **metadata})
 

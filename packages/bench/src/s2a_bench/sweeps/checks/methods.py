@@ -219,7 +219,7 @@ def _value(default: ast.expr | None, file: _File) -> Any:
     match default:
         case None:
             return None
-        case ast.Call(ast.Name(name), [only], []) if (made := _field_made_by(name, file)) is not None:
+        case ast.Call(ast.Name(name), [only], _) if (made := _field_made_by(name, file)) is not None:
             return _value(only if isinstance(made, ast.Name) else made, file)
         case ast.Call(keywords=keywords):
             return next((_value(k.value, file) for k in keywords if k.arg == "default"), None)
