@@ -121,7 +121,11 @@ def test_twelve_bits_are_closer_than_eight() -> None:
 def test_leaves_are_found_in_hooks_and_modules(in_place: bool) -> None:
     torch.manual_seed(0)
     layer, outside = nn.Linear(6, 6).double(), nn.Parameter(torch.randn(6, dtype=torch.float64))
-    layer.register_forward_hook(lambda module, args, out: torch.mul(out, outside))
+
+    def scaled(module: nn.Module, args: Any, out: Any) -> Tensor:
+        return out * outside  # type: ignore[no-any-return]
+
+    layer.register_forward_hook(scaled)
     x = torch.randn(5, 3, 6, dtype=torch.float64, requires_grad=True)
 
     def run(images: Tensor) -> Tensor:
