@@ -104,8 +104,16 @@ def as_recorded(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     import s2a
 
-    fields = dataclasses.fields(s2a.method_config(method))
-    return {f.name: f.metadata["former"] for f in fields if "changed_with" in f.metadata} | dict(options)
+    usual, found = s2a.method_config(method), dict(options)
+    for field in dataclasses.fields(usual):
+        other, _, value = field.metadata.get("changed_with", "").partition("=")
+        if not other:
+            continue
+        if options.get(other, getattr(usual, other)) == value:
+            found.setdefault(field.name, field.metadata["former"])
+        else:  # It has no effect there, whatever it was.
+            found.pop(field.name, None)
+    return found
 
 
 def changes(suite: str, method: str, backbone: str, train: Mapping[str, Any]) -> dict[str, Any]:
