@@ -25,7 +25,7 @@ import s2a
 import timm
 import torch
 import torch.nn.functional as F
-from fidelity import group_of
+from fidelity import group_of, sharpen
 from PIL import Image
 from s2a.lean import SavedBits
 from s2a.planning import knapsack
@@ -84,12 +84,7 @@ class Gradients:
             model = create_with_weights(request.backbone, request.weights, **arguments)
         else:
             model = timm.create_model(request.backbone, **arguments)
-            with torch.no_grad():
-                for name, parameter in model.named_parameters():
-                    if name.endswith("qkv.weight"):
-                        parameter.mul_(4)
-                    if name.endswith("gamma"):
-                        parameter.fill_(0.5)
+            sharpen(model)
         adapted = s2a.attach(model, s2a.S2AConfig(activations=activations), 100).train()
         with torch.no_grad():
             for name, parameter in s2a.trainable_parameters(adapted).items():

@@ -113,20 +113,24 @@ def test_memory_refuses_what_only_training_reads() -> None:
         commands_memory.memory(["mini_vit"], ["full"], BATCH, ("train.lr=1e-3",), None, False, Console(quiet=True))
 
 
+def trained_and_measured(method: MethodConfig, recipe: TrainConfig) -> tuple[list[Any], dict[str, Any], dict[str, Any]]:
+    """Losses of a short training, memory measured on the model, and the row of ``memory``, which agrees with it."""
+    torch.manual_seed(0)
+    model, _ = identity.adapt(CellConfig(method=method, train=recipe))
+    model.head = torch.nn.Linear(model.num_features, 4)
+    images = Noise(2 * BATCH)
+    numbers = measure.memory(model, images.images[:BATCH], recipe)
+    row = measure.memory_row("mini_vit", "s2a", dict(method.options), recipe, num_classes=4, simulate=True)
+    assert {key: row[key] for key in numbers} == pytest.approx(numbers)  # With data and without.
+    return [each["loss"] for each in train(model, images, recipe, seed=0)], numbers, row
+
+
 def test_paged_weights_train_the_same_and_are_counted_apart() -> None:
     method = MethodConfig("s2a", {"activations": "lean"})
     found = {}
     for frozen in ("fp32", "paged"):
         recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=BATCH, frozen=frozen)
-        torch.manual_seed(0)
-        model, _ = identity.adapt(CellConfig(method=method, train=recipe))
-        model.head = torch.nn.Linear(model.num_features, 4)
-        images = Noise(2 * BATCH)
-        numbers = measure.memory(model, images.images[:BATCH], recipe)
-        row = measure.memory_row("mini_vit", "s2a", dict(method.options), recipe, num_classes=4, simulate=True)
-        assert {key: row[key] for key in numbers} == pytest.approx(numbers)  # With data and without.
-        losses = [row["loss"] for row in train(model, images, recipe, seed=0)]
-        found[frozen] = losses, numbers, row
+        found[frozen] = trained_and_measured(method, recipe)
     (losses, usual, row), (paged_losses, paged, paged_row) = found.values()
     assert paged_losses == losses
     assert usual["host_mb"] == 0 < paged["host_mb"]
@@ -141,14 +145,7 @@ def test_offloaded_codes_train_the_same_and_are_counted_apart() -> None:
     for offload in (False, True):
         method = MethodConfig("s2a", {"activations": "lean", "offload": offload})
         recipe = TrainConfig(epochs=1, warmup_epochs=0, batch_size=BATCH)
-        torch.manual_seed(0)
-        model, _ = identity.adapt(CellConfig(method=method, train=recipe))
-        model.head = torch.nn.Linear(model.num_features, 4)
-        images = Noise(2 * BATCH)
-        numbers = measure.memory(model, images.images[:BATCH], recipe)
-        row = measure.memory_row("mini_vit", "s2a", dict(method.options), recipe, num_classes=4, simulate=True)
-        assert {key: row[key] for key in numbers} == pytest.approx(numbers)  # With data and without.
-        found.append(([each["loss"] for each in train(model, images, recipe, seed=0)], numbers, row))
+        found.append(trained_and_measured(method, recipe))
     (losses, kept, row), (offloaded_losses, sent, offloaded_row) = found
     assert offloaded_losses == losses
     assert kept["host_mb"] == 0 < sent["host_mb"] == pytest.approx(kept["saved_mb"] - sent["saved_mb"])

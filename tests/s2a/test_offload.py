@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import functools
 import io
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import lean_models
@@ -15,6 +14,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from fake_cuda import FakeCuda
 from s2a.lean import SavedBits, linear
 from s2a.memory import SavedBytes, saved_bytes
 from s2a.memory.ledger import Ledger
@@ -288,39 +288,6 @@ def test_paged_weights_and_offloaded_codes(images: Tensor) -> None:
     for _ in range(2):
         assert_equal(gradients(adapted, images), expected)
     assert s2a.simulated_peak(adapted, BATCH).held == before.held
-
-
-class FakeCuda:
-    """Streams that only write down what they are told."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, str, int]] = []
-        self.events = 0
-        self._now = "compute"
-
-    class _Stream:
-        def __init__(self, cuda: FakeCuda, name: str) -> None:
-            self.cuda, self.name = cuda, name
-
-        def record_event(self) -> int:
-            self.cuda.events += 1
-            self.cuda.log.append((self.name, "records", self.cuda.events))
-            return self.cuda.events
-
-        def wait_event(self, event: int) -> None:
-            self.cuda.log.append((self.name, "waits for", event))
-
-    def Stream(self, device: torch.device) -> Any:
-        return self._Stream(self, "side")
-
-    def current_stream(self, device: torch.device) -> Any:
-        return self._Stream(self, self._now)
-
-    @contextlib.contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        before, self._now = self._now, stream.name
-        yield
-        self._now = before
 
 
 def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import lean_models
@@ -13,6 +11,7 @@ import pytest
 import s2a
 import tiny
 import torch
+from fake_cuda import FakeCuda
 from s2a.memory import strip_data, tensors_without_data
 from s2a.paging import Pager, page_of, paged_weights, pager
 from torch import Tensor, nn
@@ -145,39 +144,6 @@ def test_a_wrong_guess_is_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
             assert copies.there <= 1
     own.begin(nn.Identity(), ())
     assert copies.there == 0
-
-
-class FakeCuda:
-    """Streams that only write down what they are told."""
-
-    def __init__(self) -> None:
-        self.log: list[tuple[str, str, int]] = []
-        self.events = 0
-        self._now = "compute"
-
-    class _Stream:
-        def __init__(self, cuda: FakeCuda, name: str) -> None:
-            self.cuda, self.name = cuda, name
-
-        def record_event(self) -> int:
-            self.cuda.events += 1
-            self.cuda.log.append((self.name, "records", self.cuda.events))
-            return self.cuda.events
-
-        def wait_event(self, event: int) -> None:
-            self.cuda.log.append((self.name, "waits for", event))
-
-    def Stream(self, device: torch.device) -> Any:
-        return self._Stream(self, "side")
-
-    def current_stream(self, device: torch.device) -> Any:
-        return self._Stream(self, self._now)
-
-    @contextlib.contextmanager
-    def stream(self, stream: Any) -> Iterator[None]:
-        before, self._now = self._now, stream.name
-        yield
-        self._now = before
 
 
 def test_streams_wait_for_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
