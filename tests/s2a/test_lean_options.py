@@ -44,8 +44,8 @@ from s2a.lean.options import LeanOptions, parse_size
         ),
         ({"activations": "lean", "recompute": "fp8"}, "recompute='fp8' is unknown; choose 'auto', 'same' or 'bf16'"),
         ({"activations": "exact", "recompute": "bf16"}, "recompute='bf16' needs activations='lean'"),
-        ({"activations": "exact", "offload": True}, "offload=True is True or False, and True only with"),
-        ({"activations": "lean", "offload": "host"}, "offload='host' is True or False"),
+        ({"activations": "exact", "offload": True}, "offload=True needs activations='lean'; here it is 'exact'"),
+        ({"activations": "lean", "offload": "host"}, "offload='host' must be True or False"),
     ],
 )
 def test_bad_options_are_refused(method: str, options: dict[str, Any], message: str) -> None:

@@ -87,10 +87,12 @@ class LeanOptions:
         if self.activations not in allowed:
             choices = ", ".join(map(repr, allowed))
             raise S2AError(f"activations={self.activations!r} is unknown; choose one of {choices}.")
-        if not isinstance(self.in_place, bool) or (self.in_place and self.activations != "lean"):
-            raise S2AError(f"in_place={self.in_place!r} is True or False, and True only with activations='lean'.")
-        if not isinstance(self.offload, bool) or (self.offload and self.activations != "lean"):
-            raise S2AError(f"offload={self.offload!r} is True or False, and True only with activations='lean'.")
+        for name in ("in_place", "offload"):
+            value = getattr(self, name)
+            if not isinstance(value, bool):
+                raise S2AError(f"{name}={value!r} must be True or False.")
+            if value and self.activations != "lean":
+                raise S2AError(f"{name}=True needs activations='lean'; here it is {self.activations!r}.")
         if self.recompute not in ("auto", "same", "bf16"):
             raise S2AError(f"recompute={self.recompute!r} is unknown; choose 'auto', 'same' or 'bf16'.")
         if self.recompute == "bf16" and self.activations != "lean":
