@@ -10,15 +10,15 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from typing import Any
 
 from s2a.activations import release_frozen_inputs
-from s2a.backbones import Backbone, Block, Edits, called
+from s2a.backbones import Backbone, Block, Edits
 from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Method, register_method
-from torch import Tensor, nn
+from s2a.structure.low_rank_update import LowRankUpdates
+from torch import nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
 """Layers of a block that can be updated; a family has some of them."""
@@ -86,55 +86,6 @@ class LoRAConfig(LeanOptions):
         return 1.0 if self.alpha is None else self.alpha / rank
 
 
-class Update(nn.Module):
-    """alpha / r * B A dropout(x), added to the output of a frozen layer. Starts at zero: B is zero.
-
-    A convolution is updated as in LyCORIS and peft: A is one of the same kernel and stride to r channels, B is 1 x 1.
-
-    Args:
-        layer: A linear layer or an ungrouped convolution.
-        rank: r.
-        scale: alpha / r.
-        dropout: Of x.
-    """
-
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        if isinstance(layer, nn.Linear):
-            self.a: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
-            self.b: nn.Module = nn.Linear(rank, layer.out_features, bias=False)
-        else:
-            geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
-            self.a = nn.Conv2d(layer.in_channels, rank, *geometry, bias=False)  # type: ignore[arg-type]
-            self.b = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
-        nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))  # type: ignore[arg-type]
-        nn.init.zeros_(self.b.weight)  # type: ignore[arg-type]
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.scale = scale
-
-    def forward(self, x: Tensor) -> Tensor:
-        """The update of the layer's output for its input ``x``."""
-        return self.scale * self.b(self.a(self.dropout(x)))
-
-    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
-        """Forward hook of the frozen layer."""
-        return output + self(args[0])
-
-    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
-        """A, B and the scale of the update of a linear layer; ``None`` for a convolution and while dropout is active.
-
-        A lean block computes the update's input from what its norm keeps, so it needs these instead of the hook.
-        """
-        dropping = isinstance(self.dropout, nn.Dropout) and self.dropout.training
-        if dropping or not isinstance(self.a, nn.Linear):
-            return None
-        return self.a.weight, self.b.weight, self.scale  # type: ignore[return-value]
-
-    def delta(self) -> Tensor:
-        """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""
-        return self.scale * (self.b.weight.flatten(1) @ self.a.weight.flatten(1))  # type: ignore[operator]
-
-
 @register_method("lora", LoRAConfig)
 class LoRA(Method):
     """Low-rank updates of the same layers in every block.
@@ -167,54 +118,27 @@ class LoRA(Method):
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
-        self.names: list[str] = []
-        self.updates = nn.ModuleList()
-        self._kept: dict[str, int] = {}
-        self._inputs: list[int] = []
-        targets = [(block, role) for block in backbone.blocks for role in _targets(config, block)]
-        known = [block.linears[role] for block, role in targets if role in block.linears]
-        sizes = called(backbone.model, known, backbone.image_size)
-        for block, role in targets:
-            if role not in block.linears:
-                raise UnsupportedModel(
-                    f"targets={config.targets}: block {block.name} of this {backbone.family} has no {role!r}; "
-                    f"it has {', '.join(block.linears) or 'no layer that LoRA could update'}."
-                )
-            name = block.linears[role]
-            layer = backbone.module(name)
-            rank = _rank(config, block.channels, name, layer)
-            update = Update(layer, rank, config.scale(rank), config.dropout)  # type: ignore[arg-type]
-            update.a.requires_grad_(config.train_a)
-            edits.after(layer, update.after)
-            self._note(name, update, sizes[name])
-            self.names.append(name)
-            self.updates.append(update)
+        targets: list[tuple[str, int]] = []
+        for block in backbone.blocks:
+            for role in _targets(config, block):
+                if role not in block.linears:
+                    raise UnsupportedModel(
+                        f"targets={config.targets}: block {block.name} of this {backbone.family} has no {role!r}; "
+                        f"it has {', '.join(block.linears) or 'no layer that LoRA could update'}."
+                    )
+                name = block.linears[role]
+                targets.append((name, _rank(config, block.channels, name, backbone.module(name))))
+        self.updates = LowRankUpdates(backbone, edits, targets, config.scale, config.dropout, config.train_a)
         for part in (backbone.model, self.updates):
             release_frozen_inputs(part, edits)
 
-    def _note(self, name: str, update: Update, shapes: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
-        """Notes the elements that one update saves for one image: its input, unless A is frozen, and A's output."""
-        path, (x, y) = f"updates.{len(self.updates)}", shapes
-        self._inputs.append(math.prod(x))
-        if update.a.weight.requires_grad:  # type: ignore[union-attr]
-            self._kept[f"{path}.a"] = math.prod(x)
-        self._kept[f"{path}.b"] = math.prod(y) // update.b.weight.shape[0] * update.a.weight.shape[0]  # type: ignore
-
     def keeps(self, batch_size: int) -> dict[str, int]:
         """Bytes of every update's input and A x, and of dropout's mask where a gradient passes."""
-        kept = {name: 4 * batch_size * elements for name, elements in self._kept.items()}
-        # On a CPU a mask is float32. The input of the first update has no gradient, so that its mask is not saved.
-        width = 4 if next(self.updates.parameters()).device.type == "cpu" else 1
-        for i, (update, inputs) in enumerate(zip(self.updates, self._inputs, strict=True)):
-            if i and isinstance(update.dropout, nn.Dropout):
-                kept[f"updates.{i}.dropout"] = width * batch_size * inputs
-        return kept
+        return {f"updates.{name}": size for name, size in self.updates.keeps(batch_size).items()}
 
     def fold(self, model: nn.Module) -> None:
         """Writes W + scale * B A into every updated layer."""
-        for name, update in zip(self.names, self.updates, strict=True):
-            weight: Any = model.get_submodule(name).weight
-            weight += update.delta().view_as(weight)  # type: ignore[operator]
+        self.updates.fold(model)
 
 
 def _targets(config: LoRAConfig, block: Block) -> tuple[str, ...]:

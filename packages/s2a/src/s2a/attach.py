@@ -17,7 +17,7 @@ from s2a.errors import S2AError
 from s2a.identity import identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
-from s2a.registry import Method, entry_for
+from s2a.registry import entry_for
 
 log = logging.getLogger("s2a")
 
@@ -195,7 +195,7 @@ def merge(adapted: Adapted) -> nn.Module:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
     adapted = require_adapted("merge", adapted)
-    if type(adapted.method).fold is Method.fold:
+    if not adapted.method.can_fold:
         adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
     copied = copy.deepcopy(adapted)
     trained = {

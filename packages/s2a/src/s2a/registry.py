@@ -78,6 +78,11 @@ class Method(nn.Module):
         """
         return {}
 
+    @property
+    def can_fold(self) -> bool:
+        """Whether ``fold`` works: where it is written, unless a method says otherwise of some of its configs."""
+        return type(self).fold is not Method.fold
+
     def fold(self, model: nn.Module) -> None:
         """Writes what was learned into the weights of ``model``, a plain copy of the backbone, exactly.
 
@@ -226,17 +231,38 @@ def entry_for(config: Any) -> Entry:
     raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.{_missing()}")
 
 
+def presets_of(config: type[Any]) -> dict[str, dict[str, Any]]:
+    """Named sets of options of a config class: its class variable ``presets``, if it has one."""
+    return getattr(config, "presets", {})
+
+
 def method_config(name: str, **overrides: Any) -> Any:
     """The config of method ``name`` with some values overridden.
 
+    Args:
+        name: Of a registered method.
+        **overrides: Options. ``preset`` stands for those that a config class lists under a name in its class variable
+            ``presets``; what is given beside it goes over them.
+
     Raises:
-        S2AError: Unknown method or key, or a value out of range.
+        S2AError: Unknown method, key or preset, or a value out of range.
     """
     config = get_entry(name).config
+    presets = presets_of(config)
+    if presets and "preset" in overrides:
+        overrides = {**_preset(name, presets, overrides["preset"]), **overrides}
+        del overrides["preset"]
     fields = [f.name for f in dataclasses.fields(config)]
     for key in overrides:
         if key not in fields:
             near = difflib.get_close_matches(key, fields, n=2)
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-            raise S2AError(f"Method {name!r} has no option {key!r}: {hint}Options: {', '.join(fields) or 'none'}.")
+            known = ", ".join([*fields, *(["preset"] if presets else [])]) or "none"
+            raise S2AError(f"Method {name!r} has no option {key!r}: {hint}Options: {known}.")
     return config(**overrides)
+
+
+def _preset(method: str, presets: dict[str, dict[str, Any]], name: Any) -> dict[str, Any]:
+    if not isinstance(name, str) or name not in presets:
+        raise S2AError(f"Method {method!r} has no preset {name!r}; choose one of {', '.join(map(repr, presets))}.")
+    return presets[name]

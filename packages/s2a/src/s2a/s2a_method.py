@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+import math
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,16 +12,20 @@ from torch import Tensor, nn
 from s2a.activations import quantize_activations, release_frozen_inputs
 from s2a.backbones import Backbone, Block, Edits, pooled_features
 from s2a.card import Card, Recipe, Style
-from s2a.errors import S2AError
-from s2a.lean.options import LeanOptions
+from s2a.errors import S2AError, UnsupportedModel
+from s2a.lean.options import LeanOptions, later_option
 from s2a.ops.pack import BITS, packed_bytes
 from s2a.ops.pointwise import LEVEL_KINDS
 from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
+from s2a.structure.low_rank_update import LowRankUpdates
 from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
+
+UPDATED = ("qkv", "proj", "fc1", "fc2")
+"""Layers of a block that can get a low-rank update; a family has some of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +50,19 @@ class S2AConfig(LeanOptions):
         lrp_std: Standard deviation of B at the start.
         lsb_activation: ``"none"`` (equation 6 to the letter) or ``"gelu"`` after the depthwise convolution. The paper
             leaves it open ("for simplicity"); without one was better on the mini suite's validation images.
+        update_rank: r of a low-rank update of frozen linear layers, W + s B A (equation 15), in every block; the
+            smaller side of layers that are smaller. 0 switches updates off. The paper's S2A has none; with
+            ``activations="lean"`` they keep not one byte more.
+        update_targets: Updated layers of every block that has them: ``"all"`` of ``UPDATED``, or some of these.
+        update_scale: s.
+        presets: Options by the name of what they make: ``"paper"``, the defaults, and ``"plus"``, S2A with updates
+            (docs/plus.md); ``s2a.method_config("s2a", preset="plus")``.
     """
+
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "paper": {},
+        "plus": {"activations": "lean", "lrp_rank": 4, "update_rank": 4},
+    }
 
     lrp_rank: int = 30
     lsb_reduction: int = 8
@@ -57,9 +74,13 @@ class S2AConfig(LeanOptions):
     lrp_shape: Literal["preset", "map", "window"] = "preset"
     lrp_std: float = 0.02
     lsb_activation: Literal["gelu", "none"] = "none"
+    update_rank: int = later_option(0)
+    update_targets: str | tuple[str, ...] = later_option("all")
+    update_scale: float = later_option(1.0)
 
     def __post_init__(self) -> None:
-        for name, value in (("lrp_rank", self.lrp_rank), ("lsb_reduction", self.lsb_reduction)):
+        for name in ("lrp_rank", "lsb_reduction", "update_rank"):
+            value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise S2AError(f"{name}={value!r} is not a size; give an integer of 1 or more, or 0 to switch it off.")
         if not isinstance(self.train_bias, bool):
@@ -80,8 +101,22 @@ class S2AConfig(LeanOptions):
             or sorted(set(self.sites)) != list(self.sites)
         ):
             raise S2AError(f"sites={self.sites} must be ascending block indices without repeats, 'preset' or 'all'.")
+        self._check_updates()
         if not self.lrp_std > 0:
             raise S2AError(f"lrp_std={self.lrp_std} must be above 0: with A zero too, the prompt could never learn.")
+
+    def _check_updates(self) -> None:
+        if not isinstance(self.update_scale, int | float) or not 0 < self.update_scale < math.inf:
+            raise S2AError(f"update_scale={self.update_scale!r} must be a number above 0; 1 leaves B A as it is.")
+        if self.update_targets == "all":
+            return
+        targets = (self.update_targets,) if isinstance(self.update_targets, str) else tuple(self.update_targets)
+        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(UPDATED):
+            raise S2AError(
+                f"update_targets={targets} must name each of its layers once; choose from {', '.join(UPDATED)}, "
+                "or 'all'."
+            )
+        object.__setattr__(self, "update_targets", targets)
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -115,6 +150,23 @@ def _sites(config: S2AConfig, backbone: Backbone) -> tuple[Block, ...]:
     if any(not 0 <= int(i) < count for i in config.sites):
         raise S2AError(f"sites={config.sites} goes beyond the {count} blocks of the model; use 0 to {count - 1}.")
     return tuple(backbone.blocks[int(i)] for i in config.sites)
+
+
+def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, int]]:
+    """Paths of the layers that are updated, each with its rank: at most the layer's smaller side."""
+    wanted = UPDATED if config.update_targets == "all" else config.update_targets
+    found: list[tuple[str, int]] = []
+    for block in backbone.blocks:
+        for role in wanted:
+            if role in block.linears:
+                layer: Any = backbone.module(block.linears[role])
+                found.append((block.linears[role], min(config.update_rank, *layer.weight.shape[:2])))
+    if not found:
+        raise UnsupportedModel(
+            f"update_targets={config.update_targets}: no block of this {backbone.family} has such a layer; "
+            "set update_rank=0 to switch updates off."
+        )
+    return found
 
 
 @register_method("s2a", S2AConfig)
@@ -159,6 +211,10 @@ class S2A(Method):
                 edits.before(backbone.module(block.name), Tap(self.branch, i).before)
         if config.lrp_rank:
             self._add_prompts(config, sites, backbone, edits)
+        self.updates: LowRankUpdates | None = None
+        if config.update_rank:
+            targets = _update_targets(config, backbone)
+            self.updates = LowRankUpdates(backbone, edits, targets, lambda rank: config.update_scale)
         release_frozen_inputs(backbone.model, edits)
         if config.activations == "paper":
             for part in (backbone.model, self.branch):
@@ -182,12 +238,30 @@ class S2A(Method):
             edits.before(backbone.module(block.name), prompt.before)
 
     def keeps(self, batch_size: int) -> dict[str, int]:
-        """What the side branch holds; biases and prompts need no activation."""
-        if self.branch is None:
-            return {}
+        """What the side branch and the updates hold; biases and prompts need no activation."""
+        kept: dict[str, int] = {}
         bits = self.bits
-        kept = self.branch.keeps(batch_size, lambda n: 4 * n if bits is None else packed_bytes(n, bits))
-        return {f"branch.{name}": size for name, size in kept.items()}
+        if self.branch is not None:
+            branch = self.branch.keeps(batch_size, lambda n: 4 * n if bits is None else packed_bytes(n, bits))
+            kept |= {f"branch.{name}": size for name, size in branch.items()}
+        if self.updates is not None:
+            kept |= {f"updates.{name}": size for name, size in self.updates.keeps(batch_size).items()}
+        return kept
+
+    @property
+    def can_fold(self) -> bool:
+        """Biases and updates are of the backbone's form; prompts and the side branch are not."""
+        return self.branch is None and not len(self.prompts)
+
+    def fold(self, model: nn.Module) -> None:
+        """Writes the updates into the weights, where there is neither prompt nor side branch."""
+        if not self.can_fold:
+            raise S2AError(
+                "S2A with prompts or the side branch cannot be merged: they are not of the backbone's form; keep the "
+                "adapted model, or save it with s2a.save. With lrp_rank=0 and lsb_reduction=0 it can."
+            )
+        if self.updates is not None:
+            self.updates.fold(model)
 
     def forward(self, model: nn.Module, images: Tensor) -> Tensor:
         """Backbone features, and the side branch's behind them, ``(B, C + c)``."""

@@ -213,11 +213,13 @@ def _type_text(hint: Any) -> str:
 
 
 def _method_hints(name: str) -> dict[str, Any]:
-    from s2a.registry import get_entry
+    from s2a.registry import get_entry, presets_of
 
     config = get_entry(name).config
     hints = typing.get_type_hints(config)
-    return {field.name: hints[field.name] for field in dataclasses.fields(config)}
+    presets = presets_of(config)
+    own = {"preset": Literal[tuple(presets)]} if presets else {}
+    return {field.name: hints[field.name] for field in dataclasses.fields(config)} | own
 
 
 def _method(name: str, options: Mapping[str, Any]) -> MethodConfig:

@@ -68,8 +68,9 @@ def _merged(adapted: Adapted) -> Any:
             f"The head is a {type(head).__name__}, where timm's models have a linear layer; choose format 'onnx' or "
             "'torch', which keep it."
         )
-    if type(adapted.method).fold is Method.fold:
-        able = [name for name in list_methods() if get_entry(name).method.fold is not Method.fold]
+    if not adapted.method.can_fold:
+        entries = [get_entry(name) for name in list_methods()]
+        able = [e.name for e in entries if e.method.fold is not Method.fold and e.method.can_fold is Method.can_fold]
         raise S2AError(
             f"Method {adapted.name!r} cannot be merged into a plain timm checkpoint ({', '.join(able)} can); choose "
             "format 'onnx' or 'torch', which keep what it adds in the graph."

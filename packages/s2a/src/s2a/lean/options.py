@@ -16,7 +16,7 @@ USUAL_BATCH = 32
 """Images of a step where nobody says how many: those of the paper's tables."""
 
 
-def _new(default: Any, **metadata: Any) -> Any:
+def later_option(default: Any, **metadata: Any) -> Any:
     """A field that is part of a config's identity only where it is not its default: older records stay valid.
 
     Args:
@@ -59,15 +59,15 @@ class LeanOptions:
         memory_budget: Older name of ``peak_budget``, likewise.
     """
 
-    activations: Literal["exact", "lean"] = _new("exact")
-    saved_budget_mb: float | None = _new(None)
-    peak_budget: str | None = _new(None)
-    budget_batch: int | None = _new(None, former=32)
-    in_place: bool = _new(False)
-    offload: bool = _new(False)
-    recompute: Literal["auto", "same", "bf16"] = _new("auto", former="same", changed_with="activations=lean")
-    memory_budget_mb: float | None = _new(None, older_name_of="saved_budget_mb")
-    memory_budget: str | None = _new(None, older_name_of="peak_budget")
+    activations: Literal["exact", "lean"] = later_option("exact")
+    saved_budget_mb: float | None = later_option(None)
+    peak_budget: str | None = later_option(None)
+    budget_batch: int | None = later_option(None, former=32)
+    in_place: bool = later_option(False)
+    offload: bool = later_option(False)
+    recompute: Literal["auto", "same", "bf16"] = later_option("auto", former="same", changed_with="activations=lean")
+    memory_budget_mb: float | None = later_option(None, older_name_of="saved_budget_mb")
+    memory_budget: str | None = later_option(None, older_name_of="peak_budget")
 
     @property
     def has_budget(self) -> bool:

@@ -88,7 +88,7 @@ def method_table() -> MethodTable:
 
 
 def _from_registry() -> MethodTable:
-    from s2a.registry import get_entry, list_methods
+    from s2a.registry import get_entry, list_methods, presets_of
 
     options = {}
     entries = {name: get_entry(name) for name in list_methods()}
@@ -99,9 +99,15 @@ def _from_registry() -> MethodTable:
             hints = {}
         fields = dataclasses.fields(entry.config)
         options[name] = {field.name: Option(hints.get(field.name, Any), _default(field)) for field in fields}
+        options[name] |= _preset_option(presets_of(entry.config))
     fixed = frozenset(name for name, entry in entries.items() if entry.method.fixed_features)
     frozen = frozenset(name for name, entry in entries.items() if not entry.method.trains_backbone)
     return MethodTable(options, complete=True, fixed_features=fixed, frozen_backbone=frozen)
+
+
+def _preset_option(presets: Mapping[str, Any]) -> dict[str, Option]:
+    """The option ``preset`` of a config that has some."""
+    return {"preset": Option(typing.Literal[tuple(presets)])} if presets else {}
 
 
 def _default(field: dataclasses.Field[Any]) -> Any:
@@ -192,7 +198,9 @@ def _fields(name: str, file: _File, files: Iterable[_File]) -> tuple[dict[str, O
     for node in cls.body:
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = ast.unparse(node.annotation)
-            if not re.match(r"(typing\.)?ClassVar\b", text):
+            if node.target.id == "presets" and isinstance(node.value, ast.Dict):
+                found |= _preset_option({key.value: None for key in node.value.keys if isinstance(key, ast.Constant)})
+            elif not re.match(r"(typing\.)?ClassVar\b", text):
                 found[node.target.id] = Option(_hint(node.annotation, home), _value(node.value, home))
     return found, whole
 

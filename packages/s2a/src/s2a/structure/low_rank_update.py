@@ -1,0 +1,118 @@
+"""Low-rank update of a frozen layer: y = W x + b + s B A x (LoRA; paper equation 15)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from s2a.backbones import Backbone, Edits, called
+
+
+class LowRankUpdate(nn.Module):
+    """s B A dropout(x), added to the output of a frozen layer. Starts at zero: B is zero.
+
+    Hu et al., LoRA, ICLR 2022, https://arxiv.org/abs/2106.09685. A convolution is updated as in LyCORIS and peft: A is
+    one of the same kernel and stride to r channels, B is 1 x 1.
+
+    Args:
+        layer: A linear layer or an ungrouped convolution.
+        rank: r.
+        scale: s; alpha / r in LoRA's terms.
+        dropout: Of x.
+    """
+
+    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+        super().__init__()
+        if isinstance(layer, nn.Linear):
+            self.a: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
+            self.b: nn.Module = nn.Linear(rank, layer.out_features, bias=False)
+        else:
+            geometry = (layer.kernel_size, layer.stride, layer.padding, layer.dilation)
+            self.a = nn.Conv2d(layer.in_channels, rank, *geometry, bias=False)  # type: ignore[arg-type]
+            self.b = nn.Conv2d(rank, layer.out_channels, 1, bias=False)
+        nn.init.kaiming_uniform_(self.a.weight, a=math.sqrt(5))  # type: ignore[arg-type]
+        nn.init.zeros_(self.b.weight)  # type: ignore[arg-type]
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        self.scale = scale
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The update of the layer's output for its input ``x``."""
+        return self.scale * self.b(self.a(self.dropout(x)))
+
+    def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
+        """Forward hook of the frozen layer."""
+        return output + self(args[0])
+
+    def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
+        """A, B and the scale of the update of a linear layer; ``None`` for a convolution and while dropout is active.
+
+        A lean block computes the update's input from what its norm keeps, so it needs these instead of the hook.
+        """
+        dropping = isinstance(self.dropout, nn.Dropout) and self.dropout.training
+        if dropping or not isinstance(self.a, nn.Linear):
+            return None
+        return self.a.weight, self.b.weight, self.scale  # type: ignore[return-value]
+
+    def delta(self) -> Tensor:
+        """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""
+        return self.scale * (self.b.weight.flatten(1) @ self.a.weight.flatten(1))  # type: ignore[operator]
+
+
+class LowRankUpdates(nn.ModuleList):
+    """Low-rank updates of some layers of a backbone, in the layers' order.
+
+    Args:
+        backbone: Whose layers are updated.
+        edits: Where the hooks go.
+        targets: Path of a layer, and its rank.
+        scale: Of every update, by its rank.
+        dropout: See ``LowRankUpdate``.
+        train_a: Whether A trains.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        edits: Edits,
+        targets: Sequence[tuple[str, int]],
+        scale: Callable[[int], float],
+        dropout: float = 0.0,
+        train_a: bool = True,
+    ) -> None:
+        super().__init__()
+        self.paths = [path for path, _ in targets]
+        # Elements that each update saves for one image: its input, unless A is frozen, and A's output.
+        self._inputs: list[int] = []
+        self._hidden: list[int] = []
+        shapes = called(backbone.model, self.paths, backbone.image_size)
+        for path, rank in targets:
+            layer: Any = backbone.module(path)
+            update = LowRankUpdate(layer, rank, scale(rank), dropout)
+            update.a.requires_grad_(train_a)
+            edits.after(layer, update.after)
+            self.append(update)
+            x, y = shapes[path]
+            self._inputs.append(math.prod(x))
+            self._hidden.append(math.prod(y) // layer.weight.shape[0] * rank)
+
+    def keeps(self, batch_size: int) -> dict[str, int]:
+        """Bytes of every update's input and A x in fp32, and of dropout's mask where a gradient passes, by module."""
+        kept = {}
+        for i, update in enumerate(self):
+            if update.a.weight.requires_grad:  # type: ignore[union-attr]
+                kept[f"{i}.a"] = 4 * batch_size * self._inputs[i]
+            kept[f"{i}.b"] = 4 * batch_size * self._hidden[i]
+            # On a CPU a mask is float32. The input of the first update has no gradient, so that its mask is not saved.
+            if i and isinstance(update.dropout, nn.Dropout):
+                width = 4 if next(update.parameters()).device.type == "cpu" else 1
+                kept[f"{i}.dropout"] = width * batch_size * self._inputs[i]
+        return kept
+
+    def fold(self, model: nn.Module) -> None:
+        """Writes W + scale * B A into every updated layer of ``model``, a plain copy of the backbone."""
+        for path, update in zip(self.paths, self, strict=True):
+            weight: Any = model.get_submodule(path).weight
+            weight += update.delta().view_as(weight)  # type: ignore[operator]
