@@ -76,7 +76,7 @@ def dense_hook(weights: list[Tensor], module: Any, args: Any, output: Tensor) ->
 @pytest.mark.parametrize("name", SITES)
 def test_outputs_and_gradients_are_the_equations(name: str) -> None:
     model, adapted, images = attached(name, CONFIGS[name])
-    assert adapted.method.updates.paths == SITES[name]
+    assert adapted.method.names == SITES[name]
     leaves: dict[str, Tensor] = {}
     for i, path in enumerate(SITES[name]):
         for key, parameter in adapted.method.adapters[i].named_parameters():
@@ -141,8 +141,8 @@ def test_all_sites_take_the_first_stage_too(name: str) -> None:
     _, adapted, _ = attached(name, AdapterConfig(sites="all", reduction=8))
     _, preset, _ = attached(name)
     first = {"swin": 2, "convnext": 1}[name]
-    assert len(adapted.method.updates.paths) == len(preset.method.names) + 2 * first
-    assert adapted.method.updates.paths[2 * first :] == preset.method.names
+    assert len(adapted.method.names) == len(preset.method.names) + 2 * first
+    assert adapted.method.names[2 * first :] == preset.method.names
 
 
 def test_a_bottleneck_keeps_its_input_and_two_hidden_tensors() -> None:

@@ -137,7 +137,7 @@ def test_lora_is_a_sum_of_weights(name: str, alpha: float | None) -> None:
     logits, before = adapted(images), snapshot(adapted)
     method = adapted.method
     assert type(method) is LoRA
-    for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
+    for path, update in zip(adapted.method.names, adapted.method.updates, strict=True):
         weight = dense.get_submodule(path).weight
         a, b = update.a.weight.flatten(1), update.b.weight.flatten(1)
         assert (a.shape[0], b.shape[1]) == (3, 3)
@@ -165,11 +165,11 @@ def test_lora_gradients_are_those_of_the_sum(name: str) -> None:
     with torch.no_grad():
         head = dense.get_classifier()
         head.load_state_dict(adapted.head.state_dict())
-        for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
+        for path, update in zip(adapted.method.names, adapted.method.updates, strict=True):
             weight = dense.get_submodule(path).weight
             weight += 2.0 * (update.b.weight.flatten(1) @ update.a.weight.flatten(1)).view_as(weight)
     dense(images).square().sum().backward()
-    for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
+    for path, update in zip(adapted.method.names, adapted.method.updates, strict=True):
         whole = dense.get_submodule(path).weight.grad.flatten(1)
         a, b = update.a.weight, update.b.weight
         torch.testing.assert_close(a.grad.flatten(1), 2.0 * b.flatten(1).T @ whole)

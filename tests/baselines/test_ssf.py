@@ -91,20 +91,20 @@ SITES["vit_registers"] = SITES["vit"]
 @pytest.mark.parametrize("name", SITES)
 def test_it_sits_behind_these_layers(name: str) -> None:
     _, adapted, _ = attached(name)
-    assert len(adapted.method.updates.paths) == len(set(adapted.method.names))
-    assert set(adapted.method.updates.paths) == SITES[name]
+    assert len(adapted.method.names) == len(set(adapted.method.names))
+    assert set(adapted.method.names) == SITES[name]
 
 
 def test_swins_reduction_has_no_bias_and_no_scale() -> None:
     _, adapted, _ = attached("swin")
-    assert "layers.1.downsample.norm" in adapted.method.updates.paths
-    assert "layers.1.downsample.reduction" not in adapted.method.updates.paths
+    assert "layers.1.downsample.norm" in adapted.method.names
+    assert "layers.1.downsample.reduction" not in adapted.method.names
 
 
 def test_resnets_scales_sit_behind_batch_norms_alone() -> None:
     model, adapted, _ = attached("resnet")
     norms = [n for n, m in model.named_modules() if isinstance(m, nn.BatchNorm2d)]
-    assert adapted.method.updates.paths == norms
+    assert adapted.method.names == norms
 
 
 @pytest.mark.parametrize("name", [n for n in tiny.MODELS if n != "eva"])
@@ -176,7 +176,7 @@ def test_merging_is_exact(name: str) -> None:
     assert not any(m._forward_hooks for m in merged.modules())
     weights, plain = merged.state_dict(), model.state_dict()
     assert weights.keys() == plain.keys()
-    scales = dict(zip(adapted.method.updates.paths, adapted.method.scales, strict=True))
+    scales = dict(zip(adapted.method.names, adapted.method.scales, strict=True))
     for key in plain:
         if key in CLASSIFIERS:
             continue
@@ -215,10 +215,10 @@ def test_gamma_keeps_every_output_and_beta_nothing(name: str) -> None:
     def note(path: str, module: nn.Module, args: Any, output: Tensor) -> None:
         sizes[path] = 4 * output.numel()
 
-    for path in adapted.method.updates.paths:
+    for path in adapted.method.names:
         plain.get_submodule(path).register_forward_hook(partial(note, path))
     pooled_features(plain, images)
-    expected = {f"scales.{i}": sizes[path] for i, path in enumerate(adapted.method.updates.paths)}
+    expected = {f"scales.{i}": sizes[path] for i, path in enumerate(adapted.method.names)}
     assert adapted.method.keeps(2) == expected
     kept = s2a.saved_bytes(adapted, images).shared
     assert {n.removeprefix("method."): size for n, size in kept.items() if n.startswith("method")} == expected
@@ -335,7 +335,7 @@ def test_layers_that_are_not_called_with_tensors_are_left_out() -> None:
     model.blocks[0].mlp.fc1 = First(Tuple(64, 256))
     model.unused = nn.Linear(3, 3)
     adapted: Any = s2a.attach(model, SSFConfig(), tiny.CLASSES).eval()
-    assert set(adapted.method.updates.paths) == SITES["vit"] - {"blocks.0.mlp.fc1"}
+    assert set(adapted.method.names) == SITES["vit"] - {"blocks.0.mlp.fc1"}
     assert bool(adapted(torch.randn(2, 3, 32, 32)).isfinite().all())
 
 

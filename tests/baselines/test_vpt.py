@@ -55,7 +55,7 @@ def compare(adapted: Any, images: Tensor, leaves: list[Tensor], expected: Tensor
 @pytest.mark.parametrize("name", SEQUENCES)
 def test_a_sequence_is_concatenated(name: str, deep: bool) -> None:
     model, adapted, images = attached(name, deep=deep)
-    assert adapted.method.updates.paths == (["blocks.0", "blocks.1"] if deep else ["blocks.0"])
+    assert adapted.method.names == (["blocks.0", "blocks.1"] if deep else ["blocks.0"])
     leaves = leaves_of(adapted)
     compare(adapted, images, leaves, sequence_by_hand(model, images, leaves, deep))
 
@@ -102,12 +102,12 @@ def test_prompts_join_windows_inside_attention(
     model, adapted, images = attached("swin", **options)
     if not options:
         sites = ["1.blocks.0", "1.blocks.1", "2.blocks.0"]
-    assert adapted.method.updates.paths == [f"layers.{site}.attn" for site in sites]
+    assert adapted.method.names == [f"layers.{site}.attn" for site in sites]
     for module in adapted.backbone.modules():
         if "fused_attn" in module.__dict__:
             module.fused_attn = fused
     leaves = leaves_of(adapted)
-    expected = swin_by_hand(model, images, dict(zip(adapted.method.updates.paths, leaves, strict=True)))
+    expected = swin_by_hand(model, images, dict(zip(adapted.method.names, leaves, strict=True)))
     compare(adapted, images, leaves, expected)
 
 
@@ -115,7 +115,7 @@ def test_windows_of_a_map_that_is_not_square(monkeypatch: pytest.MonkeyPatch) ->
     small_swin(monkeypatch)
     model, adapted, images = attached("swin", (32, 64), batch=1, sites="all")
     leaves = leaves_of(adapted)
-    expected = swin_by_hand(model, images, dict(zip(adapted.method.updates.paths, leaves, strict=True)))
+    expected = swin_by_hand(model, images, dict(zip(adapted.method.names, leaves, strict=True)))
     compare(adapted, images, leaves, expected)
 
 
@@ -141,14 +141,14 @@ def test_a_ring_goes_through_the_block(name: str, width: int) -> None:
     sites = "all" if name == "resnet" else "preset"
     model, adapted, images = attached(name, ring=width, sites=sites)
     leaves = leaves_of(adapted)
-    prompts = dict(zip(adapted.method.updates.paths, leaves, strict=True))
+    prompts = dict(zip(adapted.method.names, leaves, strict=True))
     compare(adapted, images, leaves, convolutional_by_hand(model, images, prompts, width))
 
 
 def test_a_ring_around_a_map_that_is_not_square() -> None:
     model, adapted, images = attached("convnext", (64, 96))
     leaves = leaves_of(adapted)
-    prompts = dict(zip(adapted.method.updates.paths, leaves, strict=True))
+    prompts = dict(zip(adapted.method.names, leaves, strict=True))
     compare(adapted, images, leaves, convolutional_by_hand(model, images, prompts, 1))
 
 
@@ -164,11 +164,11 @@ def test_a_shallow_ring_frames_the_image(name: str) -> None:
 
 def test_strided_blocks_and_the_first_stage_have_no_ring() -> None:
     _, adapted, _ = attached("convnext")
-    assert adapted.method.updates.paths == [f"stages.{b}" for b in ("1.blocks.0", "2.blocks.0", "2.blocks.1", "3.blocks.0")]
+    assert adapted.method.names == [f"stages.{b}" for b in ("1.blocks.0", "2.blocks.0", "2.blocks.1", "3.blocks.0")]
     _, adapted, _ = attached("resnet", sites="all")
     plain = describe(MODELS["resnet"][0](), 64)
-    assert adapted.method.updates.paths == [b.name for b in plain.blocks if b.grid == b.grid_out]
-    assert 0 < len(adapted.method.updates.paths) < len(plain.blocks)
+    assert adapted.method.names == [b.name for b in plain.blocks if b.grid == b.grid_out]
+    assert 0 < len(adapted.method.names) < len(plain.blocks)
 
 
 @given(st.tuples(st.integers(1, 6), st.integers(1, 6)), st.integers(1, 3), st.integers(1, 4), st.integers(0, 3))

@@ -129,6 +129,7 @@ class LoRA(Method):
                 name = block.linears[role]
                 targets.append((name, _rank(config, block.channels, name, backbone.module(name))))
         self.updates = LowRankUpdates(backbone, edits, targets, config.scale, config.dropout, config.train_a)
+        self.names = self.updates.paths
         for part in (backbone.model, self.updates):
             release_frozen_inputs(part, edits)
 

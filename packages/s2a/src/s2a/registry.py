@@ -253,12 +253,12 @@ def method_config(name: str, **overrides: Any) -> Any:
         overrides = {**_preset(name, presets, overrides["preset"]), **overrides}
         del overrides["preset"]
     fields = [f.name for f in dataclasses.fields(config)]
+    options = [*fields, "preset"] if presets else fields
     for key in overrides:
         if key not in fields:
-            near = difflib.get_close_matches(key, fields, n=2)
+            near = difflib.get_close_matches(key, options, n=2)
             hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
-            known = ", ".join([*fields, *(["preset"] if presets else [])]) or "none"
-            raise S2AError(f"Method {name!r} has no option {key!r}: {hint}Options: {known}.")
+            raise S2AError(f"Method {name!r} has no option {key!r}: {hint}Options: {', '.join(options) or 'none'}.")
     return config(**overrides)
 
 

@@ -1,0 +1,146 @@
+"""S2A with low-rank updates: the equation, what is kept, where they go, presets."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from typing import Any
+
+import pytest
+import s2a
+import torch
+from method_contract import IN_BOTH_RINGS
+from s2a import testing
+from s2a.s2a_method import UPDATED, S2AConfig
+from tiny import CLASSES, MODELS
+from torch import nn
+
+FAMILIES = ("vit", "swin", "convnext")
+ALL_PARTS = {"update_rank": 2, "lrp_rank": 2}
+UPDATES_ALONE = {"update_rank": 2, "lrp_rank": 0, "lsb_reduction": 0, "train_bias": False}
+FORMS = {
+    "all parts": ALL_PARTS,
+    "all parts, lean": {**ALL_PARTS, "activations": "lean"},
+    "updates alone": UPDATES_ALONE,
+    "some layers": {"update_rank": 3, "update_targets": ("fc1",), "update_scale": 0.5, "lrp_rank": 2},
+}
+
+
+@IN_BOTH_RINGS
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_promises_are_kept(family: str, form: str, checks: Any) -> None:
+    make_model, size = MODELS[family]
+    testing.check_method(S2AConfig(**FORMS[form]), make_model, CLASSES, image_size=size, checks=checks)
+
+
+def moved(adapted: Any) -> Any:
+    """The model with its updates off zero."""
+    torch.manual_seed(1)
+    for update in adapted.method.updates:
+        nn.init.normal_(update.b.weight, std=0.1)
+    return adapted
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_an_update_is_a_sum_of_weights(family: str) -> None:
+    """A plain model with W + s B A in its layers has the same logits, and the chain rule's gradients.
+
+    With G that of the weight: s B^T G for A and s G A^T for B.
+    """
+    make_model, size = MODELS[family]
+    plain, images = make_model().eval().double(), torch.randn(2, 3, size, size, dtype=torch.float64)
+    config = S2AConfig(activations="exact", update_scale=0.5, **ALL_PARTS)
+    torch.manual_seed(0)
+    adapted = moved(s2a.attach(copy.deepcopy(plain), config, CLASSES, image_size=size)).double()
+    for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
+        weight = plain.get_submodule(path).weight.data
+        weight += (0.5 * update.b.weight @ update.a.weight).detach()
+    without = s2a.attach(plain, dataclasses.replace(config, update_rank=0), CLASSES, image_size=size).double()
+    state = {name: value for name, value in adapted.state_dict().items() if ".updates." not in name}
+    weights = {f"backbone.{path}.weight" for path in adapted.method.updates.paths}
+    without.load_state_dict({**without.state_dict(), **{k: v for k, v in state.items() if k not in weights}})
+    layers = [without.backbone.get_submodule(path) for path in adapted.method.updates.paths]
+    for layer in layers:
+        layer.weight.requires_grad_()
+    assert torch.allclose(adapted(images), without(images), rtol=1e-9)
+    for model in (adapted, without):
+        model(images).square().sum().backward()
+    for layer, update in zip(layers, adapted.method.updates, strict=True):
+        a, b = update.a.weight, update.b.weight
+        torch.testing.assert_close(a.grad, 0.5 * b.T @ layer.weight.grad)
+        torch.testing.assert_close(b.grad, 0.5 * layer.weight.grad @ a.T)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_lean_updates_keep_not_one_byte(family: str) -> None:
+    make_model, size = MODELS[family]
+    images = torch.randn(2, 3, size, size)
+
+    def kept(rank: int) -> int:
+        config = S2AConfig(activations="lean", update_rank=rank, lrp_rank=2)
+        return s2a.saved_bytes(s2a.attach(make_model(), config, CLASSES, image_size=size), images).total
+
+    assert kept(4) == kept(0)
+
+
+def test_every_layer_or_those_that_are_named() -> None:
+    make_model, size = MODELS["vit"]
+    for targets, roles in (("all", UPDATED), ("fc1", ("fc1",)), (("qkv", "fc2"), ("qkv", "fc2"))):
+        config = S2AConfig(update_rank=2, update_targets=targets, lrp_rank=2)
+        paths = s2a.attach(make_model(), config, CLASSES, image_size=size).method.updates.paths
+        assert [path.rpartition(".")[2] for path in paths] == list(roles) * 2
+
+
+def test_a_layer_smaller_than_the_rank_gets_its_full_rank() -> None:
+    make_model, size = MODELS["swin"]
+    method = s2a.attach(make_model(), S2AConfig(update_rank=40, lrp_rank=2), CLASSES, image_size=size).method
+    assert {update.a.weight.shape[0] for update in method.updates} == {32, 40}
+
+
+def test_updates_without_prompts_and_branch_merge() -> None:
+    make_model, size = MODELS["vit"]
+    images = torch.randn(2, 3, size, size)
+    adapted = moved(s2a.attach(make_model(), S2AConfig(**UPDATES_ALONE), CLASSES, image_size=size)).eval()
+    merged: Any = s2a.merge(adapted).eval()
+    torch.testing.assert_close(merged(images), adapted(images), rtol=1e-4, atol=1e-5)
+    with pytest.raises(s2a.S2AError, match="prompts or the side branch cannot be merged"):
+        s2a.merge(s2a.attach(make_model(), S2AConfig(**ALL_PARTS), CLASSES, image_size=size))
+
+
+def test_a_preset_is_its_options_and_what_is_given_goes_over_it() -> None:
+    plus = S2AConfig(**S2AConfig.presets["plus"])
+    assert s2a.method_config("s2a", preset="plus") == plus != S2AConfig()
+    assert s2a.method_config("s2a", preset="paper") == S2AConfig()
+    assert s2a.method_config("s2a", preset="plus", lrp_rank=7) == dataclasses.replace(plus, lrp_rank=7)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"preset": "pls"}, "no preset 'pls'; choose one of 'paper', 'plus'"),
+        ({"preset": 1}, "no preset 1"),
+        ({"presett": "plus"}, "no option 'presett': did you mean 'preset'"),
+        ({"update_rank": -1}, "update_rank=-1 is not a size"),
+        ({"update_rank": True}, "update_rank=True is not a size"),
+        ({"update_targets": ()}, "must name each of its layers once"),
+        ({"update_targets": "fc3"}, "choose from qkv, proj, fc1, fc2, or 'all'"),
+        ({"update_targets": ("fc1", "fc1")}, "must name each of its layers once"),
+        ({"update_scale": 0}, "update_scale=0 must be a number above 0"),
+        ({"update_scale": "x"}, "update_scale='x' must be a number above 0"),
+    ],
+)
+def test_wrong_options_are_said(options: dict[str, Any], words: str) -> None:
+    with pytest.raises(s2a.S2AError, match=words):
+        s2a.method_config("s2a", **options)
+
+
+def test_a_method_without_presets_has_no_such_option() -> None:
+    with pytest.raises(s2a.S2AError, match="'bias' has no option 'preset'"):
+        s2a.method_config("bias", preset="plus")
+
+
+def test_layers_that_no_block_has_are_refused() -> None:
+    make_model, size = MODELS["convnext"]
+    with pytest.raises(s2a.UnsupportedModel, match="no block of this convnext has such a layer"):
+        s2a.attach(make_model(), S2AConfig(update_rank=2, update_targets="qkv", lrp_rank=2), CLASSES, image_size=size)
