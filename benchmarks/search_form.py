@@ -92,7 +92,7 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
         "task": task,
         "seed": seed,
         "epochs": recipe.epochs,
-        "accuracy": round(100 * scores.accuracy(adapted, scored, recipe), 2),
+        "accuracy": round(scores.accuracy(adapted, scored, recipe), 2),
         "loss": round(last["loss"], 4),
         "trainable": counted,
         "seconds": round(time.perf_counter() - began, 1),

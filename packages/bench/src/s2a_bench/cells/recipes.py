@@ -19,6 +19,8 @@ from s2a_bench.errors import InputError, unknown
 
 _SCHEDULES: dict[str, dict[str, Any]] = {
     "mini": {"epochs": 12, "warmup_epochs": 1},
+    # Trained on machines without a card.
+    "real": {"epochs": 8, "warmup_epochs": 1},
     # Own images: usually more than VTAB's 1,000, drawn anew in every epoch by augmentation.
     "own": {"epochs": 30, "warmup_epochs": 3},
 }

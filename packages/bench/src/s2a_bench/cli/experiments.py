@@ -23,7 +23,7 @@ class Experiments:
     """Lists the paper's experiments: what each shows, its cells, and how many of them are done in a folder.
 
     Attributes:
-        suite: mini, vtab, fgvc, cifar, domainnet, imagenet.
+        suite: mini, real, vtab, fgvc, cifar, domainnet, imagenet.
         datasets: Datasets of the suite; its default subset if left out.
         backbones: Only these; the experiment's own if left out.
         seeds: One cell each; the suite's own if left out.

@@ -44,12 +44,12 @@ class Sweep:
     Exit codes: 0 every cell is done, 1 some cell failed (each is named), 2 bad input, before anything ran.
 
     Attributes:
-        suite: mini (offline, embedded), vtab, fgvc, cifar, domainnet, imagenet; own: your own images, as
-            `s2a-bench data prepare NAME --from DIR` leaves them under --data-dir.
+        suite: mini (offline, embedded), real (for trained weights without a card), vtab, fgvc, cifar, domainnet,
+            imagenet; own: your own images, as `s2a-bench data prepare NAME --from DIR` leaves them under --data-dir.
         datasets: Datasets of the suite; its default subset if left out (own: all under --data-dir).
         backbones: timm names, mini_vit, ...
         methods: Methods, with options if need be: s2a "s2a:activations=exact,bits=8".
-        seeds: One cell each; 0 1 2 for vtab and fgvc, 0 for the others if left out.
+        seeds: One cell each; 0 1 2 for vtab and fgvc, 0 1 for real, 0 for the others if left out.
         epochs: Passes over the training images; short for --set train.epochs=N.
         batch_size: Images per step; short for --set train.batch_size=N.
         data_dir: Where prepared datasets lie.

@@ -32,6 +32,7 @@ from s2a_bench.data.folder import (
     read_manifest,
 )
 from s2a_bench.data.images import INTERPOLATIONS, resize_arrays
+from s2a_bench.data.mini import scenes
 from s2a_bench.data.mini import tasks as mini_tasks
 from s2a_bench.data.other_sets import explain_other_set
 from s2a_bench.data.table import lookup as datasets
@@ -153,7 +154,9 @@ def open_dataset(config: DataConfig) -> OpenDataset:
     """
     dataset = _check_config(config)
     if dataset.embedded:
-        ids = DataIdentity(mini_tasks.task_data_id(dataset.name), mini_tasks.SPLIT_ID, lossy=False)
+        rendered = dataset.name in scenes.TASKS
+        content = scenes.scenes_data_id(dataset.name) if rendered else mini_tasks.task_data_id(dataset.name)
+        ids = DataIdentity(content, mini_tasks.SPLIT_ID, lossy=False)
         return OpenDataset(dataset, ids)
     folder, manifest, lists, ids = _open_folder(config, dataset)
     return OpenDataset(dataset, ids, folder, manifest, lists)
@@ -193,12 +196,12 @@ def load_data(
     trained_on, *looked_at = _names_of_used_lists(config, dataset)
     notes: list[str] = []
     if opened.folder is None:
-        arrays = mini_tasks.load_task(dataset.name)
+        make = _images_from_scenes if dataset.name in scenes.TASKS else _images_from_arrays
         if augmentation.name == "none":
-            train = _resize_in_memory(_images_from_arrays(*arrays[trained_on], config.limit_train, view), view)
+            train = _keep_in_memory(make(dataset.name, trained_on, config.limit_train, view), view)
         else:
-            train = _augmented_from_arrays(*arrays[trained_on], config.limit_train, view, augmentation)
-        others = [_images_from_arrays(*arrays[name], config.limit_test, view) for name in looked_at]
+            train = _augmented_from_arrays(dataset.name, trained_on, config.limit_train, view, augmentation)
+        others = [make(dataset.name, name, config.limit_test, view) for name in looked_at]
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
         # What is scored once, at the end, is not kept in memory.
@@ -303,7 +306,9 @@ def _open_folder(
     return folder, manifest, lists, identify_folder(folder, lists, manifest)
 
 
-def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any]) -> Images:
+def _images_from_arrays(task: str, name: str, limit: int | None, view: dict[str, Any]) -> Images:
+    """A list of an embedded task, resized batch by batch."""
+    images, labels = mini_tasks.load_task(task)[name]
     kept = _spaced_indices(len(labels), limit)
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -312,13 +317,25 @@ def _images_from_arrays(images: np.ndarray, labels: np.ndarray, limit: int | Non
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
-def _augmented_from_arrays(
-    images: np.ndarray, labels: np.ndarray, limit: int | None, view: dict[str, Any], augmentation: Augmentation
-) -> Images:
-    """Random views of images in memory; without a generator the view that is scored."""
+def _images_from_scenes(task: str, name: str, limit: int | None, view: dict[str, Any]) -> Images:
+    """A list of a rendered task, painted batch by batch at the size of the view."""
+    labels = scenes.labels_of(task, name)
     kept = _spaced_indices(len(labels), limit)
-    plain = resize_arrays(images[kept], view["size"], view["interpolation"])
-    short = resize_arrays(images[kept], short_side(view["size"]), view["interpolation"])
+
+    def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
+        return scenes.render(task, name, kept[indices], view["size"])
+
+    return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+
+
+def _augmented_from_arrays(
+    task: str, name: str, limit: int | None, view: dict[str, Any], augmentation: Augmentation
+) -> Images:
+    """Random views of embedded images in memory; without a generator the view that is scored."""
+    make = _images_from_scenes if task in scenes.TASKS else _images_from_arrays
+    larger = {**view, "size": short_side(view["size"])}
+    plain, short = (_all_pixels(make(task, name, limit, each)) for each in (view, larger))
+    labels = make(task, name, limit, view).labels
     fill = _fill_colour(view)
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -327,7 +344,7 @@ def _augmented_from_arrays(
         drawn = list(short[indices])
         return cut_views(drawn, view["size"], generator, augmentation, view["interpolation"], fill)
 
-    return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
+    return Images(labels, pixels, view["mean"], view["std"])
 
 
 def _fill_colour(view: dict[str, Any]) -> tuple[int, int, int]:
@@ -336,9 +353,13 @@ def _fill_colour(view: dict[str, Any]) -> tuple[int, int, int]:
     return red, green, blue
 
 
-def _resize_in_memory(images: Images, view: dict[str, Any]) -> Images:
-    """Resizes all images now instead of batch by batch."""
-    array = images._pixels(np.arange(len(images)), None)
+def _all_pixels(images: Images) -> np.ndarray:
+    return images._pixels(np.arange(len(images)), None)
+
+
+def _keep_in_memory(images: Images, view: dict[str, Any]) -> Images:
+    """Resizes or paints all images now instead of batch by batch."""
+    array = _all_pixels(images)
     return Images(images.labels, lambda indices, generator: array[indices], view["mean"], view["std"])
 
 

@@ -1,4 +1,6 @@
-"""Renders small images with numpy: anti-aliased sprites, smooth backgrounds and textures.
+"""Renders images with numpy: anti-aliased sprites, smooth backgrounds and textures.
+
+Places and sizes are in units of a 32 x 32 image, whatever the size that is rendered.
 
 The same seeds must give the same images on every platform: only uniform numbers are drawn, single-precision
 arithmetic is elementwise (no BLAS and no reductions, whose order may vary), and transcendental functions are
@@ -13,6 +15,7 @@ from collections.abc import Callable
 import numpy as np
 
 SIZE = 32
+"""Side of an image in the units that scenes are drawn in, and in pixels where no size is given."""
 _SUB = 2  # samples per pixel and axis, on top of edges that are soft over one sample
 
 Distance = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
@@ -68,6 +71,10 @@ class Sprites:
     kind: np.ndarray
     free: np.ndarray
 
+    def scale(self, factor: float) -> Sprites:
+        """The sprites of images ``factor`` times as large."""
+        return dataclasses.replace(self, x=self.x * factor, y=self.y * factor, radius=self.radius * factor)
+
     def select(self, which: np.ndarray) -> Sprites:
         """The sprites selected by an index or mask."""
         return Sprites(*(getattr(self, field.name)[which] for field in dataclasses.fields(self)))
@@ -122,10 +129,12 @@ SHAPES: tuple[Distance, ...] = (_disc, _square, _bar, _triangle, _cross, _ring)
 """Shapes whose centre is well defined, for locations and counts."""
 
 
-def _compute_coverage(sprites: Sprites, shape: Distance, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _compute_coverage(
+    sprites: Sprites, shape: Distance, window: int, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Fraction of each pixel that a sprite covers, ``(M, window, window)``, and the window's corners x, y ``(M,)``."""
     left, top = (
-        (np.floor(centre).astype(np.int64) - window // 2).clip(0, SIZE - window) for centre in (sprites.x, sprites.y)
+        (np.floor(centre).astype(np.int64) - window // 2).clip(0, size - window) for centre in (sprites.x, sprites.y)
     )
     # Coordinates of the subsamples relative to the centre, in units of the radius, rotated by the angle.
     offsets = (np.arange(window * _SUB) + 0.5) / _SUB
@@ -146,18 +155,21 @@ def paint_sprites(canvas: np.ndarray, sprites: Sprites, colour: np.ndarray, shap
     """Paints sprites onto images, in place; at most one sprite per image and call.
 
     Args:
-        canvas: ``(N, 3, 32, 32)`` float32 in [0, 1].
-        sprites: ``M`` sprites, ``M <= N``.
+        canvas: ``(N, 3, S, S)`` float32 in [0, 1].
+        sprites: ``M`` sprites, ``M <= N``, in units of 32 to a side.
         colour: ``(M, 4)`` red, green, blue and opacity.
         shapes: What ``sprites.kind`` points into.
     """
     if not len(sprites.image):
         return
-    window = min(SIZE, 2 * int(np.ceil(sprites.radius.max() * REACH)) + 2)
+    size = canvas.shape[-1]
+    if size != SIZE:
+        sprites = sprites.scale(size / SIZE)
+    window = min(size, 2 * int(np.ceil(sprites.radius.max() * REACH)) + 2)
     for kind, shape in enumerate(shapes):
         chosen = np.flatnonzero(sprites.kind == kind)
         for part in np.array_split(chosen, len(chosen) // 128 + 1):
-            cover, left, top = _compute_coverage(sprites.select(part), shape, window)
+            cover, left, top = _compute_coverage(sprites.select(part), shape, window, size)
             inside = np.arange(window)
             where = (
                 sprites.image[part][:, None, None, None],
@@ -200,18 +212,62 @@ def add_opacity(colour: np.ndarray) -> np.ndarray:
     return np.concatenate([colour, np.ones((len(colour), 1))], axis=1)
 
 
-def render_backgrounds(rng: np.random.Generator, n: int, clutter: int) -> tuple[np.ndarray, np.ndarray]:
-    """Smoothly varying ``(N, 3, 32, 32)`` backgrounds with ``clutter`` faint discs each, and their base colours."""
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """Sprites that are painted at once.
+
+    Attributes:
+        sprites: At most one per image.
+        colour: ``(M, 4)`` red, green, blue and opacity.
+        shapes: What ``sprites.kind`` points into.
+    """
+
+    sprites: Sprites
+    colour: np.ndarray
+    shapes: tuple[Distance, ...]
+
+    def select(self, images: np.ndarray) -> Layer:
+        """Those of some images, ascending, which are counted anew from 0."""
+        where = np.searchsorted(images, self.sprites.image).clip(0, max(len(images) - 1, 0))
+        chosen = images[where] == self.sprites.image if len(images) else np.zeros(len(where), bool)
+        sprites = dataclasses.replace(self.sprites.select(chosen), image=where[chosen])
+        return Layer(sprites, self.colour[chosen], self.shapes)
+
+
+@dataclasses.dataclass(frozen=True)
+class Scene:
+    """What ``N`` images show, before it is painted at any size.
+
+    Attributes:
+        lattice: ``(N, 3, 5, 5)`` colours of the background.
+        layers: Painted one over the other.
+    """
+
+    lattice: np.ndarray
+    layers: tuple[Layer, ...]
+
+    def paint(self, images: np.ndarray | None = None, size: int = SIZE) -> np.ndarray:
+        """Images ``(n, 3, size, size)`` float32 in [0, 1] of some of the scenes, ascending; ``None``: of all."""
+        lattice = self.lattice if images is None else self.lattice[images]
+        canvas = interpolate_smoothly(lattice.astype(np.float32), size)
+        for layer in self.layers:
+            painted = layer if images is None else layer.select(images)
+            paint_sprites(canvas, painted.sprites, painted.colour, painted.shapes)
+        return canvas
+
+
+def draw_backgrounds(rng: np.random.Generator, n: int, clutter: int) -> tuple[Scene, np.ndarray]:
+    """Smoothly varying backgrounds with ``clutter`` faint discs each, and their base colours ``(N, 3)``."""
     base = draw_uniform(rng, 0.15, 0.85, n, 3)
     lattice = base[:, :, None, None] + draw_uniform(rng, -0.2, 0.2, n, 3, 5, 5)
-    canvas = interpolate_smoothly(lattice.astype(np.float32), SIZE)
+    layers = []
     for _ in range(clutter):
         x, y = draw_uniform(rng, 0, SIZE, n), draw_uniform(rng, 0, SIZE, n)
         zero = np.zeros(n)
         discs = Sprites(np.arange(n), x, y, draw_uniform(rng, 1, 4, n), zero, zero.astype(np.int64), zero)
         colour = np.concatenate([rng.random((n, 3)), draw_uniform(rng, 0.1, 0.3, n, 1)], axis=1)
-        paint_sprites(canvas, discs, colour, (_disc,))
-    return canvas, base
+        layers.append(Layer(discs, colour, (_disc,)))
+    return Scene(lattice, tuple(layers)), base
 
 
 def add_noise(rng: np.random.Generator, canvas: np.ndarray) -> np.ndarray:

@@ -6,6 +6,7 @@ same images. Each split has its own random generator.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import hashlib
 import importlib.util
@@ -21,15 +22,16 @@ from s2a_bench.data.mini.render import (
     REACH,
     SHAPES,
     SIZE,
+    Layer,
+    Scene,
     Sprites,
     add_noise,
     add_opacity,
+    draw_backgrounds,
     draw_distant_colours,
     draw_integers,
     draw_permutation,
     draw_uniform,
-    paint_sprites,
-    render_backgrounds,
     render_textures,
 )
 from s2a_bench.errors import unknown
@@ -61,10 +63,14 @@ def orientation_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
     return Sprites(np.arange(n), x, y, radius, angle, draw_integers(rng, len(POINTERS), n), rng.random(n))
 
 
-def _render_orientation(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = render_backgrounds(rng, len(labels), clutter=2)
-    paint_sprites(canvas, orientation_scene(rng, labels), add_opacity(draw_distant_colours(rng, base)), POINTERS)
-    return add_noise(rng, canvas)
+def _draw_orientation(rng: np.random.Generator, labels: np.ndarray) -> Scene:
+    scene, base = draw_backgrounds(rng, len(labels), clutter=2)
+    pointers = orientation_scene(rng, labels)
+    return _with_layers(scene, Layer(pointers, add_opacity(draw_distant_colours(rng, base)), POINTERS))
+
+
+def _with_layers(scene: Scene, *layers: Layer) -> Scene:
+    return dataclasses.replace(scene, layers=(*scene.layers, *layers))
 
 
 def location_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
@@ -83,10 +89,10 @@ def location_scene(rng: np.random.Generator, labels: np.ndarray) -> Sprites:
     )
 
 
-def _render_location(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = render_backgrounds(rng, len(labels), clutter=5)
-    paint_sprites(canvas, location_scene(rng, labels), add_opacity(draw_distant_colours(rng, base)), SHAPES)
-    return add_noise(rng, canvas)
+def _draw_location(rng: np.random.Generator, labels: np.ndarray) -> Scene:
+    scene, base = draw_backgrounds(rng, len(labels), clutter=5)
+    shapes = location_scene(rng, labels)
+    return _with_layers(scene, Layer(shapes, add_opacity(draw_distant_colours(rng, base)), SHAPES))
 
 
 def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25) -> list[Sprites]:
@@ -126,11 +132,11 @@ def count_scene(rng: np.random.Generator, labels: np.ndarray, gap: float = 1.25)
     return scene
 
 
-def _render_count(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray:
-    canvas, base = render_backgrounds(rng, len(labels), clutter=0)
-    for sprites in count_scene(rng, labels):
-        paint_sprites(canvas, sprites, add_opacity(draw_distant_colours(rng, base[sprites.image])), SHAPES)
-    return add_noise(rng, canvas)
+def _draw_count(rng: np.random.Generator, labels: np.ndarray) -> Scene:
+    scene, base = draw_backgrounds(rng, len(labels), clutter=0)
+    shapes = count_scene(rng, labels)
+    colours = (add_opacity(draw_distant_colours(rng, base[sprites.image])) for sprites in shapes)
+    return _with_layers(scene, *(Layer(*each, SHAPES) for each in zip(shapes, colours, strict=True)))
 
 
 def _read_handwritten_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -173,11 +179,23 @@ def _render_textures(rng: np.random.Generator, labels: np.ndarray) -> np.ndarray
     return add_noise(rng, render_textures(rng, labels))
 
 
+Draw = Callable[[np.random.Generator, np.ndarray], Scene]
+
+SCENES: dict[str, tuple[int, Draw]] = {
+    "orientation": (16, _draw_orientation),
+    "location": (16, _draw_location),
+    "count": (8, _draw_count),
+}
+"""Classes of every task of scenes, and what draws them."""
+
+
+def _render_scenes(draw: Draw) -> Render:
+    return lambda rng, labels: add_noise(rng, draw(rng, labels).paint())
+
+
 RENDERED: dict[str, tuple[int, Render]] = {
     "textures": (len(PATTERNS), _render_textures),
-    "orientation": (16, _render_orientation),
-    "location": (16, _render_location),
-    "count": (8, _render_count),
+    **{name: (classes, _render_scenes(draw)) for name, (classes, draw) in SCENES.items()},
 }
 """Classes and renderer of every rendered task."""
 

@@ -35,8 +35,9 @@ def _make_suite(
     defaults: tuple[str, ...] = (),
     view: Literal["direct", "crop"] = "direct",
     seeds: tuple[int, ...] = (0,),
+    shared: tuple[str, ...] = (),
 ) -> Suite:
-    members = tuple(entry.name for entry in TABLE if entry.suite == name)
+    members = (*shared, *(entry.name for entry in TABLE if entry.suite == name))
     return Suite(name, description, members, defaults or members, view, seeds)
 
 
@@ -55,6 +56,12 @@ SUITES: dict[str, Suite] = {
             tuple(e.name for e in TABLE if e.suite == "fgvc" and e.name != "fgvc_caltech101_all"),
             view="crop",
             seeds=(0, 1, 2),
+        ),
+        _make_suite(
+            "real",
+            "Five tasks of 1,000 training images in VTAB-1k's protocol, for really trained weights on small machines.",
+            seeds=(0, 1),
+            shared=("caltech101",),
         ),
         _make_suite("cifar", "CIFAR-10 and CIFAR-100, whole.", view="crop"),
         _make_suite("domainnet", "DomainNet's six domains, one by one.", view="crop"),

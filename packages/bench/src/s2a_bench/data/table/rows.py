@@ -8,13 +8,16 @@ from __future__ import annotations
 
 from s2a_bench.data.table.fgvc import FGVC
 from s2a_bench.data.table.shared import (
+    CIFAR10_DIGEST,
     CIFAR100_DIGEST,
     NATURAL,
     SPECIALIZED,
     STRUCTURED,
+    cifar10_sample,
     cifar_dataset,
     domainnet_dataset,
     mini_task,
+    scene_task,
 )
 from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation
 from s2a_bench.data.table.vtab import VTAB
@@ -27,8 +30,15 @@ _MINI = (
     mini_task("count", STRUCTURED, 8, 2000),
 )
 
+_REAL = (
+    cifar10_sample(),
+    scene_task("count", 8),
+    scene_task("location", 16),
+    scene_task("orientation", 16),
+)
+
 _WHOLE = (
-    cifar_dataset("cifar10", 10, "c58f30108f718f92721af3b95e74349a"),
+    cifar_dataset("cifar10", 10, CIFAR10_DIGEST),
     cifar_dataset("cifar100", 100, CIFAR100_DIGEST),
     domainnet_dataset("clipart", 33525, 14604),
     domainnet_dataset("infograph", 36023, 15582),
@@ -50,4 +60,4 @@ _WHOLE = (
     ),
 )
 
-TABLE: tuple[Dataset, ...] = (*_MINI, *VTAB, *FGVC, *_WHOLE)
+TABLE: tuple[Dataset, ...] = (*_MINI, *VTAB, *FGVC, *_REAL, *_WHOLE)

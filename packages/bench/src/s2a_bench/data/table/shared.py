@@ -6,6 +6,7 @@ alike, by a dozen public loaders of it.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, Literal
 
 from s2a_bench.data.table.types import Counts, Dataset, OfficialRule, Preparation, RemoteFile, SliceRule, make_counts
@@ -34,6 +35,23 @@ def mini_task(name: str, group: str, classes: int, test: int, synthetic: bool = 
     sizes = make_counts(800, 200, test)
     return Dataset(
         name, "mini", group, classes, sizes, source, licence, "nothing to download", embedded=True, synthetic=synthetic
+    )
+
+
+def scene_task(name: str, classes: int) -> Dataset:
+    """A task of suite ``real`` that is rendered at the backbone's resolution."""
+    return Dataset(
+        f"scene_{name}",
+        "real",
+        STRUCTURED,
+        classes,
+        make_counts(800, 200, 2000),
+        "rendered by this package from a fixed seed",
+        "this package's",
+        "nothing to download",
+        aliases=(name,),
+        embedded=True,
+        synthetic=True,
     )
 
 
@@ -149,6 +167,20 @@ def cifar_dataset(name: str, classes: int, digest: str) -> Dataset:
     )
 
 
+def cifar10_sample() -> Dataset:
+    """CIFAR-10 with VTAB-1k's number of training images, drawn by hash, and its whole test part."""
+    whole = cifar_dataset("cifar10", 10, CIFAR10_DIGEST)
+    assert whole.preparation is not None
+    return dataclasses.replace(
+        whole,
+        name="cifar10_1k",
+        suite="real",
+        group=NATURAL,
+        counts=make_counts(800, 200, 10000),
+        preparation=dataclasses.replace(whole.preparation, rule=SliceRule()),
+    )
+
+
 CALTECH = {
     "source": "Li, Andreeto, Ranzato and Perona 2003",
     "licence": "CC BY 4.0",
@@ -165,6 +197,7 @@ CALTECH_ZIP = (
         "md5:3138e1922a9193bfa496528edbbc45d0",
     ),
 )
+CIFAR10_DIGEST = "c58f30108f718f92721af3b95e74349a"
 CIFAR100_DIGEST = "eb9058c3a382ffc7106e4002c42a8d85"
 DTD = {"source": "Cimpoi et al. 2014", "licence": "research use", "where": f"{OXFORD}/dtd (dtd-r1.0.1.tar.gz)"}
 DTD_FILE = (

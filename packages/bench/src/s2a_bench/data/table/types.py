@@ -177,7 +177,7 @@ class Dataset:
     @property
     def lists(self) -> ListNames:
         """Names of its lists."""
-        return VTAB_LISTS if self.suite in ("mini", "vtab") else PLAIN_LISTS
+        return VTAB_LISTS if self.suite in ("mini", "vtab", "real") else PLAIN_LISTS
 
     def count(self, name: str) -> int | None:
         """Images of one of ``lists``; ``None``: not checked."""
