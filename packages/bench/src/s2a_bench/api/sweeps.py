@@ -63,9 +63,9 @@ def sweep(
     record is there and done is not run again. Nothing is printed; what happens goes to the listeners.
 
     Args:
-        suite: ``mini`` (offline, embedded), ``real`` (for trained weights without a card), ``vtab``, ``fgvc``, ``cifar``,
-            ``domainnet``, ``imagenet``; ``own``: your own images, as ``s2a-bench data prepare NAME --from DIR`` leaves them
-            under ``data_dir``.
+        suite: ``mini`` (offline, embedded), ``real`` (for trained weights without a card), ``vtab``, ``fgvc``,
+            ``cifar``, ``domainnet``, ``imagenet``; ``own``: your own images, as ``s2a-bench data prepare NAME --from
+            DIR`` leaves them under ``data_dir``.
         datasets: Datasets of the suite; its default subset if empty (``own``: all under ``data_dir``).
         backbones: timm names, ``mini_vit``, ...; the suite's default if empty.
         methods: Methods, with options if need be: ``"s2a"``, ``"s2a:activations=exact,bits=8"``.
