@@ -24,7 +24,9 @@ import numpy as np
 import s2a
 import torch
 from s2a_bench.cells import backbones, recipes, scores, train
+from s2a_bench.cells.backbones import DataFormat
 from s2a_bench.config import BackboneConfig
+from s2a_bench.data.images import resize_arrays
 from s2a_bench.data.loading import Images
 from s2a_bench.data.mini import tasks
 from s2a_bench.sweeps.settings import parse_method
@@ -35,7 +37,7 @@ VALIDATION_SPLIT = 100
 
 
 @functools.cache
-def images_of(task: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tuple[Images, Images, int]:
+def images_of(task: str, form: DataFormat) -> tuple[Images, Images, int]:
     """Training images, validation images and the number of classes."""
     classes, render = tasks.RENDERED[task]
     rng = tasks._generator(task, VALIDATION_SPLIT)
@@ -43,7 +45,10 @@ def images_of(task: str, mean: tuple[float, ...], std: tuple[float, ...]) -> tup
     fresh = render(rng, labels), labels
 
     def load(pixels: np.ndarray, labels: np.ndarray) -> Images:
-        return Images(torch.from_numpy(np.array(labels)), lambda indices, generator: pixels[indices], mean, std)
+        sized = resize_arrays(pixels, form.size, form.interpolation)
+        return Images(
+            torch.from_numpy(np.array(labels)), lambda indices, generator: sized[indices], form.mean, form.std
+        )
 
     return load(*tasks.load_task(task)["train800val200"]), load(*fresh), classes
 
@@ -79,7 +84,7 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
     method = parse_method(label)
     recipe = recipes.train_config("mini", method.name, backbone, **overrides)
     model, form_of = backbones.create(BackboneConfig(backbone), seed)
-    training, scored, classes = images_of(task, form_of.mean, form_of.std)
+    training, scored, classes = images_of(task, form_of)
     torch.manual_seed(seed)
     adapted = train.attach(model, s2a.method_config(method.name, **method.options), classes, form_of.size, recipe)
     train.parameter_groups = functools.partial(group_factors, factors=factors)
