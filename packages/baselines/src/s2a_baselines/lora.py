@@ -128,7 +128,9 @@ class LoRA(Method):
                     )
                 name = block.linears[role]
                 targets.append((name, _rank(config, block.channels, name, backbone.module(name))))
-        self.updates = LowRankUpdates(backbone, edits, targets, config.scale, config.dropout, config.train_a)
+        self.updates = LowRankUpdates(
+            backbone, edits, targets, lambda layer, rank: config.scale(rank), config.dropout, config.train_a
+        )
         self.names = self.updates.paths
         for part in (backbone.model, self.updates):
             release_frozen_inputs(part, edits)

@@ -231,9 +231,13 @@ def entry_for(config: Any) -> Entry:
     raise S2AError(f"{type(config).__name__} is not a registered method's config; registered: {known}.{_missing()}")
 
 
-def presets_of(config: type[Any]) -> dict[str, dict[str, Any]]:
-    """Named sets of options of a config class: its class variable ``presets``, if it has one."""
-    return getattr(config, "presets", {})
+def presets_of(method: str) -> dict[str, dict[str, Any]]:
+    """Named sets of options of a method: the class variable ``presets`` of its config, if there is one.
+
+    Raises:
+        S2AError: Unknown method.
+    """
+    return getattr(get_entry(method).config, "presets", {})
 
 
 def method_config(name: str, **overrides: Any) -> Any:
@@ -248,7 +252,7 @@ def method_config(name: str, **overrides: Any) -> Any:
         S2AError: Unknown method, key or preset, or a value out of range.
     """
     config = get_entry(name).config
-    presets = presets_of(config)
+    presets = presets_of(name)
     if presets and "preset" in overrides:
         overrides = {**_preset(name, presets, overrides["preset"]), **overrides}
         del overrides["preset"]

@@ -19,7 +19,7 @@ from s2a.ops.pointwise import LEVEL_KINDS
 from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
-from s2a.structure.low_rank_update import LowRankUpdates
+from s2a.structure.low_rank_update import LowRankUpdates, gain_of
 from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
@@ -54,7 +54,7 @@ class S2AConfig(LeanOptions):
             smaller side of layers that are smaller. 0 switches updates off. The paper's S2A has none; with
             ``activations="lean"`` they keep not one byte more.
         update_targets: Updated layers of every block that has them: ``"all"`` of ``UPDATED``, or some of these.
-        update_scale: s.
+        update_scale: s in units of the layer's own gain, ``|W| / sqrt(out)``.
         presets: Options by the name of what they make: ``"paper"``, the defaults, and ``"plus"``, S2A with updates
             (docs/plus.md); ``s2a.method_config("s2a", preset="plus")``.
     """
@@ -214,7 +214,10 @@ class S2A(Method):
         self.updates: LowRankUpdates | None = None
         if config.update_rank:
             targets = _update_targets(config, backbone)
-            self.updates = LowRankUpdates(backbone, edits, targets, lambda rank: config.update_scale)
+            # In units of the layer's own gain, so that one learning rate moves layers of all backbones alike.
+            self.updates = LowRankUpdates(
+                backbone, edits, targets, lambda layer, rank: config.update_scale * gain_of(layer)
+            )
         release_frozen_inputs(backbone.model, edits)
         if config.activations == "paper":
             for part in (backbone.model, self.branch):

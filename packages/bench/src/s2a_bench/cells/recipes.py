@@ -118,6 +118,26 @@ def as_recorded(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
+def by_preset(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A record's method config with ``preset`` in the place of the options that one of the method's presets sets.
+
+    Args:
+        method: Registered name; the options of one that is not installed here stay as they are.
+        options: ``Record.method_config``.
+    """
+    from s2a.errors import S2AError
+    from s2a.registry import presets_of
+
+    try:
+        presets = presets_of(method)
+    except S2AError:
+        return dict(options)
+    for name, values in presets.items():
+        if values and all(options.get(key) == value for key, value in values.items()):
+            return {key: value for key, value in options.items() if key not in values} | {"preset": name}
+    return dict(options)
+
+
 def changes(suite: str, method: str, backbone: str, train: Mapping[str, Any]) -> dict[str, Any]:
     """What of a recipe is not the default: what was set, swept or searched.
 

@@ -48,6 +48,7 @@ VALUES: dict[tuple[str, Any], str] = {
     ("activations", "exact"): "exact",
     ("activations", "lean"): "lean",
     ("activations", "paper"): "4-bit activations",
+    ("preset", "plus"): "plus",
     ("search", None): "no search",
     ("train.checkpointing", True): "checkpointing",
     ("train.checkpointing", False): "no checkpointing",
@@ -237,7 +238,8 @@ _ABSENT = "\0absent"
 
 def _options_of(record: Record, recipe: bool) -> dict[str, Any]:
     search = stats.describe_search(record)
-    options = stats.comparable_method_config(record) | ({"search": search} if search else {})
+    options = recipes.by_preset(record.method, stats.comparable_method_config(record))
+    options |= {"search": search} if search else {}
     return options | {f"train.{k}": v for k, v in stats.comparable_train_config(record).items()} if recipe else options
 
 

@@ -217,7 +217,7 @@ def _method_hints(name: str) -> dict[str, Any]:
 
     config = get_entry(name).config
     hints = typing.get_type_hints(config)
-    presets = presets_of(config)
+    presets = presets_of(name)
     own = {"preset": Literal[tuple(presets)]} if presets else {}
     return {field.name: hints[field.name] for field in dataclasses.fields(config)} | own
 

@@ -108,7 +108,8 @@ def _changed_options(record: Record) -> dict[str, Any]:
         usual = json.loads(json.dumps(dataclasses.asdict(s2a.method_config(record.method))))
     except s2a.S2AError:
         usual = {}
-    return {key: value for key, value in record.method_config.items() if key not in usual or value != usual[key]}
+    options = recipes.by_preset(record.method, record.method_config)
+    return {key: value for key, value in options.items() if key not in usual or value != usual[key]}
 
 
 def hash_record(record: Record) -> str:

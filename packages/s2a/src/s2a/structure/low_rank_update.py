@@ -6,9 +6,22 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits, called
+
+
+def gain_of(layer: nn.Module) -> float:
+    """The layer's own gain ``|W| / sqrt(out)``: RMS of W x for inputs x whose components are independent, of RMS 1.
+
+    1 for a layer without data (``torch.device("meta")``), where only sizes are asked for.
+    """
+    weight: Any = layer.weight
+    if weight.is_meta:
+        return 1.0
+    gain = float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) / len(weight) ** 0.5
+    return gain if 0 < gain < math.inf else 1.0
 
 
 class LowRankUpdate(nn.Module):
@@ -68,7 +81,7 @@ class LowRankUpdates(nn.ModuleList):
         backbone: Whose layers are updated.
         edits: Where the hooks go.
         targets: Path of a layer, and its rank.
-        scale: Of every update, by its rank.
+        scale: Of an update, by its layer and rank.
         dropout: See ``LowRankUpdate``.
         train_a: Whether A trains.
     """
@@ -78,7 +91,7 @@ class LowRankUpdates(nn.ModuleList):
         backbone: Backbone,
         edits: Edits,
         targets: Sequence[tuple[str, int]],
-        scale: Callable[[int], float],
+        scale: Callable[[nn.Module, int], float],
         dropout: float = 0.0,
         train_a: bool = True,
     ) -> None:
@@ -90,7 +103,7 @@ class LowRankUpdates(nn.ModuleList):
         shapes = called(backbone.model, self.paths, backbone.image_size)
         for path, rank in targets:
             layer: Any = backbone.module(path)
-            update = LowRankUpdate(layer, rank, scale(rank), dropout)
+            update = LowRankUpdate(layer, rank, scale(layer, rank), dropout)
             update.a.requires_grad_(train_a)
             edits.after(layer, update.after)
             self.append(update)

@@ -99,7 +99,7 @@ def _from_registry() -> MethodTable:
             hints = {}
         fields = dataclasses.fields(entry.config)
         options[name] = {field.name: Option(hints.get(field.name, Any), _default(field)) for field in fields}
-        options[name] |= _preset_option(presets_of(entry.config))
+        options[name] |= _preset_option(presets_of(name))
     fixed = frozenset(name for name, entry in entries.items() if entry.method.fixed_features)
     frozen = frozenset(name for name, entry in entries.items() if not entry.method.trains_backbone)
     return MethodTable(options, complete=True, fixed_features=fixed, frozen_backbone=frozen)
