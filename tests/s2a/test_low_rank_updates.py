@@ -15,7 +15,7 @@ from s2a.s2a_method import UPDATED, S2AConfig
 from tiny import CLASSES, MODELS
 from torch import nn
 
-FAMILIES = ("vit", "swin", "convnext")
+FAMILIES = ("vit", "swin", "convnext", "convnext_conv")
 ALL_PARTS = {"update_rank": 2, "lrp_rank": 2}
 UPDATES_ALONE = {"update_rank": 2, "lrp_rank": 0, "lsb_reduction": 0, "train_bias": False}
 FORMS = {
@@ -56,8 +56,9 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     scales = {}
     for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
         weight = plain.get_submodule(path).weight.data
-        scales[path] = 0.5 * (weight.square().sum(1).mean().sqrt().item())  # Half of the RMS of W x for a white x.
-        weight += (scales[path] * update.b.weight @ update.a.weight).detach()
+        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1; twice that in an MLP.
+        scales[path] = 0.5 * weight.flatten(1).square().sum(1).mean().sqrt().item() * (2 if ".mlp." in path else 1)
+        weight += (scales[path] * (update.b.weight.flatten(1) @ update.a.weight.flatten(1))).view_as(weight).detach()
     without = s2a.attach(plain, dataclasses.replace(config, update_rank=0), CLASSES, image_size=size).double()
     state = {name: value for name, value in adapted.state_dict().items() if ".updates." not in name}
     weights = {f"backbone.{path}.weight" for path in adapted.method.updates.paths}
@@ -69,9 +70,10 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     for model in (adapted, without):
         model(images).square().sum().backward()
     for scale, layer, update in zip(scales.values(), layers, adapted.method.updates, strict=True):
-        a, b = update.a.weight, update.b.weight
-        torch.testing.assert_close(a.grad, scale * b.T @ layer.weight.grad, rtol=1e-5, atol=1e-9)
-        torch.testing.assert_close(b.grad, scale * layer.weight.grad @ a.T, rtol=1e-5, atol=1e-9)
+        a, b, whole = update.a.weight, update.b.weight, layer.weight.grad.flatten(1)
+        expected = scale * b.flatten(1).T @ whole, scale * whole @ a.flatten(1).T
+        for factor, gradient in zip((a, b), expected, strict=True):
+            torch.testing.assert_close(factor.grad.flatten(1), gradient, rtol=1e-5, atol=1e-9)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

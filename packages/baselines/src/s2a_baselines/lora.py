@@ -118,7 +118,7 @@ class LoRA(Method):
 
     def __init__(self, config: LoRAConfig, backbone: Backbone, edits: Edits) -> None:
         super().__init__(config, backbone, edits)
-        targets: list[tuple[str, int]] = []
+        targets: list[tuple[str, int, float]] = []
         for block in backbone.blocks:
             for role in _targets(config, block):
                 if role not in block.linears:
@@ -127,10 +127,9 @@ class LoRA(Method):
                         f"it has {', '.join(block.linears) or 'no layer that LoRA could update'}."
                     )
                 name = block.linears[role]
-                targets.append((name, _rank(config, block.channels, name, backbone.module(name))))
-        self.updates = LowRankUpdates(
-            backbone, edits, targets, lambda layer, rank: config.scale(rank), config.dropout, config.train_a
-        )
+                rank = _rank(config, block.channels, name, backbone.module(name))
+                targets.append((name, rank, config.scale(rank)))
+        self.updates = LowRankUpdates(backbone, edits, targets, config.dropout, config.train_a)
         self.names = self.updates.paths
         for part in (backbone.model, self.updates):
             release_frozen_inputs(part, edits)

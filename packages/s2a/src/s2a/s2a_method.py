@@ -24,8 +24,12 @@ from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
 
-UPDATED = ("qkv", "proj", "fc1", "fc2")
-"""Layers of a block that can get a low-rank update; a family has some of them."""
+UPDATED = {"qkv": 1.0, "proj": 1.0, "fc1": 2.0, "fc2": 2.0}
+"""Layers of a block that can get a low-rank update (a family has some of them), and how far one moves its layer.
+
+In units of the layer's gain and of ``update_scale``. Attention takes changes up by an exponential: MLPs learn best at
+about twice the rate at which attention still trains (docs/plus.md).
+"""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,14 +58,14 @@ class S2AConfig(LeanOptions):
             smaller side of layers that are smaller. 0 switches updates off. The paper's S2A has none; with
             ``activations="lean"`` they keep not one byte more.
         update_targets: Updated layers of every block that has them: ``"all"`` of ``UPDATED``, or some of these.
-        update_scale: s in units of the layer's own gain, ``|W| / sqrt(out)``.
+        update_scale: s in units of ``UPDATED`` and of the layer's own gain, ``|W| / sqrt(out)``.
         presets: Options by the name of what they make: ``"paper"``, the defaults, and ``"plus"``, S2A with updates
             (docs/plus.md); ``s2a.method_config("s2a", preset="plus")``.
     """
 
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "paper": {},
-        "plus": {"activations": "lean", "lrp_rank": 4, "update_rank": 4},
+        "plus": {"activations": "lean", "lrp_rank": 4, "update_rank": 8},
     }
 
     lrp_rank: int = 30
@@ -152,15 +156,19 @@ def _sites(config: S2AConfig, backbone: Backbone) -> tuple[Block, ...]:
     return tuple(backbone.blocks[int(i)] for i in config.sites)
 
 
-def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, int]]:
-    """Paths of the layers that are updated, each with its rank: at most the layer's smaller side."""
+def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, int, float]]:
+    """Paths of the layers that are updated, each with rank, at most the layer's smaller side, and scale.
+
+    Scales are in units of the layers' own gains, so that one learning rate moves the layers of all backbones alike.
+    """
     wanted = UPDATED if config.update_targets == "all" else config.update_targets
-    found: list[tuple[str, int]] = []
+    found: list[tuple[str, int, float]] = []
     for block in backbone.blocks:
         for role in wanted:
             if role in block.linears:
                 layer: Any = backbone.module(block.linears[role])
-                found.append((block.linears[role], min(config.update_rank, *layer.weight.shape[:2])))
+                rank = min(config.update_rank, *layer.weight.shape[:2])
+                found.append((block.linears[role], rank, config.update_scale * UPDATED[role] * gain_of(layer)))
     if not found:
         raise UnsupportedModel(
             f"update_targets={config.update_targets}: no block of this {backbone.family} has such a layer; "
@@ -213,11 +221,7 @@ class S2A(Method):
             self._add_prompts(config, sites, backbone, edits)
         self.updates: LowRankUpdates | None = None
         if config.update_rank:
-            targets = _update_targets(config, backbone)
-            # In units of the layer's own gain, so that one learning rate moves layers of all backbones alike.
-            self.updates = LowRankUpdates(
-                backbone, edits, targets, lambda layer, rank: config.update_scale * gain_of(layer)
-            )
+            self.updates = LowRankUpdates(backbone, edits, _update_targets(config, backbone))
         release_frozen_inputs(backbone.model, edits)
         if config.activations == "paper":
             for part in (backbone.model, self.branch):

@@ -163,7 +163,7 @@ class FusedBranch:
                 return f"{name} has hooks or a forward of its own"
             updates = low_rank_of(layer)
             others = [h for h in layer._forward_hooks.values() if not _is_low_rank(getattr(h, "__self__", None))]
-            if len(updates) > 1 or (updates and (kind is nn.Conv2d or (name == last and self._codes_alone))):
+            if len(updates) > 1 or (updates and name == last and self._codes_alone):
                 return f"{name} has updates that need its exact input"
             if others and (name == first or not all(map(_reads_output_only, others))):
                 return f"{name} has a hook"

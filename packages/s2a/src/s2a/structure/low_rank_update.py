@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -60,14 +60,18 @@ class LowRankUpdate(nn.Module):
         return output + self(args[0])
 
     def low_rank(self) -> tuple[Tensor, Tensor, float] | None:
-        """A, B and the scale of the update of a linear layer; ``None`` for a convolution and while dropout is active.
+        """A ``(r, in)``, B ``(out, r)`` and the scale of the update of a linear layer or a 1 x 1 convolution.
 
         A lean block computes the update's input from what its norm keeps, so it needs these instead of the hook.
+        ``None`` for other convolutions and while dropout is active.
         """
         dropping = isinstance(self.dropout, nn.Dropout) and self.dropout.training
-        if dropping or not isinstance(self.a, nn.Linear):
+        plain = isinstance(self.a, nn.Linear) or (
+            isinstance(self.a, nn.Conv2d) and self.a.kernel_size == self.a.stride == (1, 1) and not any(self.a.padding)
+        )
+        if dropping or not plain:
             return None
-        return self.a.weight, self.b.weight, self.scale  # type: ignore[return-value]
+        return self.a.weight.flatten(1), self.b.weight.flatten(1), self.scale  # type: ignore[operator, return-value]
 
     def delta(self) -> Tensor:
         """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""
@@ -80,8 +84,7 @@ class LowRankUpdates(nn.ModuleList):
     Args:
         backbone: Whose layers are updated.
         edits: Where the hooks go.
-        targets: Path of a layer, and its rank.
-        scale: Of an update, by its layer and rank.
+        targets: Path of a layer, rank and scale of its update.
         dropout: See ``LowRankUpdate``.
         train_a: Whether A trains.
     """
@@ -90,20 +93,19 @@ class LowRankUpdates(nn.ModuleList):
         self,
         backbone: Backbone,
         edits: Edits,
-        targets: Sequence[tuple[str, int]],
-        scale: Callable[[nn.Module, int], float],
+        targets: Sequence[tuple[str, int, float]],
         dropout: float = 0.0,
         train_a: bool = True,
     ) -> None:
         super().__init__()
-        self.paths = [path for path, _ in targets]
+        self.paths = [path for path, _, _ in targets]
         # Elements that each update saves for one image: its input, unless A is frozen, and A's output.
         self._inputs: list[int] = []
         self._hidden: list[int] = []
         shapes = called(backbone.model, self.paths, backbone.image_size)
-        for path, rank in targets:
+        for path, rank, scale in targets:
             layer: Any = backbone.module(path)
-            update = LowRankUpdate(layer, rank, scale(layer, rank), dropout)
+            update = LowRankUpdate(layer, rank, scale, dropout)
             update.a.requires_grad_(train_a)
             edits.after(layer, update.after)
             self.append(update)
