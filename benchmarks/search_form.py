@@ -57,7 +57,8 @@ def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[di
     """The recipe's groups, those whose names have a word with another rate."""
     names = {id(p): name for name, p in model.named_parameters()}
     groups: dict[tuple[float, float], list[Any]] = {}
-    for group in PLAIN_GROUPS(model, config):
+    plain: list[dict[str, Any]] = PLAIN_GROUPS(model, config)
+    for group in plain:
         for p in group["params"]:
             factor = next((f for word, f in factors.items() if word in names[id(p)]), 1.0)
             groups.setdefault((group["peak_lr"] * factor, group["weight_decay"]), []).append(p)

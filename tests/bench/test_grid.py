@@ -100,6 +100,7 @@ def test_a_label_may_carry_options_also_with_commas_in_them():
     found = parse_method("s2a:bits=8,sites=[0,1],activations=exact")
     assert found == MethodConfig("s2a", {"bits": 8, "sites": (0, 1), "activations": "exact"})
     assert parse_method("linear") == MethodConfig("linear", {})
+    assert parse_method("s2a:preset=plus,lrp_rank=2").options == {"preset": "plus", "lrp_rank": 2}
 
 
 def test_shared_options_reach_the_methods_that_have_them_and_yield_to_a_labels_own():

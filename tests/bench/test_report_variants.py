@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import s2a.registry
 from bench.factories import default_options, make_grid, make_record, only_section
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.sections import make_sections
@@ -42,6 +43,17 @@ def test_a_variants_name_says_what_differs_from_the_defaults_and_within_the_tabl
     assert len(set(labels_of("s2a", {"lrp_rank": 30}, {}))) == 2
     # Of a method that is not installed here nothing is known: every option that differs is named.
     assert labels_of("foreign", {"a": "x"}, {"a": "y"}) == ["foreign, a=x", "foreign, a=y"]
+
+
+def test_a_preset_is_called_by_its_name():
+    usual = default_options()
+    plus = usual | s2a.registry.presets_of("s2a")["plus"]
+    assert labels_of("s2a", usual, plus) == ["s2a, plus", "s2a"]
+    assert labels_of("s2a", usual | {"activations": "lean"}, plus) == ["s2a, plus", "s2a, lean"]
+    # What goes over the preset is said beside it; another rank of the updates is no longer the preset.
+    assert labels_of("s2a", plus, plus | {"lsb_reduction": 4}) == ["s2a, reduction 4", "s2a"]
+    labels = labels_of("s2a", usual, plus | {"update_rank": 2})
+    assert labels == ["s2a, lean, rank 4, update rank 2", "s2a"]
 
 
 def test_names_are_unique_whatever_methods_are_called():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import s2a
@@ -16,9 +16,9 @@ from tiny import CLASSES, MODELS
 from torch import nn
 
 FAMILIES = ("vit", "swin", "convnext", "convnext_conv")
-ALL_PARTS = {"update_rank": 2, "lrp_rank": 2}
-UPDATES_ALONE = {"update_rank": 2, "lrp_rank": 0, "lsb_reduction": 0, "train_bias": False}
-FORMS = {
+ALL_PARTS: dict[str, Any] = {"update_rank": 2, "lrp_rank": 2}
+UPDATES_ALONE: dict[str, Any] = {"update_rank": 2, "lrp_rank": 0, "lsb_reduction": 0, "train_bias": False}
+FORMS: dict[str, dict[str, Any]] = {
     "all parts": ALL_PARTS,
     "all parts, lean": {**ALL_PARTS, "activations": "lean"},
     "updates alone": UPDATES_ALONE,
@@ -56,8 +56,8 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     scales = {}
     for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
         weight = plain.get_submodule(path).weight.data
-        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1; twice that in an MLP.
-        scales[path] = 0.5 * weight.flatten(1).square().sum(1).mean().sqrt().item() * (2 if ".mlp." in path else 1)
+        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1.
+        scales[path] = 0.5 * weight.flatten(1).square().sum(1).mean().sqrt().item()
         weight += (scales[path] * (update.b.weight.flatten(1) @ update.a.weight.flatten(1))).view_as(weight).detach()
     without = s2a.attach(plain, dataclasses.replace(config, update_rank=0), CLASSES, image_size=size).double()
     state = {name: value for name, value in adapted.state_dict().items() if ".updates." not in name}
@@ -70,7 +70,7 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     for model in (adapted, without):
         model(images).square().sum().backward()
     for scale, layer, update in zip(scales.values(), layers, adapted.method.updates, strict=True):
-        a, b, whole = update.a.weight, update.b.weight, layer.weight.grad.flatten(1)
+        a, b, whole = update.a.weight, update.b.weight, cast(Any, layer).weight.grad.flatten(1)
         expected = scale * b.flatten(1).T @ whole, scale * whole @ a.flatten(1).T
         for factor, gradient in zip((a, b), expected, strict=True):
             torch.testing.assert_close(factor.grad.flatten(1), gradient, rtol=1e-5, atol=1e-9)
@@ -92,13 +92,14 @@ def test_every_layer_or_those_that_are_named() -> None:
     make_model, size = MODELS["vit"]
     for targets, roles in (("all", UPDATED), ("fc1", ("fc1",)), (("qkv", "fc2"), ("qkv", "fc2"))):
         config = S2AConfig(update_rank=2, update_targets=targets, lrp_rank=2)
-        paths = s2a.attach(make_model(), config, CLASSES, image_size=size).method.updates.paths
+        method: Any = s2a.attach(make_model(), config, CLASSES, image_size=size).method
+        paths = method.updates.paths
         assert [path.rpartition(".")[2] for path in paths] == list(roles) * 2
 
 
 def test_a_layer_smaller_than_the_rank_gets_its_full_rank() -> None:
     make_model, size = MODELS["swin"]
-    method = s2a.attach(make_model(), S2AConfig(update_rank=40, lrp_rank=2), CLASSES, image_size=size).method
+    method: Any = s2a.attach(make_model(), S2AConfig(update_rank=40, lrp_rank=2), CLASSES, image_size=size).method
     assert {update.a.weight.shape[0] for update in method.updates} == {32, 40}
 
 

@@ -24,12 +24,8 @@ from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
 
-UPDATED = {"qkv": 1.0, "proj": 1.0, "fc1": 2.0, "fc2": 2.0}
-"""Layers of a block that can get a low-rank update (a family has some of them), and how far one moves its layer.
-
-In units of the layer's gain and of ``update_scale``. Attention takes changes up by an exponential: MLPs learn best at
-about twice the rate at which attention still trains (docs/plus.md).
-"""
+UPDATED = ("qkv", "proj", "fc1", "fc2")
+"""Layers of a block that can get a low-rank update; a family has some of them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +54,7 @@ class S2AConfig(LeanOptions):
             smaller side of layers that are smaller. 0 switches updates off. The paper's S2A has none; with
             ``activations="lean"`` they keep not one byte more.
         update_targets: Updated layers of every block that has them: ``"all"`` of ``UPDATED``, or some of these.
-        update_scale: s in units of ``UPDATED`` and of the layer's own gain, ``|W| / sqrt(out)``.
+        update_scale: s in units of the layer's own gain, ``|W| / sqrt(out)``.
         presets: Options by the name of what they make: ``"paper"``, the defaults, and ``"plus"``, S2A with updates
             (docs/plus.md); ``s2a.method_config("s2a", preset="plus")``.
     """
@@ -168,7 +164,7 @@ def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, in
             if role in block.linears:
                 layer: Any = backbone.module(block.linears[role])
                 rank = min(config.update_rank, *layer.weight.shape[:2])
-                found.append((block.linears[role], rank, config.update_scale * UPDATED[role] * gain_of(layer)))
+                found.append((block.linears[role], rank, config.update_scale * gain_of(layer)))
     if not found:
         raise UnsupportedModel(
             f"update_targets={config.update_targets}: no block of this {backbone.family} has such a layer; "

@@ -13,7 +13,7 @@ import functools
 import re
 import sys
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
@@ -105,7 +105,7 @@ def _from_registry() -> MethodTable:
     return MethodTable(options, complete=True, fixed_features=fixed, frozen_backbone=frozen)
 
 
-def _preset_option(presets: Mapping[str, Any]) -> dict[str, Option]:
+def _preset_option(presets: Iterable[str]) -> dict[str, Option]:
     """The option ``preset`` of a config that has some."""
     return {"preset": Option(typing.Literal[tuple(presets)])} if presets else {}
 
@@ -190,7 +190,7 @@ def _fields(name: str, file: _File, files: Iterable[_File]) -> tuple[dict[str, O
         return {}, False
     home, cls = places[0]
     found: dict[str, Option] = {}
-    whole = True
+    whole, presets = True, []
     for base in cls.bases:
         inherited, known = _fields(base.id, home, files) if isinstance(base, ast.Name) else ({}, False)
         found |= inherited
@@ -199,10 +199,10 @@ def _fields(name: str, file: _File, files: Iterable[_File]) -> tuple[dict[str, O
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             text = ast.unparse(node.annotation)
             if node.target.id == "presets" and isinstance(node.value, ast.Dict):
-                found |= _preset_option({key.value: None for key in node.value.keys if isinstance(key, ast.Constant)})
+                presets = [str(key.value) for key in node.value.keys if isinstance(key, ast.Constant)]
             elif not re.match(r"(typing\.)?ClassVar\b", text):
-                found[node.target.id] = Option(_hint(node.annotation, home), _value(node.value, home))
-    return found, whole
+                found[node.target.id] = Option(_hint(node.annotation, home), _value(node.value, (home, *files)))
+    return found | _preset_option(presets), whole
 
 
 def _hint(annotation: ast.expr, file: _File) -> Any:
@@ -222,24 +222,24 @@ def _mentions(expression: ast.expr, name: str) -> bool:
     return any(isinstance(node, ast.Name) and node.id == name for node in ast.walk(expression))
 
 
-def _value(default: ast.expr | None, file: _File) -> Any:
-    """The default of a field: a literal, ``field(default=...)``, or a function of the file that makes such a field."""
+def _value(default: ast.expr | None, files: Sequence[_File]) -> Any:
+    """The default of a field: a literal, ``field(default=...)``, or a function of the files that makes such a field."""
     match default:
         case None:
             return None
-        case ast.Call(ast.Name(name), [only], _) if (made := _field_made_by(name, file)) is not None:
-            return _value(only if isinstance(made, ast.Name) else made, file)
+        case ast.Call(ast.Name(name), [only], _) if (made := _field_made_by(name, files)) is not None:
+            return _value(only if isinstance(made, ast.Name) else made, files)
         case ast.Call(keywords=keywords):
-            return next((_value(k.value, file) for k in keywords if k.arg == "default"), None)
+            return next((_value(k.value, files) for k in keywords if k.arg == "default"), None)
     try:
         return ast.literal_eval(default)
     except ValueError:
         return None
 
 
-def _field_made_by(name: str, file: _File) -> ast.expr | None:
-    """The default in ``def name(x): return dataclasses.field(default=x, ...)``."""
-    for node in file.tree.body:
+def _field_made_by(name: str, files: Sequence[_File]) -> ast.expr | None:
+    """The default in ``def name(x): return dataclasses.field(default=x, ...)``, in the first file that has it."""
+    for node in (node for file in files if f"def {name}(" in file.text for node in file.tree.body):
         match node:
             case ast.FunctionDef(name=found, body=[*_, ast.Return(ast.Call(keywords=keywords))]) if found == name:
                 return next((k.value for k in keywords if k.arg == "default"), None)
