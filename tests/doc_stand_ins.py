@@ -21,6 +21,8 @@ NOT_RUN = {
     "ray start": "starts a cluster; tests/bench/test_cluster.py does",
     "--ray-address": "needs that cluster; tests/bench/test_cluster.py has one",
     "half_precision.py": "needs a pretrained ViT-S/14 and images",
+    "prepare cifar10_1k": "needs CIFAR-10; tests/bench/test_source_arrays.py reads its formats",
+    "--suite real": "needs CIFAR-10; tests/bench/test_scenes.py",
     "memory --paper": "22 full-size rows, minutes; tests/bench/test_paper.py",
 }
 """Part of a command -> why no test here runs it."""
