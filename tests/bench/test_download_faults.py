@@ -139,7 +139,7 @@ def test_a_redirect_to_http_of_another_machine_needs_a_digest(site: Site, tmp_pa
 
 def test_every_download_of_the_table_has_a_digest_of_the_right_form() -> None:
     remotes = [remote for dataset in TABLE for remote in dataset.remotes]
-    assert len(remotes) == 66
+    assert len(remotes) == 67
     for remote in remotes:
         assert re.fullmatch(r"md5:[0-9a-f]{32}|sha256:[0-9a-f]{64}", remote.digest), remote
     by_address = {(remote.url, remote.digest) for remote in remotes}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import s2a.registry
 from bench.factories import default_options, make_grid, make_record, only_section
 from s2a_bench.reports import text as report_text
 from s2a_bench.reports.sections import make_sections
@@ -46,6 +45,8 @@ def test_a_variants_name_says_what_differs_from_the_defaults_and_within_the_tabl
 
 
 def test_a_preset_is_called_by_its_name():
+    import s2a.registry  # torch with it, which the other tests here need not
+
     usual = default_options()
     plus = usual | s2a.registry.presets_of("s2a")["plus"]
     assert labels_of("s2a", usual, plus) == ["s2a, plus", "s2a"]

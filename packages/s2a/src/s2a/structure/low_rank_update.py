@@ -20,7 +20,8 @@ def gain_of(layer: nn.Module) -> float:
     weight: Any = layer.weight
     if weight.is_meta:
         return 1.0
-    gain = float(torch.linalg.vector_norm(weight.detach(), dtype=torch.float32)) / len(weight) ** 0.5
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    gain = float(torch.linalg.vector_norm(weight.detach(), dtype=dtype)) / len(weight) ** 0.5
     return gain if 0 < gain < math.inf else 1.0
 
 
