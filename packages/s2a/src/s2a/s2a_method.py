@@ -180,13 +180,17 @@ class S2A(Method):
     identity_at_start = True
     card = Card(
         title="S2A",
-        trains="The head, every additive bias, Low-Rank Prompts, the Lite Side Branch.",
+        trains="The head, every additive bias, Low-Rank Prompts, the Lite Side Branch; with preset=plus low-rank "
+        "updates of every linear layer of a block too.",
         place="A prompt on the input of every site, a tap of the side branch in front of it; sites are all blocks of a "
         "ViT, stages 2 to 4 of Swin, every third block of stage 3 and all of stages 2 and 4 in ConvNeXt.",
-        count="r (N + C) per prompt; 2 (c^2 + c) + 10 c per branch site, c = C / 8; the head reads C + c.",
-        keeps="Three tensors (N, c) per branch site; nothing for biases and prompts. Softmax outputs and activation "
-        "inputs of the backbone in 4 bits.",
-        inference="An addition per prompt and the side branch; it cannot be merged.",
+        count="r (N + C) per prompt; 2 (c^2 + c) + 10 c per branch site, c = C / 8; the head reads C + c. "
+        "r (in + out) per update.",
+        keeps="Three tensors (N, c) per branch site; nothing for biases and prompts; for an update its layer's input "
+        "and A x, (N, r), nothing with lean activations. Softmax outputs and activation inputs of the backbone in "
+        "4 bits.",
+        inference="An addition per prompt and the side branch, which cannot be merged; without both, biases and "
+        "updates can.",
         source="Structure-Activation Synergy, arXiv:2503.08154, sections 3.1 and 3.2; no code is published.",
         evidence="ViT as published; Swin (weak) and ConvNeXt (strong) fitted to the paper's counts and memory.",
         deviations='levels="derivative" instead of equation 12 by default: the same bytes, closer gradients. No '

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any
 
 import tyro
 from rich.console import Console
@@ -96,7 +96,7 @@ def card(name: str) -> CardText:
         S2AError: An unknown method.
     """
     from s2a.lean.options import is_older_name
-    from s2a.registry import get_entry
+    from s2a.registry import get_entry, presets_of
 
     entry = get_entry(name)
     found = getattr(entry.method, "card", None)
@@ -106,7 +106,14 @@ def card(name: str) -> CardText:
     rows += [("Learning rate", _rates(found.recipe)), ("Searched", _searched(found.recipe))]
     fields = (field.name for field in dataclasses.fields(entry.config) if not is_older_name(field))
     options = ", ".join(f"{name}={getattr(entry.config(), name)!r}" for name in fields)
-    return CardText(name, found.title, (*rows, ("Options", options or "none")))
+    rows.append(("Options", options or "none"))
+    if presets := presets_of(name):
+        rows.append(("Presets", "; ".join(_preset(label, values) for label, values in presets.items())))
+    return CardText(name, found.title, tuple(rows))
+
+
+def _preset(name: str, values: Mapping[str, Any]) -> str:
+    return f"preset={name}: {', '.join(f'{key}={value!r}' for key, value in values.items()) or 'the defaults'}"
 
 
 def _rates(recipe: Recipe) -> str:
