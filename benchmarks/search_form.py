@@ -40,8 +40,8 @@ VALIDATION_SPLIT = 100
 def images_of(task: str, form: DataFormat) -> tuple[Images, Images, int]:
     """Training images, validation images and the number of classes."""
     classes, render = tasks.RENDERED[task]
-    rng = tasks._generator(task, VALIDATION_SPLIT)
-    labels = (np.arange(SCORED) % classes)[tasks.draw_permutation(rng, SCORED)]
+    rng = tasks.make_generator(tasks.TASKS.index(task), VALIDATION_SPLIT)
+    labels = tasks.draw_labels(rng, SCORED, classes)
     fresh = render(rng, labels), labels
 
     def load(pixels: np.ndarray, labels: np.ndarray) -> Images:

@@ -49,8 +49,8 @@ def test_a_preset_is_called_by_its_name():
 
     usual = default_options()
     plus = usual | s2a.registry.presets_of("s2a")["plus"]
-    assert labels_of("s2a", usual, plus) == ["s2a, plus", "s2a"]
-    assert labels_of("s2a", usual | {"activations": "lean"}, plus) == ["s2a, plus", "s2a, lean"]
+    assert labels_of("s2a", usual, plus) == ["s2a", "s2a, plus"]
+    assert labels_of("s2a", usual | {"activations": "lean"}, plus) == ["s2a, lean", "s2a, plus"]
     # What goes over the preset is said beside it; another rank of the updates is no longer the preset.
     assert labels_of("s2a", plus, plus | {"lsb_reduction": 4}) == ["s2a, reduction 4", "s2a"]
     labels = labels_of("s2a", usual, plus | {"update_rank": 2})

@@ -110,7 +110,8 @@ def _split_method(method: str, members: Sequence[Record]) -> list[Variant]:
         buckets[key].append(record)
         whole.setdefault(key, option)
     usual = recipes.completed(method, {})
-    natural = {key: tuple(_sort_key(whole[key].get(k)) for k in differing) for key in buckets}
+    # A preset stands behind what has none: it lacks the options that it sets.
+    natural = {key: ("preset" in whole[key], tuple(_sort_key(whole[key].get(k)) for k in differing)) for key in buckets}
     ordered = sorted(buckets, key=lambda key: natural[key])
     labels = _name_variants(method, [whole[key] for key in ordered], differing, usual)
     return [

@@ -13,8 +13,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from s2a_bench.data.mini.render import SIZE, Scene, add_noise, draw_permutation
-from s2a_bench.data.mini.tasks import SCENES, SEED, SPLITS
+from s2a_bench.data.mini.render import SIZE, Scene, add_noise
+from s2a_bench.data.mini.tasks import SCENES, SPLITS, draw_labels, make_generator
 from s2a_bench.errors import unknown
 
 PREFIX = "scene_"
@@ -39,8 +39,8 @@ def load_scenes(task: str) -> Mapping[str, tuple[Scene, np.ndarray]]:
     classes, draw = SCENES[task.removeprefix(PREFIX)]
     found = {}
     for part, (name, n) in enumerate(SPLITS.items()):
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, 100 + TASKS.index(task), part])))
-        labels = (np.arange(n) % classes)[draw_permutation(rng, n)]
+        rng = make_generator(100 + TASKS.index(task), part)
+        labels = draw_labels(rng, n, classes)
         found[name] = draw(rng, labels), labels
     return found
 
@@ -78,10 +78,9 @@ def render(task: str, name: str, indices: np.ndarray, size: int) -> np.ndarray:
 
 def _paint(task: str, part: str, scene: Scene, images: np.ndarray, size: int) -> np.ndarray:
     canvas = scene.paint(images, size)
-    seed = [SEED, 200 + TASKS.index(task), list(SPLITS).index(part), size]
+    seed = (200 + TASKS.index(task), list(SPLITS).index(part), size)
     for i, image in enumerate(images):  # Noise by image: whatever else is rendered with it, it looks the same.
-        rng = np.random.Generator(np.random.PCG64(np.random.SeedSequence([*seed, int(image)])))
-        canvas[i] = add_noise(rng, canvas[i])
+        canvas[i] = add_noise(make_generator(*seed, int(image)), canvas[i])
     return canvas.astype(np.uint8)
 
 

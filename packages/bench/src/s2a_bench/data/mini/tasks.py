@@ -171,7 +171,11 @@ def _make_digits() -> dict[str, LabelledArrays]:
     full = (rows[:, :, taps] * weight).sum(axis=3)
     grey = np.rint(full.clip(0, 16) * (255 / 16)).astype(np.uint8)
     images = np.repeat(grey[:, None], 3, axis=1)
-    parts = zip(SPLITS, np.split(draw_permutation(_generator("digits", 0), len(images)), [800, 1000]), strict=True)
+    parts = zip(
+        SPLITS,
+        np.split(draw_permutation(make_generator(TASKS.index("digits"), 0), len(images)), [800, 1000]),
+        strict=True,
+    )
     return {name: (images[part], labels[part]) for name, part in parts}
 
 
@@ -202,8 +206,14 @@ RENDERED: dict[str, tuple[int, Render]] = {
 TASKS = ("digits", *RENDERED)
 
 
-def _generator(task: str, split: int) -> np.random.Generator:
-    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, TASKS.index(task), split])))
+def make_generator(*seeds: int) -> np.random.Generator:
+    """A source of random numbers of its own for every tuple of seeds."""
+    return np.random.Generator(np.random.PCG64(np.random.SeedSequence([SEED, *seeds])))
+
+
+def draw_labels(rng: np.random.Generator, n: int, classes: int) -> np.ndarray:
+    """``(n,)`` int64 labels in random order, all classes as often as each other, give or take one."""
+    return (np.arange(n) % classes)[draw_permutation(rng, n)]
 
 
 @functools.lru_cache(maxsize=len(TASKS))
@@ -224,8 +234,8 @@ def load_task(task: str) -> Mapping[str, LabelledArrays]:
     else:
         classes, render = RENDERED[task]
         for i, (name, n) in enumerate(SPLITS.items()):
-            rng = _generator(task, i)
-            labels = (np.arange(n) % classes)[draw_permutation(rng, n)]
+            rng = make_generator(TASKS.index(task), i)
+            labels = draw_labels(rng, n, classes)
             splits[name] = (render(rng, labels), labels)
     train, val = splits["train800"], splits["val200"]
     splits["train800val200"] = (np.concatenate([train[0], val[0]]), np.concatenate([train[1], val[1]]))
