@@ -21,8 +21,8 @@ KINDS = {
     "attention": ("scaled_dot_product", "flash_attention", "softmax"),
     "codes": ("s2a::",),
     "activations": ("gelu", "relu", "silu", "sigmoid", "tanh"),
-    "norms": ("layer_norm", "batch_norm", "native_layer_norm"),
-    "copies and casts": ("copy_", "clone", "_to_copy", "contiguous", "cat", "fill_", "zero_", "index", "stack"),
+    "norms": ("layer_norm", "batch_norm", "native_layer_norm", "native_batch_norm"),
+    "copies and casts": ("copy_", "clone", "to_copy", "contiguous", "cat", "fill_", "zero_", "index", "stack"),
 }
 """Kind -> beginnings of the names of its operators (without ``aten::``); what is left is elementwise, or sums."""
 

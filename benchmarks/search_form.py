@@ -19,6 +19,7 @@ import json
 import time
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import s2a
@@ -68,6 +69,10 @@ def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[di
 PLAIN_GROUPS = train.parameter_groups
 
 
+KEY = ("form", "backbone", "task", "seed", "epochs")
+"""What a line of the output stands for; without epochs they are the suite's."""
+
+
 def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> dict[str, Any]:
     """Trains one form once."""
     label, *rest = form.split("@")
@@ -88,16 +93,11 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
     training, scored, classes = images_of(task, form_of)
     torch.manual_seed(seed)
     adapted = train.attach(model, s2a.method_config(method.name, **method.options), classes, form_of.size, recipe)
-    train.parameter_groups = functools.partial(group_factors, factors=factors)
     began = time.perf_counter()
-    *_, last = train.train(adapted, training, recipe, seed)
+    with mock.patch.object(train, "parameter_groups", functools.partial(group_factors, factors=factors)):
+        *_, last = train.train(adapted, training, recipe, seed)
     counted = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and not n.startswith("head."))
     return {
-        "form": form,
-        "backbone": backbone,
-        "task": task,
-        "seed": seed,
-        "epochs": recipe.epochs,
         "accuracy": round(scores.accuracy(adapted, scored, recipe), 2),
         "loss": round(last["loss"], 4),
         "trainable": counted,
@@ -120,16 +120,17 @@ def main() -> None:
         for backbone in args.backbones:
             for seed in args.seeds:
                 for task in args.tasks:
-                    key = (form, backbone, task, seed)
-                    if key in {(r["form"], r["backbone"], r["task"], r["seed"]) for r in done}:
+                    key = (form, backbone, task, seed, args.epochs)
+                    if key in {tuple(r[name] for name in KEY) for r in done}:
                         continue
+                    found = dict(zip(KEY, key, strict=True))
                     try:
-                        done.append(run(*key, args.epochs))
+                        done.append(found | run(*key))
                     except train.Diverged:
-                        done.append(dict(zip(("form", "backbone", "task", "seed"), key, strict=True), accuracy=0.0))
+                        done.append(found | {"accuracy": 0.0})
                     with args.output.open("a") as file:
                         file.write(json.dumps(done[-1]) + "\n")
-    show(done, args.tasks)
+    show([r for r in done if r["epochs"] == args.epochs], args.tasks)
 
 
 def show(done: list[dict[str, Any]], names: list[str]) -> None:

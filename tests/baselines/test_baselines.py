@@ -301,7 +301,7 @@ def _grouped() -> nn.Module:
             _grouped,
             64,
             {"targets": ("fc1",)},
-            "fc1 is Conv2d; LoRA updates linear layers and convolu",
+            "fc1 is Conv2d; low-rank updates are for linear layers and convolu",
         ),
     ],
 )

@@ -11,12 +11,13 @@ from bench.factories import make_record
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a.errors import S2AError
+from s2a.registry import presets_of
 from s2a_bench.cells import recipes
 from s2a_bench.config import MethodConfig
 from s2a_bench.data.table import lookup as datasets
 from s2a_bench.errors import InputError
 from s2a_bench.sweeps import grid
-from s2a_bench.sweeps.grid import expand
+from s2a_bench.sweeps.grid import expand, label
 from s2a_bench.sweeps.request import Request
 from s2a_bench.sweeps.settings import coerce, parse_method, parse_settings, parse_value
 from s2a_bench.tracking import names as track_names
@@ -100,7 +101,21 @@ def test_a_label_may_carry_options_also_with_commas_in_them():
     found = parse_method("s2a:bits=8,sites=[0,1],activations=exact")
     assert found == MethodConfig("s2a", {"bits": 8, "sites": (0, 1), "activations": "exact"})
     assert parse_method("linear") == MethodConfig("linear", {})
-    assert parse_method("s2a:preset=plus,lrp_rank=2").options == {"preset": "plus", "lrp_rank": 2}
+
+
+def test_a_preset_is_its_options_and_a_labels_own_go_over_shared_ones():
+    plus = presets_of("s2a")["plus"]
+    assert parse_method("s2a:preset=plus,lrp_rank=2").options == {**plus, "lrp_rank": 2}
+    assert parse_method("s2a:preset=paper").options == {}
+    settings = ("method.activations=exact", "method.lsb_reduction=4")
+    cells = expand(Request(methods=("s2a:preset=plus", "bias"), settings=settings, datasets=("digits",)))
+    found = {cell.method.name: cell.method.options for cell in cells}
+    assert found == {"s2a": {**plus, "lsb_reduction": 4}, "bias": {"activations": "exact"}}
+    assert [label(cell).split(" on ")[0] for cell in cells if cell.method.name == "s2a"] == [
+        "s2a:preset=plus,lsb_reduction=4"
+    ]
+    shared = expand(Request(methods=("s2a:lrp_rank=9",), settings=("method.preset=plus",), datasets=("digits",)))
+    assert shared[0].method.options == {**plus, "lrp_rank": 9}
 
 
 def test_shared_options_reach_the_methods_that_have_them_and_yield_to_a_labels_own():

@@ -111,6 +111,31 @@ def test_random_views_are_cut_from_larger_images() -> None:
     assert not torch.equal(views, data.train.batch(torch.arange(4)))
 
 
+IDS = {
+    "scene_orientation": "a64c531b73ebfd15",
+    "scene_location": "e3f9336973bbec05",
+    "scene_count": "1e62271287577622",
+}
+"""Of every task; another id makes every record of these tasks count as missing."""
+
+
+@pytest.mark.parametrize("task", scenes.TASKS)
+def test_images_are_what_they_were(task: str) -> None:
+    assert scenes.scenes_data_id(task) == IDS[task]
+
+
+@pytest.mark.parametrize(("indices", "words"), [([5000], "5000"), ([-1], "-1"), ([3, 200], "200")])
+def test_images_that_a_list_lacks_are_refused(indices: list[int], words: str) -> None:
+    with pytest.raises(InputError, match=f"List val200 of scene_count has 200 images, 0 to 199.*{words}"):
+        scenes.render("scene_count", "val200", np.array(indices), SIZE)
+
+
+def test_unknown_lists_are_named() -> None:
+    for ask in (scenes.labels_of, lambda task, name: scenes.render(task, name, np.array([0]), SIZE)):
+        with pytest.raises(InputError, match=r"list of a rendered task 'tset': did you mean test"):
+            ask("scene_count", "tset")
+
+
 def test_unknown_tasks_are_named() -> None:
     with pytest.raises(InputError, match=r"rendered task 'scene_cout'.*scene_count"):
         scenes.load_scenes("scene_cout")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -12,8 +13,9 @@ import torch
 from method_contract import IN_BOTH_RINGS
 from s2a import testing
 from s2a.s2a_method import UPDATED, S2AConfig
+from s2a.structure.low_rank_update import largest_rank
 from tiny import CLASSES, MODELS
-from torch import nn
+from torch import Tensor, nn
 
 FAMILIES = ("vit", "swin", "convnext", "convnext_conv")
 ALL_PARTS: dict[str, Any] = {"update_rank": 2, "lrp_rank": 2}
@@ -97,6 +99,65 @@ def test_every_layer_or_those_that_are_named() -> None:
         assert [path.rpartition(".")[2] for path in paths] == list(roles) * 2
 
 
+def test_one_method_has_one_config() -> None:
+    assert S2AConfig(update_rank=2, update_targets=("fc2", "qkv")) == S2AConfig(
+        update_rank=2, update_targets=["qkv", "fc2"]
+    )
+    assert S2AConfig(update_rank=2, update_targets=tuple(reversed(UPDATED))) == S2AConfig(update_rank=2)
+    assert S2AConfig(update_targets="fc1", update_scale=3.0) == S2AConfig()
+
+
+def other_weights(config: S2AConfig) -> tuple[Any, Any, Tensor]:
+    """The same method moved off zero on a backbone, and on one with larger weights; images."""
+    make_model, size = MODELS["vit"]
+    first, second = make_model(), make_model()
+    with torch.no_grad():
+        for weight in second.parameters():
+            weight.mul_(1.5)
+    adapted = moved(s2a.attach(first, config, CLASSES, image_size=size)).eval()
+    return adapted, s2a.attach(second, config, CLASSES, image_size=size).eval(), torch.randn(2, 3, size, size)
+
+
+@pytest.mark.parametrize("form", ["all parts", "all parts, lean", "updates alone"])
+def test_the_scale_is_a_part_of_the_state(form: str, tmp_path: Path) -> None:
+    """It came from weights that a state replaces: whoever loads the state needs the scale of its weights."""
+    adapted, other, images = other_weights(S2AConfig(**FORMS[form]))
+    expected = adapted(images)
+    other.load_state_dict(adapted.state_dict())
+    assert torch.equal(other(images), expected)
+    # A cast and its way back round weights, never the scale.
+    scales = [update.scale for update in adapted.method.updates]
+    state = copy.deepcopy(other).bfloat16().state_dict()
+    other.load_state_dict(state)
+    assert [update.scale for update in other.method.updates] == scales
+    # Saved after loading, put on the right backbone.
+    s2a.save(adapted, tmp_path / "a.safetensors")
+    plain = s2a.detach(copy.deepcopy(adapted))
+    assert torch.equal(s2a.load(plain, tmp_path / "a.safetensors").eval()(images), expected)
+
+
+def test_a_model_without_data_takes_the_scale_of_the_state() -> None:
+    make_model, size = MODELS["vit"]
+    adapted, _, images = other_weights(S2AConfig(**ALL_PARTS))
+    with torch.device("meta"):
+        empty = s2a.attach(make_model(), S2AConfig(**ALL_PARTS), CLASSES, image_size=size)
+    assert {update.scale for update in empty.method.updates} == {1.0}
+    empty.load_state_dict(adapted.state_dict(), assign=True)
+    assert torch.equal(empty.eval()(images), adapted(images))
+
+
+def test_updates_can_be_indexed_and_sliced() -> None:
+    updates = other_weights(S2AConfig(**ALL_PARTS))[0].method.updates
+    assert updates[0] is next(iter(updates))
+    assert updates[-1] is list(updates)[-1]
+    assert updates[1:3] == list(updates)[1:3]
+
+
+def test_grouped_convolutions_are_refused() -> None:
+    with pytest.raises(s2a.UnsupportedModel, match=r"blocks\.0\.fc1 is Conv2d; low-rank updates are for linear layers"):
+        largest_rank(nn.Conv2d(8, 8, 1, groups=2), "blocks.0.fc1")
+
+
 def test_a_layer_smaller_than_the_rank_gets_its_full_rank() -> None:
     make_model, size = MODELS["swin"]
     method: Any = s2a.attach(make_model(), S2AConfig(update_rank=40, lrp_rank=2), CLASSES, image_size=size).method
@@ -131,7 +192,11 @@ def test_a_preset_is_its_options_and_what_is_given_goes_over_it() -> None:
         ({"update_targets": ()}, "must name each of its layers once"),
         ({"update_targets": "fc3"}, "choose from qkv, proj, fc1, fc2, or 'all'"),
         ({"update_targets": ("fc1", "fc1")}, "must name each of its layers once"),
+        ({"update_targets": 5}, "update_targets=5 must name each of its layers once"),
+        ({"update_targets": None}, "update_targets=None must name"),
+        ({"update_targets": [["fc1"]]}, "must name each of its layers once"),
         ({"update_scale": 0}, "update_scale=0 must be a number above 0"),
+        ({"update_scale": True}, "update_scale=True must be a number above 0"),
         ({"update_scale": "x"}, "update_scale='x' must be a number above 0"),
     ],
 )

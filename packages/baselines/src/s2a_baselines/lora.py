@@ -17,7 +17,7 @@ from s2a.card import Card, Recipe, Style
 from s2a.errors import S2AError, UnsupportedModel
 from s2a.lean import LeanOptions
 from s2a.registry import Method, register_method
-from s2a.structure.low_rank_update import LowRankUpdates
+from s2a.structure.low_rank_update import LowRankUpdates, largest_rank
 from torch import nn
 
 ROLES = ("qkv", "proj", "fc1", "fc2", "conv1", "conv2", "conv3")
@@ -158,15 +158,7 @@ def _rank(config: LoRAConfig, channels: int, name: str, layer: nn.Module) -> int
             f"reduction={config.reduction} does not divide the {channels} channels in front of {name}; "
             f"choose a divisor of {channels}, or give rank itself."
         )
-    rank = config.rank or channels // config.reduction
-    if isinstance(layer, nn.Linear):
-        limit = min(layer.in_features, layer.out_features)
-    elif isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
-        limit = min(layer.in_channels, layer.out_channels)
-    else:
-        raise UnsupportedModel(
-            f"{name} is {type(layer).__name__}; LoRA updates linear layers and convolutions without groups."
-        )
+    rank, limit = config.rank or channels // config.reduction, largest_rank(layer, name)
     if rank > limit:
         raise S2AError(f"rank={rank} is larger than the smaller side of {name}, {limit}; choose 1 to {limit}.")
     return rank

@@ -195,8 +195,8 @@ def merge(adapted: Adapted) -> nn.Module:
         S2AError: A method that adds what the backbone alone cannot compute, or no adapted model.
     """
     adapted = require_adapted("merge", adapted)
-    if not adapted.method.can_fold:
-        adapted.method.fold(adapted.backbone)  # Says why not, before anything is copied.
+    if why := adapted.method.why_no_fold():  # Before anything is copied.
+        raise S2AError(why)
     copied = copy.deepcopy(adapted)
     trained = {
         n: v.detach().clone() for n, v in (*copied.backbone.named_parameters(), *copied.backbone.named_buffers())

@@ -78,10 +78,9 @@ class Method(nn.Module):
         """
         return {}
 
-    @property
-    def can_fold(self) -> bool:
-        """Whether ``fold`` works: where it is written, unless a method says otherwise of some of its configs."""
-        return type(self).fold is not Method.fold
+    def why_no_fold(self) -> str | None:
+        """A sentence on why ``fold`` cannot work with this config; ``None``: it can. By default where it is written."""
+        return None if type(self).fold is not Method.fold else _cannot_merge(self)
 
     def fold(self, model: nn.Module) -> None:
         """Writes what was learned into the weights of ``model``, a plain copy of the backbone, exactly.
@@ -91,10 +90,14 @@ class Method(nn.Module):
         Raises:
             S2AError: The backbone alone cannot compute what the method computes.
         """
-        raise S2AError(
-            f"{type(self).__name__} cannot be merged: what it adds is not of the backbone's form; "
-            "keep the adapted model, or save it with s2a.save."
-        )
+        raise S2AError(_cannot_merge(self))
+
+
+def _cannot_merge(method: Method) -> str:
+    return (
+        f"{type(method).__name__} cannot be merged: what it adds is not of the backbone's form; "
+        "keep the adapted model, or save it with s2a.save."
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +235,9 @@ def entry_for(config: Any) -> Entry:
 
 
 def presets_of(method: str) -> dict[str, dict[str, Any]]:
-    """Named sets of options of a method: the class variable ``presets`` of its config, if there is one.
+    """Sets of options of a method by name, ``{"plus": {"update_rank": 8, ...}}``, which nobody may change.
+
+    They are the class variable ``presets`` of its config, a literal; empty where there is none.
 
     Raises:
         S2AError: Unknown method.

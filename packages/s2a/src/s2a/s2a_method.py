@@ -19,7 +19,7 @@ from s2a.ops.pointwise import LEVEL_KINDS
 from s2a.registry import Method, register_method
 from s2a.structure.bias import additive_biases
 from s2a.structure.low_rank_prompt import LowRankPrompt, max_rank
-from s2a.structure.low_rank_update import LowRankUpdates, gain_of
+from s2a.structure.low_rank_update import LowRankUpdates, gain_of, largest_rank
 from s2a.structure.side_branch import LiteSideBranch, Tap
 
 Activations = Literal["exact", "paper", "lean"]
@@ -106,17 +106,23 @@ class S2AConfig(LeanOptions):
             raise S2AError(f"lrp_std={self.lrp_std} must be above 0: with A zero too, the prompt could never learn.")
 
     def _check_updates(self) -> None:
-        if not isinstance(self.update_scale, int | float) or not 0 < self.update_scale < math.inf:
-            raise S2AError(f"update_scale={self.update_scale!r} must be a number above 0; 1 leaves B A as it is.")
-        if self.update_targets == "all":
-            return
-        targets = (self.update_targets,) if isinstance(self.update_targets, str) else tuple(self.update_targets)
-        if not targets or len(set(targets)) < len(targets) or not set(targets) <= set(UPDATED):
-            raise S2AError(
-                f"update_targets={targets} must name each of its layers once; choose from {', '.join(UPDATED)}, "
-                "or 'all'."
-            )
-        object.__setattr__(self, "update_targets", targets)
+        scale, targets = self.update_scale, self.update_targets
+        if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
+            raise S2AError(f"update_scale={scale!r} must be a number above 0; 1 is the layer's own gain.")
+        if targets != "all":
+            named = (targets,) if isinstance(targets, str) else targets
+            wrong = not isinstance(named, list | tuple) or any(name not in UPDATED for name in named)
+            if wrong or not named or len(set(named)) < len(named):
+                raise S2AError(
+                    f"update_targets={targets!r} must name each of its layers once; choose from {', '.join(UPDATED)}, "
+                    "or 'all'."
+                )
+            # In one order, so that the same method is one cell.
+            ordered = tuple(name for name in UPDATED if name in named)
+            object.__setattr__(self, "update_targets", "all" if ordered == UPDATED else ordered)
+        if not self.update_rank:  # Of no effect then, whatever they are.
+            object.__setattr__(self, "update_targets", "all")
+            object.__setattr__(self, "update_scale", 1.0)
 
 
 def _choice(name: str, value: object, allowed: tuple[object, ...]) -> None:
@@ -162,9 +168,10 @@ def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, in
     for block in backbone.blocks:
         for role in wanted:
             if role in block.linears:
-                layer: Any = backbone.module(block.linears[role])
-                rank = min(config.update_rank, *layer.weight.shape[:2])
-                found.append((block.linears[role], rank, config.update_scale * gain_of(layer)))
+                path = block.linears[role]
+                layer = backbone.module(path)
+                rank = min(config.update_rank, largest_rank(layer, path))
+                found.append((path, rank, config.update_scale * gain_of(layer)))
     if not found:
         raise UnsupportedModel(
             f"update_targets={config.update_targets}: no block of this {backbone.family} has such a layer; "
@@ -221,7 +228,7 @@ class S2A(Method):
             self._add_prompts(config, sites, backbone, edits)
         self.updates: LowRankUpdates | None = None
         if config.update_rank:
-            self.updates = LowRankUpdates(backbone, edits, _update_targets(config, backbone))
+            self.updates = LowRankUpdates(backbone, edits, _update_targets(config, backbone), keep_scales=True)
         release_frozen_inputs(backbone.model, edits)
         if config.activations == "paper":
             for part in (backbone.model, self.branch):
@@ -255,18 +262,19 @@ class S2A(Method):
             kept |= {f"updates.{name}": size for name, size in self.updates.keeps(batch_size).items()}
         return kept
 
-    @property
-    def can_fold(self) -> bool:
+    def why_no_fold(self) -> str | None:
         """Biases and updates are of the backbone's form; prompts and the side branch are not."""
-        return self.branch is None and not len(self.prompts)
+        if self.branch is None and not len(self.prompts):
+            return None
+        return (
+            "S2A with prompts or the side branch cannot be merged: they are not of the backbone's form; keep the "
+            "adapted model, or save it with s2a.save. With lrp_rank=0 and lsb_reduction=0 it can be merged."
+        )
 
     def fold(self, model: nn.Module) -> None:
         """Writes the updates into the weights, where there is neither prompt nor side branch."""
-        if not self.can_fold:
-            raise S2AError(
-                "S2A with prompts or the side branch cannot be merged: they are not of the backbone's form; keep the "
-                "adapted model, or save it with s2a.save. With lrp_rank=0 and lsb_reduction=0 it can."
-            )
+        if why := self.why_no_fold():
+            raise S2AError(why)
         if self.updates is not None:
             self.updates.fold(model)
 

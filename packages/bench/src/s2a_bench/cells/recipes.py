@@ -9,6 +9,7 @@ checked on a pretrained ViT-S, and wider backbones get smaller ones, see docs/re
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -133,9 +134,14 @@ def by_preset(method: str, options: Mapping[str, Any]) -> dict[str, Any]:
     except S2AError:
         return dict(options)
     for name, values in presets.items():
-        if values and all(options.get(key) == value for key, value in values.items()):
-            return {key: value for key, value in options.items() if key not in values} | {"preset": name}
+        if values and all(_same(options.get(key), value) for key, value in values.items()):
+            return {"preset": name} | {key: value for key, value in options.items() if key not in values}
     return dict(options)
+
+
+def _same(one: Any, other: Any) -> bool:
+    """Whether two values of an option are one in a record, where a tuple is a list."""
+    return json.dumps(one, default=str) == json.dumps(other, default=str)
 
 
 def changes(suite: str, method: str, backbone: str, train: Mapping[str, Any]) -> dict[str, Any]:

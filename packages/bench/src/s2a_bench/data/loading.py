@@ -154,9 +154,8 @@ def open_dataset(config: DataConfig) -> OpenDataset:
     """
     dataset = _check_config(config)
     if dataset.embedded:
-        rendered = dataset.name in scenes.TASKS
-        content = scenes.scenes_data_id(dataset.name) if rendered else mini_tasks.task_data_id(dataset.name)
-        ids = DataIdentity(content, mini_tasks.SPLIT_ID, lossy=False)
+        data_id = scenes.scenes_data_id if dataset.name in scenes.TASKS else mini_tasks.task_data_id
+        ids = DataIdentity(data_id(dataset.name), mini_tasks.SPLIT_ID, lossy=False)
         return OpenDataset(dataset, ids)
     folder, manifest, lists, ids = _open_folder(config, dataset)
     return OpenDataset(dataset, ids, folder, manifest, lists)
@@ -196,12 +195,13 @@ def load_data(
     trained_on, *looked_at = _names_of_used_lists(config, dataset)
     notes: list[str] = []
     if opened.folder is None:
-        make = _images_from_scenes if dataset.name in scenes.TASKS else _images_from_arrays
+        train = _embedded(dataset.name, trained_on, config.limit_train, view)
         if augmentation.name == "none":
-            train = _keep_in_memory(make(dataset.name, trained_on, config.limit_train, view), view)
+            train = _keep_in_memory(train, view)
         else:
-            train = _augmented_from_arrays(dataset.name, trained_on, config.limit_train, view, augmentation)
-        others = [make(dataset.name, name, config.limit_test, view) for name in looked_at]
+            larger = _embedded(dataset.name, trained_on, config.limit_train, {**view, "size": short_side(size)})
+            train = _augmented(train, larger, view, augmentation)
+        others = [_embedded(dataset.name, name, config.limit_test, view) for name in looked_at]
     else:
         folder, manifest, lists = opened.folder, opened.manifest, opened.lists
         # What is scored once, at the end, is not kept in memory.
@@ -328,14 +328,15 @@ def _images_from_scenes(task: str, name: str, limit: int | None, view: dict[str,
     return Images(torch.from_numpy(labels[kept]), pixels, view["mean"], view["std"])
 
 
-def _augmented_from_arrays(
-    task: str, name: str, limit: int | None, view: dict[str, Any], augmentation: Augmentation
-) -> Images:
-    """Random views of embedded images in memory; without a generator the view that is scored."""
+def _embedded(task: str, name: str, limit: int | None, view: dict[str, Any]) -> Images:
+    """A list of an embedded task, by its images of 32 pixels or painted at the size of the view."""
     make = _images_from_scenes if task in scenes.TASKS else _images_from_arrays
-    larger = {**view, "size": short_side(view["size"])}
-    plain, short = (_all_pixels(make(task, name, limit, each)) for each in (view, larger))
-    labels = make(task, name, limit, view).labels
+    return make(task, name, limit, view)
+
+
+def _augmented(images: Images, larger: Images, view: dict[str, Any], augmentation: Augmentation) -> Images:
+    """Random views of images in memory, cut from larger ones; without a generator the view that is scored."""
+    plain, short = _all_pixels(images), _all_pixels(larger)
     fill = _fill_colour(view)
 
     def pixels(indices: np.ndarray, generator: torch.Generator | None) -> np.ndarray:
@@ -344,7 +345,7 @@ def _augmented_from_arrays(
         drawn = list(short[indices])
         return cut_views(drawn, view["size"], generator, augmentation, view["interpolation"], fill)
 
-    return Images(labels, pixels, view["mean"], view["std"])
+    return Images(images.labels, pixels, view["mean"], view["std"])
 
 
 def _fill_colour(view: dict[str, Any]) -> tuple[int, int, int]:

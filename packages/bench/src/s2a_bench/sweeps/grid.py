@@ -129,7 +129,8 @@ def _methods_with_recipes(
 
 def label(cell: CellConfig) -> str:
     """``s2a:bits=8 on digits, mini_vit, seed 0, train.lr=0.1``: a cell in words, with what was set or swept."""
-    options = ",".join(f"{key}={value}" for key, value in cell.method.options.items())
+    shown = recipes.by_preset(cell.method.name, cell.method.options)
+    options = ",".join(f"{key}={value}" for key, value in shown.items())
     method = f"{cell.method.name}:{options}" if options else cell.method.name
     changed = recipes.changes(cell.data.suite, cell.method.name, cell.backbone.name, dataclasses.asdict(cell.train))
     recipe = []

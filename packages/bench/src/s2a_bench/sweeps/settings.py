@@ -111,7 +111,13 @@ def methods_with(methods: Sequence[MethodConfig], options: Mapping[str, Any]) ->
             known = sorted({f"method.{name}" for hints in fields.values() for name in hints})
             raise unknown(f"option of {', '.join(fields)}", f"method.{key}", known)
     return [
-        _method(method.name, {**{k: v for k, v in options.items() if k in fields[method.name]}, **method.options})
+        _method(
+            method.name,
+            {
+                **_without_preset(method.name, {k: v for k, v in options.items() if k in fields[method.name]}),
+                **_without_preset(method.name, method.options),
+            },
+        )
         for method in methods
     ]
 
@@ -228,7 +234,19 @@ def _method(name: str, options: Mapping[str, Any]) -> MethodConfig:
     hints = _method_hints(name)
     fitted = {k: coerce(v, hints[k], f"{name}: {k}") if k in hints else v for k, v in options.items()}
     s2a.method_config(name, **fitted)
-    return MethodConfig(name, fitted)
+    return MethodConfig(name, _without_preset(name, fitted))
+
+
+def _without_preset(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's options with those of ``preset`` in its place; what is given beside it goes over them."""
+    from s2a.registry import presets_of
+
+    if "preset" not in options:
+        return dict(options)
+    found = presets_of(name).get(options["preset"])
+    if found is None:  # Not one of its presets: whoever makes a config of it says so.
+        return dict(options)
+    return {**found, **{key: value for key, value in options.items() if key != "preset"}}
 
 
 def parse_assignment(text: str, whole: str) -> tuple[str, Any]:

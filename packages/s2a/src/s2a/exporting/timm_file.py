@@ -68,12 +68,12 @@ def _merged(adapted: Adapted) -> Any:
             f"The head is a {type(head).__name__}, where timm's models have a linear layer; choose format 'onnx' or "
             "'torch', which keep it."
         )
-    if not adapted.method.can_fold:
-        entries = [get_entry(name) for name in list_methods()]
-        able = [e.name for e in entries if e.method.fold is not Method.fold and e.method.can_fold is Method.can_fold]
+    if why := adapted.method.why_no_fold():
+        others = [get_entry(name) for name in list_methods() if name != adapted.name]
+        able = [entry.name for entry in others if entry.method.fold is not Method.fold]
         raise S2AError(
             f"Method {adapted.name!r} cannot be merged into a plain timm checkpoint ({', '.join(able)} can); choose "
-            "format 'onnx' or 'torch', which keep what it adds in the graph."
+            f"format 'onnx' or 'torch', which keep what it adds in the graph. {why}"
         )
     if isinstance(head, nn.Linear) and head.bias is None:
         head.bias = nn.Parameter(torch.zeros(head.out_features))

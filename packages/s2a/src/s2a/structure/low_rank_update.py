@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from s2a.backbones import Backbone, Edits, called
+from s2a.errors import UnsupportedModel
 
 
 def gain_of(layer: nn.Module) -> float:
@@ -25,6 +26,25 @@ def gain_of(layer: nn.Module) -> float:
     return gain if 0 < gain < math.inf else 1.0
 
 
+def largest_rank(layer: nn.Module, path: str) -> int:
+    """The smaller side of a layer's weight: the largest rank of an update of it.
+
+    Args:
+        layer: A linear layer or a convolution without groups.
+        path: Its name, for the error.
+
+    Raises:
+        UnsupportedModel: Another layer.
+    """
+    if isinstance(layer, nn.Linear):
+        return min(layer.in_features, layer.out_features)
+    if isinstance(layer, nn.Conv2d) and layer.groups == 1 and not isinstance(layer.padding, str):
+        return min(layer.in_channels, layer.out_channels)
+    raise UnsupportedModel(
+        f"{path} is {type(layer).__name__}; low-rank updates are for linear layers and convolutions without groups."
+    )
+
+
 class LowRankUpdate(nn.Module):
     """s B A dropout(x), added to the output of a frozen layer. Starts at zero: B is zero.
 
@@ -36,9 +56,22 @@ class LowRankUpdate(nn.Module):
         rank: r.
         scale: s; alpha / r in LoRA's terms.
         dropout: Of x.
+        keep_scale: Makes s a part of the state, for an s that comes from the layer's weight: whoever loads the state
+            gets its s, whatever weight was there before.
+
+    Attributes:
+        scale: s.
+        scale_bits: With ``keep_scale`` the bits of s, float64, as an integer, which no change of format rounds.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, rank: int, scale: float = 1.0, dropout: float = 0.0) -> None:
+    def __init__(
+        self,
+        layer: nn.Linear | nn.Conv2d,
+        rank: int,
+        scale: float = 1.0,
+        dropout: float = 0.0,
+        keep_scale: bool = False,
+    ) -> None:
         super().__init__()
         if isinstance(layer, nn.Linear):
             self.a: nn.Module = nn.Linear(layer.in_features, rank, bias=False)
@@ -51,9 +84,18 @@ class LowRankUpdate(nn.Module):
         nn.init.zeros_(self.b.weight)  # type: ignore[arg-type]
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.scale = scale
+        if keep_scale:
+            self.register_buffer("scale_bits", torch.tensor(scale, dtype=torch.float64).view(torch.int64))
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        """Takes s from the state too."""
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        bits = state_dict.get(f"{prefix}scale_bits")
+        if "scale_bits" in self._buffers and bits is not None and not bits.is_meta:
+            self.scale = bits.cpu().view(torch.float64).item()
 
     def forward(self, x: Tensor) -> Tensor:
-        """The update of the layer's output for its input ``x``."""
+        """The update of the layer's output: ``(..., in)`` to ``(..., out)``, or ``(B, in, H, W)`` for a convolution."""
         return self.scale * self.b(self.a(self.dropout(x)))
 
     def after(self, module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
@@ -88,6 +130,10 @@ class LowRankUpdates(nn.ModuleList):
         targets: Path of a layer, rank and scale of its update.
         dropout: See ``LowRankUpdate``.
         train_a: Whether A trains.
+        keep_scales: See ``LowRankUpdate``.
+
+    Attributes:
+        paths: Of the updated layers.
     """
 
     def __init__(
@@ -97,6 +143,7 @@ class LowRankUpdates(nn.ModuleList):
         targets: Sequence[tuple[str, int, float]],
         dropout: float = 0.0,
         train_a: bool = True,
+        keep_scales: bool = False,
     ) -> None:
         super().__init__()
         self.paths = [path for path, _, _ in targets]
@@ -106,13 +153,17 @@ class LowRankUpdates(nn.ModuleList):
         shapes = called(backbone.model, self.paths, backbone.image_size)
         for path, rank, scale in targets:
             layer: Any = backbone.module(path)
-            update = LowRankUpdate(layer, rank, scale, dropout)
+            update = LowRankUpdate(layer, rank, scale, dropout, keep_scales)
             update.a.requires_grad_(train_a)
             edits.after(layer, update.after)
             self.append(update)
             x, y = shapes[path]
             self._inputs.append(math.prod(x))
             self._hidden.append(math.prod(y) // layer.weight.shape[0] * rank)
+
+    def __getitem__(self, index: Any) -> Any:
+        """One update, or a list of some."""
+        return list(self)[index]
 
     def keeps(self, batch_size: int) -> dict[str, int]:
         """Bytes of every update's input and A x in fp32, and of dropout's mask where a gradient passes, by module."""

@@ -74,7 +74,7 @@ def check_merge(case: Case) -> None:
     adapted = case.attached()
     case.trained(adapted)
     logits = case.logits(adapted)
-    if not adapted.method.can_fold:
+    if adapted.method.why_no_fold():
         try:
             merge(adapted)
         except S2AError:

@@ -15,7 +15,8 @@ import numpy as np
 
 from s2a_bench.data.mini.render import SIZE, Scene, add_noise
 from s2a_bench.data.mini.tasks import SCENES, SPLITS, draw_labels, make_generator
-from s2a_bench.errors import unknown
+from s2a_bench.data.table.types import VTAB_LISTS
+from s2a_bench.errors import InputError, unknown
 
 PREFIX = "scene_"
 TASKS = tuple(f"{PREFIX}{name}" for name in SCENES)
@@ -51,6 +52,9 @@ def labels_of(task: str, name: str) -> np.ndarray:
     Args:
         task: One of ``TASKS``.
         name: Of the list.
+
+    Raises:
+        InputError: No such task or list.
     """
     return np.concatenate([load_scenes(task)[part][1] for part in _parts(name)])
 
@@ -63,7 +67,13 @@ def render(task: str, name: str, indices: np.ndarray, size: int) -> np.ndarray:
         name: Of the list.
         indices: ``(B,)`` which of its images, in any order.
         size: Side in pixels.
+
+    Raises:
+        InputError: No such task or list, or images that it does not have.
     """
+    count = len(labels_of(task, name))
+    if len(indices) and not 0 <= indices.min() <= indices.max() < count:
+        raise InputError(f"List {name} of {task} has {count} images, 0 to {count - 1}; one of {indices} is not there.")
     out = np.empty((len(indices), 3, size, size), np.uint8)
     start = 0
     for part in _parts(name):
@@ -85,18 +95,24 @@ def _paint(task: str, part: str, scene: Scene, images: np.ndarray, size: int) ->
 
 
 def _parts(name: str) -> tuple[str, ...]:
-    return (name,) if name in SPLITS else ("train800", "val200")
+    """The lists that a list is made of, one after the other."""
+    if name == VTAB_LISTS.both:
+        return VTAB_LISTS.train, VTAB_LISTS.val
+    if name not in SPLITS:
+        raise unknown("list of a rendered task", name, [*SPLITS, VTAB_LISTS.both])
+    return (name,)
 
 
 @functools.lru_cache(maxsize=len(TASKS))
 def scenes_data_id(task: str) -> str:
-    """16 hex digits of the hash over all images of a task at 32 pixels, and its labels.
+    """16 hex digits of a hash: all images at 32 pixels, the first of every list at two larger sizes, and the labels.
 
-    The images of other sizes show the same scenes; the size is a part of a cell's identity by itself.
+    A cell's own size is a part of its identity by itself.
     """
     digest = hashlib.sha256(task.encode())
     for name, (_, labels) in sorted(load_scenes(task).items()):
         digest.update(f"{name} {len(labels)}".encode())
-        digest.update(render(task, name, np.arange(len(labels)), SIZE).tobytes())
+        for size, n in ((SIZE, len(labels)), (56, 32), (112, 32)):
+            digest.update(render(task, name, np.arange(n), size).tobytes())
         digest.update(labels.astype("<i8").tobytes())
     return digest.hexdigest()[:16]
