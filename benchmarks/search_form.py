@@ -1,11 +1,18 @@
-r"""Compares forms of a method on fresh validation images of the rendered mini tasks.
+r"""Compares forms of a method on fresh validation images.
 
-The mini suite's own validation lists have 200 images, too few to tell forms apart (standard error 3.5 points). Here
-each form trains on the suite's 1,000 training images and is scored on 2,000 images of the same renderers with seeds
-that no list has; the test lists are never opened. ``digits`` has no renderer and is left out.
+The suites' own validation lists have 200 images, too few to tell forms apart (standard error 3.5 points). Here each
+form trains on the suite's 1,000 training images and is scored on images that no list has: of rendered tasks 2,000 with
+other seeds, of Caltech101 those of the archive that the lists leave out, 2,060. The test lists are never read.
+``digits`` and CIFAR-10 are left out.
 
     python benchmarks/search_form.py OUT.jsonl --backbones mini_vit --tasks textures location --seeds 0 \
         --forms "s2a@0.01" "s2a:update_rank=4,lrp_rank=4@0.01" "lora@0.01"
+
+Trained weights, on tasks of suite ``real``:
+
+    python benchmarks/search_form.py OUT.jsonl --backbones vit_small_patch14_dinov2.lvd142m --weights FILE \
+        --image-size 112 --precision bf16 --data-dir DATA --caltech 101_ObjectCategories.tar.gz \
+        --tasks caltech101 scene_orientation --epochs 4 --forms "lora@0.001"
 
 A form is a method's label and the learning rate behind ``@`` (the card's without one); ``prompts*0.3`` after another
 ``@`` is a factor on the rate of parameters whose names have that word. What OUT.jsonl has is not run again.
@@ -15,7 +22,10 @@ from __future__ import annotations
 
 import argparse
 import functools
+import hashlib
+import io
 import json
+import tarfile
 import time
 from pathlib import Path
 from typing import Any
@@ -24,14 +34,17 @@ from unittest import mock
 import numpy as np
 import s2a
 import torch
+from PIL import Image
 from s2a_bench.cells import backbones, recipes, scores, train
 from s2a_bench.cells.backbones import DataFormat
-from s2a_bench.config import BackboneConfig
+from s2a_bench.config import BackboneConfig, DataConfig
 from s2a_bench.data.images import resize_arrays
-from s2a_bench.data.loading import Images
-from s2a_bench.data.mini import tasks
+from s2a_bench.data.loading import Images, load_data
+from s2a_bench.data.mini import scenes, tasks
+from s2a_bench.data.mini.render import add_noise
 from s2a_bench.sweeps.settings import parse_method
 
+ARGS = argparse.Namespace()
 SCORED = 2000
 VALIDATION_SPLIT = 100
 """Seed of the renderer in the place of a list's number; the suite's lists are 0, 1 and 2."""
@@ -40,6 +53,8 @@ VALIDATION_SPLIT = 100
 @functools.cache
 def images_of(task: str, form: DataFormat) -> tuple[Images, Images, int]:
     """Training images, validation images and the number of classes."""
+    if task not in tasks.RENDERED:
+        return images_of_real(task, form)
     classes, render = tasks.RENDERED[task]
     rng = tasks.make_generator(tasks.TASKS.index(task), VALIDATION_SPLIT)
     labels = tasks.draw_labels(rng, SCORED, classes)
@@ -52,6 +67,48 @@ def images_of(task: str, form: DataFormat) -> tuple[Images, Images, int]:
         )
 
     return load(*tasks.load_task(task)["train800val200"]), load(*fresh), classes
+
+
+def images_of_real(task: str, form: DataFormat) -> tuple[Images, Images, int]:
+    """The same for Caltech101 and the scenes of suite ``real``."""
+    root = None if task in scenes.TASKS else str(ARGS.data_dir)
+    config = DataConfig("real", task, root=root)
+    data = load_data(config, size=form.size, mean=form.mean, std=form.std, interpolation=form.interpolation)
+    pixels, labels = left_out(form) if root else fresh_scenes(task, form.size)
+    fresh = Images(torch.from_numpy(labels), lambda indices, generator: pixels[indices], form.mean, form.std)
+    return data.train, fresh, data.classes
+
+
+def fresh_scenes(task: str, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """2,000 scenes that no list has."""
+    classes, draw = tasks.SCENES[task.removeprefix(scenes.PREFIX)]
+    seed = 100 + scenes.TASKS.index(task)
+    rng = tasks.make_generator(seed, VALIDATION_SPLIT)
+    labels = tasks.draw_labels(rng, SCORED, classes)
+    scene = draw(rng, labels)
+    images = []
+    for i in range(SCORED):
+        noise = tasks.make_generator(seed, VALIDATION_SPLIT, i)
+        images.append(add_noise(noise, scene.paint(np.arange(i, i + 1), size)[0]))
+    return np.stack(images), labels
+
+
+def left_out(form: DataFormat) -> tuple[np.ndarray, np.ndarray]:
+    """Images of Caltech101's archive that are in no prepared list: what is left of VTAB's 30 per class."""
+    names = json.loads((ARGS.data_dir / "caltech101/manifest.json").read_text())["classes"]
+    listed = {hashlib.sha256(p.read_bytes()).hexdigest() for p in ARGS.data_dir.glob("caltech101/images/*/*.jpg")}
+    pixels, labels = [], []
+    with tarfile.open(ARGS.caltech) as archive:
+        for member in archive:
+            if not member.name.endswith(".jpg"):
+                continue
+            data = archive.extractfile(member).read()  # type: ignore[union-attr]
+            if hashlib.sha256(data).hexdigest() in listed:
+                continue
+            image = np.array(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
+            pixels.append(resize_arrays(image[None], form.size, form.interpolation)[0])
+            labels.append(names.index(member.name.split("/")[-2].lower()))
+    return np.stack(pixels), np.array(labels)
 
 
 def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[dict[str, Any]]:
@@ -88,8 +145,9 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
         else:
             overrides["lr"] = float(part)
     method = parse_method(label)
-    recipe = recipes.train_config("mini", method.name, backbone, **overrides)
-    model, form_of = backbones.create(BackboneConfig(backbone), seed)
+    suite = "mini" if task in tasks.RENDERED else "real"
+    recipe = recipes.train_config(suite, method.name, backbone, precision=ARGS.precision, **overrides)
+    model, form_of = backbones.create(BackboneConfig(backbone, weights=ARGS.weights, image_size=ARGS.image_size), seed)
     training, scored, classes = images_of(task, form_of)
     torch.manual_seed(seed)
     adapted = train.attach(model, s2a.method_config(method.name, **method.options), classes, form_of.size, recipe)
@@ -114,7 +172,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--forms", nargs="+", default=[])
     parser.add_argument("--epochs", type=int)
-    args = parser.parse_args()
+    parser.add_argument("--precision", default="fp32")
+    parser.add_argument("--weights")
+    parser.add_argument("--image-size", type=int)
+    parser.add_argument("--data-dir", type=Path)
+    parser.add_argument("--caltech", type=Path)
+    args = parser.parse_args(namespace=ARGS)
     done = [json.loads(line) for line in args.output.read_text().splitlines()] if args.output.exists() else []
     for form in args.forms:
         for backbone in args.backbones:

@@ -22,12 +22,14 @@ NOT_RUN = {
     "--ray-address": "needs that cluster; tests/bench/test_cluster.py has one",
     "half_precision.py": "needs a pretrained ViT-S/14 and images",
     "prepare cifar10_1k": "needs CIFAR-10; tests/bench/test_source_arrays.py reads its formats",
-    "--suite real": "needs CIFAR-10; tests/bench/test_scenes.py",
     "memory --paper": "22 full-size rows, minutes; tests/bench/test_paper.py",
 }
 """Part of a command -> why no test here runs it."""
 
 STAND_INS = [
+    # Those of photographs need their archives.
+    (r"--suite real(.*) --data-dir DATA", r"--suite real --datasets scene_count\1"),
+    (r"--limit-test 1000", "--limit-train 32 --limit-test 32 --epochs 1"),
     (r"(--backbones )vit_\S+ --weights", r"\1test_vit --weights"),
     (r"--weights FILE", "--weights test_vit.safetensors"),
     (r"--image-size 56", "--image-size 48"),  # Its patches have 16 pixels.

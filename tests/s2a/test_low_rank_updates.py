@@ -100,8 +100,9 @@ def test_every_layer_or_those_that_are_named() -> None:
 
 
 def test_one_method_has_one_config() -> None:
+    from_a_file: Any = ["qkv", "fc2"]
     assert S2AConfig(update_rank=2, update_targets=("fc2", "qkv")) == S2AConfig(
-        update_rank=2, update_targets=["qkv", "fc2"]
+        update_rank=2, update_targets=from_a_file
     )
     assert S2AConfig(update_rank=2, update_targets=tuple(reversed(UPDATED))) == S2AConfig(update_rank=2)
     assert S2AConfig(update_targets="fc1", update_scale=3.0) == S2AConfig()
@@ -141,13 +142,15 @@ def test_a_model_without_data_takes_the_scale_of_the_state() -> None:
     adapted, _, images = other_weights(S2AConfig(**ALL_PARTS))
     with torch.device("meta"):
         empty = s2a.attach(make_model(), S2AConfig(**ALL_PARTS), CLASSES, image_size=size)
-    assert {update.scale for update in empty.method.updates} == {1.0}
+    method: Any = empty.method
+    assert {update.scale for update in method.updates} == {1.0}
     empty.load_state_dict(adapted.state_dict(), assign=True)
     assert torch.equal(empty.eval()(images), adapted(images))
 
 
 def test_updates_can_be_indexed_and_sliced() -> None:
-    updates = other_weights(S2AConfig(**ALL_PARTS))[0].method.updates
+    adapted, _, _ = other_weights(S2AConfig(**ALL_PARTS))
+    updates: Any = adapted.method.updates
     assert updates[0] is next(iter(updates))
     assert updates[-1] is list(updates)[-1]
     assert updates[1:3] == list(updates)[1:3]

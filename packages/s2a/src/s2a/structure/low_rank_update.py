@@ -86,13 +86,7 @@ class LowRankUpdate(nn.Module):
         self.scale = scale
         if keep_scale:
             self.register_buffer("scale_bits", torch.tensor(scale, dtype=torch.float64).view(torch.int64))
-
-    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
-        """Takes s from the state too."""
-        super()._load_from_state_dict(state_dict, prefix, *args)
-        bits = state_dict.get(f"{prefix}scale_bits")
-        if "scale_bits" in self._buffers and bits is not None and not bits.is_meta:
-            self.scale = bits.cpu().view(torch.float64).item()
+            self.register_load_state_dict_post_hook(_take_scale)
 
     def forward(self, x: Tensor) -> Tensor:
         """The update of the layer's output: ``(..., in)`` to ``(..., out)``, or ``(B, in, H, W)`` for a convolution."""
@@ -119,6 +113,12 @@ class LowRankUpdate(nn.Module):
     def delta(self) -> Tensor:
         """The product scale * B A, ``(out, in * kernel)``: what merging adds to the layer's weight."""
         return self.scale * (self.b.weight.flatten(1) @ self.a.weight.flatten(1))  # type: ignore[operator]
+
+
+def _take_scale(update: Any, keys: Any) -> None:
+    """After a state was loaded, s is the state's."""
+    if not update.scale_bits.is_meta:
+        update.scale = update.scale_bits.cpu().view(torch.float64).item()
 
 
 class LowRankUpdates(nn.ModuleList):

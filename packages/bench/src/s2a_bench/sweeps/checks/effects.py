@@ -35,8 +35,8 @@ def check_data_options(mistakes: Mistakes, request: Request) -> None:
     if request.data_dir is not None and all(dataset.embedded for dataset in found):
         mistakes.add(
             InputError(
-                f"--data-dir {request.data_dir} has no effect: {names} of suite {request.suite} are embedded and read "
-                "from no folder; leave it out, or name a suite that lies there with --suite."
+                f"--data-dir {request.data_dir} has no effect: {names} of suite {request.suite}: embedded or rendered, "
+                "read from no folder; leave it out, or name a suite that lies there with --suite."
             )
         )
     for flag, lists in (("limit_train", ("train", "both")), ("limit_test", ("val", "test"))):
