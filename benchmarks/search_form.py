@@ -15,7 +15,7 @@ Trained weights, on tasks of suite ``real``:
         --tasks caltech101 scene_orientation --epochs 4 --forms "lora@0.001"
 
 A form is a method's label and the learning rate behind ``@`` (the card's without one); ``prompts*0.3`` after another
-``@`` is a factor on the rate of parameters whose names have that word. What OUT.jsonl has is not run again.
+``@`` is a factor on the rate of parameters in whose names the regular expression ``prompts`` (without ``*``) is found. What OUT.jsonl has is not run again.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import functools
 import hashlib
 import io
 import json
+import re
 import tarfile
 import time
 from pathlib import Path
@@ -118,7 +119,7 @@ def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[di
     plain: list[dict[str, Any]] = PLAIN_GROUPS(model, config)
     for group in plain:
         for p in group["params"]:
-            factor = next((f for word, f in factors.items() if word in names[id(p)]), 1.0)
+            factor = next((f for word, f in factors.items() if re.search(word, names[id(p)])), 1.0)
             groups.setdefault((group["peak_lr"] * factor, group["weight_decay"]), []).append(p)
     return [{"params": p, "lr": lr, "peak_lr": lr, "weight_decay": decay} for (lr, decay), p in groups.items()]
 

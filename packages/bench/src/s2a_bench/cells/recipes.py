@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,7 +59,8 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
         method: Method name; one that is not installed here gets the default learning rate.
         backbone: timm name, or that of an embedded backbone.
         **overrides: Fields of ``TrainConfig``, over everything else. A shorter run without a warm-up of its own keeps
-            the default's proportion.
+            the default's proportion, in whole epochs rounded up: a rate that is right after a warm-up may be too high
+            without one. A single epoch has none.
 
     Raises:
         InputError: Not a field of ``TrainConfig``, or a value out of range.
@@ -73,7 +75,8 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
     if "epochs" in overrides and "warmup_epochs" not in overrides:
         base = TrainConfig(**values)
         try:
-            values["warmup_epochs"] = int(base.warmup_epochs * overrides["epochs"] / base.epochs)
+            share = math.ceil(base.warmup_epochs * overrides["epochs"] / base.epochs)
+            values["warmup_epochs"] = max(0, min(share, int(overrides["epochs"]) - 1))
         except TypeError as error:
             raise InputError(f"train.epochs={overrides['epochs']!r} is not a number of epochs.") from error
     try:

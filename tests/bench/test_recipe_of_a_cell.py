@@ -1,0 +1,32 @@
+"""The default recipe of a cell."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from s2a_bench.cells.recipes import train_config
+from s2a_bench.data.table import lookup as datasets
+
+
+@given(st.sampled_from(sorted(datasets.SUITES)), st.integers(1, 500))
+def test_a_shorter_or_longer_run_keeps_a_warm_up(suite: str, epochs: int) -> None:
+    usual = train_config(suite, "bias", "mini_vit")
+    asked = train_config(suite, "bias", "mini_vit", epochs=epochs)
+    exact = usual.warmup_epochs * epochs / usual.epochs
+    if epochs == 1:
+        assert asked.warmup_epochs == 0
+    elif epochs == 2:
+        assert asked.warmup_epochs == 1
+    else:
+        assert 1 <= asked.warmup_epochs < epochs
+        assert exact <= asked.warmup_epochs < exact + 1
+
+
+@pytest.mark.parametrize(("epochs", "warmup"), [(12, 1), (24, 2), (6, 1), (4, 1), (1, 0)])
+def test_warm_up_of_the_mini_suite(epochs: int, warmup: int) -> None:
+    assert train_config("mini", "s2a", "mini_vit", epochs=epochs).warmup_epochs == warmup
+
+
+def test_a_warm_up_that_is_given_is_taken() -> None:
+    assert train_config("mini", "s2a", "mini_vit", epochs=4, warmup_epochs=0).warmup_epochs == 0
