@@ -5,8 +5,9 @@
     python3 benchmarks/device.py table device.json    # the results as Markdown
 
 It needs a checkout, torch, timm and safetensors (the packages need not be installed; no Ray, no MLflow; pytest for
-the tests). Each part is a process of its own: the tests of the kernels; steps of each backbone; the kernels that a lean
-step spends its time in; Triton's kernels beside the reference. What no longer fits the time is skipped and named in the
+the tests). Each part is a process of its own: the tests of the kernels; steps of each backbone; an epoch of each method
+of the paper's Table 1 (``s2a-bench estimate --measured device.json``); the kernels that a lean step spends its time in;
+Triton's kernels beside the reference. What no longer fits the time is skipped and named in the
 file, which is written after every part.
 """
 
@@ -35,7 +36,7 @@ TESTS = (
     "tests/bench/test_device_peak.py::test_on_a_device_the_three_numbers_agree",
 )
 """What needs a card: Triton's kernels beside the reference, operators, the allocator's peak beside the simulation."""
-SHARES = {"tests": 0.2, "steps": 0.6, "profile": 0.1, "kernels": 0.1}
+SHARES = {"tests": 0.15, "steps": 0.5, "epochs": 0.2, "profile": 0.1, "kernels": 0.05}
 """Of the time: the most that a kind of part may take of what is left to it and those after it."""
 GRACE = 15
 """Seconds after which a part that should have ended is killed."""
@@ -69,7 +70,8 @@ def plan(dry_run: bool) -> list[tuple[str, str]]:
 
     backbones = list(MINIATURES if dry_run else BUDGETS)
     steps = [("steps", name) for name in backbones]
-    return [("tests", ""), *steps, ("profile", backbones[0]), ("kernels", "")]
+    epochs = [("epochs", name) for name in backbones]
+    return [("tests", ""), *steps, *epochs, ("profile", backbones[0]), ("kernels", "")]
 
 
 def run(request: argparse.Namespace) -> dict[str, Any]:
@@ -133,6 +135,7 @@ def about(request: argparse.Namespace) -> dict[str, Any]:
         },
         "tests": {},
         "steps": [],
+        "epochs": [],
         "profile": [],
         "kernels": [],
         "skipped": [],
@@ -222,6 +225,11 @@ def run_here(request: argparse.Namespace) -> None:
 
     if kind == "kernels":
         parts.compare_kernels(told, keep, *((64, 96) if request.dry_run else ()))
+        return
+    if kind == "epochs":
+        from device_epochs import time_epochs
+
+        time_epochs(backbone, told, keep)
         return
     budget = (parts.MINIATURES if request.dry_run else parts.BUDGETS)[backbone]
     (parts.profile if kind == "profile" else parts.measure_backbone)(backbone, budget, told, keep)

@@ -18,7 +18,7 @@ def markdown(found: dict[str, Any]) -> str:
     ]
     if found["tests"]:
         lines.append(f"Tests: {found['tests']['summary'] or 'none'}.")
-    for part in (_steps, _gradients, _kernels, _profiles, _skipped):
+    for part in (_steps, _epochs, _gradients, _kernels, _profiles, _skipped):
         if shown := part(found):
             lines += ["", *shown]
     return "\n".join(lines)
@@ -41,6 +41,22 @@ def _steps(found: dict[str, Any]) -> list[str]:
         cells = [_memory(rows.get(number)) for number in ("fp32", "bf16")]
         cells += [_time(rows.get(number), exact.get(number)) for number in PRECISIONS]
         lines.append(f"| {backbone} | {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def _epochs(found: dict[str, Any]) -> list[str]:
+    """A row for each backbone and method: seconds of an epoch, ms per scored image."""
+    if not found.get("epochs"):
+        return []
+    images = found["epochs"][0]["images"]
+    lines = [
+        f"| backbone | method | s / epoch of {images} images | ms / scored image | peak MB |",
+        "|---|---|---|---|---|",
+    ]
+    for row in found["epochs"]:
+        peak = "-" if row["peak_mb"] is None else f"{row['peak_mb']:,.0f}"
+        scored = row["scoring_seconds"] / row["images"] * 1e3
+        lines.append(f"| {row['backbone']} | {row['name']} | {row['epoch_seconds']:.2f} | {scored:.2f} | {peak} |")
     return lines
 
 

@@ -15,7 +15,8 @@ Trained weights, on tasks of suite ``real``:
         --tasks caltech101 scene_orientation --epochs 4 --forms "lora@0.001"
 
 A form is a method's label and the learning rate behind ``@`` (the card's without one); ``prompts*0.3`` after another
-``@`` is a factor on the rate of parameters in whose names the regular expression ``prompts`` (without ``*``) is found. What OUT.jsonl has is not run again.
+``@`` is a factor on the rate of parameters in whose names the regular expression ``prompts`` (without ``*``) is found.
+What OUT.jsonl has is not run again.
 """
 
 from __future__ import annotations

@@ -33,7 +33,8 @@ def parts(script: Any) -> Any:
 
 
 def test_everything_is_planned_for_every_backbone(script: Any, parts: Any) -> None:
-    assert [kind for kind, _ in script.plan(False)] == ["tests", "steps", "steps", "steps", "profile", "kernels"]
+    assert [kind for kind, _ in script.plan(False)] == ["tests", *["steps"] * 3, *["epochs"] * 3, "profile", "kernels"]
+    assert set(script.SHARES) == {kind for kind, _ in script.plan(False)} and sum(script.SHARES.values()) == 1
     assert [name for kind, name in script.plan(False) if kind == "steps"] == list(parts.BUDGETS)
     # Half of the paper's figures: 640, 745 and 741 MB; docs and issues round 372.5 and 370.5 down.
     assert [int(budget.removesuffix("MB")) for budget in parts.BUDGETS.values()] == [640 // 2, 745 // 2, 741 // 2]
@@ -69,12 +70,12 @@ def test_parts_share_what_earlier_ones_left(script: Any, monkeypatch: pytest.Mon
     now = [100.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
     clock = script.Clock(600 + script.GRACE)
-    assert clock.share("tests") == pytest.approx(120)
-    now[0] += 600 * 0.2
-    assert clock.share("steps", 3) == pytest.approx(120)
-    now[0] += 60  # The first backbone took half of its time: the other two have more.
-    assert clock.share("steps", 2) == pytest.approx(420 * 0.75 / 2)
-    now[0] += 390
+    assert clock.share("tests") == pytest.approx(90)
+    now[0] += 90
+    assert clock.share("steps", 3) == pytest.approx(100)
+    now[0] += 40  # The first backbone took less than its time: the other two have more.
+    assert clock.share("steps", 2) == pytest.approx(470 * 0.5 / 0.85 / 2)
+    now[0] += 440
     assert clock.share("kernels") == pytest.approx(30)
     now[0] += 100
     assert clock.share("kernels") == 0
@@ -162,6 +163,10 @@ def test_the_table_says_what_was_measured_and_what_not(script: Any) -> None:
             row("s2a lean", "fp32", seconds=0.105, device_mb=610.0),
             row("s2a lean", "bf16", seconds=0.05, device_mb=430.0),
         ],
+        "epochs": [
+            {"backbone": "vit", "name": "bias", "images": 1000, "epoch_seconds": 4.5, "scoring_seconds": 1.5,
+             "peak_mb": 2345.6},
+        ],
         "kernels": [
             {"operator": "norm_pack", "dtype": "fp32", "shape": [8, 768], "by": "Triton", "seconds": 2e-5,
              "copy_seconds": 1e-5, "reference_seconds": 4e-5}
@@ -177,6 +182,7 @@ def test_the_table_says_what_was_measured_and_what_not(script: Any) -> None:
     assert "| vit | s2a lean | 610 (600) | 430 (600) | 105.0 (1.05) | - | 50.0 |" in lines
     assert "| vit | s2a lean | fp32 | exact, the same precision | bias 0.9991 (0.042) |" in lines
     assert "Trained weights: vit: trained.safetensors. Others are random." in lines
+    assert "| vit | bias | 4.50 | 1.50 | 2,346 |" in lines
     assert "| norm_pack | fp32 | 768 | Triton | 20 | 40 | 50% |" in lines
     assert "| `sgemm/x` | 7 | 0.50 | 25.0% |" in lines
     assert "- not measured: vit, s2a half, fp32 (A peak_budget cannot be met)" in lines
@@ -184,6 +190,18 @@ def test_the_table_says_what_was_measured_and_what_not(script: Any) -> None:
         line.count("|") for line in lines if line.startswith(("| backbone | method | peak", "| vit | s2a", "|---" * 7))
     }
     assert columns <= {6, 8}
+
+
+def test_epochs_are_of_the_methods_that_table_1_has(script: Any) -> None:
+    import s2a
+    from s2a_bench.cli.estimate import Asked, cells_of
+
+    epochs = importlib.import_module("device_epochs")
+    measured = {(method, s2a.method_config(method, **options)) for method, options in epochs.METHODS.values()}
+    wanted = {
+        (c.method.name, s2a.method_config(c.method.name, **c.method.options)) for c in cells_of(Asked(seeds=(0,)))
+    }
+    assert wanted <= measured
 
 
 @pytest.mark.full
@@ -218,6 +236,11 @@ def test_a_dry_run_runs_every_part(tmp_path: Path, parts: Any) -> None:
             assert set(row["to_exact_fp32"]) == {"bias", "LRP", "LSB"}
         if row["configuration"] == "lora lean":
             assert set(row["to_exact"]) == {"LoRA A", "LoRA B"}
+    epochs = importlib.import_module("device_epochs")
+    assert {(row["backbone"], row["name"]) for row in found["epochs"]} == {
+        (backbone, name) for backbone in parts.MINIATURES for name in epochs.METHODS
+    }
+    assert all(row["epoch_seconds"] > 0 < row["scoring_seconds"] and row["images"] == 6 for row in found["epochs"])
     assert len(found["profile"]) == 3 and all(0 < len(profile["kernels"]) <= 15 for profile in found["profile"])
     assert {"norm_pack, 10 bits", "act_pack, 4 bits, derivative"} <= {row["operator"] for row in found["kernels"]}
     shown = subprocess.run([*command, "table", output], capture_output=True, text=True, check=True).stdout

@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import s2a
@@ -28,6 +29,7 @@ from s2a_bench.cells.train import attach
 from s2a_bench.config import BackboneConfig, CellConfig, TrainConfig
 from s2a_bench.data import augment
 from s2a_bench.data.table import lookup as datasets
+from s2a_bench.errors import InputError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -157,6 +159,34 @@ def from_records(records: Iterable[Record], device: str) -> tuple[Costs, int, in
         )
         found.setdefault(key, []).append(cost_of(record))
     return Costs({key: _middle(costs) for key, costs in found.items()}), count, aside
+
+
+def from_measurements(path: Path) -> tuple[Costs, dict[str, Any]]:
+    """Costs from a file of ``benchmarks/device.py``, measured on whatever device it ran.
+
+    Returns:
+        The costs, and the hardware they were measured on.
+
+    Raises:
+        InputError: Not such a file, or one without a measured epoch.
+    """
+    found: dict[tuple[str, str, str], Cost] = {}
+    try:
+        content = json.loads(path.read_text())
+        for row in content["epochs"]:
+            config = s2a.method_config(row["method"], **row["options"])
+            key = (row["method"], _settings(dataclasses.asdict(config), row["train"]), row["backbone"])
+            step, score = row["epoch_seconds"] / row["images"], row["scoring_seconds"] / row["images"]
+            if not (0 < step < math.inf and 0 <= score < math.inf):
+                raise ValueError(f"{row['epoch_seconds']} seconds of {row['images']} images")
+            found[key] = Cost(step, score, peak_mb=row["peak_mb"])
+        hardware = dict(content["hardware"])
+    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
+        said = f"{path} is not a file that benchmarks/device.py wrote ({error!r}); give one that it did."
+        raise InputError(said) from error
+    if not found:
+        raise InputError(f"{path} has no measured epoch; run benchmarks/device.py with more time (--limit).")
+    return Costs(found), hardware
 
 
 def cost_of(record: Record) -> Cost:

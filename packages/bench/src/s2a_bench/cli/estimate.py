@@ -14,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from s2a_bench.cells.record import Record, read_all
-from s2a_bench.cli.common import DONE, Flag, Folder, Names, Number, make_console, print_text, read_records, say_next
+from s2a_bench.cli.common import (
+    DONE,
+    File,
+    Flag,
+    Folder,
+    Names,
+    Number,
+    make_console,
+    print_text,
+    read_records,
+    say_next,
+)
 from s2a_bench.cli.fitted_table import Column, print_table
 from s2a_bench.cli.steps import show_activity
 from s2a_bench.config import CellConfig
@@ -30,6 +41,7 @@ RULE = (
     "Rule: training images x epochs x step + scored images x scoring, by the table of datasets, the test set scored "
     "once; loading and start-up not counted. linear on VTAB-1k trains on features that are computed once."
 )
+MEASURED_RULE = f"{RULE} Times of whole epochs in the file, copies to the device included; ~: extrapolated; ?: unknown."
 RECORDS_RULE = "Rule: as in the records, loading and each cell's overhead included; ~: extrapolated; ?: unknown."
 
 
@@ -46,6 +58,7 @@ class Estimate:
         batch_size: Images per step; the recipe's if left out.
         device: cpu, cuda, cuda:0.
         records: Take the times from a sweep's records instead of measuring steps now.
+        measured: Take the times from a file that benchmarks/device.py wrote on a card; none is needed here.
         seconds: How long each step is measured, after one to warm up.
         json: Print JSON.
     """
@@ -58,6 +71,7 @@ class Estimate:
     batch_size: Number = None
     device: str = "cpu"
     records: Folder = None
+    measured: File = None
     seconds: float = 2.0
     json: Flag = False
 
@@ -85,6 +99,7 @@ class Asked:
         batch_size: Images per step; the recipe's if left out.
         device: torch device.
         records: Folder of a sweep whose measured times are taken; ``None``: steps are measured now.
+        measured: File of ``benchmarks/device.py`` whose measured times are taken.
         seconds: How long each step is measured.
     """
 
@@ -96,6 +111,7 @@ class Asked:
     batch_size: int | None = None
     device: str = "cpu"
     records: Path | None = None
+    measured: Path | None = None
     seconds: float = 2.0
 
 
@@ -109,10 +125,19 @@ def check(asked: Asked) -> None:
 
     mistakes = Mistakes()
     check_request(mistakes, _request(asked, "vtab"))
-    if asked.records is not None and asked.seconds != Asked.seconds:
+    given = [f"--{name}" for name in ("records", "measured") if getattr(asked, name) is not None]
+    if len(given) == 2:
+        mistakes.add(InputError("--records and --measured both say where the times come from; leave one of them out."))
+    if given and asked.seconds != Asked.seconds:
         mistakes.add(
-            InputError(f"--seconds {asked.seconds:g} has no effect: with --records nothing is measured; leave it out.")
+            InputError(f"--seconds {asked.seconds:g} has no effect: with {given[0]} nothing is measured; leave it out.")
         )
+    if asked.measured is not None and asked.device != Asked.device:
+        mistakes.add(
+            InputError(f"--device {asked.device} has no effect: with --measured nothing is measured; leave it out.")
+        )
+    if asked.measured is not None and not asked.measured.is_file():
+        mistakes.add(InputError(f"--measured {asked.measured} is not a file; benchmarks/device.py writes one."))
     if asked.experiment != Asked.experiment and asked.backbones and asked.methods:
         mistakes.add(
             InputError(
@@ -172,13 +197,16 @@ def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
     pairs: dict[tuple[str, str], list[CellConfig]] = {}
     for cell in cells:
         pairs.setdefault((cell.backbone.name, _method(cell)), []).append(cell)
+    hardware = provenance.hardware(asked.device)
     if asked.records is not None:
         costs = _from(asked.records, asked.device)
+    elif asked.measured is not None:
+        costs, hardware = estimate.from_measurements(asked.measured)
     else:
         costs = estimate.Costs(dict(_measured(pairs.values(), asked, console, quiet=as_json)))
     rows = [_row(*pair, of_pair, costs) for pair, of_pair in sorted(pairs.items())]
     known = [row["hours"] for row in rows if row["hours"] is not None]
-    hardware = provenance.hardware(asked.device)
+    rule = MEASURED_RULE if asked.measured is not None else RULE
     summary = {
         "cells": len(cells),
         "datasets": len({cell.data.dataset for cell in cells}),
@@ -188,8 +216,8 @@ def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
         "hours": sum(known),
         "unknown": len(rows) - len(known),
         "hardware": hardware,
-        "load": os.getloadavg()[0],
-        "rule": RULE if asked.records is None else RECORDS_RULE,
+        "load": os.getloadavg()[0] if asked.measured is None else None,
+        "rule": rule if asked.records is None else RECORDS_RULE,
     }
     if as_json:
         print(json.dumps({"rows": rows, **summary}, indent=1), file=console.file)
@@ -262,10 +290,11 @@ def _print(rows: list[dict[str, Any]], summary: dict[str, Any], console: Console
     hardware = summary["hardware"]
     unknown = f", {summary['unknown']} rows unknown and not counted" if summary["unknown"] else ""
     name = hardware.get("gpu") or hardware["cpu"]
+    load = "" if summary["load"] is None else f", load {summary['load']:.1f}"
     for line in (
         f"{count_cells(summary['cells'])} ({summary['datasets']} datasets, {summary['seeds']} seeds, "
         f"{summary['epochs']} epochs, batch {summary['batch_size']}): {summary['hours']:,.0f} device-hours{unknown}.",
-        f"Hardware: {name}, {hardware['threads']} threads, load {summary['load']:.1f}.",
+        f"Hardware: {name}, {hardware['threads']} threads{load}.",
         summary["rule"],
     ):
         print_text(console, line)
