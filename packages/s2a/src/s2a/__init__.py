@@ -15,6 +15,7 @@ from s2a.exporting import ExportReport, export
 from s2a.fitting import Fit, fits
 from s2a.lean import LeanOptions, register_lean_forward
 from s2a.memory import Peak, SavedBytes, Theory, saved_bytes, simulated_peak, theoretical_memory
+from s2a.multitask import MultiTask, Task
 from s2a.paged_model import page_frozen, unpage_frozen
 from s2a.paging import host_bytes
 from s2a.planning import Plan, plan_memory
@@ -32,6 +33,7 @@ __all__ = [
     "Fit",
     "LeanOptions",
     "Method",
+    "MultiTask",
     "Peak",
     "Plan",
     "Recipe",
@@ -40,6 +42,7 @@ __all__ = [
     "SavedBytes",
     "StateMismatch",
     "Style",
+    "Task",
     "Theory",
     "UnsupportedModel",
     "attach",

@@ -14,7 +14,7 @@ from s2a.adapted import Adapted, classes_of, new_head, refuse_reset, require_ada
 from s2a.backbones import Edits, classifier_name, describe, refuse_cut_gradients, separate_passes
 from s2a.backbones.number_format import HALVES, compute_format, frozen_dtype, trained_dtype, widen_trained
 from s2a.errors import S2AError
-from s2a.identity import identify, tensor_places
+from s2a.identity import Identity, identify, tensor_places
 from s2a.lean import FusedBranch, LeanOptions, make_lean
 from s2a.planning import plan_memory
 from s2a.registry import entry_for
@@ -54,6 +54,31 @@ def attach(
         S2AError: Not a method's config, values that do not fit the model, or a model that is already adapted.
         UnsupportedModel: A model of no supported family, with quantised weights, or whose features are not pooled.
     """
+    return attach_identified(model, config, num_classes, image_size=image_size, trainable_dtype=trainable_dtype)
+
+
+def attach_identified(
+    model: nn.Module,
+    config: Any,
+    num_classes: int | None = None,
+    *,
+    image_size: int | Sequence[int] | None = None,
+    trainable_dtype: torch.dtype | None = None,
+    identity: Identity | None = None,
+) -> Adapted:
+    """``attach``, of a model whose identity may be known: to find it takes a pass over all weights.
+
+    Args:
+        model: As for ``attach``.
+        config: As for ``attach``.
+        num_classes: As for ``attach``.
+        image_size: As for ``attach``.
+        trainable_dtype: As for ``attach``.
+        identity: Of exactly these weights.
+
+    Raises:
+        S2AError: As ``attach``.
+    """
     entry = entry_for(config)
     if not isinstance(model, nn.Module):
         raise S2AError(f"attach takes a timm model, not {type(model).__name__}.")
@@ -71,7 +96,8 @@ def attach(
         )
     reference = _own_format(model)
     dtype = trained_dtype(model, trainable_dtype)
-    identity, places = identify(model), tensor_places(model)  # before anything is cast
+    identity = identity or identify(model)  # before anything is cast
+    places = tensor_places(model)
     edits = Edits(model)
     try:
         # 2. Everything frozen, buffers remembered, the classifier set aside; all edits are in a log that undoes them.

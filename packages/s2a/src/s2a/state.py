@@ -8,7 +8,7 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from s2a import saved_file
 from s2a.adapted import Adapted, classes_of, require_adapted
-from s2a.attach import attach, refuse_adapted
+from s2a.attach import attach_identified, refuse_adapted
 from s2a.backbones import classifier_name, family_of
 from s2a.errors import S2AError, StateMismatch
 from s2a.identity import Identity, architecture_of, identify, is_unchanged, pack, same_weights, unpack, whole
@@ -158,6 +158,9 @@ def load_file(
     head: nn.Module | None = None,
     check_backbone: bool = True,
     plan: bool = True,
+    identity: Identity | None = None,
+    exact: bool = False,
+    before_values: Callable[[Adapted], None] | None = None,
 ) -> Adapted:
     """As ``load``, of a file whose header was read.
 
@@ -168,6 +171,9 @@ def load_file(
         check_backbone: As for ``load``.
         plan: Whether a memory budget of the config is planned for now. A plan takes passes, and may not be possible
             here; who only predicts needs none. The config keeps its budget either way.
+        identity: Of the model's weights, where it is known.
+        exact: Attach with exact activations whatever the config says: for predictions alone.
+        before_values: Called before the saved values are written into the adapted model.
 
     Raises:
         S2AError, StateMismatch: As ``load``.
@@ -182,14 +188,21 @@ def load_file(
     with _as_s2a_error(file):
         config = method_config(file.method, **file.config)
     if check_backbone:
-        _check_weights(file, model)
-    budget = not plan and isinstance(config, LeanOptions) and config.has_budget
-    used = dataclasses.replace(config, saved_budget_mb=None, peak_budget=None) if budget else config
+        _check_weights(file, model, identity)
+    used = config
+    if not plan and isinstance(config, LeanOptions) and config.has_budget:
+        used = dataclasses.replace(used, saved_budget_mb=None, peak_budget=None)
+    if exact and isinstance(config, LeanOptions):
+        used = config = config.exact()
     with _as_s2a_error(file):
         # The number of classes is that of the head's tensors: ``_check_head`` compared them.
-        adapted = attach(model, used, max(1, file.num_classes), image_size=file.image_size)
+        adapted = attach_identified(
+            model, used, max(1, file.num_classes), image_size=file.image_size, identity=identity
+        )
     adapted.config = config
     try:
+        if before_values is not None:
+            before_values(adapted)
         with _as_s2a_error(file):
             _put_state(adapted, file, head)
     except BaseException:
@@ -257,7 +270,7 @@ def _check_architecture(file: SavedFile, model: nn.Module) -> None:
         raise StateMismatch(f"{file.path} belongs to {wanted}, not to {given}; load it on the former.")
 
 
-def _check_weights(file: SavedFile, model: nn.Module) -> None:
+def _check_weights(file: SavedFile, model: nn.Module, identity: Identity | None = None) -> None:
     override = "To load it on these weights all the same: check_backbone=False."
     wanted, given = file.header["backbone_id"], architecture_of(model)
     if file.backbone is None:
@@ -267,7 +280,7 @@ def _check_weights(file: SavedFile, model: nn.Module) -> None:
                 f"model with the checkpoint it was trained from, in the number format it had. {override}"
             )
         return
-    now = identify(model)
+    now = identity or identify(model)
     try:
         before = unpack(file.header["architecture"], file.backbone, list(now.tensors))
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:

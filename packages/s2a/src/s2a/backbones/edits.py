@@ -240,6 +240,11 @@ class Edits:
                 return tensor.detach().to(edit.original)
         return tensor
 
+    def forget(self) -> None:
+        """Lets go of all that ``undo`` would need; the edits stay."""
+        self._log.clear()
+        self._placed.clear()
+
     def undo(self) -> None:
         """Takes every edit back, last one first."""
         for placed in self._placed:

@@ -74,6 +74,19 @@ class LeanOptions:
         """Whether there is a memory budget, of either kind."""
         return self.saved_budget_mb is not None or self.peak_budget is not None
 
+    def exact(self) -> Any:
+        """The same method with exact activations: what to predict with, where the backward pass has nothing to keep."""
+        return dataclasses.replace(
+            self,  # type: ignore[type-var]
+            activations="exact",
+            saved_budget_mb=None,
+            peak_budget=None,
+            budget_batch=None,
+            in_place=False,
+            offload=False,
+            recompute="auto",
+        )
+
     def check_lean(self, *others: str) -> None:
         """Checks the values.
 

@@ -63,13 +63,13 @@ def from_pretrained(
     """
     place = _check_device(device)
     given = None if weights is None else _check_file(weights)
-    folder, repository = _folder_of(folder_or_hub_id, revision, token)
+    folder, repository = folder_of(folder_or_hub_id, revision, token)
     config = read_config(folder / CONFIG_FILE)
     if repository is not None and given is None:
         fetch_weights_beside(config, *repository, token)
     state = read_state(folder, config)
     with sentence(str(folder_or_hub_id)):
-        _check_method(config)
+        check_method(config)
         check_name(config["backbone"]["name"])
         model = _make_backbone(config, state, folder, given)
     adapted = _put_on(model, state, config)
@@ -105,10 +105,14 @@ def _check_file(weights: str | os.PathLike[str]) -> Path:
     return path
 
 
-def _folder_of(
+def folder_of(
     given: str | os.PathLike[str], revision: str | None, token: str | None
 ) -> tuple[Path, tuple[str, str | None] | None]:
-    """The folder on disk; of one from the hub also its repository and revision."""
+    """The folder on disk; of one from the hub also its repository and revision.
+
+    Raises:
+        S2AError: Neither a folder of an adapter nor a hub id that can be had.
+    """
     try:
         path = Path(given)
     except TypeError:
@@ -147,7 +151,12 @@ def read_state(folder: Path, config: dict[str, Any]) -> SavedFile:
     return state
 
 
-def _check_method(config: dict[str, Any]) -> None:
+def check_method(config: dict[str, Any]) -> None:
+    """Checks that an adapter's method is installed.
+
+    Raises:
+        S2AError: It is not.
+    """
     if config["method"] not in list_methods():
         package = f" of the package {config['package']}" if config["package"] else ""
         raise S2AError(

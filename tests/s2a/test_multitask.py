@@ -1,0 +1,375 @@
+"""``s2a.MultiTask``: every task answers as its own adapted model, from one set of frozen weights."""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import s2a
+import tiny
+import torch
+from pass_models import METHODS
+from s2a.backbones import calls
+from s2a.multitask import meeting
+from torch import Tensor, nn
+
+SHARED = [name for name in METHODS if name != "full"]
+FAMILIES = {
+    "vit": SHARED,
+    "vit_registers": ["s2a", "bias", "lora", "vpt", "linear"],
+    "eva": ["s2a", "bias", "linear"],
+    "swin": ["s2a", "bias", "lora", "adapter", "vpt", "unipt", "lst"],
+    "convnext": ["s2a", "bias", "lora_mlp", "ssf", "vpt", "unipt", "lst"],
+    "convnext_conv": ["s2a", "bias", "lora_mlp", "adapter"],
+    "resnet": ["s2a", "bias", "ssf", "linear"],
+}
+"""Family -> methods that share one backbone of it."""
+
+
+def backbone(family: str = "vit") -> Any:
+    """A tiny backbone whose values are not as at the start."""
+    torch.manual_seed(0)
+    model = tiny.MODELS[family][0]().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return model
+
+
+def trained(model: Any, method: str, classes: int, family: str = "vit", **options: Any) -> Any:
+    """A copy of a backbone under a method, with values as after training."""
+    name, own = METHODS.get(method, (method, {}))
+    config = s2a.method_config(name, **own, **options)
+    adapted = s2a.attach(copy.deepcopy(model), config, classes, image_size=tiny.MODELS[family][1]).eval()
+    with torch.no_grad():
+        for parameter in s2a.trainable_parameters(adapted).values():
+            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    return adapted
+
+
+def images(count: int, family: str = "vit", seed: int = 1) -> Tensor:
+    size = tiny.MODELS[family][1]
+    return torch.randn(count, 3, size, size, generator=torch.Generator().manual_seed(seed))
+
+
+def close(found: Tensor, wanted: Tensor) -> bool:
+    return found.shape == wanted.shape and (found - wanted).abs().max().item() < 1e-5 * (1 + wanted.abs().max().item())
+
+
+def make(methods: list[str], family: str = "vit", **options: Any) -> tuple[s2a.MultiTask, dict[str, Any], Any]:
+    """A service with a task for each method, their own models, and the backbone."""
+    model = backbone(family)
+    multi, own = s2a.MultiTask(model), {}
+    for classes, method in enumerate(methods, start=3):
+        own[method] = trained(model, method, classes, family, **options)
+        multi.add(method, own[method])
+    return multi, own, model
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_task_answers_as_its_own_model(family: str) -> None:
+    multi, own, model = make(FAMILIES[family], family)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    names = [*own, *reversed(own), next(iter(own))]  # Tasks with two and three images, not side by side.
+    batch = images(len(names), family)
+    with torch.no_grad():
+        wanted = [own[name](image[None])[0] for name, image in zip(names, batch, strict=True)]
+    mixed = multi(batch, names)
+    assert all(close(found, other) for found, other in zip(mixed, wanted, strict=True))
+    assert {len(found) for found in mixed} == set(range(3, 3 + len(own)))
+    for name in own:
+        with torch.no_grad():
+            assert close(multi(batch, name), own[name](batch))
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert not any(found.requires_grad for found in mixed)
+
+
+def test_products_of_frozen_weights_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as one pass has, however many tasks there are, each on the rows of all images."""
+    multi, _, model = make(["bias", "linear", "lora", "ssf"])
+    done: list[list[int]] = []
+    joined = meeting.joined
+
+    def counted(requests: Any) -> list[Tensor]:
+        done.append([len(request.x) for request in requests])
+        return joined(requests)
+
+    monkeypatch.setattr(meeting, "joined", counted)
+    multi(images(6), ["bias", "bias", "linear", "lora", "ssf", "ssf"])
+    kinds = (nn.Linear, nn.Conv2d, nn.LayerNorm)
+    layers = sum(isinstance(m, kinds) for m in model.modules()) - 1  # The classifier is set aside.
+    # Norms whose weights a task trains (ssf: none of them) run with the others all the same: scale and shift are apart.
+    assert len(done) == layers
+    assert all(sorted(sizes) == [1, 1, 2, 2] for sizes in done)
+
+
+def test_prompts_join_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """VPT has more tokens than others; linear layers and norms run for all of them at once."""
+    multi, _, _ = make(["vpt", "linear"])
+    sizes: list[set[int]] = []
+    joined = meeting.joined
+
+    def seen(requests: Any) -> list[Tensor]:
+        sizes.append({request.x.shape[1] for request in requests})
+        return joined(requests)
+
+    monkeypatch.setattr(meeting, "joined", seen)
+    multi(images(2), ["vpt", "linear"])
+    tokens = 65
+    assert {tokens, tokens + 3} in sizes
+
+
+def test_bytes_are_those_of_what_was_trained() -> None:
+    model = backbone()
+    multi = s2a.MultiTask(model)
+    for method in ("bias", "linear", "lora", "adapter", "ssf"):
+        adapted = trained(model, method, 7)
+        task = multi.add(method, adapted)
+        assert task.bytes == 4 * sum(p.numel() for p in s2a.trainable_parameters(adapted).values())
+    # What was never trained but belongs to the method counts too: LoRA-FA's A.
+    adapted = trained(model, "lora_fa", 7)
+    added = sum(p.numel() for p in (*adapted.method.parameters(), *adapted.head.parameters()))
+    assert multi.add("fa", adapted).bytes == 4 * added
+
+
+def test_frozen_values_lie_in_memory_once() -> None:
+    multi, _, model = make(["s2a", "lora"])
+    held = model.blocks[0].attn.qkv
+    for task in multi.tasks.values():
+        layer: Any = task._adapted.backbone.get_submodule("blocks.0.attn.qkv")
+        assert layer.weight.data_ptr() == held.weight.data_ptr()
+        assert (layer.bias.data_ptr() == held.bias.data_ptr()) == (task.method == "lora"), "s2a trains biases"
+
+
+def test_a_folder_brings_labels_and_transform(tmp_path: Path) -> None:
+    model = backbone()
+    adapted = trained(model, "s2a", 4, activations="lean", update_rank=2)
+    s2a.save_pretrained(adapted, tmp_path / "a", labels=["a", "b", "c", "d"])
+    s2a.save(adapted, tmp_path / "b.safetensors")
+    multi = s2a.MultiTask(model)
+    task = multi.add("folder", tmp_path / "a")
+    assert task.labels == ("a", "b", "c", "d") and task.num_classes == 4 and task.method == "s2a"
+    assert task.config == adapted.config, "as it was trained, though a task keeps nothing"
+    assert task.transform is not None and task.image_size == (32, 32)
+    assert multi.add("file", str(tmp_path / "b.safetensors")).labels is None
+    batch = images(2)
+    with torch.no_grad():
+        assert all(close(multi(batch, name), adapted(batch)) for name in ("folder", "file"))
+
+
+def test_a_trained_model_is_copied() -> None:
+    multi, own, _ = make(["lora"])
+    batch = images(2)
+    before = multi(batch, "lora")
+    with torch.no_grad():
+        for parameter in own["lora"].parameters():
+            parameter.zero_()
+    assert torch.equal(multi(batch, "lora"), before)
+
+
+def test_a_head_of_its_own() -> None:
+    model = backbone()
+    adapted = trained(model, "bias", 3)
+    adapted.head = nn.Sequential(nn.Linear(64, 8), nn.GELU(), nn.Linear(8, 6)).eval()
+    multi = s2a.MultiTask(model)
+    assert multi.add("own", adapted).num_classes == 6
+    multi.add("other", trained(model, "s2a", 3))
+    with torch.no_grad():
+        assert close(multi(images(2), ["own", "other"])[0], adapted(images(2))[0])
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_backbone_in_half_precision(dtype: torch.dtype) -> None:
+    """Trained values are float32 under autocast, which passes that take turns must not switch off for each other."""
+    model = backbone().to(dtype)
+    multi, own = s2a.MultiTask(model), {}
+    for method in ("s2a", "lora", "bias"):
+        own[method] = trained(model, method, 3)
+        multi.add(method, own[method])
+    batch = images(3).to(dtype)
+    with torch.no_grad():
+        wanted = [own[name](batch[i : i + 1])[0] for i, name in enumerate(own)]
+    for found, other in zip(multi(batch, list(own)), wanted, strict=True):
+        assert found.dtype == other.dtype
+        assert (found - other).abs().max() < 0.05 * other.abs().max() + 0.02
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_autocast_of_the_caller_holds_in_every_pass() -> None:
+    multi, own, _ = make(["s2a", "lora", "bias"])
+    batch = images(3)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        found = multi(batch, list(own))
+        wanted = [own[name](batch[i : i + 1])[0] for i, name in enumerate(own)]
+    assert all(a.dtype == b.dtype == torch.bfloat16 for a, b in zip(found, wanted, strict=True))
+    assert all((a - b).abs().max() < 0.05 * b.abs().max() + 0.02 for a, b in zip(found, wanted, strict=True))
+
+
+def test_without_greenlet_the_logits_are_the_same(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
+    multi, own, _ = make(["s2a", "vpt", "bias"])
+    batch = images(3)
+    wanted = multi(batch, list(own))
+    monkeypatch.setattr(meeting, "greenlet", None)
+    meeting._say_once.cache_clear()
+    for _ in range(2):
+        assert all(close(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
+    assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
+    assert "pip install greenlet" in caplog.text
+
+
+class Breaks(nn.Module):
+    """A head that fails."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise RuntimeError("out of memory, say")
+
+
+def test_an_error_in_one_pass_ends_the_call_and_nothing_else() -> None:
+    multi, own, _ = make(["s2a", "lora", "bias"])
+    batch = images(3)
+    wanted = multi(batch, list(own))
+    head = multi.tasks["lora"]._adapted.head
+    multi.tasks["lora"]._adapted.head = Breaks()
+    with pytest.raises(RuntimeError, match="out of memory"):
+        multi(batch, list(own))
+    assert calls._stack.entries == [] and meeting._now.meeting is None
+    multi.tasks["lora"]._adapted.head = head
+    assert all(torch.equal(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
+
+
+def test_a_task_may_go_while_its_pass_runs() -> None:
+    multi, own, _ = make(["s2a", "bias"])
+    batch = images(2)
+    wanted = multi(batch, ["s2a", "bias"])
+
+    def remove(*_: Any) -> None:
+        if "bias" in multi.tasks:
+            multi.remove("bias")
+
+    multi.tasks["bias"]._adapted.head.register_forward_pre_hook(remove)
+    held = multi.tasks
+    assert all(torch.equal(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
+    assert list(multi.tasks) == ["s2a"] and list(held) == ["s2a", "bias"]
+    with pytest.raises(s2a.S2AError, match=r"no task 'bias'; there are: 's2a'"):
+        multi(batch, "bias")
+
+
+def test_a_task_is_replaced_whole() -> None:
+    multi, own, model = make(["s2a", "bias"])
+    batch, other = images(2), trained(model, "lora", 9)
+    with pytest.raises(s2a.S2AError, match="there is a task 'bias' already"):
+        multi.add("bias", other)
+    multi.add("bias", other, replace=True)
+    with torch.no_grad():
+        assert close(multi(batch, ["s2a", "bias"])[1], other(batch[1:])[0])
+    assert close(multi(batch, "s2a"), own["s2a"](batch))
+
+
+def test_threads_add_remove_and_ask() -> None:
+    """Every answer is that of the task's own model, whatever comes and goes beside it."""
+    multi, own, model = make(["s2a", "lora", "vpt"])
+    others = {f"other{i}": trained(model, "bias", 4) for i in range(3)}
+    batch = images(6)
+    names = [*own, *own]
+    wanted = multi(batch, names)
+    faults: list[str] = []
+    end = threading.Event()
+
+    def guarded(work: Callable[[], None]) -> Callable[[], None]:
+        def run() -> None:
+            try:
+                while not end.is_set():
+                    work()
+            except Exception as error:
+                faults.append(repr(error))
+
+        return run
+
+    def ask() -> None:
+        if not all(close(a, b) for a, b in zip(multi(batch, names), wanted, strict=True)):
+            faults.append("another answer")
+
+    def change() -> None:
+        for name, adapted in others.items():
+            multi.add(name, adapted)
+        for name in others:
+            multi.remove(name)
+
+    threads = [threading.Thread(target=guarded(work)) for work in (ask, ask, ask, change)]
+    for thread in threads:
+        thread.start()
+    end.wait(3)
+    end.set()
+    for thread in threads:
+        thread.join()
+    assert faults == [] and set(multi.tasks) - set(others) == set(own)
+
+
+def test_full_fine_tuning_is_refused() -> None:
+    model = backbone()
+    with pytest.raises(s2a.S2AError, match=r"'full' trained all weights of its backbone.*nothing to share"):
+        s2a.MultiTask(model).add("full", trained(model, "full", 3))
+
+
+def test_other_weights_are_refused() -> None:
+    model = backbone()
+    other = copy.deepcopy(model)
+    with torch.no_grad():
+        other.blocks[0].mlp.fc1.weight.add_(0.1)
+    multi = s2a.MultiTask(model)
+    with pytest.raises(s2a.StateMismatch, match=r"1 of .* tensors differ"):
+        multi.add("a", trained(other, "bias", 3))
+    assert not multi.tasks
+
+
+@pytest.mark.parametrize(
+    ("act", "sentence"),
+    [
+        (lambda multi: multi.add("", "folder"), "name='' must be a text"),
+        (lambda multi: multi.add(3, "folder"), "name=3 must be a text"),
+        (lambda multi: multi.add("a", "no/such/folder"), "no folder no/such/folder"),
+        (lambda multi: multi.add("a", 3), "takes a folder or a hub id"),
+        (lambda multi: multi.remove("a"), r"no task 'a'; there are: 'bias'"),
+        (lambda multi: multi(images(2), "a"), r"no task 'a'"),
+        (lambda multi: multi(images(2), ["bias", "a"]), r"no task 'a'"),
+        (lambda multi: multi(images(2), ["bias"]), "1 names of tasks for 2 images"),
+        (lambda multi: multi(images(2), [None, "bias"]), "no task None"),
+        (lambda multi: multi(images(2)[0], "bias"), r"must be a tensor \(B, 3, H, W\), not \(3, 32, 32\)"),
+        (lambda multi: multi([1, 2], "bias"), "not list"),
+        (
+            lambda multi: multi(images(2, "swin"), ["bias", "bias"]),
+            "have 64x64 pixels, task 'bias' was",
+        ),
+    ],
+)
+def test_bad_input_is_one_sentence(act: Callable[[Any], Any], sentence: str) -> None:
+    multi, _, _ = make(["bias"])
+    with pytest.raises(s2a.S2AError, match=sentence):
+        act(multi)
+    assert list(multi.tasks) == ["bias"]
+
+
+def test_an_empty_batch() -> None:
+    multi, _, _ = make(["bias"])
+    assert multi(images(0), []) == []
+
+
+@pytest.mark.parametrize("given", ["vit", None])
+def test_what_is_no_model(given: Any) -> None:
+    with pytest.raises(s2a.S2AError, match="MultiTask takes a timm model"):
+        s2a.MultiTask(given)
+
+
+def test_an_adapted_backbone_is_refused() -> None:
+    model = backbone()
+    s2a.attach(model, s2a.method_config("bias"), 3, image_size=32)
+    with pytest.raises(s2a.S2AError, match="already adapted by 'bias'"):
+        s2a.MultiTask(model)
