@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,10 +13,41 @@ import pytest
 import s2a
 import tiny
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from pass_models import METHODS
+from s2a import registry
 from s2a.backbones import calls
-from s2a.multitask import meeting
+from s2a.multitask import forms
+from s2a.multitask.share import storages
+from s2a.registry import Method
 from torch import Tensor, nn
+
+
+@dataclasses.dataclass(frozen=True)
+class LooksConfig:
+    """Of a method that looks at values, which no batching rule can."""
+
+
+class Looks(Method):
+    """Adds a vector to the features, more of it where they are large."""
+
+    def __init__(self, config: LooksConfig, backbone: Any, edits: Any) -> None:
+        super().__init__(config, backbone, edits)
+        self.shift = nn.Parameter(torch.zeros(self.feature_dim))
+
+    def forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Features ``(B, C)``."""
+        features = super().forward(model, images)
+        return features + self.shift * (2 if features.abs().max().item() > 3 else 1)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The method, registered for one test."""
+    monkeypatch.setattr(registry, "_METHODS", dict(registry._METHODS))
+    registry.register_method("looks", LooksConfig)(Looks)
+
 
 SHARED = [name for name in METHODS if name != "full"]
 FAMILIES = {
@@ -88,39 +120,57 @@ def test_every_task_answers_as_its_own_model(family: str) -> None:
     assert not any(found.requires_grad for found in mixed)
 
 
-def test_products_of_frozen_weights_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As many as one pass has, however many tasks there are, each on the rows of all images."""
-    multi, _, model = make(["bias", "linear", "lora", "ssf"])
-    done: list[list[int]] = []
-    joined = meeting.joined
+def test_a_batch_is_one_pass_per_form(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tasks of one method share a pass, in which products with frozen weights have the rows of all images."""
+    model = backbone()
+    multi = s2a.MultiTask(model)
+    for method, count in (("bias", 3), ("lora", 2), ("linear", 2), ("ssf", 1)):
+        for i in range(count):
+            multi.add(f"{method}{i}", trained(model, method, 3 + i))
+    passes: list[tuple[int, ...]] = []
+    call = torch.func.functional_call
 
-    def counted(requests: Any) -> list[Tensor]:
-        done.append([len(request.x) for request in requests])
-        return joined(requests)
+    def counted(module: Any, tensors: Any, given: Any) -> Tensor:
+        passes.append(tuple(given[0].shape))
+        return call(module, tensors, given)
 
-    monkeypatch.setattr(meeting, "joined", counted)
-    multi(images(6), ["bias", "bias", "linear", "lora", "ssf", "ssf"])
-    kinds = (nn.Linear, nn.Conv2d, nn.LayerNorm)
-    layers = sum(isinstance(m, kinds) for m in model.modules()) - 1  # The classifier is set aside.
-    # Norms whose weights a task trains (ssf: none of them) run with the others all the same: scale and shift are apart.
-    assert len(done) == layers
-    assert all(sorted(sizes) == [1, 1, 2, 2] for sizes in done)
+    monkeypatch.setattr(forms, "functional_call", counted)
+    names = ["bias0", "lora1", "bias1", "bias2", "lora0", "linear1", "linear0", "ssf0", "ssf0"]
+    multi(images(len(names)), names)
+    # Under vmap a pass sees a run of images: one here, as every task but the last has one.
+    assert [shape[0] for shape in passes] == [1, 1, 2, 2]
 
 
-def test_prompts_join_by_rows(monkeypatch: pytest.MonkeyPatch) -> None:
-    """VPT has more tokens than others; linear layers and norms run for all of them at once."""
-    multi, _, _ = make(["vpt", "linear"])
-    sizes: list[set[int]] = []
-    joined = meeting.joined
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12))
+def test_runs_waste_little(counts: list[int]) -> None:
+    n = forms.run_length(counts)
+    runs = sum(-(-count // n) for count in counts)
+    assert runs * n < 2 * sum(counts), "less than as much again"
+    # Never dearer than a pass of each image by itself, nor than filling all up to the longest power of two.
+    assert runs * (n + forms._RUN_COST) <= sum(counts) * (1 + forms._RUN_COST)
+    assert n & (n - 1) == 0 and n <= max(counts)
 
-    def seen(requests: Any) -> list[Tensor]:
-        sizes.append({request.x.shape[1] for request in requests})
-        return joined(requests)
 
-    monkeypatch.setattr(meeting, "joined", seen)
-    multi(images(2), ["vpt", "linear"])
-    tokens = 65
-    assert {tokens, tokens + 3} in sizes
+@pytest.mark.parametrize(("counts", "n"), [([1] * 9, 1), ([8, 8], 8), ([4, 4, 4], 4), ([1], 1), ([16, 1, 1], 1)])
+def test_length_of_runs(counts: list[int], n: int) -> None:
+    if counts == [16, 1, 1]:
+        # 18 runs of 1 cost 27, 9 + 1 + 1 = 10 of 2 cost 25, 4 + 2 = 6 of 4 cost 27.
+        n = 2
+    assert forms.run_length(counts) == n
+
+
+@pytest.mark.parametrize("counts", [(3, 1), (5, 2), (1, 6)])
+def test_tasks_with_unequal_numbers_of_images(counts: tuple[int, int]) -> None:
+    model = backbone()
+    multi, own = s2a.MultiTask(model), {}
+    for name in "ab":
+        own[name] = trained(model, "s2a", 4)
+        multi.add(name, own[name])
+    names = [name for name, count in zip("ab", counts, strict=True) for _ in range(count)]
+    batch = images(len(names))
+    with torch.no_grad():
+        wanted = [own[name](image[None])[0] for name, image in zip(names, batch, strict=True)]
+    assert all(close(a, b) for a, b in zip(multi(batch, names), wanted, strict=True))
 
 
 def test_bytes_are_those_of_what_was_trained() -> None:
@@ -137,12 +187,16 @@ def test_bytes_are_those_of_what_was_trained() -> None:
 
 
 def test_frozen_values_lie_in_memory_once() -> None:
-    multi, _, model = make(["s2a", "lora"])
-    held = model.blocks[0].attn.qkv
-    for task in multi.tasks.values():
-        layer: Any = task._adapted.backbone.get_submodule("blocks.0.attn.qkv")
-        assert layer.weight.data_ptr() == held.weight.data_ptr()
-        assert (layer.bias.data_ptr() == held.bias.data_ptr()) == (task.method == "lora"), "s2a trains biases"
+    multi, own, model = make(["s2a", "lora"])
+    held = storages(model)
+    assert storages(model) == held
+    for name, task in multi.tasks.items():
+        adapted: Any = task._form._first.adapted
+        layer = adapted.backbone.get_submodule("blocks.0.attn.qkv")
+        assert layer.weight.data_ptr() == model.blocks[0].attn.qkv.weight.data_ptr()
+        assert not {tensor.untyped_storage().data_ptr() for tensor in task._tensors.values()} & held.keys()
+        trains = {n for n in s2a.trainable_parameters(own[name]) if not n.startswith("head.")}
+        assert trains <= task._tensors.keys()
 
 
 def test_a_folder_brings_labels_and_transform(tmp_path: Path) -> None:
@@ -209,39 +263,56 @@ def test_autocast_of_the_caller_holds_in_every_pass() -> None:
     assert all((a - b).abs().max() < 0.05 * b.abs().max() + 0.02 for a, b in zip(found, wanted, strict=True))
 
 
-def test_without_greenlet_the_logits_are_the_same(monkeypatch: pytest.MonkeyPatch, caplog: Any) -> None:
-    multi, own, _ = make(["s2a", "vpt", "bias"])
+@pytest.mark.usefixtures("looks")
+def test_a_method_that_vmap_does_not_know(caplog: Any) -> None:
+    """Its tasks run one after the other, and a sentence says so, once."""
+    model = backbone()
+    multi, own = s2a.MultiTask(model), {}
+    for name in "abc":
+        own[name] = trained(model, "looks", 3)
+        multi.add(name, own[name])
     batch = images(3)
-    wanted = multi(batch, list(own))
-    monkeypatch.setattr(meeting, "greenlet", None)
-    meeting._say_once.cache_clear()
+    with torch.no_grad():
+        wanted = [own[name](batch[i : i + 1])[0] for i, name in enumerate("abc")]
     for _ in range(2):
-        assert all(close(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
-    assert [record.message for record in caplog.records].count(caplog.records[-1].message) == 1
-    assert "pip install greenlet" in caplog.text
+        assert all(close(a, b) for a, b in zip(multi(batch, list("abc")), wanted, strict=True))
+    assert len([r for r in caplog.records if "cannot be mixed in one pass" in r.message]) == 1
 
 
-class Breaks(nn.Module):
-    """A head that fails."""
+def test_numbers_that_are_no_tensors_belong_to_their_task() -> None:
+    """The scale of updates is a number in Python: an adapter with another one has a form of its own."""
+    model = backbone()
+    multi, own = s2a.MultiTask(model), {}
+    for name, factor in (("a", 1.0), ("b", 3.0), ("c", 1.0)):
+        adapted = trained(model, "s2a", 3, update_rank=2)
+        state = adapted.state_dict()
+        for key, bits in state.items():
+            if key.endswith("scale_bits"):
+                state[key] = (factor * bits.view(torch.float64)).view(torch.int64)
+        adapted.load_state_dict(state)
+        own[name] = adapted
+        multi.add(name, adapted)
+    batch = images(3)
+    with torch.no_grad():
+        wanted = [own[name](batch[i : i + 1])[0] for i, name in enumerate("abc")]
+    assert all(close(a, b) for a, b in zip(multi(batch, list("abc")), wanted, strict=True))
+    tasks = multi.tasks
+    assert tasks["a"]._form is tasks["c"]._form and tasks["a"]._form is not tasks["b"]._form
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(1))
 
-    def forward(self, x: Tensor) -> Tensor:
-        raise RuntimeError("out of memory, say")
+def fails(*_: Any) -> None:
+    raise RuntimeError("out of memory, say")
 
 
 def test_an_error_in_one_pass_ends_the_call_and_nothing_else() -> None:
     multi, own, _ = make(["s2a", "lora", "bias"])
     batch = images(3)
     wanted = multi(batch, list(own))
-    head = multi.tasks["lora"]._adapted.head
-    multi.tasks["lora"]._adapted.head = Breaks()
+    handle = multi.tasks["lora"]._form._first.register_forward_pre_hook(fails)
     with pytest.raises(RuntimeError, match="out of memory"):
         multi(batch, list(own))
-    assert calls._stack.entries == [] and meeting._now.meeting is None
-    multi.tasks["lora"]._adapted.head = head
+    assert calls._stack.entries == []
+    handle.remove()
     assert all(torch.equal(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
 
 
@@ -254,7 +325,7 @@ def test_a_task_may_go_while_its_pass_runs() -> None:
         if "bias" in multi.tasks:
             multi.remove("bias")
 
-    multi.tasks["bias"]._adapted.head.register_forward_pre_hook(remove)
+    multi.tasks["bias"]._head.register_forward_pre_hook(remove)
     held = multi.tasks
     assert all(torch.equal(a, b) for a, b in zip(multi(batch, list(own)), wanted, strict=True))
     assert list(multi.tasks) == ["s2a"] and list(held) == ["s2a", "bias"]

@@ -142,12 +142,7 @@ class Adapted(nn.Module):
 
     def forward_head(self, features: Tensor, pre_logits: bool = False) -> Tensor:
         """Logits of ``forward_features``'s output, or with ``pre_logits`` that output itself."""
-        if pre_logits:
-            return features
-        weight = next(self.head.parameters(), None)
-        if weight is not None and features.dtype in HALVES and not torch.is_autocast_enabled(features.device.type):
-            features = features.to(weight.dtype)  # Logits, and the loss made of them, in the head's dtype.
-        return self.head(features)
+        return features if pre_logits else apply_head(self.head, features)
 
     def get_classifier(self) -> nn.Module:
         """The head."""
@@ -307,6 +302,14 @@ class Adapted(nn.Module):
     def extra_repr(self) -> str:
         """The config, for ``print(adapted)``."""
         return repr(self.config)
+
+
+def apply_head(head: nn.Module, features: Tensor) -> Tensor:
+    """Logits of features, in the head's dtype unless autocast says otherwise."""
+    weight = next(head.parameters(), None)
+    if weight is not None and features.dtype in HALVES and not torch.is_autocast_enabled(features.device.type):
+        features = features.to(weight.dtype)  # Logits, and the loss made of them, in the head's dtype.
+    return head(features)
 
 
 def require_adapted(what: str, given: Any) -> Adapted:

@@ -107,14 +107,6 @@ def release_frozen_inputs(model: nn.Module, edits: Edits) -> None:
             edits.override(module, "forward", forward)
 
 
-def use_plain_forwards(model: nn.Module) -> None:
-    """Takes what ``release_frozen_inputs`` did out of a model that only predicts: there is nothing to keep."""
-    for module in model.modules():
-        forward = module.__dict__.get("forward")
-        if forward is not None and getattr(forward, "func", None) is _RELEASED.get(type(module)):
-            del module.__dict__["forward"]
-
-
 def quantize_activations(
     model: nn.Module, bits: int = 4, levels: str = "derivative", *, softmax: bool = True, edits: Edits | None = None
 ) -> Edits:

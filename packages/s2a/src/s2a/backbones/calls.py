@@ -14,11 +14,9 @@ here, and ``torch.compile`` traces the former alone.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -53,19 +51,6 @@ class running:
 
     def __exit__(self, *error: object) -> None:
         _stack.entries.pop()
-
-
-@contextlib.contextmanager
-def exchanged(entries: list[tuple[Any, Any]]) -> Iterator[None]:
-    """Context: this thread's stack is ``entries``, and what it had comes back at the end.
-
-    For passes that take turns on one thread: each has a stack of its own.
-    """
-    before, _stack.entries = _stack.entries, entries
-    try:
-        yield
-    finally:
-        _stack.entries = before
 
 
 def state_of(owner: Any) -> Any:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Collection
+from typing import TypeVar
 
 from torch import Tensor, nn
 
+M = TypeVar("M", bound=nn.Module)
 
-def share_copy(model: nn.Module) -> nn.Module:
+
+def share_copy(model: M) -> M:
     """A copy of a model whose parameters and buffers hold the model's own memory.
 
     Each copy has parameter objects of its own, frozen, so that what is done to them (``requires_grad``, another dtype)

@@ -7,7 +7,7 @@ import dataclasses
 import os
 import tempfile
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -15,14 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.adapted import Adapted, classes_of
+from s2a.adapted import Adapted, apply_head, classes_of
 from s2a.attach import refuse_adapted
-from s2a.backbones import family_of
-from s2a.backbones.number_format import compute_format
+from s2a.backbones import family_of, input_channels
 from s2a.errors import S2AError
 from s2a.identity import identify
 from s2a.image_transform import ImageTransform, make_transform
-from s2a.multitask.meeting import install, run_together
+from s2a.multitask.forms import Form, Tensors, mixed_features, tolerance
 from s2a.multitask.share import own_values, share_copy, storages
 from s2a.pretrained.backbone import check_image_size, sentence
 from s2a.pretrained.config import CONFIG_FILE, read_config
@@ -55,7 +54,12 @@ class Task:
     labels: tuple[str, ...] | None
     transform: ImageTransform | None
     bytes: int
-    _adapted: Adapted = dataclasses.field(repr=False)
+    _form: Form = dataclasses.field(repr=False)
+    _tensors: Tensors = dataclasses.field(repr=False)
+    _head: nn.Module = dataclasses.field(repr=False)
+
+    def _logits(self, features: Tensor) -> Tensor:
+        return apply_head(self._head, features)
 
 
 class MultiTask:
@@ -88,7 +92,7 @@ class MultiTask:
         self._model = model.eval()
         self._identity = identify(model)
         self._held = storages(model)
-        self._places = _places_of(model)
+        self._forms: dict[Any, tuple[Form, Tensors]] = {}
         self._tasks: Mapping[str, Task] = MappingProxyType({})
         self._lock = threading.Lock()
 
@@ -157,28 +161,26 @@ class MultiTask:
             task = self._find(tasks, present)
             _check_size(images, task)
             with torch.no_grad():
-                return task._adapted(images)
+                return task._logits(task._form.features(task._tensors, images))
         names = list(tasks)
         if len(names) != len(images):
             raise S2AError(f"{len(names)} names of tasks for {len(images)} images; give one for all, or one for each.")
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
             rows.setdefault(name, []).append(row)
-        found = [self._find(name, present) for name in rows]
-        for task in found:
+        forms: dict[Form, list[Task]] = {}
+        for name in rows:
+            task = self._find(name, present)
             _check_size(images, task)
-        if not found:
-            return []
-        passes = [_pass(task, images, chosen) for task, chosen in zip(found, rows.values(), strict=True)]
-        with torch.no_grad():
-            # Formats are switched once for all: passes that take turns would leave each other's.
-            with compute_format(self._model, found[0]._adapted.head, images):
-                features = run_together(passes)
-            outputs = [task._adapted.forward_head(x) for task, x in zip(found, features, strict=True)]
+            forms.setdefault(task._form, []).append(task)
         logits: list[Tensor] = [images] * len(images)
-        for chosen, output in zip(rows.values(), outputs, strict=True):
-            for row, values in zip(chosen, output, strict=True):
-                logits[row] = values
+        with torch.no_grad():
+            for form, members in forms.items():
+                given = [images[rows[task.name]] for task in members]
+                features = mixed_features(form, [task._tensors for task in members], given)
+                for task, x in zip(members, features, strict=True):
+                    for row, values in zip(rows[task.name], task._logits(x), strict=True):
+                        logits[row] = values
         return logits
 
     def _check_free(self, name: str, replace: bool) -> None:
@@ -220,6 +222,7 @@ class MultiTask:
                 check_image_size(adapted, transform)
         own = storages(adapted)
         height, width = adapted.image_size
+        form, tensors = self._form_of(adapted)
         return Task(
             name=name,
             method=adapted.name,
@@ -229,8 +232,37 @@ class MultiTask:
             labels=None if labels is None else tuple(labels),
             transform=transform,
             bytes=sum(count for address, count in own.items() if address not in self._held),
-            _adapted=adapted,
+            _form=form,
+            _tensors=tensors,
+            _head=adapted.head,
         )
+
+    def _form_of(self, adapted: Adapted) -> tuple[Form, Tensors]:
+        """The form of an adapter, maybe one that others have, and its own tensors."""
+        tensors = {
+            name: tensor.detach()
+            for name, tensor in (*adapted.named_parameters(), *adapted.named_buffers())
+            if not name.startswith("head.") and tensor.untyped_storage().data_ptr() not in self._held
+        }
+        shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items())
+        head = next(adapted.head.parameters(), None)
+        key = (adapted.name, adapted.config, adapted.image_size, shapes, None if head is None else head.dtype)
+        weight = next(p for p in self._model.parameters() if p.is_floating_point())
+        images = torch.randn(2, input_channels(self._model), *adapted.image_size).to(weight.device, weight.dtype)
+        with self._lock, torch.no_grad():
+            known = self._forms.get(key)
+            if known is not None:
+                form, first = known
+                # Numbers that are no tensors may differ: then it has a form of its own.
+                wanted = adapted.forward_features(images)
+                if (form.features(tensors, images) - wanted).abs().max() > tolerance(wanted):
+                    return Form(adapted), tensors
+                if form.mixes is None and tensors:
+                    form.try_mixing(first, tensors, images)
+                return form, tensors
+            form = Form(adapted)
+            self._forms[key] = form, tensors
+        return form, tensors
 
     def _load(self, file: SavedFile, head: nn.Module | None) -> Adapted:
         """The adapter on a copy of the backbone that shares its values."""
@@ -250,27 +282,13 @@ class MultiTask:
         )
         adapted.eval().requires_grad_(False)
         adapted._edits.forget()
-        install(adapted.backbone, self._places)
         return adapted
 
     def _weights(self) -> set[int]:
         return {p.untyped_storage().data_ptr() for p in self._model.parameters() if p.ndim > 1}
 
 
-def _pass(task: Task, images: Tensor, rows: list[int]) -> Callable[[], Tensor]:
-    return lambda: task._adapted.forward_features(images[rows])
-
-
 def _check_size(images: Tensor, task: Task) -> None:
     if tuple(images.shape[-2:]) != task.image_size:
         given, wanted = ("x".join(map(str, size)) for size in (images.shape[-2:], task.image_size))
         raise S2AError(f"the images have {given} pixels, task {task.name!r} was trained with {wanted}; resize them.")
-
-
-def _places_of(model: nn.Module) -> dict[int, int]:
-    """Address of every tensor of the layers of a model -> the layer's place."""
-    places: dict[int, int] = {}
-    for place, module in enumerate(model.modules()):
-        for parameter in module.parameters(recurse=False):
-            places.setdefault(parameter.data_ptr(), place)
-    return places
