@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=50)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--mixed", type=int, nargs="+", default=[2, 4, 8, 16])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=list(METHODS))
     parser.add_argument("--rounds", type=int, default=5)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -81,7 +82,7 @@ def main() -> None:
     worst, models = 0.0, {}
     with tempfile.TemporaryDirectory() as folder:
         for i, name in enumerate(names):
-            kind = list(METHODS)[i % len(METHODS)]
+            kind = args.methods[i % len(args.methods)]
             adapted = trained(model, kind, 2 + i % 100, form.size, i)
             path = Path(folder, f"{name}.safetensors")
             s2a.save(adapted, path)
@@ -103,7 +104,7 @@ def main() -> None:
     print(f"backbone {held / 1e6:.2f} MB; N copies {args.tasks * held / 1e6:.1f} MB")
     print("\n| method | KB per task | of a copy | ms to add |\n|---|---|---|---|")
     for kind, times in seconds.items():
-        sizes = [multi.tasks[n].bytes for i, n in enumerate(names) if list(METHODS)[i % len(METHODS)] == kind]
+        sizes = [multi.tasks[n].bytes for i, n in enumerate(names) if args.methods[i % len(args.methods)] == kind]
         mean = statistics.mean(sizes)
         print(f"| {kind} | {mean / 1e3:.1f} | {mean / held:.1%} | {1e3 * statistics.median(times):.0f} |")
     total = sum(task.bytes for task in multi.tasks.values())
