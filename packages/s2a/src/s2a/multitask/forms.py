@@ -11,7 +11,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import warnings
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,9 +20,13 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from s2a.adapted import Adapted
+from s2a.backbones.number_format import HALVES
 from s2a.multitask.share import share_copy
 
 log = logging.getLogger("s2a")
+
+# torch.vmap runs a few operators run by run (ConvNeXt's, LST's attention) and asks users to report each to PyTorch.
+warnings.filterwarnings("ignore", "There is a performance drop because we have not yet implemented the batching rule")
 
 Tensors = Mapping[str, Tensor]
 """Name in the adapted model -> tensor, of what is one task's own, the head left out."""
@@ -45,14 +50,21 @@ class Form:
     """What tasks of one form run on. A call may run on any thread.
 
     Args:
-        adapted: One of them, on a shared copy of the backbone. Other tensors take the place of its own in every pass.
+        adapted: One of them, on a shared copy of the backbone, from which its own tensors and its head are taken out:
+            each pass brings those of its task.
+        own: Names of these tensors.
     """
 
-    def __init__(self, adapted: Adapted) -> None:
+    def __init__(self, adapted: Adapted, own: Collection[str]) -> None:
+        head = next(adapted.head.parameters(), None)
+        # Number formats are chosen by the head's.
+        adapted.head = nn.Identity() if head is None else nn.Linear(1, 1, device="meta", dtype=head.dtype)
+        _take_out(adapted, own)
         self._lock = threading.Lock()
-        self._first = _Features(adapted)
-        # functional_call puts tensors into the module while it runs, so that every call has a module to itself.
-        self._idle: dict[bool, list[_Features]] = {False: [self._first], True: []}
+        # functional_call puts tensors into a module while it runs, so that every call has one to itself; the template
+        # never runs, and can be copied at any time.
+        self._template = _Features(adapted)
+        self._idle: dict[bool, list[_Features]] = {False: [], True: []}
         self.mixes: bool | None = None  # ``None``: not tried yet.
 
     @contextlib.contextmanager
@@ -61,9 +73,9 @@ class Form:
         with self._lock:
             module = idle.pop() if idle else None
         if module is None:
-            module = share_copy(self._first)
+            module = share_copy(self._template)
             for part in module.modules():
-                if mixing and hasattr(part, "fused_attn"):
+                if mixing and type(part).__module__.startswith("timm.") and hasattr(part, "fused_attn"):
                     part.fused_attn = False  # type: ignore[assignment] - vmap runs fused attention image by image.
         try:
             yield module
@@ -90,32 +102,63 @@ class Form:
         with self._module(mixing=True) as module:
             return torch.vmap(lambda own, run: functional_call(module, _prefixed(own), (run,)))(stacked, images)
 
-    def try_mixing(self, one: Tensors, other: Tensors, images: Tensor) -> None:
-        """Finds out, once, whether passes of this form can be mixed: ``torch.vmap`` does not know every operator.
+    def can_mix(self, tensors: Sequence[Tensors], images: Tensor) -> bool:
+        """Whether passes of this form can be mixed: found out once, as ``torch.vmap`` does not know every operator.
+
+        Autocast does not reach operators under ``torch.vmap``: where formats meet, passes are not mixed.
 
         Args:
-            one: Of a task.
-            other: Of another.
-            images: ``(2, 3, H, W)``.
+            tensors: Of two tasks or more.
+            images: Some of theirs, ``(B, 3, H, W)``.
+
+        Raises:
+            torch.OutOfMemoryError: The trial had no room.
         """
-        wanted = torch.stack([self.features(one, images), self.features(other, images)])
+        if images.dtype in HALVES or torch.is_autocast_enabled(images.device.type):
+            return False
+        if self.mixes is None:
+            self._try_mixing(tensors[0], tensors[1], images)
+        return bool(self.mixes)
+
+    def _try_mixing(self, one: Tensors, other: Tensors, images: Tensor) -> None:
+        generator = torch.Generator().manual_seed(0)
+        trial = torch.randn(2, *images.shape[1:], generator=generator).to(images.device, images.dtype)
+        wanted = torch.stack([self.features(one, trial), self.features(other, trial)])
         try:
-            found = self.features_of_runs([one, other], images.expand(2, *images.shape))
-            self.mixes = bool((found - wanted).abs().max() <= tolerance(wanted))
-            why = "another result"
+            found = self.features_of_runs([one, other], trial.expand(2, *trial.shape))
+            mixes, why = bool((found - wanted).abs().max() <= _tolerance(wanted)), "another result"
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # Whatever an operator without a batching rule raises.
-            self.mixes, why = False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
-        if not self.mixes:
-            name = self._first.adapted.name
+            mixes, why = False, f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"
+        self.mixes = mixes
+        if not mixes:
+            name = self._template.adapted.name
             log.warning("tasks of %r cannot be mixed in one pass (%s): theirs run one after the other.", name, why)
+
+
+def _take_out(adapted: Adapted, own: Collection[str]) -> None:
+    """Puts tensors without data in the place of an adapted model's own, wherever one has several places."""
+    empty: dict[int, Tensor] = {}
+    for name, parameter in adapted.named_parameters():
+        if name in own:
+            empty[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for name, buffer in adapted.named_buffers():
+        if name in own:
+            empty[id(buffer)] = buffer.to("meta")
+    for module in adapted.modules():
+        for table in (module._parameters, module._buffers):
+            for leaf, tensor in table.items():
+                if id(tensor) in empty:
+                    table[leaf] = empty[id(tensor)]  # type: ignore[assignment]
 
 
 def _prefixed(tensors: Tensors) -> dict[str, Tensor]:
     return {_PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
-def tolerance(wanted: Tensor) -> float:
-    """The largest difference by which results may differ that other orders of sums give, in their number format."""
+def _tolerance(wanted: Tensor) -> float:
+    """The largest difference that other orders of sums make, in the number format of the results."""
     return 100 * torch.finfo(wanted.dtype).eps * max(1.0, wanted.abs().max().item())
 
 
@@ -144,7 +187,7 @@ def mixed_features(form: Form, tensors: Sequence[Tensors], images: Sequence[Tens
     if not tensors[0]:  # They differ in their heads alone.
         features: Any = form.features({}, torch.cat(list(images))).split([len(x) for x in images])
         return list(features)
-    if len(tensors) == 1 or not form.mixes:
+    if len(tensors) == 1 or not form.can_mix(tensors, images[0]):
         return [form.features(own, x) for own, x in zip(tensors, images, strict=True)]
     counts = [len(x) for x in images]
     n = run_length(counts)

@@ -7,6 +7,7 @@ import dataclasses
 import os
 import tempfile
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
@@ -15,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from s2a.adapted import Adapted, apply_head, classes_of
+from s2a.adapted import Adapted, apply_head, classes_of, require_adapted
 from s2a.attach import refuse_adapted
 from s2a.backbones import family_of, input_channels
+from s2a.backbones.number_format import HALVES
 from s2a.errors import S2AError
 from s2a.identity import identify
 from s2a.image_transform import ImageTransform, make_transform
-from s2a.multitask.forms import Form, Tensors, mixed_features, tolerance
+from s2a.multitask.forms import Form, Tensors, mixed_features
 from s2a.multitask.share import own_values, share_copy, storages
 from s2a.pretrained.backbone import check_image_size, sentence
 from s2a.pretrained.config import CONFIG_FILE, read_config
@@ -31,7 +33,7 @@ from s2a.saved_file import SavedFile, read
 from s2a.state import load_file, save
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Task:
     """One adapter among others.
 
@@ -92,7 +94,9 @@ class MultiTask:
         self._model = model.eval()
         self._identity = identify(model)
         self._held = storages(model)
-        self._forms: dict[Any, tuple[Form, Tensors]] = {}
+        self._weight = next(p for p in model.parameters() if p.is_floating_point())
+        # Held by their tasks: a form that none has any more is let go.
+        self._forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
         self._tasks: Mapping[str, Task] = MappingProxyType({})
         self._lock = threading.Lock()
 
@@ -154,14 +158,14 @@ class MultiTask:
             S2AError: A task that is not there, another number of names than of images, images of another form or size.
         """
         present = self._tasks  # One table for the whole call.
-        if not isinstance(images, Tensor) or images.ndim != 4:
-            form = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
-            raise S2AError(f"images must be a tensor (B, 3, H, W), not {form}.")
+        self._check_images(images)
         if isinstance(tasks, str):
             task = self._find(tasks, present)
             _check_size(images, task)
             with torch.no_grad():
                 return task._logits(task._form.features(task._tensors, images))
+        if not isinstance(tasks, Sequence):
+            raise S2AError(f"tasks must be a name, or a list of one for each image, not {type(tasks).__name__}.")
         names = list(tasks)
         if len(names) != len(images):
             raise S2AError(f"{len(names)} names of tasks for {len(images)} images; give one for all, or one for each.")
@@ -183,6 +187,16 @@ class MultiTask:
                         logits[row] = values
         return logits
 
+    def _check_images(self, images: Any) -> None:
+        channels = input_channels(self._model)
+        if not isinstance(images, Tensor) or images.ndim != 4 or images.shape[1] != channels:
+            form = tuple(images.shape) if isinstance(images, Tensor) else type(images).__name__
+            raise S2AError(f"images must be a tensor (B, {channels}, H, W), not {form}.")
+        if images.dtype not in (*HALVES, self._weight.dtype):
+            raise S2AError(f"images are {images.dtype}, the backbone is {self._weight.dtype}; cast them.")
+        if images.device != self._weight.device:
+            raise S2AError(f"images are on {images.device}, the backbone is on {self._weight.device}; move them.")
+
     def _check_free(self, name: str, replace: bool) -> None:
         if name in self._tasks and not replace:
             raise S2AError(f"there is a task {name!r} already; remove it first, take another name, or replace=True.")
@@ -202,9 +216,19 @@ class MultiTask:
             head = copy.deepcopy(adapter.head) if type(adapter.head) not in (nn.Linear, nn.Identity) else None
             with tempfile.TemporaryDirectory() as folder:
                 path = Path(folder, "adapter.safetensors")
-                save(adapter, path)
-                state = read(path)
-                adapted = self._load(state, head)
+                try:
+                    save(adapter, path)
+                    state = read(path)
+                    adapted = self._load(state, head)
+                except S2AError as error:
+                    raise type(error)(str(error).replace(str(path), f"the model for task {name!r}")) from error
+        elif not isinstance(adapter, str | os.PathLike):
+            if isinstance(adapter, nn.Module):
+                require_adapted("MultiTask.add", adapter)
+            raise S2AError(
+                f"MultiTask.add takes a folder or a hub id, a file of s2a.save or an adapted model, not "
+                f"{type(adapter).__name__}."
+            )
         elif os.path.isfile(adapter):  # noqa: PTH113 - False for names that no file can have
             state, labels = read(adapter), None
             adapted = self._load(state, None)
@@ -222,19 +246,20 @@ class MultiTask:
                 check_image_size(adapted, transform)
         own = storages(adapted)
         height, width = adapted.image_size
+        head = adapted.head
         form, tensors = self._form_of(adapted)
         return Task(
             name=name,
             method=adapted.name,
             config=config,
-            num_classes=classes_of(adapted.head),
+            num_classes=classes_of(head),
             image_size=(height, width),
             labels=None if labels is None else tuple(labels),
             transform=transform,
             bytes=sum(count for address, count in own.items() if address not in self._held),
             _form=form,
             _tensors=tensors,
-            _head=adapted.head,
+            _head=head,
         )
 
     def _form_of(self, adapted: Adapted) -> tuple[Form, Tensors]:
@@ -246,22 +271,21 @@ class MultiTask:
         }
         shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items())
         head = next(adapted.head.parameters(), None)
-        key = (adapted.name, adapted.config, adapted.image_size, shapes, None if head is None else head.dtype)
-        weight = next(p for p in self._model.parameters() if p.is_floating_point())
-        images = torch.randn(2, input_channels(self._model), *adapted.image_size).to(weight.device, weight.dtype)
-        with self._lock, torch.no_grad():
+        key = (adapted.name, repr(adapted.config), adapted.image_size, shapes, None if head is None else head.dtype)
+        with self._lock:
             known = self._forms.get(key)
-            if known is not None:
-                form, first = known
-                # Numbers that are no tensors may differ: then it has a form of its own.
-                wanted = adapted.forward_features(images)
-                if (form.features(tensors, images) - wanted).abs().max() > tolerance(wanted):
-                    return Form(adapted), tensors
-                if form.mixes is None and tensors:
-                    form.try_mixing(first, tensors, images)
-                return form, tensors
-            form = Form(adapted)
-            self._forms[key] = form, tensors
+        if known is not None:
+            # Numbers that are no tensors (a scale) may differ: then it has a form of its own.
+            generator = torch.Generator().manual_seed(0)
+            images = torch.randn(1, input_channels(self._model), *adapted.image_size, generator=generator)
+            images = images.to(self._weight.device, self._weight.dtype)
+            with torch.no_grad():
+                if torch.equal(known.features(tensors, images), adapted.forward_features(images)):
+                    return known, tensors
+            return Form(adapted, tensors.keys()), tensors
+        form = Form(adapted, tensors.keys())
+        with self._lock:
+            self._forms[key] = form
         return form, tensors
 
     def _load(self, file: SavedFile, head: nn.Module | None) -> Adapted:
