@@ -66,7 +66,7 @@ def time_epochs(backbone: str, request: parts.Request, write: parts.Write) -> No
 
 
 def time_epoch(backbone: str, name: str, request: parts.Request) -> dict[str, Any]:
-    """Seconds of one epoch after two steps to warm up, of scoring as many images, and the peak of both."""
+    """Seconds of one epoch after two steps to warm up, its peak, and seconds of scoring as many images."""
     method, options = METHODS[name]
     config = s2a.method_config(method, **options)
     train = TrainConfig(batch_size=request.batch)

@@ -2,7 +2,7 @@ r"""Compares forms of a method on fresh validation images.
 
 The suites' own validation lists have 200 images, too few to tell forms apart (standard error 3.5 points). Here each
 form trains on the suite's 1,000 training images and is scored on images that no list has: of rendered tasks 2,000 with
-other seeds, of Caltech101 those of the archive that the lists leave out, 2,060. The test lists are never read.
+other seeds, of Caltech101 those of the archive that the lists leave out, 2,060. No image of a test list is scored.
 ``digits`` and CIFAR-10 are left out.
 
     python benchmarks/search_form.py OUT.jsonl --backbones mini_vit --tasks textures location --seeds 0 \
@@ -99,17 +99,20 @@ def left_out(form: DataFormat) -> tuple[np.ndarray, np.ndarray]:
     """Images of Caltech101's archive that are in no prepared list: what is left of VTAB's 30 per class."""
     names = json.loads((ARGS.data_dir / "caltech101/manifest.json").read_text())["classes"]
     listed = {hashlib.sha256(p.read_bytes()).hexdigest() for p in ARGS.data_dir.glob("caltech101/images/*/*.jpg")}
-    pixels, labels = [], []
+    pixels, labels, found = [], [], 0
     with tarfile.open(ARGS.caltech) as archive:
         for member in archive:
             if not member.name.endswith(".jpg"):
                 continue
             data = archive.extractfile(member).read()  # type: ignore[union-attr]
             if hashlib.sha256(data).hexdigest() in listed:
+                found += 1
                 continue
             image = np.array(Image.open(io.BytesIO(data)).convert("RGB")).transpose(2, 0, 1)
             pixels.append(resize_arrays(image[None], form.size, form.interpolation)[0])
             labels.append(names.index(member.name.split("/")[-2].lower()))
+    if found != len(listed):
+        raise SystemExit(f"{ARGS.caltech} has {found} of the {len(listed)} listed images as they were prepared.")
     return np.stack(pixels), np.array(labels)
 
 
@@ -128,7 +131,7 @@ def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[di
 PLAIN_GROUPS = train.parameter_groups
 
 
-KEY = ("form", "backbone", "task", "seed", "epochs")
+KEY = ("form", "backbone", "task", "seed", "epochs", "precision", "image_size")
 """What a line of the output stands for; without epochs they are the suite's."""
 
 
@@ -158,6 +161,7 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
         *_, last = train.train(adapted, training, recipe, seed)
     counted = sum(p.numel() for n, p in adapted.named_parameters() if p.requires_grad and not n.startswith("head."))
     return {
+        "warmup_epochs": recipe.warmup_epochs,
         "accuracy": round(scores.accuracy(adapted, scored, recipe), 2),
         "loss": round(last["loss"], 4),
         "trainable": counted,
@@ -185,8 +189,8 @@ def main() -> None:
         for backbone in args.backbones:
             for seed in args.seeds:
                 for task in args.tasks:
-                    key = (form, backbone, task, seed, args.epochs)
-                    if key in {tuple(r[name] for name in KEY) for r in done}:
+                    key = (form, backbone, task, seed, args.epochs, args.precision, args.image_size)
+                    if key in {tuple(r.get(name) for name in KEY) for r in done}:
                         continue
                     found = dict(zip(KEY, key, strict=True))
                     try:
@@ -195,7 +199,8 @@ def main() -> None:
                         done.append(found | {"accuracy": 0.0})
                     with args.output.open("a") as file:
                         file.write(json.dumps(done[-1]) + "\n")
-    show([r for r in done if r["epochs"] == args.epochs], args.tasks)
+    same = (args.epochs, args.precision, args.image_size)
+    show([r for r in done if tuple(r.get(name) for name in KEY[4:]) == same], args.tasks)
 
 
 def show(done: list[dict[str, Any]], names: list[str]) -> None:

@@ -49,6 +49,18 @@ def test_the_page_says_whose_times_they_are(tmp_path: Path, capsys: Any) -> None
     assert "Hardware: a card, 1 threads." in said and "1 rows unknown and not counted" in said
 
 
+def test_another_batch_is_that_of_the_same_config(tmp_path: Path, capsys: Any) -> None:
+    """Not the middle of all configs of the method."""
+    path = Path(measured(tmp_path, name="s2a", method="s2a", epoch_seconds=3.0))
+    content = json.loads(path.read_text())
+    for seconds, options in ((5.0, {"activations": "lean"}), (7.0, {"preset": "plus"})):
+        content["epochs"].append({**content["epochs"][0], "options": options, "epoch_seconds": seconds})
+    path.write_text(json.dumps(content))
+    assert main([*NARROW, "--batch-size", "64", "--measured", str(path), "--json"]) == 0
+    rows = {row["method"]: row for row in json.loads(capsys.readouterr().out)["rows"]}
+    assert rows["s2a"]["step_ms"] == pytest.approx(3.0) and rows["s2a"]["extrapolated"]
+
+
 def test_another_batch_is_extrapolated(tmp_path: Path, capsys: Any) -> None:
     path = measured(tmp_path, train={"batch_size": 64, "precision": "fp32"})
     assert main([*NARROW, "--measured", path, "--json"]) == 0
@@ -61,8 +73,10 @@ def test_another_batch_is_extrapolated(tmp_path: Path, capsys: Any) -> None:
     [
         ("", "is not a file that benchmarks/device.py wrote"),
         ("[]", "is not a file that benchmarks/device.py wrote"),
-        ('{"hardware": {}}', "is not a file that benchmarks/device.py wrote (KeyError('epochs'))"),
+        ('{"hardware": {}}', "is not a file that benchmarks/device.py wrote (KeyError('cpu'))"),
+        ('{"hardware": {"cpu": "x", "threads": 1}}', "wrote (KeyError('epochs'))"),
         ('{"hardware": {"cpu": "x", "threads": 1}, "epochs": []}', "has no measured epoch"),
+        ("[" * 100_000, "is not a file that benchmarks/device.py wrote"),
         ('{"hardware": {}, "epochs": [{"method": "nobody"}]}', "is not a file that benchmarks/device.py wrote"),
     ],
 )
@@ -73,7 +87,20 @@ def test_a_file_that_is_none(tmp_path: Path, capsys: Any, content: str, sentence
     assert sentence in " ".join(capsys.readouterr().err.split())
 
 
-@pytest.mark.parametrize("changes", [{"epoch_seconds": 0.0}, {"images": 0}, {"epoch_seconds": float("nan")}])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epoch_seconds": 0.0},
+        {"images": 0},
+        {"epoch_seconds": float("nan")},
+        {"epoch_seconds": 10**400},
+        {"train": None},
+        {"train": []},
+        {"peak_mb": "much"},
+        {"method": "nobody"},
+        {"options": {"width": "wide"}},
+    ],
+)
 def test_times_that_are_none(tmp_path: Path, capsys: Any, changes: dict[str, Any]) -> None:
     assert main([*NARROW, "--measured", measured(tmp_path, **changes)]) == 2
     assert "is not a file that benchmarks/device.py wrote" in " ".join(capsys.readouterr().err.split())

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from s2a_bench.cells.recipes import train_config
 from s2a_bench.data.table import lookup as datasets
+from s2a_bench.errors import InputError
 
 
 @given(st.sampled_from(sorted(datasets.SUITES)), st.integers(1, 500))
@@ -30,3 +33,9 @@ def test_warm_up_of_the_mini_suite(epochs: int, warmup: int) -> None:
 
 def test_a_warm_up_that_is_given_is_taken() -> None:
     assert train_config("mini", "s2a", "mini_vit", epochs=4, warmup_epochs=0).warmup_epochs == 0
+
+
+@pytest.mark.parametrize("epochs", [1.5, 2.0, True, "4", None, float("nan"), float("inf"), [4], 0, -3])
+def test_what_is_no_number_of_epochs(epochs: Any) -> None:
+    with pytest.raises(InputError, match="epochs"):
+        train_config("mini", "s2a", "mini_vit", epochs=epochs)

@@ -86,12 +86,29 @@ class Costs:
     def of(self, cell: CellConfig) -> Cost | None:
         """The cost of a cell's steps; ``None`` where nothing comparable ran.
 
-        In this order: the same method with the same settings; the method with other settings; the method on another
+        In this order: the same method with the same settings; the method with its config in another batch or precision;
+        the method with other settings; the method on another
         backbone, times how much longer the methods that ran on both take here.
         """
         method, backbone = cell.method.name, cell.backbone.name
-        exact = self._exact.get((method, settings(cell), backbone))
-        return exact or self._pairs.get((method, backbone)) or self._from_elsewhere(method, backbone)
+        asked = settings(cell)
+        exact = self._exact.get((method, asked, backbone))
+        return (
+            exact
+            or self._same_config(method, asked, backbone)
+            or self._pairs.get((method, backbone))
+            or self._from_elsewhere(method, backbone)
+        )
+
+    def _same_config(self, method: str, asked: str, backbone: str) -> Cost | None:
+        """Of the method with this very config, in another batch or precision."""
+        config = json.loads(asked)[0]
+        costs = [
+            cost
+            for (name, settings, place), cost in self._exact.items()
+            if (name, place) == (method, backbone) and json.loads(settings)[0] == config
+        ]
+        return dataclasses.replace(_middle(costs), extrapolated=True) if costs else None
 
     def _from_elsewhere(self, method: str, backbone: str) -> Cost | None:
         guesses = []
@@ -173,16 +190,19 @@ def from_measurements(path: Path) -> tuple[Costs, dict[str, Any]]:
     found: dict[tuple[str, str, str], Cost] = {}
     try:
         content = json.loads(path.read_text())
+        hardware = dict(content["hardware"])
+        if not isinstance(hardware.get("gpu") or hardware["cpu"], str) or not isinstance(hardware["threads"], int):
+            raise ValueError("hardware without a name")
         for row in content["epochs"]:
             config = s2a.method_config(row["method"], **row["options"])
             key = (row["method"], _settings(dataclasses.asdict(config), row["train"]), row["backbone"])
             step, score = row["epoch_seconds"] / row["images"], row["scoring_seconds"] / row["images"]
+            peak = None if row["peak_mb"] is None else float(row["peak_mb"])
             if not (0 < step < math.inf and 0 <= score < math.inf):
                 raise ValueError(f"{row['epoch_seconds']} seconds of {row['images']} images")
-            found[key] = Cost(step, score, peak_mb=row["peak_mb"])
-        hardware = dict(content["hardware"])
-    except (ValueError, KeyError, TypeError, ZeroDivisionError) as error:
-        said = f"{path} is not a file that benchmarks/device.py wrote ({error!r}); give one that it did."
+            found[key] = Cost(step, score, peak_mb=peak)
+    except (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, OSError) as error:
+        said = f"{path} is not a file that benchmarks/device.py wrote ({error!r:.200}); give one that it did."
         raise InputError(said) from error
     if not found:
         raise InputError(f"{path} has no measured epoch; run benchmarks/device.py with more time (--limit).")

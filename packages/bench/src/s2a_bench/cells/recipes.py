@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -74,11 +73,10 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
         values |= _REAL_BACKBONE
     if "epochs" in overrides and "warmup_epochs" not in overrides:
         base = TrainConfig(**values)
-        try:
-            share = math.ceil(base.warmup_epochs * overrides["epochs"] / base.epochs)
-            values["warmup_epochs"] = max(0, min(share, int(overrides["epochs"]) - 1))
-        except TypeError as error:
-            raise InputError(f"train.epochs={overrides['epochs']!r} is not a number of epochs.") from error
+        if type(epochs := overrides["epochs"]) is not int:
+            raise InputError(f"train.epochs={epochs!r} is not a number of epochs.")
+        share = -(-base.warmup_epochs * epochs // base.epochs)
+        values["warmup_epochs"] = max(0, min(share, epochs - 1))
     try:
         return TrainConfig(**{**values, **overrides})
     except TypeError as error:
