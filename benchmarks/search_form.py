@@ -192,9 +192,9 @@ def main() -> None:
                     key = (form, backbone, task, seed, args.epochs, args.precision, args.image_size)
                     if key in {tuple(r.get(name) for name in KEY) for r in done}:
                         continue
-                    found = dict(zip(KEY, key, strict=True))
+                    found: dict[str, Any] = dict(zip(KEY, key, strict=True))
                     try:
-                        done.append(found | run(*key))
+                        done.append(found | run(form, backbone, task, seed, args.epochs))
                     except train.Diverged:
                         done.append(found | {"accuracy": 0.0})
                     with args.output.open("a") as file:
