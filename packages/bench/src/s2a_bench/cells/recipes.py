@@ -58,8 +58,8 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
         method: Method name; one that is not installed here gets the default learning rate.
         backbone: timm name, or that of an embedded backbone.
         **overrides: Fields of ``TrainConfig``, over everything else. A shorter run without a warm-up of its own keeps
-            the default's proportion, in whole epochs rounded up: a rate that is right after a warm-up may be too high
-            without one. A single epoch has none.
+            the default's proportion, in whole epochs rounded up, but at most a quarter of its epochs: a rate that is
+            right after a warm-up may be too high without one.
 
     Raises:
         InputError: Not a field of ``TrainConfig``, or a value out of range.
@@ -76,7 +76,7 @@ def train_config(suite: str, method: str, backbone: str, **overrides: Any) -> Tr
         if type(epochs := overrides["epochs"]) is not int:
             raise InputError(f"train.epochs={epochs!r} is not a number of epochs.")
         share = -(-base.warmup_epochs * epochs // base.epochs)
-        values["warmup_epochs"] = max(0, min(share, epochs - 1))
+        values["warmup_epochs"] = max(0, min(share, epochs // 4))
     try:
         return TrainConfig(**{**values, **overrides})
     except TypeError as error:
