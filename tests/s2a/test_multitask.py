@@ -242,7 +242,8 @@ def test_frozen_values_lie_in_memory_once() -> None:
 def test_a_folder_brings_labels_and_transform(tmp_path: Path) -> None:
     model = backbone()
     adapted = trained(model, "s2a", 4, activations="lean", update_rank=2)
-    s2a.save_pretrained(adapted, tmp_path / "a", labels=["a", "b", "c", "d"])
+    made = {"name": "vit_tiny_patch16_224", "args": tiny._VIT}
+    s2a.save_pretrained(adapted, tmp_path / "a", labels=["a", "b", "c", "d"], backbone=made)
     s2a.save(adapted, tmp_path / "b.safetensors")
     multi = s2a.MultiTask(model)
     task = multi.add("folder", tmp_path / "a")
