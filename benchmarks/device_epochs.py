@@ -6,7 +6,7 @@ Images are noise on the CPU, so that the copies to the device count and the load
 from __future__ import annotations
 
 import copy
-import gc
+import functools
 import time
 from typing import Any
 
@@ -46,27 +46,15 @@ class Noise:
 
 def time_epochs(backbone: str, request: parts.Request, write: parts.Write) -> None:
     """A row for each method on one backbone, in fp32 and the harness's batch."""
-    found: dict[str, Any] = {"epochs": [], "skipped": []}
-    longest = 0.0
-    for name in METHODS:
-        if request.left < longest:
-            found["skipped"].append({"what": f"an epoch of {name} on {backbone}", "why": "no time left"})
-            continue
-        began = time.monotonic()
-        try:
-            found["epochs"].append(time_epoch(backbone, name, request))
-        except Exception as error:
-            found["skipped"].append({"what": f"an epoch of {name} on {backbone}", "why": parts.reason(error)})
-        longest = max(longest, time.monotonic() - began)
-        write(found)
-        gc.collect()
-        if request.device == "cuda":
-            torch.cuda.empty_cache()
-    write(found)
+    works = [
+        (f"an epoch of {name} on {backbone}", functools.partial(time_epoch, backbone, name, request))
+        for name in METHODS
+    ]
+    parts.measure_in_time("epochs", works, request, write)
 
 
-def time_epoch(backbone: str, name: str, request: parts.Request) -> dict[str, Any]:
-    """Seconds of one epoch after two steps to warm up, its peak, and seconds of scoring as many images."""
+def time_epoch(backbone: str, name: str, request: parts.Request) -> list[dict[str, Any]]:
+    """A row: seconds of one epoch after two steps to warm up, its peak, and seconds of scoring as many images."""
     method, options = METHODS[name]
     config = s2a.method_config(method, **options)
     train = TrainConfig(batch_size=request.batch)
@@ -89,7 +77,7 @@ def time_epoch(backbone: str, name: str, request: parts.Request) -> dict[str, An
     with measure.peak(request.device) as peak:
         seconds = clock(request.device, lambda: [step(indices) for indices in order])
     scoring = clock(request.device, lambda: accuracy(adapted, images, train))  # type: ignore[arg-type]
-    return {
+    row = {
         "backbone": backbone,
         "name": name,
         "method": method,
@@ -100,6 +88,7 @@ def time_epoch(backbone: str, name: str, request: parts.Request) -> dict[str, An
         "scoring_seconds": scoring,
         "peak_mb": peak.get("peak_mb") if request.device == "cuda" else None,
     }
+    return [row]
 
 
 def clock(device: str, work: Any) -> float:

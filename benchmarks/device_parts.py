@@ -14,7 +14,7 @@ import functools
 import gc
 import importlib.util
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import fidelity
@@ -201,19 +201,26 @@ def planned(backbone: str) -> list[tuple[str, str]]:
     return [(frozen, name) for frozen, name in pairs if frozen == "fp32" or name in compared]
 
 
-def measure_backbone(backbone: str, budget: str, request: Request, write: Write) -> None:
-    """Steps of all configurations of one backbone."""
-    found: dict[str, Any] = {"steps": [], "skipped": []}
-    exact: dict[tuple[str, str], dict[str, Tensor]] = {}
+def measure_in_time(
+    kind: str, works: Iterable[tuple[str, Callable[[], list[dict[str, Any]]]]], request: Request, write: Write
+) -> None:
+    """Measures one thing after another as long as there is time, and writes after each what there is.
+
+    Args:
+        kind: Key of the rows in what is written.
+        works: What is measured, in words, and what measures it.
+        request: Whose time is left.
+        write: Takes rows and what was skipped, with the reason.
+    """
+    found: dict[str, Any] = {kind: [], "skipped": []}
     longest = 0.0
-    for frozen, name in planned(backbone):
-        what = f"{backbone}, {name}, {frozen}"
+    for what, work in works:
         if request.left < longest:
             found["skipped"].append({"what": what, "why": "no time left"})
             continue
         began = time.monotonic()
         try:
-            found["steps"] += measure_steps(backbone, budget, name, frozen, request, exact)
+            found[kind] += work()
         except Exception as error:
             found["skipped"].append({"what": what, "why": reason(error)})
         longest = max(longest, time.monotonic() - began)
@@ -222,6 +229,19 @@ def measure_backbone(backbone: str, budget: str, request: Request, write: Write)
         if request.device == "cuda":
             torch.cuda.empty_cache()
     write(found)
+
+
+def measure_backbone(backbone: str, budget: str, request: Request, write: Write) -> None:
+    """Steps of all configurations of one backbone."""
+    exact: dict[tuple[str, str], dict[str, Tensor]] = {}
+    works = [
+        (
+            f"{backbone}, {name}, {frozen}",
+            functools.partial(measure_steps, backbone, budget, name, frozen, request, exact),
+        )
+        for frozen, name in planned(backbone)
+    ]
+    measure_in_time("steps", works, request, write)
 
 
 def measure_steps(
