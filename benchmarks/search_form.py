@@ -16,7 +16,8 @@ Trained weights, on tasks of suite ``real``:
 
 A form is a method's label and the learning rate behind ``@`` (the card's without one); ``prompts*0.3`` after another
 ``@`` is a factor on the rate of parameters in whose names the regular expression ``prompts`` (without ``*``) is found.
-What OUT.jsonl has is not run again.
+``@KEY=NUMBER`` sets another
+number of the recipe (``@head_lr=0.01``, ``@warmup_epochs=0``). What OUT.jsonl has is not run again.
 """
 
 from __future__ import annotations
@@ -131,8 +132,22 @@ def group_factors(model: Any, config: Any, factors: dict[str, float]) -> list[di
 PLAIN_GROUPS = train.parameter_groups
 
 
-KEY = ("form", "backbone", "task", "seed", "epochs", "precision", "image_size")
-"""What a line of the output stands for; without epochs they are the suite's."""
+KEY = {
+    "form": None,
+    "backbone": None,
+    "task": None,
+    "seed": None,
+    "epochs": None,
+    "precision": "fp32",
+    "image_size": None,
+    "variant": "",
+}
+"""What a line of the output stands for, and what lines say that leave it out; without epochs they are the suite's."""
+
+
+def key_of(record: dict[str, Any]) -> tuple[Any, ...]:
+    """What tells a line from others."""
+    return tuple(record.get(name, usual) for name, usual in KEY.items())
 
 
 def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> dict[str, Any]:
@@ -146,7 +161,7 @@ def run(form: str, backbone: str, task: str, seed: int, epochs: int | None) -> d
             factors[word] = float(factor)
         elif "=" in part:
             key, _, value = part.partition("=")
-            overrides[key] = float(value)
+            overrides[key] = int(value) if value.isdigit() else float(value)
         else:
             overrides["lr"] = float(part)
     method = parse_method(label)
@@ -189,10 +204,10 @@ def main() -> None:
         for backbone in args.backbones:
             for seed in args.seeds:
                 for task in args.tasks:
-                    key = (form, backbone, task, seed, args.epochs, args.precision, args.image_size)
-                    if key in {tuple(r.get(name) for name in KEY) for r in done}:
+                    found: dict[str, Any] = {"form": form, "backbone": backbone, "task": task, "seed": seed}
+                    found |= {name: getattr(args, name) for name in ("epochs", "precision", "image_size")}
+                    if key_of(found) in map(key_of, done):
                         continue
-                    found: dict[str, Any] = dict(zip(KEY, key, strict=True))
                     try:
                         done.append(found | run(form, backbone, task, seed, args.epochs))
                     except train.Diverged:
@@ -200,11 +215,12 @@ def main() -> None:
                     with args.output.open("a") as file:
                         file.write(json.dumps(done[-1]) + "\n")
     same = (args.epochs, args.precision, args.image_size)
-    show([r for r in done if tuple(r.get(name) for name in KEY[4:]) == same], args.tasks)
+    show([r for r in done if key_of(r)[4:7] == same], args.tasks)
 
 
 def show(done: list[dict[str, Any]], names: list[str]) -> None:
     """Means over the seeds, a row per form and backbone."""
+    done = [{**r, "form": f"{r['form']} ({r['variant']})" if r.get("variant") else r["form"]} for r in done]
     rows = {(r["backbone"], r["form"]) for r in done}
     table = []
     for backbone, form in rows:

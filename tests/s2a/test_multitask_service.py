@@ -103,6 +103,17 @@ def test_threads_add_remove_and_ask() -> None:
     assert faults == [] and set(multi.tasks) - set(others) == set(own)
 
 
+def test_tasks_that_are_added_at_once_share_a_form() -> None:
+    model = backbone()
+    multi, adapted = s2a.MultiTask(model), trained(model, "bias", 3)
+    threads = [threading.Thread(target=multi.add, args=(f"task{i}", adapted)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(multi.tasks) == 4 and len({task._form for task in multi.tasks.values()}) == 1
+
+
 def test_full_fine_tuning_is_refused() -> None:
     model = backbone()
     with pytest.raises(s2a.S2AError, match=r"'full' trained all weights of its backbone.*nothing to share"):
@@ -141,6 +152,7 @@ def test_other_weights_are_refused() -> None:
         (lambda multi: multi(images(2), ["bias", "a"]), r"no task 'a'"),
         (lambda multi: multi(images(2), ["bias"]), "1 names of tasks for 2 images"),
         (lambda multi: multi(images(2), [None, "bias"]), "no task None"),
+        (lambda multi: multi(images(2), [["bias"], "bias"]), r"no task \['bias'\]"),
         (lambda multi: multi(images(2)[0], "bias"), r"must be a tensor \(B, 3, H, W\), not \(3, 32, 32\)"),
         (lambda multi: multi([1, 2], "bias"), "not list"),
         (

@@ -172,7 +172,7 @@ def load_file(
         plan: Whether a memory budget of the config is planned for now. A plan takes passes, and may not be possible
             here; who only predicts needs none. The config keeps its budget either way.
         identity: Of the model's weights, where it is known.
-        exact: Attach with exact activations whatever the config says: for predictions alone.
+        exact: Attach with exact activations whatever the config says, so without a plan: for predictions alone.
         before_values: Called before the saved values are written into the adapted model.
 
     Raises:
@@ -190,10 +190,10 @@ def load_file(
     if check_backbone:
         _check_weights(file, model, identity)
     used = config
-    if not plan and isinstance(config, LeanOptions) and config.has_budget:
-        used = dataclasses.replace(used, saved_budget_mb=None, peak_budget=None)
     if exact and isinstance(config, LeanOptions):
         used = config = config.exact()
+    elif not plan and isinstance(config, LeanOptions) and config.has_budget:
+        used = dataclasses.replace(config, saved_budget_mb=None, peak_budget=None)
     with _as_s2a_error(file):
         # The number of classes is that of the head's tensors: ``_check_head`` compared them.
         adapted = attach_identified(

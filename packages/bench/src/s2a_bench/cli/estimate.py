@@ -197,16 +197,16 @@ def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
     pairs: dict[tuple[str, str], list[CellConfig]] = {}
     for cell in cells:
         pairs.setdefault((cell.backbone.name, _method(cell)), []).append(cell)
-    hardware = provenance.hardware(asked.device)
+    hardware, rule = provenance.hardware(asked.device), RULE
     if asked.records is not None:
-        costs = _from(asked.records, asked.device)
+        costs, rule = _from(asked.records, asked.device), RECORDS_RULE
     elif asked.measured is not None:
         costs, hardware = estimate.from_measurements(asked.measured)
+        rule = MEASURED_RULE
     else:
         costs = estimate.Costs(dict(_measured(pairs.values(), asked, console, quiet=as_json)))
     rows = [_row(*pair, of_pair, costs) for pair, of_pair in sorted(pairs.items())]
     known = [row["hours"] for row in rows if row["hours"] is not None]
-    rule = MEASURED_RULE if asked.measured is not None else RULE
     summary = {
         "cells": len(cells),
         "datasets": len({cell.data.dataset for cell in cells}),
@@ -217,7 +217,7 @@ def print_estimate(asked: Asked, as_json: bool, console: Console) -> int:
         "unknown": len(rows) - len(known),
         "hardware": hardware,
         "load": os.getloadavg()[0] if asked.measured is None else None,
-        "rule": rule if asked.records is None else RECORDS_RULE,
+        "rule": rule,
     }
     if as_json:
         print(json.dumps({"rows": rows, **summary}, indent=1), file=console.file)

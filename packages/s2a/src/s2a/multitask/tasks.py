@@ -95,8 +95,9 @@ class MultiTask:
         self._identity = identify(model)
         self._held = storages(model)
         self._weight = next(p for p in model.parameters() if p.is_floating_point())
-        # Held by their tasks: a form that none has any more is let go.
-        self._forms: weakref.WeakValueDictionary[Any, Form] = weakref.WeakValueDictionary()
+        # Held by their tasks: a form that none has any more is let go. A hook of a pass may add a task.
+        self._forms: dict[Any, list[weakref.ref[Form]]] = {}
+        self._forming = threading.RLock()
         self._tasks: Mapping[str, Task] = MappingProxyType({})
         self._lock = threading.Lock()
 
@@ -171,10 +172,10 @@ class MultiTask:
             raise S2AError(f"{len(names)} names of tasks for {len(images)} images; give one for all, or one for each.")
         rows: dict[str, list[int]] = {}
         for row, name in enumerate(names):
-            rows.setdefault(name, []).append(row)
+            rows.setdefault(self._find(name, present).name, []).append(row)
         forms: dict[Form, list[Task]] = {}
         for name in rows:
-            task = self._find(name, present)
+            task = present[name]
             _check_size(images, task)
             forms.setdefault(task._form, []).append(task)
         logits: list[Tensor] = [images] * len(images)
@@ -272,20 +273,20 @@ class MultiTask:
         shapes = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items())
         head = next(adapted.head.parameters(), None)
         key = (adapted.name, repr(adapted.config), adapted.image_size, shapes, None if head is None else head.dtype)
-        with self._lock:
-            known = self._forms.get(key)
-        if known is not None:
-            # Numbers that are no tensors (a scale) may differ: then it has a form of its own.
-            generator = torch.Generator().manual_seed(0)
-            images = torch.randn(1, input_channels(self._model), *adapted.image_size, generator=generator)
-            images = images.to(self._weight.device, self._weight.dtype)
-            with torch.no_grad():
-                if torch.equal(known.features(tensors, images), adapted.forward_features(images)):
-                    return known, tensors
-            return Form(adapted, tensors.keys()), tensors
-        form = Form(adapted, tensors.keys())
-        with self._lock:
-            self._forms[key] = form
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(1, input_channels(self._model), *adapted.image_size, generator=generator)
+        images = images.to(self._weight.device, self._weight.dtype)
+        with self._forming, torch.no_grad():
+            known = [form for ref in self._forms.get(key, []) if (form := ref()) is not None]
+            wanted = adapted.forward_features(images) if known else images
+            for form in known:
+                # Numbers that are no tensors (a scale) may differ: such tasks have another form.
+                if torch.equal(form.features(tensors, images), wanted):
+                    form.try_mixing(tensors, images)
+                    return form, tensors
+            form = Form(adapted, tensors.keys())
+            self._forms = {other: alive for other, refs in self._forms.items() if (alive := [r for r in refs if r()])}
+            self._forms[key] = [*self._forms.get(key, []), weakref.ref(form)]
         return form, tensors
 
     def _load(self, file: SavedFile, head: nn.Module | None) -> Adapted:
@@ -301,9 +302,7 @@ class MultiTask:
                     "it as a model of its own (s2a.from_pretrained)."
                 )
 
-        adapted = load_file(
-            copied, file, head=head, plan=False, identity=self._identity, exact=True, before_values=unshare
-        )
+        adapted = load_file(copied, file, head=head, identity=self._identity, exact=True, before_values=unshare)
         adapted.eval().requires_grad_(False)
         adapted._edits.forget()
         return adapted
