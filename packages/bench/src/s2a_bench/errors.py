@@ -64,6 +64,11 @@ class Mistakes:
                 results.append(function(value))
         return results
 
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """What was collected, in order."""
+        return tuple(self._errors)
+
     def raise_all(self) -> None:
         """Raises what was collected, if anything.
 

@@ -19,7 +19,7 @@ from s2a.multitask import MultiTask, Task
 from s2a.paged_model import page_frozen, unpage_frozen
 from s2a.paging import host_bytes
 from s2a.planning import Plan, plan_memory
-from s2a.pretrained import from_pretrained, push_to_hub, save_pretrained
+from s2a.pretrained import backbone_of, from_pretrained, push_to_hub, save_pretrained
 from s2a.registry import Method, list_methods, method_config, register_method
 from s2a.s2a_method import S2AConfig
 from s2a.state import load, save
@@ -46,6 +46,7 @@ __all__ = [
     "Theory",
     "UnsupportedModel",
     "attach",
+    "backbone_of",
     "cast_frozen",
     "detach",
     "export",

@@ -31,6 +31,7 @@ from s2a_bench.cli.predict import Predict
 from s2a_bench.cli.pretrain import Pretrain
 from s2a_bench.cli.records import Records
 from s2a_bench.cli.report import Report
+from s2a_bench.cli.serve import Serve
 from s2a_bench.cli.sweep import Sweep
 from s2a_bench.cli.track import Track
 from s2a_bench.cli.ui import Ui
@@ -61,6 +62,7 @@ COMMANDS: Any = Union[  # noqa: UP007
     _named(Audit, "audit"),
     _named(Predict, "predict"),
     _named(Export, "export"),
+    _named(Serve, "serve"),
     _named(Pretrain, "pretrain"),
 ]
 """Every command: a dataclass of its arguments with ``run(console) -> exit code``."""

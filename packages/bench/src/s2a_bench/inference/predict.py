@@ -83,10 +83,19 @@ def read_image(path: str, transform: ImageTransform) -> Tensor:
     Raises:
         InputError: It cannot be read.
     """
-    image = decode_rgb(read_image_bytes(Path(path)), path, upright=True)
+    return to_input(read_image_bytes(Path(path)), path, transform)
+
+
+def to_input(data: bytes, name: str, transform: ImageTransform) -> Tensor:
+    """The content of an image file as the model takes it, ``(3, H, W)``; ``name`` is for errors.
+
+    Raises:
+        InputError: It cannot be read.
+    """
+    image = decode_rgb(data, name, upright=True)
     short, long = sorted(image.size)
     if transform.resize == "crop" and long * max(transform.sides) ** 2 > short * MAX_PIXELS:
-        raise InputError(f"Image {path} is too narrow ({image.width} x {image.height} pixels); cut a part out of it.")
+        raise InputError(f"Image {name} is too narrow ({image.width} x {image.height} pixels); cut a part out of it.")
     return transform(image)
 
 

@@ -82,6 +82,48 @@ def from_pretrained(
     return (adapted if place is None else adapted.to(place)).eval()
 
 
+def backbone_of(
+    folder_or_hub_id: str | os.PathLike[str],
+    *,
+    weights: str | os.PathLike[str] | None = None,
+    device: str | torch.device | None = None,
+    revision: str | None = None,
+    token: str | None = None,
+) -> nn.Module:
+    """The frozen backbone that an adapter belongs to, without the adapter: what ``s2a.MultiTask`` takes.
+
+    Args:
+        folder_or_hub_id: The adapter, as of ``from_pretrained``.
+        weights: The backbone's weights; from where the adapter says if left out.
+        device: Where it goes; ``None``: the CPU.
+        revision: Branch, tag or commit on the hub.
+        token: Of the hub.
+
+    Returns:
+        A timm model in evaluation mode, whose weights are the adapter's, but for a ``full`` one's.
+
+    Raises:
+        S2AError: As ``from_pretrained``.
+        StateMismatch: The weights are not those that the adapter belongs to.
+    """
+    place = _check_device(device)
+    given = None if weights is None else _check_file(weights)
+    folder, repository = folder_of(folder_or_hub_id, revision, token)
+    config = read_config(folder / CONFIG_FILE)
+    if repository is not None and given is None:
+        fetch_weights_beside(config, *repository, token)
+    state = read_state(folder, config)
+    with sentence(str(folder_or_hub_id)):
+        check_name(config["backbone"]["name"])
+        model = _in_format(_make_backbone(config, state, folder, given), config)
+    if not belongs_to(state, model):
+        raise StateMismatch(
+            f"these are other weights than those that {folder_or_hub_id} was trained on: {wanted(config)}; pass "
+            "weights=FILE."
+        )
+    return (model if place is None else model.to(place)).eval()
+
+
 def _check_device(device: str | torch.device | None) -> torch.device | None:
     if device is None:
         return None
@@ -200,12 +242,16 @@ def _timm_model(config: dict[str, Any], path: Path, state: SavedFile) -> nn.Modu
         raise S2AError(f"{str(error).rstrip('.')}; the adapter belongs to {wanted(config)}.") from error
 
 
+def _in_format(model: nn.Module, config: dict[str, Any]) -> nn.Module:
+    """The model in the number format that it had when the method was attached."""
+    dtype = config["backbone"].get("dtype")
+    return model.to(getattr(torch, dtype)) if dtype in ("bfloat16", "float16", "float64") else model
+
+
 def _put_on(model: nn.Module, state: SavedFile, config: dict[str, Any]) -> Adapted:
     backbone = config["backbone"]
-    if backbone.get("dtype") in ("bfloat16", "float16", "float64"):
-        model = model.to(getattr(torch, backbone["dtype"]))
     try:
-        adapted = load_state(model.eval(), state, plan=False)
+        adapted = load_state(_in_format(model, config).eval(), state, plan=False)
     except StateMismatch as error:
         raise StateMismatch(f"{error} The adapter belongs to {wanted(config)}; pass weights=FILE.") from error
     if backbone.get("frozen_dtype"):

@@ -77,7 +77,7 @@ class Engine:
         cpus, cards = _room(workers)
         if self._room is None or cpus > self._room[0] or cards > self._room[1]:
             self.__exit__(None, None, None)
-            self._stack.enter_context(_ray(workers, mark))
+            self._stack.enter_context(own_ray(workers, mark))
             self._room = (cpus, cards)
 
 
@@ -88,7 +88,7 @@ def _room(workers: Workers) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def _ray(workers: Workers, mark: str) -> Iterator[None]:
+def own_ray(workers: Workers, mark: str, store_bytes: int = 100_000_000) -> Iterator[None]:
     """A Ray of our own: on loopback, behind a random token, in a temporary folder that goes with it.
 
     Ray and Tune print to stdout whatever they are told, so nobody listens to it meanwhile; what matters arrives as an
@@ -97,6 +97,10 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
     Args:
         workers: What to make room for.
         mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
+        store_bytes: Memory for what processes hand to each other, where it is large.
+
+    Raises:
+        PoolError: Ray could not be started.
     """
     for name, value in (RAY_SWITCHES | OWN_SWITCHES).items():
         os.environ.setdefault(name, value)
@@ -110,7 +114,7 @@ def _ray(workers: Workers, mark: str) -> Iterator[None]:
         import ray
 
         try:
-            _start(workers, folder)
+            _start(workers, folder, store_bytes)
             yield
         finally:
             ray.shutdown()
@@ -182,7 +186,7 @@ def _give_back_signal(handler: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _start(workers: Workers, folder: Path) -> None:
+def _start(workers: Workers, folder: Path, store_bytes: int) -> None:
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -196,7 +200,7 @@ def _start(workers: Workers, folder: Path) -> None:
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.CRITICAL,
-                object_store_memory=100_000_000,
+                object_store_memory=store_bytes,
                 _temp_dir=str(folder),
             )
             return

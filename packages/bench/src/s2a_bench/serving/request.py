@@ -1,0 +1,319 @@
+"""What a service is asked for, checked before Ray and torch are imported."""
+
+from __future__ import annotations
+
+import dataclasses
+import ipaddress
+import os
+import re
+import socket
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from s2a_bench.data.readers.walk import path_exists
+from s2a_bench.errors import InputError, Mistakes
+from s2a_bench.inference.checks import check_count, check_weights
+from s2a_bench.serving.catalogue import Catalogue, Place, name_adapter, read_facts
+
+TOKEN_VARIABLE = "S2A_SERVE_TOKEN"
+"""Environment variable with the token that clients must show."""
+
+_HOST = re.compile(r"[a-z0-9.-]+(:\d{1,5})?")
+
+
+@dataclasses.dataclass(frozen=True)
+class Limits:
+    """What one request, and all together, may ask for.
+
+    Attributes:
+        body_bytes: Largest body of a request, and largest image behind a path or URL, in bytes.
+        images: Most images in one request.
+        waiting: Most requests that wait for a model; further ones are turned away (503).
+        seconds: Longest time of a request, after which it is given up (504).
+        task_bytes: Memory of the loaded tasks of one replica, beside the backbone; those that were not used for the
+            longest time are let go above it.
+    """
+
+    body_bytes: int = 20_000_000
+    images: int = 32
+    waiting: int = 256
+    seconds: float = 60.0
+    task_bytes: int = 1_000_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class ServeRequest:
+    """A service.
+
+    Attributes:
+        adapters: Task name and adapter of those that were named.
+        folder: Folder of further adapters, looked at anew for every request; ``None``: none.
+        backbone_from: Adapter whose backbone is served.
+        weights: File of the backbone's weights; ``None``: as that adapter says.
+        host: Address to listen on.
+        port: Of it.
+        token: That clients must show (``Authorization: Bearer``); ``None``: none, on loopback only.
+        device: torch device of the models.
+        replicas: Models, each a process with the backbone and the tasks that it was asked for.
+        threads: Threads, and cores, of each.
+        batch_size: Most images in one pass.
+        batch_seconds: Time that a pass waits for further images.
+        limits: Of requests.
+        image_root: Clients may name images below it by path; ``None``: they may not.
+        url_hosts: Hosts, ``name`` or ``name:port``, of which clients may name images by URL.
+        ray_address: ``HOST:PORT`` or ``auto`` of a running Ray cluster; ``None``: a Ray of our own.
+        notes: Sentences about adapters in the folder that cannot be served.
+    """
+
+    adapters: tuple[tuple[str, str], ...]
+    folder: Path | None
+    backbone_from: str
+    weights: Path | None = None
+    host: str = "127.0.0.1"
+    port: int = 8000
+    token: str | None = None
+    device: str = "cpu"
+    replicas: int = 1
+    threads: int = 1
+    batch_size: int = 16
+    batch_seconds: float = 0.005
+    limits: Limits = Limits()
+    image_root: Path | None = None
+    url_hosts: tuple[str, ...] = ()
+    ray_address: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def catalogue(self) -> Catalogue:
+        """The tasks."""
+        return Catalogue(self.adapters, self.folder)
+
+
+def prepare_serve(
+    adapters: Sequence[str],
+    *,
+    tasks: Path | None = None,
+    weights: Path | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    token_file: Path | None = None,
+    device: str = "cpu",
+    replicas: int = 1,
+    threads: int | None = None,
+    batch_size: int = 16,
+    batch_wait_ms: float = 5.0,
+    limits: Limits | None = None,
+    image_root: Path | None = None,
+    url_hosts: Sequence[str] = (),
+    ray_address: str | None = None,
+) -> ServeRequest:
+    """Checks what a service is asked for; all mistakes at once.
+
+    Args:
+        adapters: ``[NAME=]ADAPTER``, a folder or a hub id.
+        tasks: Folder of further adapters.
+        weights: As in ``ServeRequest``, as are the others.
+        host: Not a loopback address: a token is needed.
+        port: 1 to 65535.
+        token_file: File with the token; the environment's ``S2A_SERVE_TOKEN`` if left out.
+        device: A torch device.
+        replicas: At least 1.
+        threads: Of each replica; ``None``: this machine's cores among the replicas.
+        batch_size: At least 1.
+        batch_wait_ms: Milliseconds, at least 0.
+        limits: ``None``: the default ones.
+        image_root: A folder.
+        url_hosts: Names of hosts.
+        ray_address: Of a cluster.
+
+    Raises:
+        InputError: What is wrong, all of it.
+    """
+    mistakes = Mistakes()
+    named = mistakes.each(name_adapter, adapters)
+    places: dict[str, str] = {}
+    for name, adapter in named:
+        if places.setdefault(name, adapter) != adapter:
+            mistakes.add(
+                InputError(f"Two adapters are called {name}: {places[name]} and {adapter}; give NAME=ADAPTER for one.")
+            )
+    for flag, path in (("--tasks", tasks), ("--image-root", image_root)):
+        if path is not None and not (path_exists(path) and path.is_dir()):
+            mistakes.add(InputError(f"{flag} {path} is no folder; create it, or give another."))
+    with mistakes.collecting():
+        check_weights(weights)
+    token = None
+    with mistakes.collecting():
+        token = _read_token(token_file)
+    with mistakes.collecting():
+        _check_host(host, token)
+    with mistakes.collecting():
+        _check_port(host, port)
+    for flag, value in (("--replicas", replicas), ("--batch-size", batch_size)):
+        with mistakes.collecting():
+            check_count(flag, value)
+    if threads is not None:
+        with mistakes.collecting():
+            check_count("--threads", threads)
+    limits = limits or Limits()
+    with mistakes.collecting():
+        _check_limits(limits, batch_wait_ms)
+    for each in url_hosts:
+        if not _HOST.fullmatch(each):
+            mistakes.add(
+                InputError(f"--url-hosts {each} is no host; give its name, or name:port, in small letters, without //.")
+            )
+    adapters_of = Catalogue(list(places.items()), tasks)
+    if not adapters_of.names() and not (mistakes and (adapters or tasks)):
+        where = f"--tasks {tasks} holds no adapter" if tasks else "No adapter is given"
+        mistakes.add(
+            InputError(f"{where}; give at least one, the folder that finetune wrote: its backbone is the one served.")
+        )
+    found = [place for name in adapters_of.names() if (place := adapters_of.find(name))]
+    # What was named must be right. A folder changes while it is served: what is wrong in it is left out, and said.
+    backbone_from, notes = "", ()
+    with mistakes.collecting():
+        backbone_from, notes = _check_backbones(sorted(found, key=lambda place: place.name not in places), places)
+    mistakes.raise_all()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return ServeRequest(
+        adapters=tuple((name, _absolute(adapter)) for name, adapter in places.items()),
+        folder=None if tasks is None else tasks.absolute(),
+        backbone_from=_absolute(backbone_from),
+        weights=None if weights is None else weights.absolute(),
+        host=host,
+        port=port,
+        token=token,
+        device=device,
+        replicas=replicas,
+        threads=threads or max(1, cores // replicas),
+        batch_size=batch_size,
+        batch_seconds=batch_wait_ms / 1000,
+        limits=limits,
+        image_root=None if image_root is None else image_root.resolve(),
+        url_hosts=tuple(url_hosts),
+        ray_address=ray_address,
+        notes=notes,
+    )
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address is reached from this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _absolute(adapter: str) -> str:
+    """Of a folder: replicas run elsewhere. A hub id stays what it is."""
+    return str(Path(adapter).absolute()) if path_exists(Path(adapter)) else adapter
+
+
+def _read_token(file: Path | None) -> str | None:
+    if file is None:
+        found, where = os.environ.get(TOKEN_VARIABLE), f"The environment's {TOKEN_VARIABLE}"
+        if found is None:
+            return None
+    else:
+        where = f"--token-file {file}"
+        try:
+            found = file.read_text(encoding="ascii").strip()
+        except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or "it is no plain text"
+            raise InputError(f"{where} cannot be read ({reason}); give a file with one line.") from error
+    if len(found) < 16 or not found.isascii() or not found.isprintable() or " " in found:
+        raise InputError(
+            f"{where} is no token; it must have at least 16 letters, digits or marks and no space, for example what "
+            "`openssl rand -hex 32` prints."
+        )
+    return found
+
+
+def _check_host(host: str, token: str | None) -> None:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        if host != "localhost":
+            raise InputError(
+                f"--host {host} is no address; give 127.0.0.1 (this machine only), 0.0.0.0 (all networks) or an "
+                "address of this machine."
+            ) from None
+    if not is_loopback(host) and token is None:
+        raise InputError(
+            f"--host {host} can be reached by other machines, so that clients must show a token; set {TOKEN_VARIABLE} "
+            "or give --token-file FILE."
+        )
+
+
+def _check_port(host: str, port: int) -> None:
+    if not 1 <= port <= 65535:
+        raise InputError(f"--port {port} must be a number from 1 to 65535.")
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InputError(
+                f"--host {host} --port {port} cannot be listened on ({error.strerror or error}); give another."
+            ) from error
+
+
+def _check_limits(limits: Limits, batch_wait_ms: float) -> None:
+    mistakes = Mistakes()
+    flags = {"--max-images": limits.images, "--max-waiting": limits.waiting}
+    for flag, value in flags.items():
+        with mistakes.collecting():
+            check_count(flag, value)
+    for flag, value in (("--max-body-mb", limits.body_bytes), ("--task-memory-mb", limits.task_bytes)):
+        if not 0 < value < 2**40:
+            mistakes.add(InputError(f"{flag} must be above 0."))
+    if not 0 < limits.seconds <= 86_400:
+        mistakes.add(InputError(f"--timeout {limits.seconds:g} must be seconds above 0, a day (86400) at most."))
+    if not 0 <= batch_wait_ms <= 10_000:
+        mistakes.add(InputError(f"--batch-wait-ms {batch_wait_ms:g} must be from 0 to 10000 milliseconds."))
+    mistakes.raise_all()
+
+
+def _check_backbones(places: Sequence[Place], named: Container[str]) -> tuple[str, tuple[str, ...]]:
+    """The adapter whose backbone is served, and what is wrong with the others that were not named.
+
+    Args:
+        places: All adapters, the named ones first. The first that says its backbone decides.
+        named: Names of those that must be right.
+
+    Raises:
+        InputError: One of these is not.
+    """
+    mistakes, notes = Mistakes(), Mistakes()
+    first: tuple[Place, dict[str, Any]] | None = None
+    for place in places:
+        with (mistakes if place.name in named else notes).collecting():
+            facts = read_facts(place)
+            if not facts:  # of a hub id nothing is known yet
+                continue
+            _check_partial(place, facts)
+            first = first or (place, facts)
+            own, other = facts["backbone"], first[1]["backbone"]
+            if (own.get("name"), own.get("id")) != (other.get("name"), other.get("id")):
+                raise InputError(
+                    f"{place.adapter} belongs to the backbone {own.get('name')} ({own.get('id')}), {first[0].adapter} "
+                    f"to {other.get('name')} ({other.get('id')}); one service has one backbone: start two."
+                )
+    hubs = [place for place in places if place.stamp is None]
+    if first is None and not hubs and not mistakes:
+        notes.raise_all()
+    mistakes.raise_all()
+    return (first[0] if first else hubs[0]).adapter if first or hubs else "", notes.sentences
+
+
+def _check_partial(place: Place, facts: Mapping[str, Any]) -> None:
+    if facts.get("method") == "full":
+        raise InputError(
+            f"{place.adapter} is of full fine-tuning, which trains the whole backbone: nothing is shared; serve it on "
+            "its own (docs/serving.md)."
+        )
