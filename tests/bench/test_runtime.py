@@ -24,7 +24,7 @@ def events(monkeypatch) -> list[str]:
         finally:
             happened.append("end")
 
-    monkeypatch.setattr(runtime, "_ray", ray)
+    monkeypatch.setattr(runtime, "own_ray", ray)
     return happened
 
 

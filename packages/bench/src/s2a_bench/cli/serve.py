@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import tyro
@@ -30,7 +32,7 @@ class Serve:
         token_file: File with the token that clients must show; the environment's S2A_SERVE_TOKEN if left out.
         device: cpu, cuda.
         replicas: Processes with a model each.
-        threads: Cores of each; the machine's among them if left out.
+        threads: Cores of each; if left out the machine's among them, 1 on a cluster.
         batch_size: Most images in one pass, of any tasks.
         batch_wait_ms: Milliseconds that a pass waits for further images.
         task_memory_mb: Memory of each replica's tasks; above it those not used for the longest time are let go.
@@ -93,12 +95,12 @@ class Serve:
             ray_address=self.ray_address,
         )
         for note in request.notes:
-            print(f"s2a-bench: left out: {note}", file=sys.stderr)
+            print(f"s2a-bench: not served: {note}", file=sys.stderr)
         from s2a_bench.serving import service
 
         print_verbatim(console, "Starting Ray Serve and loading the backbone ...")
         try:
-            service.run(request, lambda: _print_ready(console, request))
+            service.run(request, lambda: _print_ready(console, request, self.token_file))
         except KeyboardInterrupt:
             print_verbatim(console, "The service has ended.")
         except service.ServiceFailed as error:
@@ -112,7 +114,7 @@ def _in_bytes(megabytes: float) -> int:
     return int(megabytes * _MB) if 0 < megabytes < 1e9 else 0
 
 
-def _print_ready(console: Console, request: ServeRequest) -> None:
+def _print_ready(console: Console, request: ServeRequest, token_file: Path | None) -> None:
     names = request.catalogue.names()
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     base = f"http://{f'[{request.host}]' if ':' in request.host else request.host}:{request.port}"
@@ -120,8 +122,10 @@ def _print_ready(console: Console, request: ServeRequest) -> None:
     if request.folder is not None:
         print_verbatim(console, f"Adapters that come into {request.folder} are tasks as soon as they are there.")
     print_verbatim(console, f"Listening on {base}/v1/tasks" + ("" if request.token is None else ", with the token."))
-    header = "" if request.token is None else ' -H "Authorization: Bearer $S2A_SERVE_TOKEN"'
+    token = "$S2A_SERVE_TOKEN" if token_file is None else f"$(cat {shlex.quote(str(token_file))})"
+    header = "" if request.token is None else f' -H "Authorization: Bearer {token}"'
     local = base if is_loopback(request.host) else f"http://THIS-MACHINE:{request.port}"
-    command = f"curl --data-binary @new.jpg -H Content-Type:image/jpeg{header} {local}/v1/tasks/{names[0]}/predict"
+    task = names[0] if names else "NAME"
+    command = f"curl --data-binary @new.jpg -H Content-Type:image/jpeg{header} {local}/v1/tasks/{task}/predict"
     print_verbatim(console, f"Try: {command}")
     print_verbatim(console, "Press Ctrl-C to end.")

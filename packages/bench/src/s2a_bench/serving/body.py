@@ -5,7 +5,9 @@ from __future__ import annotations
 import base64
 import binascii
 import dataclasses
+import http.client
 import json
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -13,12 +15,14 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from s2a_bench.serving.request import ServeRequest
+from s2a_bench.serving.request import Limits, ServeRequest
 
 JSON = "application/json"
 RAW = "application/octet-stream"
 
 _CHUNK = 65_536
+_LONGEST = 4096
+"""Letters of a path."""
 _SOURCES = ("base64", "path", "url")
 
 
@@ -66,7 +70,7 @@ async def read_body(chunks: AsyncIterator[bytes], headers: Mapping[str, str], li
     """
     sentence = f"The body has more than {limit:,} bytes; send smaller images, or fewer at once."
     length = headers.get("content-length", "")
-    if length.isdigit() and int(length) > limit:
+    if length.isascii() and length.isdigit() and (len(length) > 18 or int(length) > limit):
         raise Refused(413, sentence)
     body = bytearray()
     async for chunk in chunks:
@@ -96,6 +100,9 @@ def find_sources(kind: str, body: bytes, most: int) -> list[Source]:
     if kind != JSON:
         given = f"The content type {kind!r}" if kind else "A body without a content type"
         raise Refused(415, f"{given} is not read; send an image as image/jpeg, image/png, ... or {RAW}, or {JSON}.")
+    # Parsing holds up all others: what has far too many parts to be right is not parsed.
+    if body.count(b"{") > 4 * most + 64 or body.count(b",") > 4 * most + 64:
+        raise Refused(413, f"The body has more parts than {most} images need; send {most} images at most.")
     try:
         found = json.loads(body)
     except (ValueError, RecursionError) as error:
@@ -149,20 +156,22 @@ def _read_path(title: str, path: str, request: ServeRequest) -> bytes:
     root = request.image_root
     if root is None:
         raise Refused(403, f"{title}: images by path are not allowed here (--image-root); send the image itself.")
+    if len(path) > _LONGEST:
+        raise Refused(403, f"{title}: a path of {len(path):,} letters does not lie in the service's folder of images.")
     try:
         place = Path(root, path).resolve()
         allowed = place.is_relative_to(root)
     except (OSError, ValueError, RuntimeError):
         allowed = False
     if not allowed:
-        raise Refused(403, f"{title}: {path!r} does not lie in the service's folder of images.")
+        raise Refused(403, f"{title}: {path!a} does not lie in the service's folder of images.")
     try:
         if not place.is_file():
-            raise Refused(422, f"{title}: there is no file {path!r} in the service's folder of images.")
+            raise Refused(422, f"{title}: there is no file {path!a} in the service's folder of images.")
         with place.open("rb") as file:
-            return _read(title, file.read, request.limits.body_bytes)
+            return _read(title, file.read, request.limits)
     except OSError as error:
-        raise Refused(422, f"{title}: {path!r} cannot be read ({error.strerror or error}).") from error
+        raise Refused(422, f"{title}: {path!a} cannot be read ({error.strerror or error}).") from error
 
 
 def _read_url(title: str, url: str, request: ServeRequest) -> bytes:
@@ -175,20 +184,30 @@ def _read_url(title: str, url: str, request: ServeRequest) -> bytes:
         hosts = ", ".join(request.url_hosts)
         known = f"only of {hosts}" if hosts else "not allowed here (--url-hosts); send the image itself"
         raise Refused(403, f"{title}: images by URL are {known}.")
+    shown = ascii(url[:200])
     try:
         with _OPENER.open(url, timeout=request.limits.seconds) as answer:
-            return _read(title, answer.read, request.limits.body_bytes)
-    except (OSError, ValueError, urllib.error.URLError) as error:
-        reason = getattr(error, "reason", None) or error
-        raise Refused(422, f"{title}: {url} cannot be read ({reason}).") from error
+            data = _read(title, answer.read1, request.limits)
+            if answer.length:  # what it promised and did not send
+                raise Refused(422, f"{title}: {shown} ended {answer.length:,} bytes too early.")
+            return data
+    except urllib.error.HTTPError as error:
+        error.close()
+        moved = "; redirects are not followed" if 300 <= error.code < 400 else ""
+        raise Refused(422, f"{title}: {shown} cannot be read (HTTP status {error.code}{moved}).") from None
+    except (OSError, ValueError, http.client.HTTPException) as error:
+        reason = getattr(error, "reason", None) or str(error) or type(error).__name__
+        raise Refused(422, f"{title}: {shown} cannot be read ({ascii(str(reason))[1:-1]}).") from error
 
 
-def _read(title: str, read: Callable[[int], bytes], limit: int) -> bytes:
-    data = bytearray()
+def _read(title: str, read: Callable[[int], bytes], limits: Limits) -> bytes:
+    data, until = bytearray(), time.monotonic() + limits.seconds
     while chunk := read(_CHUNK):
         data += chunk
-        if len(data) > limit:
-            raise Refused(422, f"{title} has more than {limit:,} bytes; make it smaller first.")
+        if len(data) > limits.body_bytes:
+            raise Refused(422, f"{title} has more than {limits.body_bytes:,} bytes; make it smaller first.")
+        if time.monotonic() > until:
+            raise Refused(422, f"{title} did not come within {limits.seconds:g} seconds.")
     return bytes(data)
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import dataclasses
 import itertools
+import shutil
+import tempfile
 import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
 from s2a import MultiTask, S2AError, Task
 
-from s2a_bench.serving.catalogue import Place, stamp_of
+from s2a_bench.failures import out_of_memory
+from s2a_bench.inference.checks import CONFIG
+from s2a_bench.serving.catalogue import STATE, Place, Stamp, stamp_of
 
-_TRIES = 3
+_TRIES = 6
 """Loads of an adapter whose files change meanwhile."""
+_TICK_SECONDS = 0.05
+_FAILED_SECONDS = 5.0
+"""Time in which a load that failed is not tried again."""
 
 
 class NotServed(Exception):
@@ -56,6 +67,7 @@ class TaskCache:
         self._loading: dict[str, threading.Lock] = collections.defaultdict(threading.Lock)
         self._entries: collections.OrderedDict[str, Loaded] = collections.OrderedDict()  # by task, oldest use first
         self._former: set[Loaded] = set()  # replaced or let go, and still held
+        self._failed: dict[str, tuple[Place, str, float]] = {}
 
     @property
     def bytes(self) -> int:
@@ -88,7 +100,12 @@ class TaskCache:
         with loading:
             if found := self.hold(place):
                 return found
-            entry = self._make(place)
+            self._check_failed(place)
+            try:
+                entry = self._make(place)
+            except NotServed as error:
+                self._failed[place.name] = place, str(error), time.monotonic()
+                raise
             with self._lock:
                 if former := self._entries.pop(place.name, None):
                     self._let_go(former)
@@ -96,6 +113,11 @@ class TaskCache:
                 entry.users += 1
                 self._shrink()
         return entry
+
+    def hold_also(self, entry: Loaded) -> None:
+        """Holds once more what the caller holds."""
+        with self._lock:
+            entry.users += 1
 
     def release(self, entry: Loaded) -> None:
         """Ends what ``hold`` or ``load`` began."""
@@ -112,25 +134,39 @@ class TaskCache:
             for name in [name for name in self._entries if name not in names]:
                 self._let_go(self._entries.pop(name))
 
+    def _check_failed(self, place: Place) -> None:
+        """What could not be loaded a moment ago is not tried again, as long as it is the same.
+
+        Raises:
+            NotServed: Its load has failed.
+        """
+        failed, sentence, when = self._failed.get(place.name, (None, "", 0.0))
+        if failed == place and time.monotonic() - when < _FAILED_SECONDS:
+            raise NotServed(sentence)
+
     def _make(self, place: Place) -> Loaded:
-        key = f"{place.name} {next(self._numbers)}"
         for _ in range(_TRIES):
             try:
-                task = self._multi.add(key, place.adapter)
-            except S2AError as error:
-                reason = str(error)
+                with _copied(place) as (adapter, stamp):
+                    if stamp == place.stamp:
+                        return self._add(place, adapter)
+                    place = dataclasses.replace(place, stamp=stamp)
             except OSError as error:  # its files went away while they were read
                 reason = error.strerror or str(error)
-            else:
-                if place.stamp is None or place.stamp == _stamp(place.adapter):
-                    return Loaded(place, key, task)
-                self._multi.remove(key)
-                reason = "its files are being changed"
-            now = None if place.stamp is None else _stamp(place.adapter)
-            if now is None or now == place.stamp:
-                raise NotServed(f"Task {place.name} cannot be loaded: {reason}")
-            place = dataclasses.replace(place, stamp=now)
-        raise NotServed(f"Task {place.name} cannot be loaded: {reason}")
+                raise NotServed(f"Task {place.name} cannot be loaded: {reason}.") from error
+        raise NotServed(f"Task {place.name} cannot be loaded: its files are being changed.")
+
+    def _add(self, place: Place, adapter: str) -> Loaded:
+        key = f"{place.name} {next(self._numbers)}"
+        try:
+            return Loaded(place, key, self._multi.add(key, adapter))
+        except S2AError as error:
+            reason = str(error).replace(adapter, place.adapter)
+            raise NotServed(f"Task {place.name} cannot be loaded: {reason}") from error
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise NotServed(f"Task {place.name} cannot be loaded: memory ran out.") from error
 
     def _shrink(self) -> None:
         """Lets the least recently used go until the rest fits, but not the latest: something must be served."""
@@ -150,8 +186,21 @@ class TaskCache:
         return sum(entry.task.bytes for entry in (*self._entries.values(), *self._former))
 
 
-def _stamp(adapter: str) -> object:
-    try:
-        return stamp_of(adapter)
-    except OSError:
-        return None
+@contextlib.contextmanager
+def _copied(place: Place) -> Iterator[tuple[str, Stamp | None]]:
+    """A copy of an adapter's files, and their stamp if all are of one state; a hub id as it is.
+
+    Loading maps the file: one that is cut off and written anew meanwhile would end the process.
+    """
+    if place.stamp is None:
+        yield place.adapter, None
+        return
+    before = stamp_of(place.adapter)
+    changed = max(max(each[1:3]) for each in before) / 1e9
+    if 0 <= time.time() - changed < _TICK_SECONDS:  # a file system's clock may not tell the next change from this one
+        time.sleep(_TICK_SECONDS)
+    with tempfile.TemporaryDirectory(prefix="s2a-serve-") as folder:
+        for name in (CONFIG, STATE):
+            shutil.copyfile(Path(place.adapter, name), Path(folder, name))
+        after = stamp_of(place.adapter)
+        yield folder, after if before == after else ()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import json
 import os
@@ -21,8 +22,10 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,99}")
 _UNNAMED = "adapter"
 """What ``finetune`` calls every adapter folder: the task is called like the folder above it."""
 
-Stamp = tuple[tuple[int, int, int], ...]
-"""Inode, time of change in ns and bytes of an adapter's files: another stamp, another adapter."""
+Stamp = tuple[tuple[int, int, int, int], ...]
+"""Inode, times of change in ns (content, entry) and bytes of an adapter's files: another stamp, another adapter."""
+
+_MOMENT = 0.05
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,26 +54,22 @@ class Catalogue:
 
     def __init__(self, adapters: Sequence[tuple[str, str]], folder: Path | None) -> None:
         self._named = dict(adapters)
+        self._hub = {name for name, adapter in adapters if is_hub_id(adapter)}
         self._folder = folder
 
     def find(self, name: str) -> Place | None:
         """The place of a task; ``None``: there is no such task."""
         adapter = self._named.get(name)
-        if adapter is None:
-            if self._folder is None or not is_name(name):
-                return None
-            adapter = _in_folder(self._folder / name)
-            if adapter is None:
-                return None
-        try:
-            return Place(name, adapter, stamp_of(adapter))
-        except OSError:
-            # A hub id has no files; a folder whose files are gone is not there (any more), unless it was named.
-            return Place(name, adapter, None) if name in self._named else None
+        if adapter is not None:
+            return Place(name, adapter, None) if name in self._hub else _place(name, adapter)
+        if self._folder is None or not is_name(name):
+            return None
+        adapter = _in_folder(self._folder / name)
+        return None if adapter is None else _place(name, adapter)
 
     def names(self) -> list[str]:
         """Of all tasks, sorted."""
-        return sorted({*self._named, *self._names_in_folder()})
+        return sorted({*filter(self.find, self._named), *self._names_in_folder()})
 
     def _names_in_folder(self) -> Iterator[str]:
         if self._folder is None:
@@ -78,11 +77,32 @@ class Catalogue:
         try:
             with os.scandir(self._folder) as entries:
                 names = [entry.name for entry in entries]
-        except OSError:
+        except (OSError, ValueError):  # ValueError: a name that no folder can have
             return
         for name in names:
-            if is_name(name) and _in_folder(self._folder / name) is not None:
+            if is_name(name) and self.find(name) is not None:
                 yield name
+
+    def problems(self) -> list[str]:
+        """What in the folder looks like an adapter and is no task, a sentence each."""
+        found = []
+        for path in sorted(self._folder.iterdir()) if self._folder is not None and self._folder.is_dir() else []:
+            if path.name.startswith(".") or (adapter := _in_folder(path)) is None:
+                continue
+            if not is_name(path.name):
+                found.append(f"{path}: the name cannot stand in an address; rename it (letters, digits and _ . -).")
+            elif _place(path.name, adapter) is None:
+                found.append(f"{adapter} has no {STATE}: its weights are missing; take another copy.")
+        return found
+
+
+async def find_soon(catalogue: Catalogue, name: str) -> Place | None:
+    """``find`` on a thread, and once more after a moment: an adapter that is being replaced is not there for one."""
+    place = await asyncio.to_thread(catalogue.find, name)
+    if place is None and is_name(name):
+        await asyncio.sleep(_MOMENT)
+        place = await asyncio.to_thread(catalogue.find, name)
+    return place
 
 
 def is_name(text: str) -> bool:
@@ -97,7 +117,12 @@ def stamp_of(adapter: str) -> Stamp:
         OSError: One of its files is not there.
     """
     found = [Path(adapter, name).stat() for name in (CONFIG, STATE)]
-    return tuple((each.st_ino, each.st_mtime_ns, each.st_size) for each in found)
+    return tuple((each.st_ino, each.st_mtime_ns, each.st_ctime_ns, each.st_size) for each in found)
+
+
+def is_hub_id(adapter: str) -> bool:
+    """Whether a checked adapter is a hub id: folders are absolute paths by then, or are there."""
+    return not Path(adapter).is_absolute() and not path_exists(Path(adapter))
 
 
 def name_adapter(given: str) -> tuple[str, str]:
@@ -119,7 +144,7 @@ def name_adapter(given: str) -> tuple[str, str]:
             path = path.resolve()
             name = path.parent.name if path.name == _UNNAMED else path.name
         else:
-            name = adapter.rpartition("/")[2].partition("@")[0]
+            name = adapter.partition("@")[0].rpartition("/")[2]
     if not is_name(name):
         raise InputError(
             f"{given}: {name!r} cannot name a task in an address; give NAME={adapter}, a NAME of letters, digits and "
@@ -135,16 +160,23 @@ def read_facts(place: Place) -> dict[str, Any]:
         InputError: It cannot be read.
     """
     path = Path(place.adapter, CONFIG)
-    if place.stamp is None and not path_exists(path):
+    if place.stamp is None:
         return {}
     try:
         found = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
         raise InputError(f"{path} cannot be read ({reason}); take another copy of the adapter.") from error
     if not isinstance(found, dict) or not isinstance(found.get("backbone"), dict):
         raise InputError(f"{path} is no adapter's config; take another copy of the adapter.")
     return found
+
+
+def _place(name: str, adapter: str) -> Place | None:
+    try:
+        return Place(name, adapter, stamp_of(adapter))
+    except OSError:
+        return None
 
 
 def _in_folder(path: Path) -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 _SECONDS = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 30, 60)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+_FORGET_SECONDS = 300.0
 
 
 class Counts:
@@ -13,6 +16,7 @@ class Counts:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._seen: dict[str, float] = {}
         self._requests = Counter(
             "s2a_requests", "Requests by task and HTTP status.", ("task", "status"), registry=self._registry
         )
@@ -45,9 +49,14 @@ class Counts:
 
     def replica(self, name: str, loaded: int, size: int) -> None:
         """Notes what a replica holds."""
+        self._seen[name] = time.monotonic()
         self._loaded.labels(name).set(loaded)
         self._bytes.labels(name).set(size)
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """In Prometheus' text format; without replicas that have not answered for a while."""
+        for name in [name for name, when in self._seen.items() if time.monotonic() - when > _FORGET_SECONDS]:
+            del self._seen[name]
+            self._loaded.remove(name)
+            self._bytes.remove(name)
         return generate_latest(self._registry)

@@ -3,60 +3,50 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import difflib
 import hmac
+import json
+import logging
 import time
-from collections.abc import Awaitable, Callable
-from typing import Any
+import urllib.parse
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
 
-from ray.exceptions import RayActorError
-from ray.serve.exceptions import BackPressureError
-from ray.serve.handle import DeploymentHandle
+from ray.exceptions import RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.routing import Route
 
 from s2a_bench.errors import InputError
 from s2a_bench.serving.body import Refused, Source, fetch, find_sources, read_body
-from s2a_bench.serving.catalogue import Place, read_facts
+from s2a_bench.serving.catalogue import Place, find_soon, read_facts
 from s2a_bench.serving.counts import Counts
 from s2a_bench.serving.reply import Reply
-from s2a_bench.serving.request import ServeRequest
+from s2a_bench.serving.request import ServeRequest, is_loopback
 
 TASKS = "/v1/tasks"
-_STATUS = {"unknown": 404, "bad": 422, "unavailable": 503}
+_STATUS = {"unknown": 503, "bad": 422, "unavailable": 503, "failed": 500}
 _TRIES = 3
 """Replicas that a request is given to, one after the other, if they die."""
 _HEALTH_SECONDS = 5.0
-_MOST_CLASSES = 100_000
+_MOST_CLASSES = 1000
+_MOST_NAMES = 500
+"""Names among which near ones are looked for."""
+_LOG = logging.getLogger("ray.serve")
 
 
-def _refusal(status: int, sentences: tuple[str, ...]) -> JSONResponse:
-    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
-    return JSONResponse({"error": " ".join(sentences), "errors": list(sentences)}, status, headers)
+class Pending(Protocol):
+    """A reply on its way, as Serve's handles give it."""
 
+    def __await__(self) -> Any:
+        """The reply."""
 
-async def _on_refused(_: Request, error: Refused) -> JSONResponse:
-    return _refusal(error.status, error.sentences)
-
-
-async def _on_http(request: Request, error: HTTPException) -> JSONResponse:
-    reason = {
-        404: f"There is nothing at {request.url.path}; there are {TASKS}, {TASKS}/NAME, {TASKS}/NAME/predict, /health "
-        "and /metrics.",
-        405: f"{request.method} is not answered at {request.url.path}; predict is POST, all others are GET.",
-    }
-    response = _refusal(error.status_code, (reason.get(error.status_code, str(error.detail)),))
-    response.headers.update(error.headers or {})
-    return response
-
-
-async def _on_fault(_: Request, error: Exception) -> JSONResponse:
-    # The cause is in the service's log; a client is not told how it is made.
-    return _refusal(500, (f"The service failed ({type(error).__name__}); its log says more.",))
+    def cancel(self) -> Any:
+        """Ends the request in its replica."""
 
 
 class Front:
@@ -67,11 +57,18 @@ class Front:
         request: The service.
     """
 
-    def __init__(self, model: DeploymentHandle[Any], request: ServeRequest) -> None:
+    def __init__(self, model: Any, request: ServeRequest) -> None:
         self._model = model
         self._request = request
         self._catalogue = request.catalogue
         self._counts = Counts()
+        self._readers = ThreadPoolExecutor(8, thread_name_prefix="read")
+        # What is not answered yet is in memory: as many as may wait, and as many as the replicas take.
+        self._room = request.limits.waiting + 4 * request.batch_size * request.replicas
+        self._under_way = 0
+        self._ending = False
+        self._answered = float("-inf")
+        self._pinging: asyncio.Task[None] | None = None
 
     def app(self) -> Starlette:
         """The ASGI application."""
@@ -85,55 +82,82 @@ class Front:
         handlers: Any = {Refused: _on_refused, HTTPException: _on_http, Exception: _on_fault}
         return Starlette(routes=routes, exception_handlers=handlers)
 
+    async def end(self) -> None:
+        """Refuses new requests, and waits for those under way, at most as long as one may take."""
+        self._ending = True
+        until = time.monotonic() + self._request.limits.seconds
+        while self._under_way and time.monotonic() < until:
+            await asyncio.sleep(0.05)
+
     async def health(self, _: Request) -> Response:
         """200 where a replica answers, 503 where none does; needs no token."""
+        if time.monotonic() - self._answered > _HEALTH_SECONDS:
+            if self._pinging is None or self._pinging.done():  # one for all who ask
+                self._pinging = asyncio.ensure_future(self._ping())
+            try:
+                await asyncio.wait_for(asyncio.shield(self._pinging), _HEALTH_SECONDS)
+            except Exception:
+                return _refusal(503, ("No model answers.",))
+        return _json({"status": "ending" if self._ending else "ok"})
+
+    async def _ping(self) -> None:
         try:
-            await asyncio.wait_for(self._model.ping.remote(), _HEALTH_SECONDS)
-        except Exception:
-            return _refusal(503, ("No model answers.",))
-        return JSONResponse({"status": "ok"})
+            await self._model.ping.remote()
+        except BackPressureError:  # busy, not gone
+            return
+        self._answered = time.monotonic()
 
     async def metrics(self, request: Request) -> Response:
         """Counts for Prometheus."""
-        self._check_token(request)
+        self._check_client(request)
         return Response(self._counts.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
     async def list_tasks(self, request: Request) -> Response:
         """All tasks, and what their folders say of them."""
-        self._check_token(request)
+        self._check_client(request)
+        return _json({"tasks": await asyncio.to_thread(self._describe_all)})
+
+    def _describe_all(self) -> list[dict[str, Any]]:
         found = [place for name in self._catalogue.names() if (place := self._catalogue.find(name))]
-        return JSONResponse({"tasks": [_describe(place, labels=False) for place in found]})
+        return [_describe(place, labels=False) for place in found]
 
     async def describe_task(self, request: Request) -> Response:
         """One task, with its class names."""
-        self._check_token(request)
+        self._check_client(request)
         name = request.path_params["name"]
-        place = self._catalogue.find(name)
+        place = await find_soon(self._catalogue, name)
         if place is None:
-            raise self._unknown(name)
-        return JSONResponse(_describe(place, labels=True))
+            raise await self._unknown(name)
+        return _json(await asyncio.to_thread(_describe, place, labels=True))
 
     async def predict(self, request: Request) -> Response:
         """The most probable classes of the images of the body; ``?top=N`` of them, 5 if left out."""
         start, known, name = time.perf_counter(), "", request.path_params["name"]
         try:
-            self._check_token(request)
-            place = self._catalogue.find(name)
-            if place is None:
-                raise self._unknown(name)
+            self._check_client(request)
+            if await find_soon(self._catalogue, name) is None:
+                raise await self._unknown(name)
             known = name
+            self._check_room()
+            self._under_way += 1
             try:
                 async with asyncio.timeout(self._request.limits.seconds):
                     titles, reply = await self._answer(request, name)
             except TimeoutError:
                 raise Refused(504, f"No answer within {self._request.limits.seconds:g} seconds.") from None
-            if reply.kind == "unknown":  # it went away meanwhile
-                raise self._unknown(name)
+            finally:
+                self._under_way -= 1
+            if reply.kind == "unknown" and await find_soon(self._catalogue, name) is None:  # it went away meanwhile
+                raise await self._unknown(name)
             if reply.kind != "ok":
-                raise Refused(_STATUS[reply.kind], *reply.sentences)
+                unseen = (f"A replica does not see the adapter of task {name}; its folder must be on all nodes.",)
+                raise Refused(_STATUS[reply.kind], *(reply.sentences or unseen))
         except Refused as error:
             self._counts.refused(known, error.status)
             raise
+        except ClientDisconnect:
+            self._counts.refused(known, 499)
+            return Response(status_code=499)
         except Exception:
             self._counts.refused(known, 500)
             raise
@@ -147,7 +171,7 @@ class Front:
             }
             for title, row in zip(titles, reply.rows, strict=True)
         ]
-        return JSONResponse({"task": name, "predictions": predictions})
+        return _json({"task": name, "predictions": predictions})
 
     async def _answer(self, request: Request, name: str) -> tuple[list[str], Reply]:
         limits = self._request.limits
@@ -157,52 +181,112 @@ class Front:
         images = await self._fetch(sources)
         titles = [source.title for source in sources]
         reply = await self._ask(lambda: self._model.predict.remote(name, images, titles, top))
+        self._answered = time.monotonic()
         self._counts.replica(reply.replica, reply.loaded, reply.bytes)
         return titles, reply
 
     async def _fetch(self, sources: list[Source]) -> list[bytes]:
-        wrong: list[Refused] = []
-        images: list[bytes] = []
+        loop, wrong, images = asyncio.get_running_loop(), [], []
         for source in sources:
             try:
                 if source.data is not None:
                     images.append(source.data)
                 else:
-                    images.append(await asyncio.to_thread(fetch, source, self._request))
+                    images.append(await loop.run_in_executor(self._readers, fetch, source, self._request))
             except Refused as error:
                 wrong.append(error)
         if wrong:
             raise Refused(min(each.status for each in wrong), *(text for each in wrong for text in each.sentences))
         return images
 
-    async def _ask(self, call: Callable[[], Awaitable[Reply]]) -> Reply:
+    async def _ask(self, call: Callable[[], Pending]) -> Reply:
         """A replica's reply. A prediction changes nothing, so that another replica is asked where one has died."""
-        for left in reversed(range(_TRIES)):
+        died = 0
+        while True:
+            pending = call()
             try:
-                return await call()
+                return await pending
+            except asyncio.CancelledError:  # given up, or the client is gone
+                pending.cancel()
+                raise
             except BackPressureError as error:
-                sentence = f"{self._request.limits.waiting} requests wait already; try again in a moment."
-                raise Refused(503, sentence) from error
-            except RayActorError as error:
-                if not left:
+                if not died:
+                    sentence = f"{self._request.limits.waiting} requests wait already; try again in a moment."
+                    raise Refused(503, sentence) from error
+                await asyncio.sleep(0.1)  # it had its place before
+            except DeploymentUnavailableError as error:
+                raise Refused(503, "No model can be started; the service's log says why.") from error
+            except RayTaskError:  # a fault of ours
+                raise
+            except RayError as error:
+                died += 1
+                if died == _TRIES:
                     raise Refused(503, f"{_TRIES} models died, one after the other; try again in a moment.") from error
                 self._counts.retried()
-        raise AssertionError
 
-    def _check_token(self, request: Request) -> None:
+    def _check_room(self) -> None:
+        if self._ending:
+            raise Refused(503, "The service is ending.")
+        if self._under_way >= self._room:
+            raise Refused(503, f"{self._under_way} requests are under way already; try again in a moment.")
+
+    def _check_client(self, request: Request) -> None:
         token = self._request.token
         if token is None:
+            # A page of the web may call its own host 127.0.0.1: it gets no further than here.
+            if is_loopback(self._request.host) and not is_loopback(_host_of(request)):
+                raise Refused(403, "Only requests to this machine's own address are answered (header Host).")
             return
         scheme, _, given = request.headers.get("authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode(), token.encode())
         if scheme.lower() != "bearer" or not right:
             raise Refused(401, 'Show the service\'s token: the header "Authorization: Bearer TOKEN".')
 
-    def _unknown(self, name: str) -> Refused:
-        names = self._catalogue.names()
-        near = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+    async def _unknown(self, name: str) -> Refused:
+        names = await asyncio.to_thread(self._catalogue.names)
+        near = difflib.get_close_matches(name[:100], names, n=3, cutoff=0.5) if len(names) <= _MOST_NAMES else []
         hint = f"did you mean {' or '.join(near)}?" if near else f"GET {TASKS} lists the {len(names)} that there are."
         return Refused(404, f"There is no task {name[:100]!r}; {hint}")
+
+
+def _json(content: Any, status: int = 200, headers: dict[str, str] | None = None) -> Response:
+    # In ASCII: whatever text comes from a folder or a client can be sent.
+    return Response(json.dumps(content, separators=(",", ":")), status, headers, "application/json")
+
+
+def _refusal(status: int, sentences: tuple[str, ...]) -> Response:
+    headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(status)
+    return _json({"error": " ".join(sentences), "errors": list(sentences)}, status, headers)
+
+
+async def _on_refused(_: Request, error: Refused) -> Response:
+    return _refusal(error.status, error.sentences)
+
+
+async def _on_http(request: Request, error: HTTPException) -> Response:
+    reason = {
+        404: f"There is nothing at {request.url.path[:200]}; there are {TASKS}, {TASKS}/NAME, {TASKS}/NAME/predict, "
+        "/health and /metrics.",
+        405: f"{request.method} is not answered at {request.url.path[:200]}; predict is POST, all others are GET.",
+    }
+    response = _refusal(error.status_code, (reason.get(error.status_code, str(error.detail)),))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_fault(_: Request, error: Exception) -> Response:
+    cause = getattr(error, "cause", None) or error
+    _LOG.error("A request failed", exc_info=error)
+    # A client is not told how the service is made.
+    return _refusal(500, (f"The service failed ({type(cause).__name__}); its log says more.",))
+
+
+def _host_of(request: Request) -> str:
+    """The name by which a client calls this machine; loopback where it names none."""
+    try:
+        return urllib.parse.urlsplit("//" + request.headers.get("host", "localhost")).hostname or ""
+    except ValueError:
+        return ""
 
 
 def _read_top(request: Request) -> int:
@@ -215,13 +299,23 @@ def _read_top(request: Request) -> int:
 
 
 def _describe(place: Place, labels: bool) -> dict[str, Any]:
+    """What is known of a task, as far as it has the right form."""
     try:
         facts = read_facts(place)
     except InputError as error:
         return {"name": place.name, "error": str(error)}
-    found: dict[str, Any] = {"name": place.name, "method": facts.get("method"), "classes": facts.get("num_classes")}
-    with contextlib.suppress(TypeError, AttributeError):
-        found["image_size"] = facts["image"]["size"] if facts.get("image") else None
+    image = facts.get("image")
+    size = image.get("size") if isinstance(image, dict) else None
+    found = {
+        "name": place.name,
+        "method": facts.get("method") if isinstance(facts.get("method"), str) else None,
+        "classes": facts.get("num_classes") if isinstance(facts.get("num_classes"), int) else None,
+        "image_size": size if isinstance(size, int) or _is_list_of(size, int) else None,
+    }
     if labels:
-        found["labels"] = facts.get("labels")
+        found["labels"] = facts.get("labels") if _is_list_of(facts.get("labels"), str) else None
     return found
+
+
+def _is_list_of(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)

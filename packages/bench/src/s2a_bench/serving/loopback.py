@@ -12,8 +12,8 @@ SWITCH = "S2A_SERVE_LOOPBACK"
 def keep_on_loopback() -> None:
     """Lets a replica's internal gRPC server listen on loopback only, where the environment says so.
 
-    Serve binds it to all networks, asks for no token and unpickles what it is sent; Ray has no switch for that. Called
-    by a deployment's constructor, before Serve starts the server.
+    Serve binds it to all networks and unpickles what it is sent (behind Ray's token); Ray has no switch for that.
+    Called by a deployment's constructor, before Serve starts the server.
 
     Raises:
         RuntimeError: This release of Ray starts it in another way, so that it would be open.

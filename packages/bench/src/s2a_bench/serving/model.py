@@ -6,21 +6,25 @@ What needs torch is in ``passes``, which a replica's own process imports.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
+import socket
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from ray import serve
-
+from s2a_bench.serving.catalogue import Place, find_soon
+from s2a_bench.serving.collect import Collector
 from s2a_bench.serving.loopback import keep_on_loopback
-from s2a_bench.serving.reply import Reply
+from s2a_bench.serving.reply import Lost, Reply
 from s2a_bench.serving.request import ServeRequest
 
 if TYPE_CHECKING:
     from s2a_bench.serving.cache import Loaded
+    from s2a_bench.serving.passes import Item
 
 _DECODERS = 4
+_LOADERS = 4
 
 
 class Model:
@@ -40,14 +44,15 @@ class Model:
         self._catalogue = request.catalogue
         self._passes = passes.Passes(request)
         self._cache = self._passes.cache
-        self._decode, self._rank, self._item = passes.decode, passes.rank, passes.Item
+        self._decode, self._item = passes.decode, passes.Item
         self._not_served = cache.NotServed
         self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="decode")
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="load")
+        self._loaders = ThreadPoolExecutor(_LOADERS, thread_name_prefix="load")
         self._runner = ThreadPoolExecutor(1, thread_name_prefix="run")
-        batch: Any = self._pass
-        batch.set_max_batch_size(request.batch_size)
-        batch.set_batch_wait_timeout_s(request.batch_seconds)
+        self._collector = Collector(
+            self._passes.run, self._runner, request.batch_size, request.batch_seconds, self._release
+        )
+        self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     async def predict(self, name: str, images: Sequence[bytes], titles: Sequence[str], top: int) -> Reply:
         """The most probable classes of images.
@@ -58,12 +63,12 @@ class Model:
             titles: What each is called in an error.
             top: Classes per image; all where there are fewer.
         """
-        place = self._catalogue.find(name)
+        place = await find_soon(self._catalogue, name)
         if place is None:
-            self._cache.keep_only(set(self._catalogue.names()))
+            self._cache.keep_only(set(await asyncio.to_thread(self._catalogue.names)))
             return self._reply("unknown")
         try:
-            task = self._cache.hold(place) or await _in(self._loader, self._cache.load, place)
+            task = self._cache.hold(place) or await self._load(place)
         except self._not_served as error:
             return self._reply("unavailable", sentences=(str(error),))
         try:
@@ -74,30 +79,40 @@ class Model:
     async def ping(self) -> None:
         """Answers as long as the replica does."""
 
+    async def _load(self, place: Place) -> Loaded:
+        loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._cache.load, place)
+        try:
+            return await asyncio.shield(loading)
+        except asyncio.CancelledError:  # nobody waits for it any more, but it is held when it comes
+            loading.add_done_callback(self._forget)
+            raise
+
+    def _forget(self, loading: asyncio.Future[Loaded]) -> None:
+        with contextlib.suppress(Exception):
+            self._cache.release(loading.result())
+
+    def _release(self, item: Item) -> None:
+        self._cache.release(item.task)
+
     async def _predict(self, held: Loaded, images: Sequence[bytes], titles: Sequence[str], top: int) -> Reply:
-        task = held.task
-        if task.transform is None:
+        transform = held.task.transform
+        if transform is None:
             sentence = f"Task {held.place.name} has no image format in its folder; save it with image=."
             return self._reply("unavailable", sentences=(sentence,))
-        named = zip(images, titles, strict=True)
-        inputs = await asyncio.gather(*(_in(self._decoders, self._decode, *each, task.transform) for each in named))
+        loop, named = asyncio.get_running_loop(), zip(images, titles, strict=True)
+        decoding = [loop.run_in_executor(self._decoders, self._decode, *each, transform) for each in named]
+        inputs = await asyncio.gather(*decoding)
         if bad := tuple(each for each in inputs if isinstance(each, str)):
             return self._reply("bad", sentences=bad)
-        found = await asyncio.gather(*(self._pass(self._item(held, image)) for image in inputs))
-        if wrong := tuple(dict.fromkeys(each for each in found if isinstance(each, str))):
-            return self._reply("unavailable", sentences=wrong)
-        labels = task.labels or tuple(map(str, range(task.num_classes)))
-        rows = [self._rank(probabilities, labels, top) for probabilities, _ in found]
-        return self._reply("ok", rows=rows, batches=tuple(size for _, size in found))
-
-    # Serve would cut a batch up by its own multiplexed ids; here all tasks are to share one.
-    @serve.batch(max_batch_size=16, batch_wait_timeout_s=0.005)
-    async def _pass(self, items: list[Any]) -> list[Any]:
-        return await _in(self._runner, self._passes.run, items)
+        waiting = []
+        for image in inputs:  # each holds the task on its own: its pass may end after the request
+            self._cache.hold_also(held)
+            waiting.append(self._collector.put(self._item(held, image, top)))
+        found = await asyncio.gather(*waiting)
+        if lost := [each for each in found if isinstance(each, Lost)]:
+            return self._reply(lost[0].kind, sentences=tuple(dict.fromkeys(each.sentence for each in lost)))
+        good = [each for each in found if not isinstance(each, Lost)]
+        return self._reply("ok", rows=[each.row for each in good], batches=tuple(each.size for each in good))
 
     def _reply(self, kind: Any, **values: Any) -> Reply:
-        return Reply(kind, **values, replica=str(os.getpid()), loaded=len(self._cache), bytes=self._cache.bytes)
-
-
-async def _in(pool: ThreadPoolExecutor, function: Any, *values: Any) -> Any:
-    return await asyncio.get_running_loop().run_in_executor(pool, function, *values)
+        return Reply(kind, **values, replica=self._name, loaded=len(self._cache), bytes=self._cache.bytes)

@@ -14,12 +14,13 @@ from typing import Any
 from s2a_bench.data.readers.walk import path_exists
 from s2a_bench.errors import InputError, Mistakes
 from s2a_bench.inference.checks import check_count, check_weights
-from s2a_bench.serving.catalogue import Catalogue, Place, name_adapter, read_facts
+from s2a_bench.serving.catalogue import STATE, Catalogue, Place, is_hub_id, name_adapter, read_facts
+from s2a_bench.sweeps.checks.devices import check_device_name
 
 TOKEN_VARIABLE = "S2A_SERVE_TOKEN"
 """Environment variable with the token that clients must show."""
 
-_HOST = re.compile(r"[a-z0-9.-]+(:\d{1,5})?")
+_HOST = re.compile(r"[a-z0-9_]([a-z0-9._-]*[a-z0-9_])?(:[0-9]{1,5})?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ class ServeRequest:
     weights: Path | None = None
     host: str = "127.0.0.1"
     port: int = 8000
-    token: str | None = None
+    token: str | None = dataclasses.field(default=None, repr=False)
     device: str = "cpu"
     replicas: int = 1
     threads: int = 1
@@ -119,7 +120,7 @@ def prepare_serve(
         token_file: File with the token; the environment's ``S2A_SERVE_TOKEN`` if left out.
         device: A torch device.
         replicas: At least 1.
-        threads: Of each replica; ``None``: this machine's cores among the replicas.
+        threads: Of each replica; ``None``: this machine's cores among the replicas, on a cluster 1.
         batch_size: At least 1.
         batch_wait_ms: Milliseconds, at least 0.
         limits: ``None``: the default ones.
@@ -149,7 +150,9 @@ def prepare_serve(
     with mistakes.collecting():
         _check_host(host, token)
     with mistakes.collecting():
-        _check_port(host, port)
+        _check_port(host, port, probe=ray_address is None and _is_address(host))
+    with mistakes.collecting():
+        check_device_name(device)
     for flag, value in (("--replicas", replicas), ("--batch-size", batch_size)):
         with mistakes.collecting():
             check_count(flag, value)
@@ -165,17 +168,23 @@ def prepare_serve(
                 InputError(f"--url-hosts {each} is no host; give its name, or name:port, in small letters, without //.")
             )
     adapters_of = Catalogue(list(places.items()), tasks)
-    if not adapters_of.names() and not (mistakes and (adapters or tasks)):
+    if not adapters and (tasks is None or (tasks.is_dir() and not adapters_of.names())):
         where = f"--tasks {tasks} holds no adapter" if tasks else "No adapter is given"
-        mistakes.add(
-            InputError(f"{where}; give at least one, the folder that finetune wrote: its backbone is the one served.")
-        )
-    found = [place for name in adapters_of.names() if (place := adapters_of.find(name))]
-    # What was named must be right. A folder changes while it is served: what is wrong in it is left out, and said.
+        none = f"{where}; give at least one, the folder that finetune wrote: its backbone is the one served."
+        for problem in adapters_of.problems() or [none]:
+            mistakes.add(InputError(problem))
+    for name, adapter in places.items():
+        if adapters_of.find(name) is None:
+            mistakes.add(InputError(f"{adapter} has no {STATE}: its weights are missing; take another copy."))
+    # The named first, in their order: the first of all says which backbone it is.
+    ordered = dict.fromkeys([*places, *adapters_of.names()])
+    found = [place for name in ordered if (place := adapters_of.find(name))]
+    # What was named must be right. A folder changes while it is served: what is wrong in it is said, and not served.
     backbone_from, notes = "", ()
     with mistakes.collecting():
-        backbone_from, notes = _check_backbones(sorted(found, key=lambda place: place.name not in places), places)
+        backbone_from, notes = _check_backbones(found, places)
     mistakes.raise_all()
+    notes += tuple(adapters_of.problems())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ServeRequest(
         adapters=tuple((name, _absolute(adapter)) for name, adapter in places.items()),
@@ -187,7 +196,8 @@ def prepare_serve(
         token=token,
         device=device,
         replicas=replicas,
-        threads=threads or max(1, cores // replicas),
+        # The nodes of a cluster may have fewer cores than this machine.
+        threads=threads or (max(1, cores // replicas) if ray_address is None else 1),
         batch_size=batch_size,
         batch_seconds=batch_wait_ms / 1000,
         limits=limits,
@@ -210,7 +220,7 @@ def is_loopback(host: str) -> bool:
 
 def _absolute(adapter: str) -> str:
     """Of a folder: replicas run elsewhere. A hub id stays what it is."""
-    return str(Path(adapter).absolute()) if path_exists(Path(adapter)) else adapter
+    return adapter if is_hub_id(adapter) else str(Path(adapter).absolute())
 
 
 def _read_token(file: Path | None) -> str | None:
@@ -234,14 +244,11 @@ def _read_token(file: Path | None) -> str | None:
 
 
 def _check_host(host: str, token: str | None) -> None:
-    try:
-        ipaddress.ip_address(host)
-    except ValueError:
-        if host != "localhost":
-            raise InputError(
-                f"--host {host} is no address; give 127.0.0.1 (this machine only), 0.0.0.0 (all networks) or an "
-                "address of this machine."
-            ) from None
+    if not _is_address(host):
+        raise InputError(
+            f"--host {host} is no address; give 127.0.0.1 (this machine only), 0.0.0.0 (all networks) or an address of "
+            "this machine."
+        )
     if not is_loopback(host) and token is None:
         raise InputError(
             f"--host {host} can be reached by other machines, so that clients must show a token; set {TOKEN_VARIABLE} "
@@ -249,18 +256,28 @@ def _check_host(host: str, token: str | None) -> None:
         )
 
 
-def _check_port(host: str, port: int) -> None:
+def _is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return host == "localhost"
+    return True
+
+
+def _check_port(host: str, port: int, probe: bool) -> None:
     if not 1 <= port <= 65535:
         raise InputError(f"--port {port} must be a number from 1 to 65535.")
+    if not probe:  # the head of a cluster listens, wherever it is
+        return
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
-    with socket.socket(family, socket.SOCK_STREAM) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError as error:
-            raise InputError(
-                f"--host {host} --port {port} cannot be listened on ({error.strerror or error}); give another."
-            ) from error
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind((host, port))
+    except OSError as error:
+        raise InputError(
+            f"--host {host} --port {port} cannot be listened on ({error.strerror or error}); give another."
+        ) from error
 
 
 def _check_limits(limits: Limits, batch_wait_ms: float) -> None:
@@ -270,8 +287,8 @@ def _check_limits(limits: Limits, batch_wait_ms: float) -> None:
         with mistakes.collecting():
             check_count(flag, value)
     for flag, value in (("--max-body-mb", limits.body_bytes), ("--task-memory-mb", limits.task_bytes)):
-        if not 0 < value < 2**40:
-            mistakes.add(InputError(f"{flag} must be above 0."))
+        if not 0 < value <= 10**12:
+            mistakes.add(InputError(f"{flag} must be above 0, and a million at most."))
     if not 0 < limits.seconds <= 86_400:
         mistakes.add(InputError(f"--timeout {limits.seconds:g} must be seconds above 0, a day (86400) at most."))
     if not 0 <= batch_wait_ms <= 10_000:
@@ -299,19 +316,27 @@ def _check_backbones(places: Sequence[Place], named: Container[str]) -> tuple[st
             _check_partial(place, facts)
             first = first or (place, facts)
             own, other = facts["backbone"], first[1]["backbone"]
+            formats = [(each.get("dtype"), each.get("frozen_dtype")) for each in (own, other)]
+            if (own.get("name"), own.get("id")) == (other.get("name"), other.get("id")) and formats[0] != formats[1]:
+                raise InputError(
+                    f"{place.adapter} has the backbone in {formats[0][1] or formats[0][0]}, {first[0].adapter} in "
+                    f"{formats[1][1] or formats[1][0]}; one service has one number format: start two."
+                )
             if (own.get("name"), own.get("id")) != (other.get("name"), other.get("id")):
                 raise InputError(
                     f"{place.adapter} belongs to the backbone {own.get('name')} ({own.get('id')}), {first[0].adapter} "
                     f"to {other.get('name')} ({other.get('id')}); one service has one backbone: start two."
                 )
     hubs = [place for place in places if place.stamp is None]
-    if first is None and not hubs and not mistakes:
-        notes.raise_all()
     mistakes.raise_all()
+    if first is None and not hubs:
+        notes.raise_all()
     return (first[0] if first else hubs[0]).adapter if first or hubs else "", notes.sentences
 
 
 def _check_partial(place: Place, facts: Mapping[str, Any]) -> None:
+    if not isinstance(facts["backbone"].get("name"), str):
+        raise InputError(f"{place.adapter} does not say its backbone; take another copy of the adapter.")
     if facts.get("method") == "full":
         raise InputError(
             f"{place.adapter} is of full fine-tuning, which trains the whole backbone: nothing is shared; serve it on "

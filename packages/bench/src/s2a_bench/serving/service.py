@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
+import dataclasses
 import importlib.util
 import logging
 import re
+import secrets
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, ClassVar
 
 from s2a_bench.errors import InputError
 from s2a_bench.serving.loopback import SWITCH, keep_on_loopback
@@ -24,12 +25,40 @@ MODEL = "model"
 """Of the deployment with the models."""
 
 _STORE_BYTES = 500_000_000
-_DRAIN_SECONDS = 20.0
+_DRAIN_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
+_CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
+_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
 
 
 class ServiceFailed(RuntimeError):
     """The service could not be started, or ended by itself; the message says why."""
+
+
+class FrontDeployment:
+    """The deployment behind the address.
+
+    Args:
+        model: Handle of the replicas.
+        request: The service.
+    """
+
+    _front: ClassVar[Any] = None  # Serve builds the application apart from the instance, in the same process.
+
+    def __init__(self, model: Any, request: ServeRequest) -> None:
+        from s2a_bench.serving.front import Front
+
+        keep_on_loopback()
+        FrontDeployment._front = Front(model, request)
+
+    async def end(self) -> None:
+        """Ends what is under way; see ``Front.end``."""
+        await FrontDeployment._front.end()
+
+
+def build_app() -> Any:
+    """The application of the front in this process."""
+    return FrontDeployment._front.app()
 
 
 def run(request: ServeRequest, ready: Callable[[], None]) -> None:
@@ -66,6 +95,9 @@ def running(request: ServeRequest) -> Iterator[None]:
             _deploy(request)
             yield
         finally:
+            # Serve ends its HTTP proxies before the replicas: what is under way must be over by then.
+            with contextlib.suppress(Exception):
+                serve.get_app_handle(NAME).end.remote().result(timeout_s=request.limits.seconds + 5)
             serve.shutdown()
 
 
@@ -86,16 +118,42 @@ def check_installed() -> None:
 @contextlib.contextmanager
 def _ray(request: ServeRequest) -> Iterator[None]:
     if request.ray_address is not None:
-        with runtime.joined(Join(request.ray_address)):
+        with runtime.joined(Join(request.ray_address)) as nodes:
+            _check_cluster(request, nodes)
             yield
         return
     gpus = 1.0 if request.device.startswith("cuda") else 0.0
-    mark = hashlib.sha256(f"{request.host}:{request.port}".encode()).hexdigest()[:6]
+    # A mark of its own: two services that are started at once must not end each other's Ray.
+    mark = secrets.token_hex(3)
+    workers = Workers(request.replicas, request.threads, gpus)
     try:
-        with runtime.own_ray(Workers(request.replicas, request.threads, gpus), mark, _STORE_BYTES):
+        with runtime.own_ray(workers, mark, store_bytes=_STORE_BYTES, log_to_driver=True):
             yield
     except runtime.PoolError as error:
         raise ServiceFailed(str(error)) from error
+
+
+def _check_cluster(request: ServeRequest, nodes: Any) -> None:
+    """Checks that a cluster has room, and no Serve of somebody else's, which ``serve.shutdown`` would end.
+
+    Raises:
+        InputError: It has.
+    """
+    import ray
+
+    most = max((int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]), default=0)
+    if request.threads > most:
+        raise InputError(
+            f"--threads {request.threads}: the cluster's largest node has {most} cores; give fewer threads."
+        )
+    try:
+        ray.get_actor(*_CONTROLLER)
+    except ValueError:
+        return
+    raise InputError(
+        f"Ray Serve runs on the cluster at {request.ray_address} already, and one cluster has one HTTP address; end it "
+        "(serve shutdown), or use another cluster."
+    )
 
 
 def _deploy(request: ServeRequest) -> None:
@@ -104,18 +162,10 @@ def _deploy(request: ServeRequest) -> None:
     from s2a_bench.serving.model import Model
 
     limits = request.limits
-    serve.start(
-        proxy_location="HeadOnly",
-        # Serve's own time limit is above ours, which says what happened.
-        http_options={
-            "host": request.host,
-            "port": request.port,
-            "request_timeout_s": limits.seconds + 10,
-        },
-    )
     gpus = 1 if request.device.startswith("cuda") else 0
     # Nodes of a cluster have to reach each other.
     environment: dict[str, Any] = {} if request.ray_address else {"runtime_env": {"env_vars": {SWITCH: "1"}}}
+    ending = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": _DRAIN_SECONDS}
     model = serve.deployment(
         Model,
         name=MODEL,
@@ -124,47 +174,38 @@ def _deploy(request: ServeRequest) -> None:
         max_ongoing_requests=4 * request.batch_size,
         max_queued_requests=limits.waiting,
         health_check_period_s=5,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        logging_config=_LOGGING,
+        **ending,
     )
-
-    def build() -> Any:  # Serve takes a function without arguments, and runs it in the front's process
-        return _build_front(request)
-
     front = serve.deployment(
-        serve.ingress(build)(),
+        serve.ingress(build_app)(FrontDeployment),
         name="front",
         ray_actor_options={"num_cpus": 0, **environment},
         max_ongoing_requests=4 * limits.waiting + 1000,
-        graceful_shutdown_wait_loop_s=0.1,
-        graceful_shutdown_timeout_s=_DRAIN_SECONDS,
+        logging_config=_LOGGING,
+        **ending,
     )
+    # Serve's own time limit is above ours, which says what happened.
+    http = {"host": request.host, "port": request.port, "request_timeout_s": limits.seconds + 10}
     try:
-        serve.run(front.bind(model.bind(request)), name=NAME, route_prefix="/")
+        serve.start(proxy_location="HeadOnly", http_options=http, logging_config=_LOGGING)
+        # The models need no token.
+        models = model.bind(dataclasses.replace(request, token=None))
+        serve.run(front.bind(models, request), name=NAME, route_prefix="/")
     except Exception as error:
-        raise ServiceFailed(
-            f"The service could not be started: {_reason() or ' '.join(str(error).split())[:300]}"
-        ) from error
-
-
-def _build_front(request: ServeRequest) -> Any:
-    """The front's application, in its own process."""
-    from ray import serve
-
-    from s2a_bench.serving.front import Front
-
-    keep_on_loopback()
-    return Front(serve.get_deployment_handle(MODEL, app_name=NAME), request).app()
+        reason = _reason() or " ".join(str(error).split())[:300]
+        raise ServiceFailed(f"The service could not be started: {reason}") from error
 
 
 def _reason() -> str | None:
     """What a replica raised, out of Serve's account of it."""
     from ray import serve
 
-    for deployment in serve.status().applications[NAME].deployments.values():
-        lines = [line.strip() for line in deployment.message.splitlines()]
-        if found := [line for line in lines if re.match(r"[\w.]*(Error|Mismatch|UnsupportedModel)\b.*: ", line)]:
-            return found[-1].partition(": ")[2]
+    with contextlib.suppress(Exception):
+        for deployment in serve.status().applications[NAME].deployments.values():
+            lines = [line.strip() for line in deployment.message.splitlines()]
+            if found := [line for line in lines if re.match(r"[\w.]*(Error|Mismatch|UnsupportedModel)\b.*: ", line)]:
+                return found[-1].partition(": ")[2]
     return None
 
 

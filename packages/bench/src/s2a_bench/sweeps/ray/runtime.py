@@ -88,7 +88,9 @@ def _room(workers: Workers) -> tuple[int, int]:
 
 
 @contextlib.contextmanager
-def own_ray(workers: Workers, mark: str, store_bytes: int = 100_000_000) -> Iterator[None]:
+def own_ray(
+    workers: Workers, mark: str, *, store_bytes: int = 100_000_000, log_to_driver: bool = False
+) -> Iterator[None]:
     """A Ray of our own: on loopback, behind a random token, in a temporary folder that goes with it.
 
     Ray and Tune print to stdout whatever they are told, so nobody listens to it meanwhile; what matters arrives as an
@@ -98,6 +100,7 @@ def own_ray(workers: Workers, mark: str, store_bytes: int = 100_000_000) -> Iter
         workers: What to make room for.
         mark: Names the temporary folder, so that the next sweep can remove what a killed one left.
         store_bytes: Memory for what processes hand to each other, where it is large.
+        log_to_driver: What its processes write is printed, on standard error.
 
     Raises:
         PoolError: Ray could not be started.
@@ -114,7 +117,7 @@ def own_ray(workers: Workers, mark: str, store_bytes: int = 100_000_000) -> Iter
         import ray
 
         try:
-            _start(workers, folder, store_bytes)
+            _start(workers, folder, store_bytes, log_to_driver)
             yield
         finally:
             ray.shutdown()
@@ -186,7 +189,7 @@ def _give_back_signal(handler: Any) -> None:
         signal.signal(signal.SIGTERM, handler)
 
 
-def _start(workers: Workers, folder: Path, store_bytes: int) -> None:
+def _start(workers: Workers, folder: Path, store_bytes: int, log_to_driver: bool) -> None:
     import ray
 
     on_terminate = signal.getsignal(signal.SIGTERM)
@@ -198,7 +201,7 @@ def _start(workers: Workers, folder: Path, store_bytes: int) -> None:
                 num_cpus=cpus,
                 num_gpus=cards,
                 include_dashboard=False,
-                log_to_driver=False,
+                log_to_driver=log_to_driver,
                 logging_level=logging.CRITICAL,
                 object_store_memory=store_bytes,
                 _temp_dir=str(folder),
