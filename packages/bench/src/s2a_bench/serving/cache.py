@@ -19,7 +19,7 @@ from s2a_bench.failures import out_of_memory
 from s2a_bench.inference.checks import CONFIG
 from s2a_bench.serving.catalogue import STATE, Place, Stamp, stamp_of
 
-_TRIES = 6
+_TRIES = 5
 """Loads of an adapter whose files change meanwhile."""
 _TICK_SECONDS = 0.05
 _FAILED_SECONDS = 5.0
@@ -148,9 +148,8 @@ class TaskCache:
         for _ in range(_TRIES):
             try:
                 with _copied(place) as (adapter, stamp):
-                    if stamp == place.stamp:
-                        return self._add(place, adapter)
-                    place = dataclasses.replace(place, stamp=stamp)
+                    if stamp is not None:
+                        return self._add(dataclasses.replace(place, stamp=stamp[0]), adapter)
             except OSError as error:  # its files went away while they were read
                 reason = error.strerror or str(error)
                 raise NotServed(f"Task {place.name} cannot be loaded: {reason}.") from error
@@ -187,13 +186,13 @@ class TaskCache:
 
 
 @contextlib.contextmanager
-def _copied(place: Place) -> Iterator[tuple[str, Stamp | None]]:
-    """A copy of an adapter's files, and their stamp if all are of one state; a hub id as it is.
+def _copied(place: Place) -> Iterator[tuple[str, tuple[Stamp | None] | None]]:
+    """A copy of an adapter's files, and their stamp; no stamp if they changed meanwhile. A hub id as it is.
 
     Loading maps the file: one that is cut off and written anew meanwhile would end the process.
     """
     if place.stamp is None:
-        yield place.adapter, None
+        yield place.adapter, (None,)
         return
     before = stamp_of(place.adapter)
     changed = max(max(each[1:3]) for each in before) / 1e9
@@ -203,4 +202,4 @@ def _copied(place: Place) -> Iterator[tuple[str, Stamp | None]]:
         for name in (CONFIG, STATE):
             shutil.copyfile(Path(place.adapter, name), Path(folder, name))
         after = stamp_of(place.adapter)
-        yield folder, after if before == after else ()
+        yield folder, (after,) if before == after else None

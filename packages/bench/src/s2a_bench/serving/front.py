@@ -33,6 +33,8 @@ _STATUS = {"unknown": 503, "bad": 422, "unavailable": 503, "failed": 500}
 _TRIES = 3
 """Replicas that a request is given to, one after the other, if they die."""
 _HEALTH_SECONDS = 5.0
+_LAST_SECONDS = 0.3
+"""For the last answers to leave."""
 _MOST_CLASSES = 1000
 _MOST_NAMES = 500
 """Names among which near ones are looked for."""
@@ -88,6 +90,7 @@ class Front:
         until = time.monotonic() + self._request.limits.seconds
         while self._under_way and time.monotonic() < until:
             await asyncio.sleep(0.05)
+        await asyncio.sleep(_LAST_SECONDS)
 
     async def health(self, _: Request) -> Response:
         """200 where a replica answers, 503 where none does; needs no token."""
