@@ -256,7 +256,7 @@ def metrics(port: int) -> dict[str, float]:
 
 def replicas(port: int) -> list[int]:
     """Process numbers of replicas that have answered."""
-    return [int(key.split('"')[1]) for key in metrics(port) if key.startswith("s2a_tasks_loaded{")]
+    return [int(key.split('"')[1].rpartition(":")[2]) for key in metrics(port) if key.startswith("s2a_tasks_loaded{")]
 
 
 def memory(pids: Sequence[int]) -> float:

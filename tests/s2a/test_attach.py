@@ -5,6 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.metadata
+import os
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -270,3 +273,19 @@ def test_padded_images_have_a_grid() -> None:
     assert adapted(torch.randn(2, 3, 45, 33)).shape == (2, 5)
     with pytest.raises(s2a.S2AError, match="another size than the model was adapted for"):
         adapted(torch.randn(2, 3, 32, 32))
+
+
+def test_threads_that_ask_while_the_methods_are_imported_see_them_all() -> None:
+    code = """
+import threading, s2a
+barrier, found = threading.Barrier(4), []
+def ask():
+    barrier.wait()
+    found.append(tuple(s2a.list_methods()))
+threads = [threading.Thread(target=ask) for _ in range(4)]
+[t.start() for t in threads], [t.join() for t in threads]
+print(len(found), len(set(found)), "lora" in found[0])
+"""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["4", "1", "True"]

@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import difflib
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from importlib.metadata import entry_points
@@ -112,7 +113,8 @@ class Entry:
 M = TypeVar("M", bound=type[Method])
 _METHODS: dict[str, Entry] = {}
 _broken: dict[str, str] = {}
-_loaded = False
+_loaded = _loading = False
+_lock = threading.RLock()
 
 
 def register_method(name: str, config: type[Any]) -> Callable[[M], M]:
@@ -159,20 +161,30 @@ def _load() -> None:
     Such a package is somebody else's. It must not take away the methods of the others, whatever it does: an exception,
     ``sys.exit``, text on standard output, which may be a pipe that expects JSON.
     """
-    global _loaded
+    global _loaded, _loading
     if _loaded:
         return
-    _loaded = True  # Before the imports: a package may ask for the registered methods while it is imported.
+    with _lock:  # Another thread waits until all are there.
+        if _loaded or _loading:  # A package may ask for the registered methods while it is imported.
+            return
+        _loading = True
+        try:
+            _import_all()
+            _loaded = True
+        finally:
+            _loading = False
+
+
+def _import_all() -> None:
     for point in entry_points(group="s2a.methods"):
         try:
             with contextlib.redirect_stdout(sys.stderr):
                 point.load()
         except KeyboardInterrupt:
-            _loaded = False
             raise
         except BaseException as error:  # SystemExit too: nobody asked the program to end
             _broken[point.value] = f"{type(error).__name__}: {error}".rstrip(": ")
-            warnings.warn(_broken_sentence(point.value), BrokenPackageWarning, stacklevel=3)
+            warnings.warn(_broken_sentence(point.value), BrokenPackageWarning, stacklevel=4)
 
 
 def broken_packages() -> dict[str, str]:

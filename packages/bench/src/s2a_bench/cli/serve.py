@@ -34,7 +34,8 @@ class Serve:
         replicas: Processes with a model each.
         threads: Cores of each; if left out the machine's among them, 1 on a cluster.
         batch_size: Most images in one pass, of any tasks.
-        batch_wait_ms: Milliseconds that a pass waits for further images.
+        batch_wait_ms: Milliseconds that a pass waits for further images after an idle time; while one runs, the next
+            is collected anyway.
         task_memory_mb: Memory of each replica's tasks; above it those not used for the longest time are let go.
         max_body_mb: Largest request.
         max_images: Most images in one request.
@@ -55,7 +56,7 @@ class Serve:
     replicas: int = 1
     threads: Number = None
     batch_size: int = 16
-    batch_wait_ms: float = 5.0
+    batch_wait_ms: float = 0.0
     task_memory_mb: float = 1000.0
     max_body_mb: float = 20.0
     max_images: int = 32

@@ -59,7 +59,7 @@ class ServeRequest:
         replicas: Models, each a process with the backbone and the tasks that it was asked for.
         threads: Threads, and cores, of each.
         batch_size: Most images in one pass.
-        batch_seconds: Time that a pass waits for further images.
+        batch_seconds: Time that a pass waits for further images after an idle time.
         limits: Of requests.
         image_root: Clients may name images below it by path; ``None``: they may not.
         url_hosts: Hosts, ``name`` or ``name:port``, of which clients may name images by URL.
@@ -78,7 +78,7 @@ class ServeRequest:
     replicas: int = 1
     threads: int = 1
     batch_size: int = 16
-    batch_seconds: float = 0.005
+    batch_seconds: float = 0.0
     limits: Limits = Limits()
     image_root: Path | None = None
     url_hosts: tuple[str, ...] = ()
@@ -103,7 +103,7 @@ def prepare_serve(
     replicas: int = 1,
     threads: int | None = None,
     batch_size: int = 16,
-    batch_wait_ms: float = 5.0,
+    batch_wait_ms: float = 0.0,
     limits: Limits | None = None,
     image_root: Path | None = None,
     url_hosts: Sequence[str] = (),

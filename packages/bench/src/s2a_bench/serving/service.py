@@ -28,7 +28,7 @@ _STORE_BYTES = 500_000_000
 _DRAIN_SECONDS = 10.0
 _LOOK_SECONDS = 1.0
 _CONTROLLER = ("SERVE_CONTROLLER_ACTOR", "serve")
-_LOGGING = {"log_level": "WARNING", "enable_access_log": False}
+_LOGGING = {"log_level": "ERROR", "enable_access_log": False}
 
 
 class ServiceFailed(RuntimeError):
