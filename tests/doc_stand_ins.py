@@ -51,10 +51,13 @@ STAND_INS = [
     (r"^s2a-bench ui$", "s2a-bench ui --no-browser --port PORT"),
     (r"^(mlflow models serve .*)--port 5001", r"\1--port PORT"),
     (r"^curl localhost:5001", "curl -sSf localhost:PORT"),
+    (r"^(s2a-bench serve .*)$", r"\1 --port PORT"),
+    (r"^(curl -sS) (.*localhost:)8000", r"\1f \g<2>PORT"),
+    (r"^(python examples/serve_client.py .*:)8000", r"\1PORT"),
 ]
 """What stands for the large things of the pages, in this order; PORT is a free port."""
 
-SERVERS = ("s2a-bench ui", "mlflow models serve")
+SERVERS = ("s2a-bench ui", "s2a-bench serve", "mlflow models serve")
 """Commands that run until Ctrl-C."""
 
 PYTHON_STAND_INS = [

@@ -45,6 +45,7 @@ class Page:
         script.chmod(0o755)
         self.here = folder / "here"
         self.here.mkdir()
+        (self.here / "examples").symlink_to(ROOT / "examples")
         write_files(self.here, (ROOT / name).read_text(encoding="utf-8"))
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))

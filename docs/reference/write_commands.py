@@ -25,7 +25,7 @@ What `s2a-bench COMMAND --help` says. Exit codes of all commands: 0 done, 1 some
 2 bad input and nothing was written, 130 interrupted.
 """
 GROUPS = {
-    "Your own images": ("finetune", "predict", "export", "fits"),
+    "Your own images": ("finetune", "predict", "serve", "export", "fits"),
     "The benchmark": ("sweep", "experiments", "estimate", "audit"),
     "Data": ("data list", "data prepare", "data verify"),
     "Records and views": ("report", "track", "ui", "records"),

@@ -256,7 +256,9 @@ def test_a_wide_backbone_has_smaller_rates_and_clipped_gradients(method, backbon
     """One recipe for a backbone of 0.7 M parameters and one of 86 M destroyed methods on the latter."""
     recipe = get_card(method).recipe
     found = recipes.train_config("vtab", method, backbone)
-    assert found.lr == recipe.rate_at(width) < recipes.train_config("vtab", method, "mini_vit").lr
+    assert found.lr == recipe.rate_at(width)
+    small = recipes.train_config("vtab", method, "mini_vit").lr
+    assert found.lr < small if recipe.width_power else found.lr == small  # LST's network is its own
     assert (found.clip_norm, recipes.train_config("vtab", method, "mini_vit").clip_norm) == (1.0, 0.0)
     assert recipes.changes("vtab", method, backbone, dataclasses.asdict(found)) == {}
     cell = grid.expand(grid.Request(backbones=(backbone,), methods=(method,), datasets=("digits",), seeds=(0,)))[0]

@@ -156,7 +156,8 @@ class LST(Method):
         "transformer side blocks; in ConvNeXt's it starts at 1. Between stages the side state is reduced in front of "
         "the blend, by the family's own downsampling. Pooling comes before W_up, which gives the same features; "
         "pools other than the class token are the mean over the grid.",
-        recipe=Recipe(learning_rate=1e-2),
+        # Its network is its own, and narrow: the backbone's width says nothing about its rate.
+        recipe=Recipe(learning_rate=1e-2, width_power=0.0),
         style=Style(light="#6a4fb0", dark="#b7a1f5", shape="right"),
         order=80,
     )

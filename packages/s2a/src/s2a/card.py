@@ -20,6 +20,10 @@ REFERENCE_WIDTH = 128
 """Width of the backbones on which the cards' learning rates were chosen (their last stage's channels; up to this)."""
 
 
+def _is_number(value: Any) -> bool:
+    return not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value)
+
+
 @dataclasses.dataclass(frozen=True)
 class Recipe:
     """How a method is trained unless its user says otherwise, and what a search over its settings tries.
@@ -32,10 +36,10 @@ class Recipe:
         searched_rates: Learning rates that a search tries, ascending, the default among them.
         searched_option: Name of one option of the config that a search varies too, and its values, the config's default
             among them; ``None``: no option is searched.
-        width_power: How the rates fall with a backbone's width, see ``rate_at``.
+        width_power: How the rates fall with a backbone's width, see ``rate_at``; 0: they stay.
 
     Raises:
-        S2AError: A rate or a power that is not a positive number, rates that do not ascend, or a default that is not
+        S2AError: A rate that is not a positive number, a power that is none from 0, rates that do not ascend, or a default that is not
             among them.
     """
 
@@ -45,12 +49,11 @@ class Recipe:
     width_power: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, value in (
-            *(("Learning rate", rate) for rate in (self.learning_rate, *self.searched_rates)),
-            ("width_power", self.width_power),
-        ):
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-                raise S2AError(f"{name} {value!r} must be a number above 0.")
+        for rate in (self.learning_rate, *self.searched_rates):
+            if not _is_number(rate) or rate <= 0:
+                raise S2AError(f"Learning rate {rate!r} must be a number above 0.")
+        if not _is_number(self.width_power) or self.width_power < 0:
+            raise S2AError(f"width_power {self.width_power!r} must be a number of at least 0.")
         if sorted(set(self.searched_rates)) != list(self.searched_rates):
             raise S2AError(f"searched_rates={self.searched_rates} must ascend without repeats.")
         if self.learning_rate not in self.searched_rates:

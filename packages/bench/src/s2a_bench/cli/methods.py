@@ -120,13 +120,16 @@ def _rates(recipe: Recipe) -> str:
     """The default on the embedded backbones, and what becomes of it on wider ones."""
     from s2a.card import REFERENCE_WIDTH
 
+    if recipe.width_power == 0:
+        return f"{recipe.learning_rate:g} at any width"
     wider = ", ".join(f"{recipe.rate_at(width):g} at {width}" for width in (384, 768, 1024))
     return f"{recipe.learning_rate:g} up to a width of {REFERENCE_WIDTH}; {wider}"
 
 
 def _searched(recipe: Recipe) -> str:
     """What a search tries of the method's own."""
-    text = "learning rates " + ", ".join(f"{rate:g}" for rate in recipe.searched_rates) + " (as far lower when wider)"
+    text = "learning rates " + ", ".join(f"{rate:g}" for rate in recipe.searched_rates)
+    text += " (as far lower when wider)" if recipe.width_power else ""
     if recipe.searched_option is None:
         return text
     option, values = recipe.searched_option
