@@ -87,7 +87,7 @@ class Page:
         return run
 
     def serve(self, command: str) -> None:
-        """Starts a server and waits until its port answers."""
+        """Starts a server and waits until its port answers; ours say when they are ready."""
         log = self.folder / f"server{len(self.servers)}.log"
         with log.open("wb") as said:
             server = subprocess.Popen(
@@ -102,7 +102,8 @@ class Page:
         for _ in range(600):
             assert server.poll() is None, f"{self.name}: {command} ended\n{log.read_text()[-3000:]}"
             with socket.socket() as client:
-                if client.connect_ex(("127.0.0.1", self.port)) == 0:
+                ready = not command.startswith("s2a-bench") or "Press Ctrl-C" in log.read_text()
+                if ready and client.connect_ex(("127.0.0.1", self.port)) == 0:
                     return
             time.sleep(0.2)
         raise AssertionError(f"{self.name}: {command} does not answer\n{log.read_text()[-3000:]}")
