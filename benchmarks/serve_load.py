@@ -117,6 +117,7 @@ class Client:
 
     def ask(self, path: str, body: bytes, kind: str) -> tuple[int, Any, int]:
         """Status, answer, tries."""
+        status = tries = 0
         for tries in range(1, 30):
             try:
                 self.connection.request("POST", path, body, {"Content-Type": kind})

@@ -65,7 +65,7 @@ def test_a_place_that_cannot_be_written_is_passed_over(place, monkeypatch):
     with folders.private_folder(MARK) as folder:
         assert folder.is_relative_to(good)
     monkeypatch.setattr(folders, "_places", lambda: [bad])
-    with pytest.raises(runtime.PoolError, match="TMPDIR"), runtime._ray(Workers(1, 1), MARK):
+    with pytest.raises(runtime.PoolError, match="TMPDIR"), runtime.own_ray(Workers(1, 1), MARK):
         pass
 
 
@@ -125,7 +125,7 @@ def test_a_start_that_fails_leaves_no_process_beside_the_next(place, monkeypatch
 
     monkeypatch.setattr(ray, "init", init)
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(runtime.PoolError, match="timed out"), runtime._ray(Workers(1, 1), MARK):
+    with pytest.raises(runtime.PoolError, match="timed out"), runtime.own_ray(Workers(1, 1), MARK):
         pass
     assert alive == [0, 0, 0] and all(process.wait(30) for process in started)
     assert signal.getsignal(signal.SIGTERM) == before and not list(place.iterdir())

@@ -144,7 +144,7 @@ def test_an_adapter_that_cannot_be_served_is_said_and_the_others_answer(loop, ta
 
 
 def test_logits_that_are_not_finite_are_no_answer(loop, tasks, images):
-    adapted = s2a.from_pretrained(tasks / "birds")
+    adapted: Any = s2a.from_pretrained(tasks / "birds")
     with torch.no_grad():
         adapted.head.weight.fill_(3e38)
     s2a.save_pretrained(adapted, tasks / "cars", image={"size": 32, "mean": [0.5] * 3, "std": [0.5] * 3})
@@ -176,7 +176,7 @@ def test_a_request_that_is_given_up_holds_its_task_no_longer(loop, tasks, images
 
 def test_backbone_of_is_the_plain_model_and_refuses_other_weights(tasks, tmp_path):
     model = s2a.backbone_of(tasks / "birds")
-    own = mini_vit()
+    own: Any = mini_vit()
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), own.parameters(), strict=True))
     with torch.no_grad():
         own.blocks[0].mlp.fc1.weight.add_(1.0)

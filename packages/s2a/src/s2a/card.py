@@ -39,8 +39,8 @@ class Recipe:
         width_power: How the rates fall with a backbone's width, see ``rate_at``; 0: they stay.
 
     Raises:
-        S2AError: A rate that is not a positive number, a power that is none from 0, rates that do not ascend, or a default that is not
-            among them.
+        S2AError: A rate that is not a positive number, a power that is negative or no number, rates that do not ascend,
+            or a default that is not among them.
     """
 
     learning_rate: float = 1e-3

@@ -131,7 +131,7 @@ def _source(number: int, image: Any) -> Source:
     if not isinstance(value, str) or not value:
         raise Refused(400, f"{title}: {kind} must be a text that is not empty.")
     if kind != "base64":
-        return Source(title, **{kind: value})
+        return Source(title, path=value) if kind == "path" else Source(title, url=value)
     try:
         return Source(title, data=base64.b64decode(value, validate=True))
     except (binascii.Error, ValueError) as error:
@@ -160,10 +160,9 @@ def _read_path(title: str, path: str, request: ServeRequest) -> bytes:
         raise Refused(403, f"{title}: a path of {len(path):,} letters does not lie in the service's folder of images.")
     try:
         place = Path(root, path).resolve()
-        allowed = place.is_relative_to(root)
     except (OSError, ValueError, RuntimeError):
-        allowed = False
-    if not allowed:
+        place = None
+    if place is None or not place.is_relative_to(root):
         raise Refused(403, f"{title}: {path!a} does not lie in the service's folder of images.")
     try:
         if not place.is_file():

@@ -105,9 +105,10 @@ class Model:
         if bad := tuple(each for each in inputs if isinstance(each, str)):
             return self._reply("bad", sentences=bad)
         waiting = []
-        for image in inputs:  # each holds the task on its own: its pass may end after the request
-            self._cache.hold_also(held)
-            waiting.append(self._collector.put(self._item(held, image, top)))
+        for image in inputs:
+            if not isinstance(image, str):
+                self._cache.hold_also(held)  # its pass may end after the request
+                waiting.append(self._collector.put(self._item(held, image, top)))
         found = await asyncio.gather(*waiting)
         if lost := [each for each in found if isinstance(each, Lost)]:
             return self._reply(lost[0].kind, sentences=tuple(dict.fromkeys(each.sentence for each in lost)))

@@ -109,4 +109,4 @@ def decode(data: bytes, title: str, transform: ImageTransform) -> Tensor | str:
 def _rank(probabilities: Tensor, labels: Sequence[str], top: int) -> Row:
     """Of equals the first."""
     values, classes = probabilities.sort(descending=True, stable=True)
-    return [(labels[c], p) for c, p in zip(classes[:top].tolist(), values[:top].tolist(), strict=True)]
+    return [(str(labels[c]), float(p)) for c, p in zip(classes[:top].tolist(), values[:top].tolist(), strict=True)]

@@ -165,8 +165,9 @@ def _deploy(request: ServeRequest) -> None:
     gpus = 1 if request.device.startswith("cuda") else 0
     # Nodes of a cluster have to reach each other.
     environment: dict[str, Any] = {} if request.ray_address else {"runtime_env": {"env_vars": {SWITCH: "1"}}}
-    ending = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": _DRAIN_SECONDS}
-    model = serve.deployment(
+    ending: dict[str, Any] = {"graceful_shutdown_wait_loop_s": 0.1, "graceful_shutdown_timeout_s": _DRAIN_SECONDS}
+    deployment: Any = serve.deployment
+    model = deployment(
         Model,
         name=MODEL,
         num_replicas=request.replicas,
@@ -177,7 +178,7 @@ def _deploy(request: ServeRequest) -> None:
         logging_config=_LOGGING,
         **ending,
     )
-    front = serve.deployment(
+    front = deployment(
         serve.ingress(build_app)(FrontDeployment),
         name="front",
         ray_actor_options={"num_cpus": 0, **environment},
