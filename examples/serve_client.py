@@ -1,6 +1,6 @@
 """Asks a running `s2a-bench serve` what is on an image.
 
-    python examples/serve_client.py TASK IMAGE [ADDRESS] [TOKEN]
+python examples/serve_client.py TASK IMAGE [ADDRESS] [TOKEN]
 """
 
 from __future__ import annotations
@@ -12,7 +12,11 @@ from pathlib import Path
 
 
 def predict(task: str, image: str, address: str = "http://127.0.0.1:8000", token: str = "") -> dict[str, object]:
-    """The most probable classes of an image file; ``urllib.error.HTTPError`` says why there are none."""
+    """The most probable classes of an image file.
+
+    Raises:
+        urllib.error.HTTPError: There are none; its ``read()`` gives the reason, as JSON.
+    """
     headers = {"Content-Type": "application/octet-stream"} | ({"Authorization": f"Bearer {token}"} if token else {})
     url = f"{address}/v1/tasks/{task}/predict?top=3"
     with urllib.request.urlopen(urllib.request.Request(url, Path(image).read_bytes(), headers)) as answer:

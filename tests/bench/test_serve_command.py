@@ -137,14 +137,17 @@ def test_a_task_that_comes_while_it_runs_is_served(service, image, tmp_path):
 
 
 def test_a_killed_replica_loses_no_request(service, image):
+    assert service.predict("birds", image)[0] == 200
     (pid,) = re.findall(r's2a_tasks_loaded\{replica="[^":]*:(\d+)"\}', service.ask("GET", "/metrics")[1])
     with concurrent.futures.ThreadPoolExecutor(8) as pool:
         asked = [pool.submit(service.predict, "birds", image) for _ in range(100)]
-        time.sleep(0.1)
+        while sum(each.done() for each in asked) < 10:
+            time.sleep(0.01)
         os.kill(int(pid), signal.SIGKILL)
         statuses = {each.result()[0] for each in asked}
     assert statuses == {200}
     assert service.right("cars", image)
+    assert float(re.findall(r"s2a_retries_total ([\d.]+)", service.ask("GET", "/metrics")[1])[0]) >= 1
 
 
 def test_at_its_end_what_is_under_way_is_answered(service, image):

@@ -30,12 +30,26 @@ TOKEN = "0123456789abcdef0123"
 _REPLY = Reply("ok", [[("owl", 0.75), ("jay", 0.25)]], batches=(3,))
 
 
+class Pending:
+    """A reply as Serve's handles give it: who waits for it and is cancelled has not cancelled it."""
+
+    def __init__(self, reply: Any) -> None:
+        self.reply = asyncio.ensure_future(reply)
+        self.cancelled = False
+
+    def __await__(self) -> Any:
+        return asyncio.shield(self.reply).__await__()
+
+    def cancel(self) -> None:
+        self.cancelled = self.reply.cancel()
+
+
 class Models:
     """Stands for a handle of the replicas: notes what it is asked, and answers what it is told to."""
 
     def __init__(self, *answers: Any) -> None:
         self.calls: list[tuple[Any, ...]] = []
-        self.given: list[asyncio.Future[Any]] = []
+        self.given: list[Pending] = []
         self.answers = list(answers)
         self.predict = self.ping = self
 
@@ -50,9 +64,8 @@ class Models:
 
     def remote(self, *values: Any) -> Any:
         self.calls.append(values)
-        given = asyncio.ensure_future(self._give())
-        self.given.append(given)
-        return given
+        self.given.append(Pending(self._give()))
+        return self.given[-1]
 
 
 @pytest.fixture
@@ -89,6 +102,14 @@ def test_images_in_json_are_given_together(serve, tmp_path):
     answer = post(serve, models, json.dumps({"images": images}).encode(), headers=JSON, image_root=tmp_path)
     assert [each["label"] for each in answer.json["predictions"]] == ["owl", "jay"]
     assert models.calls[0][1:3] == ([b"one", b"of a file"], ["images[0]", "images[1]"])
+
+
+def test_images_are_bounded_together_wherever_they_are(serve, tmp_path):
+    (tmp_path / "a.jpg").write_bytes(b"x" * 60)
+    body = json.dumps({"images": [{"path": "a.jpg"}] * 2}).encode()
+    models = Models()
+    answer = post(serve, models, body, headers=JSON, image_root=tmp_path, limits=Limits(body_bytes=100))
+    assert (answer.status, models.calls) == (413, []) and "100 bytes together" in answer.error
 
 
 def test_a_request_is_given_to_another_replica_where_one_has_died(serve):
@@ -163,7 +184,7 @@ def test_a_request_that_takes_too_long_is_given_up(serve):
     models = Models(5.0)
     answer = post(serve, models, limits=Limits(seconds=0.05))
     assert answer.status == 504 and "0.05 seconds" in answer.error
-    assert models.given[0].cancelled()  # in its replica too
+    assert models.given[0].cancelled  # in its replica too
 
 
 def test_a_fault_of_ours_says_nothing_of_the_inside(serve):
@@ -185,6 +206,7 @@ def test_a_fault_of_ours_says_nothing_of_the_inside(serve):
         ("POST", PREDICT, b"{", JSON, 400),
         ("POST", PREDICT + "?top=0", b"x", JPEG, 400),
         ("POST", PREDICT + "?top=-1", b"x", JPEG, 400),
+        ("POST", PREDICT + "?top=0000000005" + "9" * 20, b"x", JPEG, 400),
         ("POST", PREDICT + "?top=" + "9" * 5000, b"x", JPEG, 400),
         ("POST", PREDICT + "?tpo=1", b"x", JPEG, 400),
         ("POST", PREDICT, b"x" * 101, JPEG, 413),

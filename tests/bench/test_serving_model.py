@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import shutil
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,12 @@ def images(tmp_path_factory) -> list[Path]:
         exif[0x0112] = 6 if number == 1 else 1
         image.save(folder / f"{number}.png", exif=exif)
     return sorted(folder.iterdir())
+
+
+@pytest.fixture(autouse=True)
+def short_moments(monkeypatch):
+    """What was loaded is held for long enough, and for no test to notice."""
+    monkeypatch.setattr("s2a_bench.serving.model._MOMENT", 0.05)
 
 
 @pytest.fixture
@@ -131,8 +138,10 @@ def test_tasks_come_change_and_go_while_the_replica_runs(loop, tasks, images):
     (changed,) = ask(loop, model, ("later", images[:1]))
     assert close(changed, tasks / "later", images[:1]) and changed.rows[0][0][0].startswith("cars 1 ")
     shutil.rmtree(tasks / "later")
+    (other,) = ask(loop, model, ("birds", images[:1]))  # a load looks for tasks that are there no more
+    assert other.loaded == 1
     (gone,) = ask(loop, model, ("later", images[:1]))
-    assert (gone.kind, gone.loaded) == ("unknown", 0)
+    assert gone.kind == "unknown"
 
 
 def test_an_adapter_that_cannot_be_served_is_said_and_the_others_answer(loop, tasks, images):
@@ -157,21 +166,94 @@ def test_memory_of_tasks_is_kept_to_and_a_task_that_was_let_go_comes_back(loop, 
     model = make(tasks, limits=Limits(task_bytes=1))
     for name in ("birds", "cars", "birds"):
         (reply,) = ask(loop, model, (name, images[:1]))
+        loop.run(asyncio.sleep(0.1))
+        (reply,) = ask(loop, model, (name, images[:1]))
         assert reply.loaded == 1 and close(reply, tasks / name, images[:1])
 
 
-def test_a_request_that_is_given_up_holds_its_task_no_longer(loop, tasks, images):
-    model = make(tasks)
+@pytest.mark.parametrize("where", ["load", "decode", "run"])
+def test_a_request_that_is_given_up_holds_its_task_no_longer(loop, tasks, images, where):
+    """Whatever it waits for then."""
+    model: Any = make(tasks)
+    owners = {"load": model._cache, "decode": model, "run": model._collector}
+    owner, name = owners[where], {"load": "load", "decode": "_decode", "run": "_run"}[where]
+    usual, begun, go_on = getattr(owner, name), threading.Event(), threading.Event()
 
-    async def give_up() -> int:
+    def blocked(*values: Any) -> Any:
+        begun.set()
+        go_on.wait(10)
+        return usual(*values)
+
+    async def give_up() -> None:
         call = asyncio.create_task(model.predict("birds", [images[0].read_bytes()], ["a"], 1))
-        await asyncio.sleep(0)
+        await asyncio.to_thread(begun.wait, 10)
         call.cancel()
-        await asyncio.gather(call, return_exceptions=True)
-        await model.predict("birds", [images[0].read_bytes()], ["a"], 1)
-        return sum(entry.users for entry in model._cache._entries.values())
+        assert isinstance((await asyncio.gather(call, return_exceptions=True))[0], asyncio.CancelledError)
+        go_on.set()
+        for _ in range(200):
+            if len(model._cache) and not any(entry.users for entry in model._cache._entries.values()):
+                return
+            await asyncio.sleep(0.01)
+        raise AssertionError("the task is held for ever")
 
-    assert loop.run(give_up()) == 0
+    setattr(owner, name, blocked)
+    loop.run(give_up())
+    setattr(owner, name, usual)
+    (reply,) = ask(loop, model, ("birds", images[:1]))
+    assert reply.kind == "ok" and not model._cache._former
+
+
+def test_many_who_wait_for_a_task_wait_for_one_load_and_hold_up_no_other(loop, tasks, images):
+    model: Any = make(tasks)
+    usual, loads, go_on = model._cache.load, [], threading.Event()
+
+    def load(place: Any) -> Any:
+        loads.append(place.name)
+        if place.name == "birds":
+            go_on.wait(10)
+        return usual(place)
+
+    model._cache.load = load
+
+    async def many() -> list[Reply]:
+        image = images[0].read_bytes()
+        waiting = [asyncio.create_task(model.predict("birds", [image], ["a"], 1)) for _ in range(20)]
+        await asyncio.sleep(0)
+        assert (await asyncio.wait_for(model.predict("cars", [image], ["a"], 1), 10)).kind == "ok"
+        go_on.set()
+        return await asyncio.gather(*waiting)
+
+    assert {reply.kind for reply in loop.run(many())} == {"ok"}
+    assert sorted(loads) == ["birds", "cars"]
+
+
+def test_who_asks_after_a_replacement_gets_the_new_adapter_though_the_former_is_being_loaded(loop, tasks, images):
+    model: Any = make(tasks)
+    save(tasks / ".new", "cars", seed=1)
+    usual, copied, go_on = model._cache.load, threading.Event(), threading.Event()
+
+    def load(place: Any) -> Any:
+        entry = usual(place)
+        copied.set()
+        go_on.wait(10)
+        return entry
+
+    model._cache.load = load
+
+    async def replace() -> list[Reply]:
+        image = images[0].read_bytes()
+        before = asyncio.create_task(model.predict("cars", [image], ["a"], 1))
+        await asyncio.to_thread(copied.wait, 10)
+        (tasks / "cars").rename(tasks / ".former")
+        (tasks / ".new").rename(tasks / "cars")
+        after = asyncio.create_task(model.predict("cars", [image], ["a"], 1))
+        await asyncio.sleep(0.1)
+        go_on.set()
+        return await asyncio.gather(before, after)
+
+    replies = loop.run(replace())
+    assert replies[1].rows[0][0][0].startswith("cars 1 ")
+    assert {reply.kind for reply in replies} == {"ok"}
 
 
 def test_backbone_of_is_the_plain_model_and_refuses_other_weights(tasks, tmp_path):

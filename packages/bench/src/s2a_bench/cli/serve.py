@@ -32,7 +32,7 @@ class Serve:
         token_file: File with the token that clients must show; the environment's S2A_SERVE_TOKEN if left out.
         device: cpu, cuda.
         replicas: Processes with a model each.
-        threads: Cores of each; if left out the machine's among them, 1 on a cluster.
+        threads: Cores of each; if left out the machine's cores divided among the replicas, on a cluster 1.
         batch_size: Most images in one pass, of any tasks.
         batch_wait_ms: Milliseconds that a pass waits for further images after an idle time; while one runs, the next
             is collected anyway.
@@ -116,7 +116,7 @@ def _in_bytes(megabytes: float) -> int:
 
 
 def _print_ready(console: Console, request: ServeRequest, token_file: Path | None) -> None:
-    names = request.catalogue.names()
+    names = [name for name in request.catalogue.names() if name not in request.unserved]
     shown = ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")
     base = f"http://{f'[{request.host}]' if ':' in request.host else request.host}:{request.port}"
     print_verbatim(console, f"{len(names)} tasks: {shown}")

@@ -20,7 +20,7 @@ from s2a_bench.inference.checks import CONFIG
 from s2a_bench.serving.catalogue import STATE, Place, Stamp, stamp_of
 
 _TRIES = 5
-"""Loads of an adapter whose files change meanwhile."""
+"""How often an adapter is loaded whose files change meanwhile."""
 _TICK_SECONDS = 0.05
 _FAILED_SECONDS = 5.0
 """Time in which a load that failed is not tried again."""
@@ -150,10 +150,12 @@ class TaskCache:
                 with _copied(place) as (adapter, stamp):
                     if stamp is not None:
                         return self._add(dataclasses.replace(place, stamp=stamp[0]), adapter)
-            except OSError as error:  # its files went away while they were read
+            except OSError as error:  # its files went away while they were read; perhaps others take their place
                 reason = error.strerror or str(error)
-                raise NotServed(f"Task {place.name} cannot be loaded: {reason}.") from error
-        raise NotServed(f"Task {place.name} cannot be loaded: its files are being changed.")
+                time.sleep(_TICK_SECONDS)
+            else:
+                reason = "its files are being changed"
+        raise NotServed(f"Task {place.name} cannot be loaded: {reason}.")
 
     def _add(self, place: Place, adapter: str) -> Loaded:
         key = f"{place.name} {next(self._numbers)}"
@@ -198,7 +200,7 @@ def _copied(place: Place) -> Iterator[tuple[str, tuple[Stamp | None] | None]]:
     changed = max(max(each[1:3]) for each in before) / 1e9
     if 0 <= time.time() - changed < _TICK_SECONDS:  # a file system's clock may not tell the next change from this one
         time.sleep(_TICK_SECONDS)
-    with tempfile.TemporaryDirectory(prefix="s2a-serve-") as folder:
+    with tempfile.TemporaryDirectory(prefix="s2a-serve-", ignore_cleanup_errors=True) as folder:
         for name in (CONFIG, STATE):
             shutil.copyfile(Path(place.adapter, name), Path(folder, name))
         after = stamp_of(place.adapter)

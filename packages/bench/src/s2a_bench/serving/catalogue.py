@@ -97,7 +97,7 @@ class Catalogue:
 
 
 async def find_soon(catalogue: Catalogue, name: str) -> Place | None:
-    """``find`` on a thread, and once more after a moment: an adapter that is being replaced is not there for one."""
+    """``find`` on a thread, and once more after a moment: while an adapter is replaced, it is not there."""
     place = await asyncio.to_thread(catalogue.find, name)
     if place is None and is_name(name):
         await asyncio.sleep(_MOMENT)
@@ -106,7 +106,7 @@ async def find_soon(catalogue: Catalogue, name: str) -> Place | None:
 
 
 def is_name(text: str) -> bool:
-    """Whether a text can name a task: letters, digits and ``_.-``, at most 100 of them, the first no mark."""
+    """Whether a text can name a task: at most 100 letters, digits and ``_.-``, with a letter or digit in front."""
     return _NAME.fullmatch(text) is not None
 
 

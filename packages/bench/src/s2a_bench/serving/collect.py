@@ -55,7 +55,7 @@ class Collector(Generic[T, R]):
             Its result, or what the function raised; cancelling it takes the item out of the queue.
         """
         loop = asyncio.get_running_loop()
-        if self._worker is None:
+        if self._worker is None or self._worker.done():
             self._worker = loop.create_task(self._work())
         waiting: _Waiting[T, R] = _Waiting(item, loop.create_future())
         self._queue.put_nowait(waiting)
@@ -83,6 +83,10 @@ class Collector(Generic[T, R]):
                 for each in wanted:
                     if not each.result.done():
                         each.result.set_exception(error)
+            except BaseException:  # the loop ends, or the pool is broken: nobody shall wait for ever
+                for each in wanted:
+                    each.result.cancel()
+                raise
             finally:
                 for each in batch:
                     self._done(each.item)

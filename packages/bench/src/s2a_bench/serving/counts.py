@@ -26,7 +26,10 @@ class Counts:
             "s2a_request_seconds", "Time of an answered request.", buckets=_SECONDS, registry=self._registry
         )
         self._batches = Histogram(
-            "s2a_batch_images", "Images in the pass of an image.", buckets=_SIZES, registry=self._registry
+            "s2a_batch_images",
+            "Size of the pass that an image was in, once for each image.",
+            buckets=_SIZES,
+            registry=self._registry,
         )
         self._loaded = Gauge("s2a_tasks_loaded", "Tasks in a replica's memory.", ("replica",), registry=self._registry)
         self._bytes = Gauge("s2a_task_bytes", "Memory of a replica's tasks.", ("replica",), registry=self._registry)

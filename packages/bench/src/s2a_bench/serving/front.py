@@ -32,7 +32,8 @@ TASKS = "/v1/tasks"
 _STATUS = {"unknown": 503, "bad": 422, "unavailable": 503, "failed": 500}
 _TRIES = 3
 """Replicas that a request is given to, one after the other, if they die."""
-_HEALTH_SECONDS = 5.0
+_RECENT_SECONDS, _HEALTH_SECONDS = 30.0, 10.0
+"""A reply as recent as the first says that models answer; else they are asked, for as long as the second."""
 _LAST_SECONDS = 0.3
 """For the last answers to leave."""
 _MOST_CLASSES = 1000
@@ -65,8 +66,7 @@ class Front:
         self._catalogue = request.catalogue
         self._counts = Counts()
         self._readers = ThreadPoolExecutor(8, thread_name_prefix="read")
-        # What is not answered yet is in memory: as many as may wait, and as many as the replicas take.
-        self._room = request.limits.waiting + 4 * request.batch_size * request.replicas
+        self._fetchers = ThreadPoolExecutor(8, thread_name_prefix="fetch")
         self._under_way = 0
         self._ending = False
         self._answered = float("-inf")
@@ -94,7 +94,7 @@ class Front:
 
     async def health(self, _: Request) -> Response:
         """200 where a replica answers, 503 where none does; needs no token."""
-        if time.monotonic() - self._answered > _HEALTH_SECONDS:
+        if time.monotonic() - self._answered > _RECENT_SECONDS:
             if self._pinging is None or self._pinging.done():  # one for all who ask
                 self._pinging = asyncio.ensure_future(self._ping())
             try:
@@ -189,15 +189,18 @@ class Front:
         return titles, reply
 
     async def _fetch(self, sources: list[Source]) -> list[bytes]:
-        loop, wrong, images = asyncio.get_running_loop(), [], []
+        loop, most = asyncio.get_running_loop(), self._request.limits.body_bytes
+        wrong: list[Refused] = []
+        images: list[bytes] = []
         for source in sources:
+            pool = self._readers if source.path is not None else self._fetchers  # a slow host holds up no file
             try:
-                if source.data is not None:
-                    images.append(source.data)
-                else:
-                    images.append(await loop.run_in_executor(self._readers, fetch, source, self._request))
+                data = source.data
+                images.append(await loop.run_in_executor(pool, fetch, source, self._request) if data is None else data)
             except Refused as error:
                 wrong.append(error)
+            if sum(map(len, images)) > most:
+                raise Refused(413, f"The images have more than {most:,} bytes together; send fewer at once.")
         if wrong:
             raise Refused(min(each.status for each in wrong), *(text for each in wrong for text in each.sentences))
         return images
@@ -230,7 +233,7 @@ class Front:
     def _check_room(self) -> None:
         if self._ending:
             raise Refused(503, "The service is ending.")
-        if self._under_way >= self._room:
+        if self._under_way >= self._request.room:
             raise Refused(503, f"{self._under_way} requests are under way already; try again in a moment.")
 
     def _check_client(self, request: Request) -> None:
@@ -296,7 +299,7 @@ def _read_top(request: Request) -> int:
     if unknown := sorted(set(request.query_params) - {"top"}):
         raise Refused(400, f"The address has the parameter {unknown[0][:100]!r}; only top is known.")
     text = request.query_params.get("top", "5")
-    if not (text.isascii() and text.isdigit() and 1 <= int(text[:10]) <= _MOST_CLASSES):
+    if not (text.isascii() and text.isdigit() and len(text) <= 10 and 1 <= int(text) <= _MOST_CLASSES):
         raise Refused(400, f"top={text[:100]} must be a whole number of at least 1, and {_MOST_CLASSES} at most.")
     return int(text)
 

@@ -6,7 +6,6 @@ What needs torch is in ``passes``, which a replica's own process imports.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import socket
 from collections.abc import Sequence
@@ -25,6 +24,8 @@ if TYPE_CHECKING:
 
 _DECODERS = 4
 _LOADERS = 4
+_TRIES = 5
+_MOMENT = 1.0
 
 
 class Model:
@@ -52,6 +53,7 @@ class Model:
         self._collector = Collector(
             self._passes.run, self._runner, request.batch_size, request.batch_seconds, self._release
         )
+        self._loads: dict[str, asyncio.Future[Loaded]] = {}
         self._name = f"{socket.gethostname()}:{os.getpid()}"
 
     async def predict(self, name: str, images: Sequence[bytes], titles: Sequence[str], top: int) -> Reply:
@@ -68,7 +70,7 @@ class Model:
             self._cache.keep_only(set(await asyncio.to_thread(self._catalogue.names)))
             return self._reply("unknown")
         try:
-            task = self._cache.hold(place) or await self._load(place)
+            task = await self._hold(place)
         except self._not_served as error:
             return self._reply("unavailable", sentences=(str(error),))
         try:
@@ -79,17 +81,44 @@ class Model:
     async def ping(self) -> None:
         """Answers as long as the replica does."""
 
-    async def _load(self, place: Place) -> Loaded:
-        loading = asyncio.get_running_loop().run_in_executor(self._loaders, self._cache.load, place)
-        try:
-            return await asyncio.shield(loading)
-        except asyncio.CancelledError:  # nobody waits for it any more, but it is held when it comes
-            loading.add_done_callback(self._forget)
-            raise
+    async def _hold(self, place: Place) -> Loaded:
+        """The task in the state that its folder has when a request asks for it, or a later one.
 
-    def _forget(self, loading: asyncio.Future[Loaded]) -> None:
-        with contextlib.suppress(Exception):
-            self._cache.release(loading.result())
+        Raises:
+            NotServed: It cannot be loaded.
+        """
+        for _ in range(_TRIES):
+            if held := self._cache.hold(place):
+                return held
+            entry = await asyncio.shield(self._loads.get(place.name) or self._begin_load(place))
+            self._cache.hold_also(entry)
+            # What was loaded may be of before this request, or of after it: then it must be what is there now.
+            now = place if entry.place == place else await asyncio.to_thread(self._catalogue.find, place.name)
+            if now == entry.place:
+                return entry
+            self._cache.release(entry)
+            place = now or place
+        raise self._not_served(f"Task {place.name} cannot be loaded: its files are being changed.")
+
+    def _begin_load(self, place: Place) -> asyncio.Future[Loaded]:
+        """Loads a task once for all who wait for it; goes on when they are gone."""
+        loop = asyncio.get_running_loop()
+        loading = loop.run_in_executor(self._loaders, self._load, place)
+        self._loads[place.name] = loading
+
+        def loaded(_: asyncio.Future[Loaded]) -> None:
+            del self._loads[place.name]
+            if not loading.cancelled() and loading.exception() is None:
+                # Those who wait are woken in this turn of the loop, and hold it on their own by then.
+                loop.call_later(_MOMENT, self._cache.release, loading.result())
+
+        loading.add_done_callback(loaded)
+        return loading
+
+    def _load(self, place: Place) -> Loaded:
+        entry = self._cache.load(place)
+        self._cache.keep_only(set(self._catalogue.names()))
+        return entry
 
     def _release(self, item: Item) -> None:
         self._cache.release(item.task)

@@ -28,7 +28,7 @@ class Limits:
     """What one request, and all together, may ask for.
 
     Attributes:
-        body_bytes: Largest body of a request, and largest image behind a path or URL, in bytes.
+        body_bytes: Largest body of a request in bytes, and most that its images have together.
         images: Most images in one request.
         waiting: Most requests that wait for a model; further ones are turned away (503).
         seconds: Longest time of a request, after which it is given up (504).
@@ -65,6 +65,7 @@ class ServeRequest:
         url_hosts: Hosts, ``name`` or ``name:port``, of which clients may name images by URL.
         ray_address: ``HOST:PORT`` or ``auto`` of a running Ray cluster; ``None``: a Ray of our own.
         notes: Sentences about adapters in the folder that cannot be served.
+        unserved: Names of such tasks.
     """
 
     adapters: tuple[tuple[str, str], ...]
@@ -84,6 +85,17 @@ class ServeRequest:
     url_hosts: tuple[str, ...] = ()
     ray_address: str | None = None
     notes: tuple[str, ...] = ()
+    unserved: tuple[str, ...] = ()
+
+    @property
+    def room(self) -> int:
+        """Requests that may be under way: as many as may wait, and as many as the replicas take."""
+        return self.limits.waiting + self.taken * self.replicas
+
+    @property
+    def taken(self) -> int:
+        """Requests that a replica takes at once: while one pass runs, those of the next ones are decoded."""
+        return 4 * self.batch_size
 
     @property
     def catalogue(self) -> Catalogue:
@@ -180,11 +192,10 @@ def prepare_serve(
     ordered = dict.fromkeys([*places, *adapters_of.names()])
     found = [place for name in ordered if (place := adapters_of.find(name))]
     # What was named must be right. A folder changes while it is served: what is wrong in it is said, and not served.
-    backbone_from, notes = "", ()
+    backbone_from, notes = "", {}
     with mistakes.collecting():
         backbone_from, notes = _check_backbones(found, places)
     mistakes.raise_all()
-    notes += tuple(adapters_of.problems())
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ServeRequest(
         adapters=tuple((name, _absolute(adapter)) for name, adapter in places.items()),
@@ -204,7 +215,8 @@ def prepare_serve(
         image_root=None if image_root is None else image_root.resolve(),
         url_hosts=tuple(url_hosts),
         ray_address=ray_address,
-        notes=notes,
+        notes=(*notes.values(), *adapters_of.problems()),
+        unserved=tuple(notes),
     )
 
 
@@ -296,8 +308,8 @@ def _check_limits(limits: Limits, batch_wait_ms: float) -> None:
     mistakes.raise_all()
 
 
-def _check_backbones(places: Sequence[Place], named: Container[str]) -> tuple[str, tuple[str, ...]]:
-    """The adapter whose backbone is served, and what is wrong with the others that were not named.
+def _check_backbones(places: Sequence[Place], named: Container[str]) -> tuple[str, dict[str, str]]:
+    """The adapter whose backbone is served, and by name what is wrong with others that were not named.
 
     Args:
         places: All adapters, the named ones first. The first that says its backbone decides.
@@ -306,32 +318,49 @@ def _check_backbones(places: Sequence[Place], named: Container[str]) -> tuple[st
     Raises:
         InputError: One of these is not.
     """
-    mistakes, notes = Mistakes(), Mistakes()
+    mistakes, notes = Mistakes(), dict[str, str]()
     first: tuple[Place, dict[str, Any]] | None = None
     for place in places:
-        with (mistakes if place.name in named else notes).collecting():
-            facts = read_facts(place)
-            if not facts:  # of a hub id nothing is known yet
-                continue
-            _check_partial(place, facts)
-            first = first or (place, facts)
-            own, other = facts["backbone"], first[1]["backbone"]
-            formats = [(each.get("dtype"), each.get("frozen_dtype")) for each in (own, other)]
-            if (own.get("name"), own.get("id")) == (other.get("name"), other.get("id")) and formats[0] != formats[1]:
-                raise InputError(
-                    f"{place.adapter} has the backbone in {formats[0][1] or formats[0][0]}, {first[0].adapter} in "
-                    f"{formats[1][1] or formats[1][0]}; one service has one number format: start two."
-                )
-            if (own.get("name"), own.get("id")) != (other.get("name"), other.get("id")):
-                raise InputError(
-                    f"{place.adapter} belongs to the backbone {own.get('name')} ({own.get('id')}), {first[0].adapter} "
-                    f"to {other.get('name')} ({other.get('id')}); one service has one backbone: start two."
-                )
+        try:
+            first = _check_backbone(place, first) or first
+        except InputError as error:
+            if place.name in named:
+                mistakes.add(error)
+            else:
+                notes[place.name] = str(error)
     hubs = [place for place in places if place.stamp is None]
-    mistakes.raise_all()
     if first is None and not hubs:
-        notes.raise_all()
-    return (first[0] if first else hubs[0]).adapter if first or hubs else "", notes.sentences
+        for sentence in notes.values():
+            mistakes.add(InputError(sentence))
+    mistakes.raise_all()
+    return (first[0] if first else hubs[0]).adapter if first or hubs else "", notes
+
+
+def _check_backbone(place: Place, first: tuple[Place, dict[str, Any]] | None) -> tuple[Place, dict[str, Any]] | None:
+    """An adapter and what it says of itself; ``None`` for a hub id, of which nothing is known yet.
+
+    Raises:
+        InputError: It cannot be served, or not beside the first.
+    """
+    facts = read_facts(place)
+    if not facts:
+        return None
+    _check_partial(place, facts)
+    if first is None:
+        return place, facts
+    own, other = facts["backbone"], first[1]["backbone"]
+    if (own.get("name"), own.get("id")) != (other.get("name"), other.get("id")):
+        raise InputError(
+            f"{place.adapter} belongs to the backbone {own.get('name')} ({own.get('id')}), {first[0].adapter} to "
+            f"{other.get('name')} ({other.get('id')}); one service has one backbone: start two."
+        )
+    formats = [(each.get("dtype"), each.get("frozen_dtype")) for each in (own, other)]
+    if formats[0] != formats[1]:
+        raise InputError(
+            f"{place.adapter} has the backbone in {formats[0][1] or formats[0][0]}, {first[0].adapter} in "
+            f"{formats[1][1] or formats[1][0]}; one service has one number format: start two."
+        )
+    return first
 
 
 def _check_partial(place: Place, facts: Mapping[str, Any]) -> None:

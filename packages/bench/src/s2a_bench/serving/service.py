@@ -95,10 +95,12 @@ def running(request: ServeRequest) -> Iterator[None]:
             _deploy(request)
             yield
         finally:
-            # Serve ends its HTTP proxies before the replicas: what is under way must be over by then.
-            with contextlib.suppress(Exception):
-                serve.get_app_handle(NAME).end.remote().result(timeout_s=request.limits.seconds + 5)
-            serve.shutdown()
+            try:
+                # Serve ends its HTTP proxies before the replicas: what is under way must be over by then.
+                with contextlib.suppress(Exception):
+                    serve.get_app_handle(NAME).end.remote().result(timeout_s=request.limits.seconds + 5)
+            finally:  # a second Ctrl-C waits for nothing
+                serve.shutdown()
 
 
 def check_installed() -> None:
@@ -134,17 +136,23 @@ def _ray(request: ServeRequest) -> Iterator[None]:
 
 
 def _check_cluster(request: ServeRequest, nodes: Any) -> None:
-    """Checks that a cluster has room, and no Serve of somebody else's, which ``serve.shutdown`` would end.
+    """Checks that a cluster has room for the replicas, and no Serve yet, which ``serve.shutdown`` would end too.
 
     Raises:
-        InputError: It has.
+        InputError: It has no room, or a Serve.
     """
     import ray
 
-    most = max((int(node["Resources"].get("CPU", 0)) for node in nodes if node["Alive"]), default=0)
-    if request.threads > most:
+    cuda, resources = request.device.startswith("cuda"), [node["Resources"] for node in nodes if node["Alive"]]
+    room = sum(
+        min(int(each.get("CPU", 0)) // request.threads, int(each.get("GPU", 0)) if cuda else request.replicas)
+        for each in resources
+    )
+    if room < request.replicas:
+        each = f"{request.threads} cores" + (" and a card" if cuda else "")
         raise InputError(
-            f"--threads {request.threads}: the cluster's largest node has {most} cores; give fewer threads."
+            f"The cluster at {request.ray_address} has room for {room} replicas of {each}, not for {request.replicas}; "
+            "give fewer --threads or --replicas."
         )
     try:
         ray.get_actor(*_CONTROLLER)
@@ -172,7 +180,7 @@ def _deploy(request: ServeRequest) -> None:
         name=MODEL,
         num_replicas=request.replicas,
         ray_actor_options={"num_cpus": request.threads, "num_gpus": gpus, **environment},
-        max_ongoing_requests=4 * request.batch_size,
+        max_ongoing_requests=request.taken,
         max_queued_requests=limits.waiting,
         health_check_period_s=5,
         logging_config=_LOGGING,
@@ -182,7 +190,7 @@ def _deploy(request: ServeRequest) -> None:
         serve.ingress(build_app)(FrontDeployment),
         name="front",
         ray_actor_options={"num_cpus": 0, **environment},
-        max_ongoing_requests=4 * limits.waiting + 1000,
+        max_ongoing_requests=2 * request.room + 1000,  # the front itself says that there are too many
         logging_config=_LOGGING,
         **ending,
     )
@@ -211,7 +219,11 @@ def _reason() -> str | None:
 
 
 def _wait() -> None:
-    """Returns never: until Ctrl-C, or until there is no service any more."""
+    """Waits until Ctrl-C, or until the service is gone.
+
+    Raises:
+        ServiceFailed: It is gone.
+    """
     from ray import serve
 
     while True:
