@@ -40,12 +40,14 @@ from s2a_bench.cells import backbones
 from s2a_bench.config import BackboneConfig
 from s2a_bench.inference.predict import to_input
 from s2a_bench.serving import service
-from s2a_bench.serving.request import Limits, ServeRequest, prepare_serve
+from s2a_bench.serving.request import TOKEN_VARIABLE, Limits, ServeRequest, prepare_serve
 
 Right = dict[str, list[list[dict[str, float]]]]
 """Task -> answers that are right now, each a list over the images of label -> probability."""
 IMAGES = 40
 TOLERANCE = 1e-5
+TOKEN = "the token of this benchmark".replace(" ", "-")
+AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 say = functools.partial(print, file=sys.stdout, flush=True)  # while Ray runs, what it prints itself goes nowhere
 
 
@@ -120,7 +122,7 @@ class Client:
         status = tries = 0
         for tries in range(1, 30):
             try:
-                self.connection.request("POST", path, body, {"Content-Type": kind})
+                self.connection.request("POST", path, body, {"Content-Type": kind, **AUTHORISED})
                 answer = self.connection.getresponse()
                 status, text = answer.status, answer.read()
             except (OSError, http.client.HTTPException):
@@ -208,7 +210,7 @@ def bad_calls(images: Sequence[bytes], count: int) -> list[Call]:
     def send(path: str, body: bytes, headers: dict[str, str], method: str = "POST") -> Callable[[Any], int]:
         def call(connection: http.client.HTTPConnection) -> int:
             try:
-                connection.request(method, path, body, headers)
+                connection.request(method, path, body, AUTHORISED | headers)
             except BrokenPipeError:  # refused before all was sent; the answer is there
                 pass
             answer = connection.getresponse()
@@ -242,6 +244,8 @@ def bad_calls(images: Sequence[bytes], count: int) -> list[Call]:
         (send("/v1/tasks/nothing/predict", images[0], jpeg), 404),
         (send("/v1/tasks/..%2Ftask0/predict", images[0], jpeg), 404),
         (send(task, b"", {}, "GET"), 405),
+        (send(task, images[0], jpeg | {"Authorization": "Bearer " + TOKEN[::-1]}), 401),
+        (send(task, images[0], jpeg | {"Authorization": ""}), 401),
     ]
     return [Call("", 0, *kinds[number % len(kinds)]) for number in range(count)]
 
@@ -249,7 +253,7 @@ def bad_calls(images: Sequence[bytes], count: int) -> list[Call]:
 def metrics(port: int) -> dict[str, float]:
     """Name with labels -> value."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-    connection.request("GET", "/metrics")
+    connection.request("GET", "/metrics", headers=AUTHORISED)
     lines = connection.getresponse().read().decode().splitlines()
     connection.close()
     return {line.rpartition(" ")[0]: float(line.rpartition(" ")[2]) for line in lines if not line.startswith("#")}
@@ -346,6 +350,7 @@ def main() -> None:
         names = [f"task{number}" for number in range(args.tasks)]
         right = {name: [expected(folder / name, args.weights, images)] for name in names}
         later = expected(Path(place, "later"), args.weights, images)
+        os.environ[TOKEN_VARIABLE] = TOKEN
         request = prepare_serve(
             [],
             tasks=folder,

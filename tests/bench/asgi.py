@@ -8,6 +8,11 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from s2a_bench.sweeps.ray import runtime
+
+# Whoever imports this imports Ray next, and other tests in the same process start theirs.
+runtime.set_switches()
+
 
 @dataclasses.dataclass
 class Answer:

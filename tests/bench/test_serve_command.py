@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import http.client
+import importlib.util
 import json
 import os
 import re
@@ -21,8 +22,8 @@ import pytest
 import s2a
 import torch
 
-pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
-pytest.importorskip("prometheus_client")
+if importlib.util.find_spec("ray") is None or importlib.util.find_spec("prometheus_client") is None:
+    pytest.skip("Ray Serve is not installed", allow_module_level=True)
 
 from PIL import Image
 from s2a_bench.cells.embedded import mini_vit

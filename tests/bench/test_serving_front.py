@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-pytest.importorskip("ray.serve", reason="Ray Serve is not installed")
+if importlib.util.find_spec("ray") is None:
+    pytest.skip("Ray Serve is not installed", allow_module_level=True)
 pytest.importorskip("prometheus_client")
 
 from bench.asgi import Answer, ask
@@ -142,7 +144,7 @@ def test_who_lost_a_replica_keeps_the_place_that_it_had(serve):
 
 
 def test_more_than_memory_is_meant_for_are_refused_before_they_send_their_images(serve, tmp_path):
-    models = Models(0.3, 0.3)
+    models = Models(*[0.5] * 8)
     request = ServeRequest((), tmp_path / "tasks", "", batch_size=1, limits=Limits(waiting=1))  # room for 1 + 4
     front = Front(models, request)
 

@@ -87,6 +87,13 @@ def _room(workers: Workers) -> tuple[int, int]:
     return workers.count * workers.cpus, cards
 
 
+def set_switches() -> None:
+    """What a Ray of our own needs in the environment. Ray reads it when it is imported, so it comes before."""
+    for name, value in (RAY_SWITCHES | OWN_SWITCHES).items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+
+
 @contextlib.contextmanager
 def own_ray(
     workers: Workers, mark: str, *, store_bytes: int = 100_000_000, log_to_driver: bool = False
@@ -105,9 +112,7 @@ def own_ray(
     Raises:
         PoolError: Ray could not be started.
     """
-    for name, value in (RAY_SWITCHES | OWN_SWITCHES).items():
-        os.environ.setdefault(name, value)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    set_switches()
     with contextlib.ExitStack() as stack:
         try:
             folder = stack.enter_context(private_folder(mark))
