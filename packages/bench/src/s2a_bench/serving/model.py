@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 _DECODERS = 4
 _LOADERS = 4
 _TRIES = 5
+"""How often a request looks for its task while the folder is being replaced."""
 _MOMENT = 1.0
+"""Seconds that a loaded task is held for those who waited for it; they hold it on their own by then."""
 
 
 class Model:
@@ -109,7 +111,6 @@ class Model:
         def loaded(_: asyncio.Future[Loaded]) -> None:
             del self._loads[place.name]
             if not loading.cancelled() and loading.exception() is None:
-                # Those who wait are woken in this turn of the loop, and hold it on their own by then.
                 loop.call_later(_MOMENT, self._cache.release, loading.result())
 
         loading.add_done_callback(loaded)

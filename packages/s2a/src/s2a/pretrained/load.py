@@ -62,12 +62,7 @@ def from_pretrained(
         StateMismatch: The weights are not those that the adapter belongs to.
     """
     place = _check_device(device)
-    given = None if weights is None else _check_file(weights)
-    folder, repository = folder_of(folder_or_hub_id, revision, token)
-    config = read_config(folder / CONFIG_FILE)
-    if repository is not None and given is None:
-        fetch_weights_beside(config, *repository, token)
-    state = read_state(folder, config)
+    folder, config, state, given = _read(folder_or_hub_id, weights, revision, token)
     with sentence(str(folder_or_hub_id)):
         check_method(config)
         check_name(config["backbone"]["name"])
@@ -107,12 +102,7 @@ def backbone_of(
         StateMismatch: The weights are not those that the adapter belongs to.
     """
     place = _check_device(device)
-    given = None if weights is None else _check_file(weights)
-    folder, repository = folder_of(folder_or_hub_id, revision, token)
-    config = read_config(folder / CONFIG_FILE)
-    if repository is not None and given is None:
-        fetch_weights_beside(config, *repository, token)
-    state = read_state(folder, config)
+    folder, config, state, given = _read(folder_or_hub_id, weights, revision, token)
     with sentence(str(folder_or_hub_id)):
         check_name(config["backbone"]["name"])
         model = _in_format(_make_backbone(config, state, folder, given), config)
@@ -122,6 +112,21 @@ def backbone_of(
             "weights=FILE."
         )
     return (model if place is None else model.to(place)).eval()
+
+
+def _read(
+    folder_or_hub_id: str | os.PathLike[str],
+    weights: str | os.PathLike[str] | None,
+    revision: str | None,
+    token: str | None,
+) -> tuple[Path, dict[str, Any], SavedFile, Path | None]:
+    """An adapter's folder, its config, the header of its state, and the weights' file where one is given."""
+    given = None if weights is None else _check_file(weights)
+    folder, repository = folder_of(folder_or_hub_id, revision, token)
+    config = read_config(folder / CONFIG_FILE)
+    if repository is not None and given is None:
+        fetch_weights_beside(config, *repository, token)
+    return folder, config, read_state(folder, config), given
 
 
 def _check_device(device: str | torch.device | None) -> torch.device | None:
