@@ -12,12 +12,10 @@ and then N processes with a model of their own each, fed through pipes, without 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import http.client
 import io
 import json
-import multiprocessing
 import os
 import random
 import shutil
@@ -41,34 +39,12 @@ from s2a_bench.config import BackboneConfig
 from s2a_bench.inference.predict import to_input
 from s2a_bench.serving import service
 from s2a_bench.serving.request import TOKEN_VARIABLE, Limits, ServeRequest, prepare_serve
+from serve_processes import Call, Outcome, Right, in_threads, memory, run_processes, same
 
-Right = dict[str, list[list[dict[str, float]]]]
-"""Task -> answers that are right now, each a list over the images of label -> probability."""
 IMAGES = 40
-TOLERANCE = 1e-5
 TOKEN = "the token of this benchmark".replace(" ", "-")
 AUTHORISED = {"Authorization": f"Bearer {TOKEN}"}
 say = functools.partial(print, file=sys.stdout, flush=True)  # while Ray runs, what it prints itself goes nowhere
-
-
-@dataclasses.dataclass
-class Outcome:
-    """What a client saw of one request: seconds, HTTP status at the end, tries, and what was wrong, if anything."""
-
-    seconds: float
-    status: int
-    tries: int
-    wrong: str | None
-
-
-@dataclasses.dataclass
-class Call:
-    """A request: a task's image, or one that is bad, with the status that it must get."""
-
-    task: str
-    image: int
-    bad: Callable[[http.client.HTTPConnection], int] | None = None
-    status: int = 200
 
 
 def make_adapters(folder: Path, args: argparse.Namespace, form: Any, model: Any) -> None:
@@ -177,17 +153,8 @@ def run_load(
             return Outcome(seconds, status, tries, f"{call.task}, image {call.image}: {found}")
         return Outcome(seconds, status, tries, None)
 
-    began = time.perf_counter()
-    threads = [threading.Thread(target=work) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [each for each in outcomes if each is not None], time.perf_counter() - began
-
-
-def same(found: dict[str, float], wanted: dict[str, float]) -> bool:
-    return found.keys() == wanted.keys() and all(abs(found[k] - wanted[k]) < TOLERANCE for k in wanted)
+    seconds = in_threads(work, clients)
+    return [each for each in outcomes if each is not None], seconds
 
 
 def show(title: str, outcomes: Sequence[Outcome], seconds: float) -> None:
@@ -262,69 +229,6 @@ def metrics(port: int) -> dict[str, float]:
 def replicas(port: int) -> list[int]:
     """Process numbers of replicas that have answered."""
     return [int(key.split('"')[1].rpartition(":")[2]) for key in metrics(port) if key.startswith("s2a_tasks_loaded{")]
-
-
-def memory(pids: Sequence[int]) -> float:
-    """MB that only these processes have, shared pages in parts."""
-    lines = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids]
-    return sum(int(line.split()[1]) for text in lines for line in text if line.startswith("Pss:")) / 1e3
-
-
-def serve_own(folder: str, weights: str | None, pipe: Any) -> None:
-    """A process of its own for one task: image files in, probabilities out."""
-    torch.set_num_threads(1)
-    adapted = s2a.from_pretrained(folder, weights=weights)
-    transform = adapted.transform()
-    pipe.send("ready")
-    while (data := pipe.recv()) is not None:
-        with torch.no_grad():
-            row = adapted(to_input(data, "image", transform)[None])[0].double().softmax(0)
-        pipe.send(dict(zip(adapted.labels or [], row.tolist(), strict=True)))
-
-
-def run_processes(
-    folder: Path, weights: str | None, calls: Sequence[Call], images: Sequence[bytes], right: Any, clients: int
-) -> tuple[list[Outcome], float, float]:
-    """The same calls on a process per task."""
-    context = multiprocessing.get_context("spawn")
-    pipes, processes, locks = {}, [], {}
-    for task in right:
-        ours, theirs = context.Pipe()
-        process = context.Process(target=serve_own, args=(str(folder / task), weights, theirs), daemon=True)
-        process.start()
-        pipes[task], locks[task] = ours, threading.Lock()
-        processes.append(process)
-    for pipe in pipes.values():
-        pipe.recv()
-    outcomes: list[Outcome] = []
-    left, lock = iter(calls), threading.Lock()
-
-    def work() -> None:
-        while True:
-            with lock:
-                call = next(left, None)
-            if call is None:
-                return
-            began = time.perf_counter()
-            with locks[call.task]:
-                pipes[call.task].send(images[call.image])
-                found = pipes[call.task].recv()
-            ok = any(same(found, each[call.image]) for each in right[call.task])
-            outcomes.append(Outcome(time.perf_counter() - began, 200, 1, None if ok else f"{call.task}: {found}"))
-
-    began = time.perf_counter()
-    threads = [threading.Thread(target=work) for _ in range(clients)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    seconds = time.perf_counter() - began
-    used = memory([process.pid or 0 for process in processes])
-    for pipe in pipes.values():
-        pipe.send(None)
-    for process in processes:
-        process.join()
-    return outcomes, seconds, used
 
 
 def main() -> None:
