@@ -17,7 +17,7 @@ from s2a import MultiTask, S2AError, Task
 
 from s2a_bench.failures import out_of_memory
 from s2a_bench.inference.checks import CONFIG
-from s2a_bench.serving.catalogue import STATE, Place, Stamp, stamp_of
+from s2a_bench.serving.catalogue import STATE, Place, stamp_of
 
 _TRIES = 5
 """How often an adapter is loaded whose files change meanwhile."""
@@ -147,9 +147,9 @@ class TaskCache:
     def _make(self, place: Place) -> Loaded:
         for _ in range(_TRIES):
             try:
-                with _copied(place) as (adapter, stamp):
-                    if stamp is not None:
-                        return self._add(dataclasses.replace(place, stamp=stamp[0]), adapter)
+                with _copied(place) as (copied, adapter):
+                    if copied is not None:
+                        return self._add(copied, adapter)
             except OSError as error:  # its files went away while they were read; perhaps others take their place
                 reason = error.strerror or str(error)
                 time.sleep(_TICK_SECONDS)
@@ -188,13 +188,13 @@ class TaskCache:
 
 
 @contextlib.contextmanager
-def _copied(place: Place) -> Iterator[tuple[str, tuple[Stamp | None] | None]]:
-    """A copy of an adapter's files, and their stamp; no stamp if they changed meanwhile. A hub id as it is.
+def _copied(place: Place) -> Iterator[tuple[Place | None, str]]:
+    """The place as its files are now, ``None`` if they changed meanwhile, and a folder with copies of them.
 
-    Loading maps the file: one that is cut off and written anew meanwhile would end the process.
+    Loading maps the file: one that is cut off and written anew meanwhile would end the process. A hub id is not copied.
     """
     if place.stamp is None:
-        yield place.adapter, (None,)
+        yield place, place.adapter
         return
     before = stamp_of(place.adapter)
     changed = max(max(each[1:3]) for each in before) / 1e9
@@ -204,4 +204,4 @@ def _copied(place: Place) -> Iterator[tuple[str, tuple[Stamp | None] | None]]:
         for name in (CONFIG, STATE):
             shutil.copyfile(Path(place.adapter, name), Path(folder, name))
         after = stamp_of(place.adapter)
-        yield folder, (after,) if before == after else None
+        yield dataclasses.replace(place, stamp=after) if before == after else None, folder

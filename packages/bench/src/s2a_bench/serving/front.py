@@ -141,7 +141,7 @@ class Front:
             if await find_soon(self._catalogue, name) is None:
                 raise await self._unknown(name)
             known = name
-            self._check_room()
+            self._check_load()
             self._under_way += 1
             try:
                 async with asyncio.timeout(self._request.limits.seconds):
@@ -230,10 +230,10 @@ class Front:
                     raise Refused(503, f"{_TRIES} models died, one after the other; try again in a moment.") from error
                 self._counts.retried()
 
-    def _check_room(self) -> None:
+    def _check_load(self) -> None:
         if self._ending:
             raise Refused(503, "The service is ending.")
-        if self._under_way >= self._request.room:
+        if self._under_way >= self._request.most_requests:
             raise Refused(503, f"{self._under_way} requests are under way already; try again in a moment.")
 
     def _check_client(self, request: Request) -> None:

@@ -88,13 +88,13 @@ class ServeRequest:
     unserved: tuple[str, ...] = ()
 
     @property
-    def room(self) -> int:
-        """Requests that may be under way: as many as may wait, and as many as the replicas take."""
-        return self.limits.waiting + self.taken * self.replicas
+    def most_requests(self) -> int:
+        """How many may be under way: as many as may wait, and as many as the replicas take."""
+        return self.limits.waiting + self.requests_per_replica * self.replicas
 
     @property
-    def taken(self) -> int:
-        """Requests that a replica takes at once: while one pass runs, those of the next ones are decoded."""
+    def requests_per_replica(self) -> int:
+        """How many a replica takes at once: while one pass runs, the images of the next ones are decoded."""
         return 4 * self.batch_size
 
     @property

@@ -180,7 +180,7 @@ def _deploy(request: ServeRequest) -> None:
         name=MODEL,
         num_replicas=request.replicas,
         ray_actor_options={"num_cpus": request.threads, "num_gpus": gpus, **environment},
-        max_ongoing_requests=request.taken,
+        max_ongoing_requests=request.requests_per_replica,
         max_queued_requests=limits.waiting,
         health_check_period_s=5,
         logging_config=_LOGGING,
@@ -190,7 +190,7 @@ def _deploy(request: ServeRequest) -> None:
         serve.ingress(build_app)(FrontDeployment),
         name="front",
         ray_actor_options={"num_cpus": 0, **environment},
-        max_ongoing_requests=2 * request.room + 1000,  # the front itself says that there are too many
+        max_ongoing_requests=2 * request.most_requests + 1000,  # the front itself says that there are too many
         logging_config=_LOGGING,
         **ending,
     )
