@@ -249,7 +249,7 @@ def test_who_asks_after_a_replacement_gets_the_new_adapter_though_the_former_is_
         after = asyncio.create_task(model.predict("cars", [image], ["a"], 1))
         await asyncio.sleep(0.1)
         go_on.set()
-        return await asyncio.gather(before, after)
+        return list(await asyncio.gather(before, after))
 
     replies = loop.run(replace())
     assert replies[1].rows[0][0][0].startswith("cars 1 ")

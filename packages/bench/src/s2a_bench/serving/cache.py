@@ -145,6 +145,7 @@ class TaskCache:
             raise NotServed(sentence)
 
     def _make(self, place: Place) -> Loaded:
+        reason = ""
         for _ in range(_TRIES):
             try:
                 with _copied(place) as (copied, adapter):
