@@ -48,7 +48,8 @@ def moved(adapted: Any) -> Any:
 def test_an_update_is_a_sum_of_weights(family: str) -> None:
     """A plain model with W + s B A in its layers has the same logits, and the chain rule's gradients.
 
-    With G that of the weight: s B^T G for A and s G A^T for B, s in units of the layer's gain.
+    With G that of the weight: s B^T G for A and s G A^T for B, s in units of the layer's gain, or of three without
+    attention.
     """
     make_model, size = MODELS[family]
     plain, images = make_model().eval().double(), torch.randn(2, 3, size, size, dtype=torch.float64)
@@ -58,8 +59,8 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     scales = {}
     for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
         weight = plain.get_submodule(path).weight.data
-        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1.
-        scales[path] = 0.5 * weight.flatten(1).square().sum(1).mean().sqrt().item()
+        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1; of three in ConvNeXt.
+        scales[path] = (1.5 if family.startswith("convnext") else 0.5) * weight.flatten(1).square().sum(1).mean().sqrt().item()
         weight += (scales[path] * (update.b.weight.flatten(1) @ update.a.weight.flatten(1))).view_as(weight).detach()
     without = s2a.attach(plain, dataclasses.replace(config, update_rank=0), CLASSES, image_size=size).double()
     state = {name: value for name, value in adapted.state_dict().items() if ".updates." not in name}

@@ -27,6 +27,10 @@ Activations = Literal["exact", "paper", "lean"]
 UPDATED = ("qkv", "proj", "fc1", "fc2")
 """Layers of a block that can get a low-rank update; a family has some of them."""
 
+GAINS_WITHOUT_ATTENTION = 3.0
+"""Unit of ``update_scale`` in blocks without attention. With attention twice a layer's gain may end at chance; without,
+three to five gains train better than one on every structured task, and eight at chance (docs/plus.md)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class S2AConfig(LeanOptions):
@@ -54,7 +58,8 @@ class S2AConfig(LeanOptions):
             smaller side of layers that are smaller. 0 switches updates off. The paper's S2A has none; with
             ``activations="lean"`` they keep not one byte more.
         update_targets: Updated layers of every block that has them: ``"all"`` of ``UPDATED``, or some of these.
-        update_scale: s in units of the layer's own gain, ``|W| / sqrt(out)``.
+        update_scale: s in units of the layer's own gain, ``|W| / sqrt(out)``, in a block with attention, and of three
+            gains in one without (docs/plus.md).
         presets: Options by the name of what they make: ``"paper"``, the defaults, and ``"plus"``, S2A with updates
             (docs/plus.md); ``s2a.method_config("s2a", preset="plus")``.
     """
@@ -161,7 +166,8 @@ def _sites(config: S2AConfig, backbone: Backbone) -> tuple[Block, ...]:
 def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, int, float]]:
     """Paths of the layers that are updated, each with rank, at most the layer's smaller side, and scale.
 
-    Scales are in units of the layers' own gains, so that one learning rate moves the layers of all backbones alike.
+    Scales are in units of the layers' own gains, so that one learning rate moves the layers of all backbones alike,
+    those of blocks without attention further.
     """
     wanted = UPDATED if config.update_targets == "all" else config.update_targets
     found: list[tuple[str, int, float]] = []
@@ -171,7 +177,8 @@ def _update_targets(config: S2AConfig, backbone: Backbone) -> list[tuple[str, in
                 path = block.linears[role]
                 layer = backbone.module(path)
                 rank = min(config.update_rank, largest_rank(layer, path))
-                found.append((path, rank, config.update_scale * gain_of(layer)))
+                gains = 1.0 if block.heads or "qkv" in block.linears else GAINS_WITHOUT_ATTENTION
+                found.append((path, rank, config.update_scale * gains * gain_of(layer)))
     if not found:
         raise UnsupportedModel(
             f"update_targets={config.update_targets}: no block of this {backbone.family} has such a layer; "
