@@ -56,11 +56,11 @@ def test_an_update_is_a_sum_of_weights(family: str) -> None:
     config = S2AConfig(activations="exact", update_scale=0.5, **ALL_PARTS)
     torch.manual_seed(0)
     adapted = moved(s2a.attach(copy.deepcopy(plain), config, CLASSES, image_size=size)).double()
-    scales = {}
+    scales, unit = {}, 3 if family.startswith("convnext") else 1
     for path, update in zip(adapted.method.updates.paths, adapted.method.updates, strict=True):
         weight = plain.get_submodule(path).weight.data
-        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1; of three in ConvNeXt.
-        scales[path] = (1.5 if family.startswith("convnext") else 0.5) * weight.flatten(1).square().sum(1).mean().sqrt().item()
+        # Half of the RMS of W x for inputs x whose components are independent, of RMS 1.
+        scales[path] = 0.5 * unit * weight.flatten(1).square().sum(1).mean().sqrt().item()
         weight += (scales[path] * (update.b.weight.flatten(1) @ update.a.weight.flatten(1))).view_as(weight).detach()
     without = s2a.attach(plain, dataclasses.replace(config, update_rank=0), CLASSES, image_size=size).double()
     state = {name: value for name, value in adapted.state_dict().items() if ".updates." not in name}

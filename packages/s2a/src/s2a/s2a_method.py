@@ -29,7 +29,7 @@ UPDATED = ("qkv", "proj", "fc1", "fc2")
 
 GAINS_WITHOUT_ATTENTION = 3.0
 """Unit of ``update_scale`` in blocks without attention. With attention twice a layer's gain may end at chance; without,
-three to five gains train better than one on every structured task, and eight at chance (docs/plus.md)."""
+three to five gains are better than one on every structured task, and eight may end at chance (docs/plus.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +113,7 @@ class S2AConfig(LeanOptions):
     def _check_updates(self) -> None:
         scale, targets = self.update_scale, self.update_targets
         if isinstance(scale, bool) or not isinstance(scale, int | float) or not 0 < scale < math.inf:
-            raise S2AError(f"update_scale={scale!r} must be a number above 0; 1 is the layer's own gain.")
+            raise S2AError(f"update_scale={scale!r} must be a number above 0; 1 is the usual scale.")
         if targets != "all":
             named = (targets,) if isinstance(targets, str) else targets
             wrong = not isinstance(named, list | tuple) or any(name not in UPDATED for name in named)
