@@ -1,0 +1,62 @@
+"""Writes the tables of docs/real.md from its records: accuracies and costs, and every method against S2A+, paired.
+
+python docs/records/write_real.py
+
+The numbers are the report's. A test compares the page with what this gives.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from s2a_bench.cells.records_file import load
+from s2a_bench.reports.markdown import escape
+from s2a_bench.reports.paired_differences import compare_rows
+from s2a_bench.reports.paper_text import format_difference
+from s2a_bench.reports.sections import make_sections
+from s2a_bench.reports.tables import summary_columns
+
+PAGE = Path(__file__).parents[1] / "real.md"
+RECORDS = Path(__file__).with_name("real.jsonl.gz")
+LEFT_OUT = ("theoretical MB", "peak MB", "mean of 2 groups", "images/s", "seeds")
+"""Columns of the report that the page has no room for."""
+PIXELS = 112
+"""Of the cells in the tables."""
+
+
+def make_tables() -> dict[str, str]:
+    """The page's tables by name, in Markdown."""
+    (section,) = make_sections(record for record in load(RECORDS) if record.data_config["size"] == PIXELS)
+    columns = [column for column in summary_columns(section) if column.title not in LEFT_OUT]
+    rows = [[row.label, *(column.text(row) for column in columns)] for row in section.rows]
+    records = {row.label: [r for label, r in section.records if label == row.label] for row in section.rows}
+    best, *others = records
+    pairs = {label: compare_rows(records[label], records[best]) for label in others}
+    marked = [
+        (label, format_difference(pair), "yes" if pair and pair.significant else "") for label, pair in pairs.items()
+    ]
+    return {
+        "accuracies": _make_table(["method", *(column.title for column in columns)], rows),
+        "differences": _make_table(["method", f"minus {best}", "told apart"], marked),
+    }
+
+
+def _make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line if i == 1 else map(escape, line))} |" for i, line in enumerate(lines))
+
+
+def fill(page: str) -> str:
+    """The page with its tables made anew, each between two comments that name it."""
+    for name, table in make_tables().items():
+        before, start, rest = page.partition(f"<!-- {name}: written by docs/records/write_real.py -->")
+        _, end, after = rest.partition(f"<!-- end of {name} -->")
+        if not start or not end:
+            raise SystemExit(f"{PAGE} has no place for '{name}': the two comments around the table are missing.")
+        page = f"{before}{start}\n\n{table}\n\n{end}{after}"
+    return page
+
+
+if __name__ == "__main__":
+    PAGE.write_text(fill(PAGE.read_text()))
