@@ -1,6 +1,6 @@
 """Writes the tables of docs/real.md from its records: accuracies and costs, and every method against S2A+, paired.
 
-python docs/records/write_real.py
+python docs/reference/write_real.py
 
 The numbers are the report's. A test compares the page with what this gives.
 """
@@ -18,7 +18,7 @@ from s2a_bench.reports.sections import make_sections
 from s2a_bench.reports.tables import summary_columns
 
 PAGE = Path(__file__).parents[1] / "real.md"
-RECORDS = Path(__file__).with_name("real.jsonl.gz")
+RECORDS = PAGE.with_name("records") / "real.jsonl.gz"
 LEFT_OUT = ("theoretical MB", "peak MB", "mean of 2 groups", "images/s", "seeds")
 """Columns of the report that the page has no room for."""
 PIXELS = 112
@@ -50,7 +50,7 @@ def _make_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def fill(page: str) -> str:
     """The page with its tables made anew, each between two comments that name it."""
     for name, table in make_tables().items():
-        before, start, rest = page.partition(f"<!-- {name}: written by docs/records/write_real.py -->")
+        before, start, rest = page.partition(f"<!-- {name}: written by docs/reference/write_real.py -->")
         _, end, after = rest.partition(f"<!-- end of {name} -->")
         if not start or not end:
             raise SystemExit(f"{PAGE} has no place for '{name}': the two comments around the table are missing.")
