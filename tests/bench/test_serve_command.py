@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,11 @@ class Service:
         return status == 200 and same and all(abs(p - q) < 1e-5 for (_, p), (_, q) in zip(top, own.top, strict=True))
 
 
+def replicas(service: Service) -> list[str]:
+    """Process ids of the replicas that metrics are shown of."""
+    return re.findall(r's2a_tasks_loaded\{replica="[^":]*:(\d+)"\}', service.ask("GET", "/metrics")[1])
+
+
 @pytest.fixture(scope="module")
 def service(tmp_path_factory) -> Iterator[Service]:
     folder = tmp_path_factory.mktemp("service")
@@ -139,36 +145,57 @@ def test_a_task_that_comes_while_it_runs_is_served(service, image, tmp_path):
 
 def test_a_killed_replica_loses_no_request(service, image):
     assert service.predict("birds", image)[0] == 200
-    (pid,) = re.findall(r's2a_tasks_loaded\{replica="[^":]*:(\d+)"\}', service.ask("GET", "/metrics")[1])
-    with concurrent.futures.ThreadPoolExecutor(8) as pool:
-        asked = [pool.submit(service.predict, "birds", image) for _ in range(100)]
-        while sum(each.done() for each in asked) < 10:
+    (pid,) = replicas(service)
+    statuses: list[int] = []
+    enough = threading.Event()
+
+    def ask() -> None:
+        while not enough.is_set():
+            statuses.append(service.predict("birds", image)[0])
+
+    def wait_for(count: int) -> None:
+        until = time.monotonic() + _PATIENCE
+        while len(statuses) < count and time.monotonic() < until:
             time.sleep(0.01)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        asked = [pool.submit(ask) for _ in range(8)]
+        wait_for(10)
         os.kill(int(pid), signal.SIGKILL)
-        statuses = {each.result()[0] for each in asked}
-    assert statuses == {200}
+        answered = len(statuses)
+        wait_for(answered + 24)  # More than were under way: some were asked afterwards.
+        enough.set()
+        for each in asked:
+            each.result()
+    assert set(statuses) == {200} and len(statuses) >= answered + 24
     assert service.right("cars", image)
-    assert float(re.findall(r"s2a_retries_total ([\d.]+)", service.ask("GET", "/metrics")[1])[0]) >= 1
+    # Whether the front or Ray asked again depends on how far a request was; that another process answers, does not.
+    assert set(replicas(service)) - {pid}
 
 
 def test_at_its_end_what_is_under_way_is_answered(service, image):
-    def ask(_: int) -> tuple[float, int]:
+    clients = 16
+
+    def ask(_: int) -> tuple[float, int, Any]:
         began = time.monotonic()
         try:
-            return began, service.predict("birds", image)[0]
+            return began, *service.predict("birds", image)
         except (OSError, http.client.HTTPException):  # it has ended
-            return began, 0
+            return began, 0, None
 
-    with concurrent.futures.ThreadPoolExecutor(16) as pool:
+    with concurrent.futures.ThreadPoolExecutor(clients) as pool:
         asked = pool.map(ask, range(300))
         time.sleep(0.2)
         ended = time.monotonic()
         service.process.send_signal(signal.SIGTERM)
         found = list(asked)
     assert service.process.wait(_PATIENCE) == 0
-    before = [status for began, status in found if began < ended]
-    assert set(before) == {200} and len(before) >= 16
-    assert {status for _, status in found} <= {200, 503, 0}
+    # What a client began before may still reach the service after the signal: one request of each client at most.
+    before = [(status, answer) for began, status, answer in found if began < ended]
+    late = [answer for status, answer in before if status != 200]
+    assert all(answer and "The service is ending." in str(answer) for answer in late) and len(late) <= clients
+    assert len(before) - len(late) >= clients
+    assert {status for _, status, _ in found} <= {200, 503, 0}
     assert service.log.read_text().endswith("The service has ended.\n")
 
 
