@@ -1,4 +1,4 @@
-"""Writes the tables of docs/real.md from its records: accuracies and costs, and every method against S2A+, paired.
+"""Writes the tables of docs/real.md from its records: accuracies; every method against S2A+, paired, and costs.
 
 python docs/reference/write_real.py
 
@@ -19,8 +19,8 @@ from s2a_bench.reports.tables import summary_columns
 
 PAGE = Path(__file__).parents[1] / "real.md"
 RECORDS = PAGE.with_name("records") / "real.jsonl.gz"
-LEFT_OUT = ("theoretical MB", "peak MB", "mean of 2 groups", "images/s", "seeds")
-"""Columns of the report that the page has no room for."""
+COSTS = ("measured MB", "trainable %")
+"""Columns of the report beside the differences."""
 PLUS = "s2a, plus"
 """The report's name of S2A+."""
 PIXELS = 112
@@ -30,16 +30,20 @@ PIXELS = 112
 def make_tables() -> dict[str, str]:
     """The page's tables by name, in Markdown."""
     (section,) = make_sections(record for record in load(RECORDS) if record.data_config["size"] == PIXELS)
-    columns = [column for column in summary_columns(section) if column.title not in LEFT_OUT]
-    rows = [[row.label, *(column.text(row) for column in columns)] for row in section.rows]
+    columns = {column.title: column for column in summary_columns(section)}
+    shown = [columns.pop("mean of 5 tasks"), *(column for column in columns.values() if column.dataset)]
     records = {row.label: [r for label, r in section.records if label == row.label] for row in section.rows}
-    pairs = {label: compare_rows(records[label], records[PLUS]) for label in records if label != PLUS}
-    marked = [
-        (label, format_difference(pair), "yes" if pair and pair.significant else "") for label, pair in pairs.items()
-    ]
+    against = []
+    for row in section.rows:
+        pair = None if row.label == PLUS else compare_rows(records[row.label], records[PLUS])
+        apart = "yes" if pair and pair.significant else ""
+        against.append([row.label, format_difference(pair), apart, *(columns[title].text(row) for title in COSTS)])
     return {
-        "accuracies": _make_table(["method", *(column.title for column in columns)], rows),
-        "differences": _make_table(["method", f"minus {PLUS}", "told apart"], marked),
+        "accuracies": _make_table(
+            ["method", *(column.title for column in shown)],
+            [[row.label, *(column.text(row) for column in shown)] for row in section.rows],
+        ),
+        "differences": _make_table(["method", f"minus {PLUS}", "told apart", *COSTS], against),
     }
 
 
