@@ -134,6 +134,7 @@ def test_shared_options_reach_the_methods_that_have_them_and_yield_to_a_labels_o
         (Request(methods=("s2a:bitz=4",)), ["bitz", "bits"]),
         (Request(methods=("s2a:bits",)), ["'bits'", "KEY=VALUE"]),
         (Request(methods=("s2a:bits=four",)), ["bits", "four"]),
+        (Request(methods=("s2a:preset=pluss",)), ["preset='pluss' is unknown", "paper, plus"]),
         (Request(methods=("s2a:lrp_std=x",)), ["lrp_std", "number"]),
         (Request(methods=("s2a:train_bias=1",)), ["train_bias", "true or false"]),
         (Request(settings=("method.lrp_rnk=3",)), ["method.lrp_rnk", "method.lrp_rank"]),

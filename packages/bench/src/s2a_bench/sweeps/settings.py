@@ -174,7 +174,8 @@ def coerce(value: Any, hint: Any, where: str) -> Any:
     """
     fitted = _fit(value, hint)
     if fitted is _MISFIT:
-        raise InputError(f"{where}={value!r} has the wrong type; it must be {_type_text(hint)}.")
+        wrong = "is unknown" if typing.get_origin(hint) is Literal else "has the wrong type"
+        raise InputError(f"{where}={value!r} {wrong}; it must be {_type_text(hint)}.")
     return fitted
 
 
