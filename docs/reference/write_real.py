@@ -40,7 +40,7 @@ def make_tables() -> dict[str, str]:
         against.append([row.label, format_difference(pair), apart, *(columns[title].text(row) for title in COSTS)])
     return {
         "accuracies": _make_table(
-            ["method", *(column.title for column in shown)],
+            ["method", *(column.title.removeprefix("scene_") for column in shown)],
             [[row.label, *(column.text(row) for column in shown)] for row in section.rows],
         ),
         "differences": _make_table(["method", f"minus {PLUS}", "told apart", *COSTS], against),
